@@ -1,0 +1,35 @@
+# Everything runs in .venv, which `setup` makes. Python 3.11 and make are all a fresh machine needs.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test nightly lint speed clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python examples/pwm_mt80.py
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+nightly: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+speed: setup
+	$(BIN)/python -m pytest benchmarks/speed --benchmark-only -m ''
+
+clean:
+	rm -rf $(VENV) build *.egg-info
