@@ -1,0 +1,201 @@
+"""PWM's policy and critics: small MLPs on the world model's latent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import InteractionType, TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+from torchrl.data import Bounded
+from torchrl.modules import ProbabilisticActor, TanhNormal
+
+
+class GaussianHead(nn.Module):
+    """An MLP mean and a state-independent standard deviation: ``[*, D]`` to ``loc`` and ``scale`` ``[*, A]``.
+
+    Hidden layers are Linear -> Mish -> LayerNorm: activation before normalisation, unlike the world model.
+    The log standard deviation is kept at or above ``min_log_std`` by clamping the parameter itself before every
+    pass, so that its gradient is never cut (PWM, arXiv 2407.02466, published code).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        units: Sequence[int],
+        init_log_std: float,
+        min_log_std: float,
+    ) -> None:
+        super().__init__()
+        self.min_log_std = min_log_std
+        layers: list[nn.Module] = []
+        for width in units:
+            layers += [nn.Linear(in_features, width), nn.Mish(), nn.LayerNorm(width)]
+            in_features = width
+        self.mu_net = nn.Sequential(*layers, nn.Linear(in_features, out_features))
+        self.logstd = nn.Parameter(torch.full((out_features,), float(init_log_std)))
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            self.logstd.clamp_(min=self.min_log_std)
+        loc = self.mu_net(latent)
+        return loc, self.logstd.exp().expand_as(loc)
+
+
+class PWMActor(ProbabilisticActor):
+    """The tanh-Gaussian policy that :func:`make_pwm_actor` builds."""
+
+    def load_reference_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Loads a published actor (keys ``logstd`` and ``mu_net.*``).
+
+        Raises:
+            RuntimeError: if keys or shapes do not fit this actor.
+        """
+        self.get_submodule("module.0.module").load_state_dict(dict(state_dict))
+
+
+def make_pwm_actor(
+    latent_dim: int,
+    action_dim: int,
+    *,
+    units: Sequence[int] = (400, 200, 100),
+    init_log_std: float = -1.0,
+    min_log_std: float = -1.427,
+    in_key: NestedKey = "latent",
+    out_key: NestedKey = "action",
+) -> PWMActor:
+    """PWM's stochastic policy a = tanh(mu(z) + exp(log_std) eps), eps ~ N(0, 1).
+
+    Args:
+        latent_dim (int): size D of the latent it reads, ``[*, D]``.
+        action_dim (int): size A of the action it writes, ``[*, A]`` in [-1, 1].
+        units (sequence of int): hidden layers. Default: ``(400, 200, 100)``.
+        init_log_std (float): first value of the state-independent log standard deviation.
+        min_log_std (float): floor of the log standard deviation; the default keeps std >= 0.24.
+        in_key (NestedKey): where the latent is read. Default: ``"latent"``.
+        out_key (NestedKey): where the action is written. Default: ``"action"``.
+
+    Returns:
+        A TorchRL probabilistic actor. It samples by default; under
+        ``set_exploration_type(ExplorationType.DETERMINISTIC)`` it returns tanh(mu), the evaluation action.
+
+    Source: PWM (arXiv 2407.02466), appendix on hyper-parameters.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> actor = make_pwm_actor(latent_dim=16, action_dim=2)
+        >>> actor(TensorDict({"latent": torch.randn(4, 16)}, [4]))["action"].shape
+        torch.Size([4, 2])
+    """
+    head = GaussianHead(latent_dim, action_dim, units, init_log_std, min_log_std)
+    return PWMActor(
+        TensorDictModule(head, in_keys=[in_key], out_keys=["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        out_keys=[out_key],
+        spec=Bounded(-1.0, 1.0, (action_dim,)),
+        distribution_class=TanhNormal,
+        default_interaction_type=InteractionType.RANDOM,
+    )
+
+
+class ValueEnsemble(TensorDictModuleBase):
+    """N state-value MLPs evaluated together: ``latent`` [*, D] to ``state_value`` [N, *, 1].
+
+    Called with a TensorDict of batch ``[*]`` it returns a new one of batch ``[N, *]``, as
+    :class:`torchrl.modules.EnsembleModule` does; called with a tensor, the values. Parameters are stacked along the
+    first axis, in the published order: weight, bias, norm gain, norm bias of each hidden layer, then weight and bias.
+
+    Hidden layers are Linear -> Mish -> LayerNorm. The gain and bias of each normalisation are folded into the next
+    linear map, W (g x + b) + c = (W g) x + (W b + c), which saves two passes over the activations.
+    """
+
+    def __init__(
+        self, latent_dim: int, units: Sequence[int], num_nets: int, in_key: NestedKey, out_key: NestedKey
+    ) -> None:
+        super().__init__()
+        self.in_keys, self.out_keys = [in_key], [out_key]
+        self.num_nets = num_nets
+        params: list[Tensor] = []
+        in_features = latent_dim
+        for width in units:
+            params += [torch.empty(num_nets, width, in_features), *torch.empty(3, num_nets, width)]
+            in_features = width
+        self.params = nn.ParameterList(
+            [*params, torch.empty(num_nets, 1, in_features), torch.empty(num_nets, 1)]
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Orthogonal weights with gain sqrt 2, also in the last layer; zero biases; neutral norms."""
+        for index, param in enumerate(self.params):
+            if index % 4 == 0:
+                for weight in param:
+                    nn.init.orthogonal_(weight, math.sqrt(2))
+            else:
+                nn.init.constant_(param, 1.0 if index % 4 == 2 else 0.0)
+
+    def values(self, latent: Tensor) -> Tensor:
+        """``[*, D]`` to ``[N, *, 1]``."""
+        flat = latent.reshape(-1, latent.shape[-1])
+        params = list(self.params)
+        outputs = []
+        for net in range(self.num_nets):
+            hidden, weight, bias = flat, params[0][net], params[1][net]
+            for layer in range(2, len(params), 4):
+                hidden = F.mish(F.linear(hidden, weight, bias))
+                hidden = F.layer_norm(hidden, hidden.shape[-1:])
+                gain, shift, weight, bias = (params[layer + i][net] for i in range(4))
+                bias = torch.addmv(bias, weight, shift)
+                weight = weight * gain
+            outputs.append(F.linear(hidden, weight, bias))
+        return torch.stack(outputs).view(self.num_nets, *latent.shape[:-1], 1)
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        values = self.values(tensordict.get(self.in_keys[0]))
+        out = TensorDict({}, values.shape[:-1], device=tensordict.device)
+        return out.set(self.out_keys[0], values)
+
+    def load_reference_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Loads a published critic (stacked ``params.{0, 1, ...}``).
+
+        Raises:
+            RuntimeError: if keys or shapes do not fit this ensemble.
+        """
+        self.load_state_dict(dict(state_dict))
+
+
+def make_value_ensemble(
+    latent_dim: int,
+    *,
+    units: Sequence[int] = (400, 200),
+    num_nets: int = 3,
+    in_key: NestedKey = "latent",
+    out_key: NestedKey = "state_value",
+) -> ValueEnsemble:
+    """PWM's critics: ``num_nets`` state-value MLPs on the latent.
+
+    Args:
+        latent_dim (int): size D of the latent.
+        units (sequence of int): hidden layers. Default: ``(400, 200)``.
+        num_nets (int): ensemble size N. Default: ``3``; the losses bootstrap from the minimum.
+        in_key (NestedKey): where the latent is read. Default: ``"latent"``.
+        out_key (NestedKey): where the values are written. Default: ``"state_value"``.
+
+    Returns:
+        A TensorDict module from ``latent`` [*, D] to ``state_value`` [N, *, 1].
+
+    Source: PWM (arXiv 2407.02466), appendix on hyper-parameters.
+
+    Examples:
+        >>> import torch
+        >>> make_value_ensemble(16)(torch.randn(5, 16)).shape
+        torch.Size([3, 5, 1])
+    """
+    return ValueEnsemble(latent_dim, units, num_nets, in_key, out_key)

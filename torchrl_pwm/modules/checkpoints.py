@@ -1,0 +1,104 @@
+"""Reads the world model out of published TD-MPC2 and PWM checkpoints."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LAYER = re.compile(r"_(encoder|dynamics|reward)\.(?:state\.)?(\d+)\.(ln\.)?(weight|bias)")
+# Other parts of TD-MPC2 (policy prior, value ensembles, termination) and its bookkeeping entries.
+_OTHER = re.compile(
+    r"(_pi|_termination)\.|(_Qs|_detach_Qs|_target_Qs)(_params)?\.|log_std_(min|dif)$|_action_masks$"
+)
+
+
+def read_world_model(
+    source: str | os.PathLike[str] | Mapping[str, Any], *, action_dims: Sequence[int] | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The sizes and weights of a published world model, for :class:`~torchrl_pwm.PWMWorldModel`.
+
+    Raises:
+        ValueError: if the layout is unknown, incomplete or inconsistent; the offending keys are named.
+        FileNotFoundError: if ``source`` is a path that does not exist.
+    """
+    state = _load(source)
+    weights: dict[str, Tensor] = {}
+    unknown = []
+    for key, value in state.items():
+        if key == "_task_emb.weight":
+            weights[key] = value
+        elif match := _LAYER.fullmatch(key):
+            part, index, norm, name = match.groups()
+            weights[f"_{part}.{index}.{norm or ''}{name}"] = value
+        elif not _OTHER.match(key):
+            unknown.append(key)
+    if unknown:
+        raise ValueError(
+            "Unknown checkpoint layout: expected TD-MPC2's (mid-2024 or current, state observations) or PWM's, "
+            f"found the unknown keys {unknown[:8]}{' ...' if len(unknown) > 8 else ''}."
+        )
+    sizes = _sizes(weights)
+    masks = state.get("_action_masks")
+    if action_dims is not None:
+        sizes["action_dims"] = tuple(action_dims)
+    elif isinstance(masks, Tensor) and sizes["num_tasks"]:
+        sizes["action_dims"] = tuple(int(n) for n in masks.sum(-1))
+    return sizes, weights
+
+
+def _load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if not path.exists():
+            raise FileNotFoundError(f"No checkpoint at {path}.")
+        source = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(source, Mapping) and isinstance(source.get("model"), Mapping):
+        source = source["model"]
+    if not isinstance(source, Mapping):
+        raise ValueError(
+            'Unknown checkpoint layout: expected a state dict or {"model": state dict}, '
+            f"found {type(source).__name__}."
+        )
+    return source
+
+
+def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Constructor arguments of the model that has these weights."""
+    shapes = {part: _layer_shapes(weights, part) for part in ("encoder", "dynamics", "reward")}
+    embedding = weights.get("_task_emb.weight")
+    num_tasks, task_dim = embedding.shape if embedding is not None else (0, 0)
+    latent_dim, bins = shapes["encoder"][-1][0], shapes["reward"][-1][0]
+    return {
+        "observation_dim": shapes["encoder"][0][1] - task_dim,
+        "action_dim": shapes["dynamics"][0][1] - latent_dim - task_dim,
+        "latent_dim": latent_dim,
+        "encoder_units": tuple(out for out, _ in shapes["encoder"][:-1]),
+        "units": tuple(out for out, _ in shapes["dynamics"][:-1]),
+        "num_bins": bins if bins > 1 else None,
+        "num_tasks": num_tasks,
+        "task_dim": task_dim,
+    }
+
+
+def _layer_shapes(weights: Mapping[str, Tensor], part: str) -> list[tuple[int, int]]:
+    """(out, in) of each linear layer of a part, in order."""
+    indices = sorted({int(m[2]) for key in weights if (m := _LAYER.fullmatch(key)) and m[1] == part})
+    if not indices or indices != list(range(len(indices))):
+        raise ValueError(
+            f"Incomplete checkpoint: expected layers 0, 1, ... under _{part}, found {indices or 'none'}."
+        )
+    expected = {f"_{part}.{i}.{name}" for i in indices for name in ("weight", "bias")}
+    normed = indices if part != "reward" else indices[:-1]
+    expected |= {f"_{part}.{i}.ln.{name}" for i in normed for name in ("weight", "bias")}
+    found = {key for key in weights if key.startswith(f"_{part}.")}
+    if missing := sorted(expected ^ found):
+        raise ValueError(
+            f"Incomplete or inconsistent checkpoint: the keys {missing[:8]} do not fit together."
+        )
+    return [tuple(weights[f"_{part}.{i}.weight"].shape) for i in indices]  # type: ignore[misc]

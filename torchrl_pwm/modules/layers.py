@@ -1,0 +1,102 @@
+"""Building blocks shared by the world model, the actor and the critics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SimNorm(nn.Module):
+    """Simplicial normalisation: a softmax inside each group of ``dim`` features.
+
+    Every group of the output is a point on a simplex, which bounds the latent and keeps the dynamics smooth.
+    Source: TD-MPC2 (arXiv 2310.16828), section 3.1; used for PWM's latents (arXiv 2407.02466), section 4.1.
+
+    Args:
+        dim (int): group size. Default: ``8``.
+
+    Raises:
+        ValueError: at the call, if the last axis is not a multiple of ``dim``.
+
+    Examples:
+        >>> import torch
+        >>> SimNorm(2)(torch.zeros(1, 4))
+        tensor([[0.5000, 0.5000, 0.5000, 0.5000]])
+    """
+
+    def __init__(self, dim: int = 8) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[*, D]`` to ``[*, D]``."""
+        if x.shape[-1] % self.dim:
+            raise ValueError(f"SimNorm needs a multiple of {self.dim} features, found {x.shape[-1]}.")
+        return x.unflatten(-1, (-1, self.dim)).softmax(-1).flatten(-2)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+class NormedLinear(nn.Linear):
+    """Linear, then LayerNorm, then an activation: the hidden block of the world model.
+
+    Args:
+        in_features (int): size of the last input axis.
+        out_features (int): size of the last output axis.
+        activation (nn.Module, optional): what follows the normalisation. Default: :class:`torch.nn.Mish`.
+
+    Examples:
+        >>> import torch
+        >>> NormedLinear(3, 5)(torch.randn(2, 3)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(self, in_features: int, out_features: int, activation: nn.Module | None = None) -> None:
+        super().__init__(in_features, out_features)
+        self.ln = nn.LayerNorm(out_features)
+        self.act = nn.Mish() if activation is None else activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``[*, in_features]`` to ``[*, out_features]``."""
+        return self.finish(super().forward(x))
+
+    def finish(self, linear: Tensor) -> Tensor:
+        """Normalisation and activation of an already computed linear part ``[*, out_features]``."""
+        return self.act(self.ln(linear))
+
+
+def make_mlp(
+    in_features: int, units: Sequence[int], out_features: int, last_activation: nn.Module | None = None
+) -> nn.Sequential:
+    """Hidden :class:`NormedLinear` blocks with Mish, then a plain linear layer.
+
+    With ``last_activation`` the last layer is a :class:`NormedLinear` with that activation instead.
+
+    Examples:
+        >>> make_mlp(3, (8,), 16, SimNorm(8))[-1].act
+        SimNorm(dim=8)
+    """
+    sizes = [in_features, *units]
+    layers: list[nn.Module] = [NormedLinear(i, o) for i, o in zip(sizes, sizes[1:])]
+    if last_activation is None:
+        layers.append(nn.Linear(sizes[-1], out_features))
+    else:
+        layers.append(NormedLinear(sizes[-1], out_features, last_activation))
+    return nn.Sequential(*layers)
+
+
+def run_from_first_linear(mlp: nn.Sequential, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Runs ``mlp`` with its first linear map replaced by ``x @ weight.T + bias``.
+
+    ``bias`` may have batch axes: that is how the constant share of an input (a task embedding) is computed
+    once for many calls.
+    """
+    hidden = F.linear(x, weight) + bias
+    first, *rest = mlp
+    hidden = first.finish(hidden) if isinstance(first, NormedLinear) else hidden
+    for layer in rest:
+        hidden = layer(hidden)
+    return hidden

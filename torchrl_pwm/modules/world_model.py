@@ -1,0 +1,379 @@
+"""PWM's world model: encoder, latent dynamics and reward head, with SimNorm latents and task embeddings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor, nn
+from torchrl.modules import WorldModel
+
+from torchrl_pwm.modules.layers import SimNorm, make_mlp, run_from_first_linear
+from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
+
+Preset = Literal["5M", "19M", "48M", "317M"]
+
+# The size names count TD-MPC2's whole model, of which the world model is about a third.
+PRESETS: dict[str, dict[str, Any]] = {
+    "5M": {"latent_dim": 512, "encoder_units": (256,), "units": (512, 512)},
+    "19M": {"latent_dim": 512, "encoder_units": (1024, 1024), "units": (1024, 1024)},
+    "48M": {"latent_dim": 768, "encoder_units": (1792, 1792, 1792), "units": (1792, 1792)},
+    "317M": {"latent_dim": 1376, "encoder_units": (4096, 4096, 4096, 4096), "units": (4096, 4096)},
+}
+
+
+class TaskContext(NamedTuple):
+    """The task's share of the first dynamics and reward layers, computed once for many steps.
+
+    ``*_weight`` are the columns that read latent and action; ``*_bias`` [*, units] holds bias and embedding.
+    """
+
+    dynamics_weight: Tensor
+    dynamics_bias: Tensor
+    reward_weight: Tensor
+    reward_bias: Tensor
+
+
+class PWMWorldModel(WorldModel):
+    """The multi-task world model of PWM and TD-MPC2, a :class:`torchrl.modules.WorldModel`.
+
+    z = enc(o, e),  z' = dyn(z, e, a),  r = rew(z, e, a), with e the task's embedding (PWM, arXiv 2407.02466,
+    section 4; TD-MPC2, arXiv 2310.16828, section 3). Latents end in SimNorm. With bins the reward head is a
+    distribution over two-hot bins in symlog space; without, a scalar. The state dict has the published layout.
+
+    Args:
+        observation_dim (int): size O of ``observation`` [*, O] (padded to the largest task).
+        action_dim (int): size A of ``action`` [*, A] in [-1, 1] (padded likewise).
+
+    Keyword Args:
+        latent_dim (int): size D of ``latent`` [*, D], a multiple of ``simnorm_dim``.
+        encoder_units, units (sequence of int): hidden layers of the encoder, and of dynamics and reward head.
+        simnorm_dim (int): SimNorm group size.
+        num_bins (int, optional): number K of reward bins; ``None`` for a scalar head.
+        vmin, vmax (float): range of the bins, in symlog space.
+        num_tasks (int): number of tasks; ``0`` for a single-task model, which has no embedding.
+        task_dim (int): size E of the task embedding.
+        action_dims (sequence of int, optional): action size of each task, for ``action_masks`` [num_tasks, A].
+
+    Raises:
+        ValueError: if sizes do not fit together; at a call, if an input has the wrong size or the task is missing.
+
+    Keys (see :meth:`set_keys`): reads ``observation``, ``action`` and, with tasks, ``task`` [*] (int64); writes
+    ``latent``, ``("next", "latent")``, ``("next", "reward")`` [*, 1] in raw units and, with bins,
+    ``("next", "reward_logits")`` [*, K].
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
+        >>> td = model(TensorDict({"observation": torch.randn(4, 5), "action": torch.zeros(4, 2)}, [4]))
+        >>> td["next", "latent"].shape, td["next", "reward"].shape
+        (torch.Size([4, 16]), torch.Size([4, 1]))
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        observation: NestedKey = "observation"
+        action: NestedKey = "action"
+        task: NestedKey = "task"
+        latent: NestedKey = "latent"
+        reward: NestedKey = "reward"
+        reward_logits: NestedKey = "reward_logits"
+
+    action_masks: Tensor | None
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        *,
+        latent_dim: int = 512,
+        encoder_units: Sequence[int] = (256,),
+        units: Sequence[int] = (512, 512),
+        simnorm_dim: int = 8,
+        num_bins: int | None = None,
+        vmin: float = -10.0,
+        vmax: float = 10.0,
+        num_tasks: int = 0,
+        task_dim: int = 0,
+        action_dims: Sequence[int] | None = None,
+    ) -> None:
+        # WorldModel's own constructor registers each part three times, which would triple the state dict.
+        TensorDictModuleBase.__init__(self)
+        if latent_dim % simnorm_dim:
+            raise ValueError(
+                f"latent_dim must be a multiple of simnorm_dim={simnorm_dim}, found {latent_dim}."
+            )
+        if bool(num_tasks) != bool(task_dim):
+            raise ValueError(
+                f"num_tasks and task_dim go together, found num_tasks={num_tasks} and task_dim={task_dim}: "
+                "give both, or neither for a single-task model."
+            )
+        self.observation_dim, self.action_dim, self.latent_dim = observation_dim, action_dim, latent_dim
+        self.num_tasks, self.task_dim = num_tasks, task_dim
+        self.num_bins = num_bins
+        self.codec = TwoHotCodec(num_bins or 0, vmin, vmax)
+        joint = latent_dim + task_dim + action_dim
+        self._encoder = make_mlp(observation_dim + task_dim, encoder_units, latent_dim, SimNorm(simnorm_dim))
+        self._dynamics = make_mlp(joint, units, latent_dim, SimNorm(simnorm_dim))
+        self._reward = make_mlp(joint, units, max(num_bins or 0, 1))
+        self._task_emb = nn.Embedding(num_tasks, task_dim, max_norm=1) if num_tasks else None
+        self.register_buffer(
+            "action_masks", _action_masks(action_dims, num_tasks, action_dim), persistent=False
+        )
+        self.reset_parameters()
+        self.tensor_keys = self._AcceptedKeys()
+        self.set_keys()
+
+    @classmethod
+    def from_preset(
+        cls,
+        preset: Preset,
+        *,
+        observation_dim: int,
+        action_dim: int,
+        num_tasks: int = 0,
+        task_dim: int | None = None,
+        num_bins: int | None = 101,
+        **kwargs: Any,
+    ) -> PWMWorldModel:
+        """A model of a published size: ``"5M"``, ``"19M"``, ``"48M"`` or ``"317M"``.
+
+        ``task_dim`` defaults to the published sizes: 64 up to 30 tasks, 96 beyond and for 317M.
+
+        Raises:
+            ValueError: if the preset is unknown.
+
+        Examples:
+            >>> model = PWMWorldModel.from_preset("5M", observation_dim=39, action_dim=6, num_tasks=80)
+            >>> sum(p.numel() for p in model.parameters())
+            1650277
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"Unknown preset {preset!r}: expected one of {', '.join(PRESETS)}.")
+        if task_dim is None:
+            task_dim = 0 if num_tasks == 0 else 64 if num_tasks <= 30 and preset != "317M" else 96
+        sizes = {**PRESETS[preset], "num_bins": num_bins, "num_tasks": num_tasks, "task_dim": task_dim}
+        return cls(observation_dim, action_dim, **{**sizes, **kwargs})
+
+    @classmethod
+    def from_tdmpc2(
+        cls,
+        path_or_state_dict: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        action_dims: Sequence[int] | None = None,
+        simnorm_dim: int = 8,
+        vmin: float = -10.0,
+        vmax: float = 10.0,
+    ) -> PWMWorldModel:
+        """A model with the weights of a published TD-MPC2 or PWM checkpoint.
+
+        Every size is inferred from the weights; both TD-MPC2 layouts and PWM's are read, single- and multi-task.
+
+        Args:
+            path_or_state_dict: a ``.pt`` file (loaded without executing any pickled code), ``{"model": ...}`` or
+                the state dict itself.
+
+        Keyword Args:
+            action_dims: action size of each task; default: what the checkpoint says, if it does.
+            simnorm_dim, vmin, vmax: what the weights do not tell.
+
+        Raises:
+            ValueError: if the layout is not known (with the offending keys) or ``action_dims`` does not fit.
+            FileNotFoundError: if the path does not exist.
+
+        Examples:
+            >>> source = PWMWorldModel(5, 2, latent_dim=16, units=(32, 32))
+            >>> PWMWorldModel.from_tdmpc2(source.state_dict()).latent_dim
+            16
+        """
+        from torchrl_pwm.modules.checkpoints import read_world_model
+
+        sizes, weights = read_world_model(path_or_state_dict, action_dims=action_dims)
+        model = cls(**sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
+        model.load_state_dict(weights)
+        return model
+
+    def reset_parameters(self) -> None:
+        """Truncated normal weights (std 0.02), zero biases, embedding in [-0.02, 0.02], last reward weight 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, nn.Embedding):
+                nn.init.uniform_(module.weight, -0.02, 0.02)
+        nn.init.zeros_(self._reward[-1].weight)
+
+    # Tensor forms, used in hot loops.
+
+    def encode_observation(self, observation: Tensor, task: Tensor | int | None = None) -> Tensor:
+        """z = enc(o, e): ``[*, O]`` to ``[*, D]``. ``task`` is an index or indices that broadcast to ``[*]``."""
+        self._check("observation", observation, self.observation_dim)
+        return self._encoder(self._join(observation, task))
+
+    def next_latent(
+        self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None
+    ) -> Tensor:
+        """z' = dyn(z, e, a): ``[*, D]`` and ``[*, A]`` to ``[*, D]``."""
+        self._check("action", action, self.action_dim)
+        if isinstance(task, TaskContext):
+            joint = torch.cat([latent, action], -1)
+            return run_from_first_linear(self._dynamics, joint, task.dynamics_weight, task.dynamics_bias)
+        return self._dynamics(self._join(latent, task, action))
+
+    def reward_logits(
+        self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None
+    ) -> Tensor:
+        """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``."""
+        self._check("action", action, self.action_dim)
+        if isinstance(task, TaskContext):
+            joint = torch.cat([latent, action], -1)
+            return run_from_first_linear(self._reward, joint, task.reward_weight, task.reward_bias)
+        return self._reward(self._join(latent, task, action))
+
+    def decode_reward(self, logits: Tensor, space: RewardSpace = "raw") -> Tensor:
+        """Logits ``[*, K]`` to rewards ``[*, 1]``, in raw units or left in symlog space (same for a scalar head)."""
+        return self.codec.decode(logits, space)
+
+    def task_context(self, task: Tensor | int | None) -> TaskContext | None:
+        """What many steps with the same ``task`` [*] share; pass it in place of ``task``. ``None`` without tasks."""
+        if self._task_emb is None:
+            return None
+        embedding = self._embed(task)
+
+        def split(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+            latent, shared, action = layer.weight.split([self.latent_dim, self.task_dim, self.action_dim], 1)
+            return torch.cat([latent, action], 1), nn.functional.linear(embedding, shared, layer.bias)
+
+        return TaskContext(*split(self._dynamics[0]), *split(self._reward[0]))
+
+    def _join(self, first: Tensor, task: Tensor | int | None, action: Tensor | None = None) -> Tensor:
+        parts = [first]
+        if self._task_emb is not None:
+            parts.append(self._embed(task, first.device).expand(*first.shape[:-1], -1))
+        if action is not None:
+            parts.append(action)
+        return torch.cat(parts, -1) if len(parts) > 1 else first
+
+    def _embed(self, task: Tensor | int | None, device: torch.device | None = None) -> Tensor:
+        assert self._task_emb is not None
+        if task is None:
+            raise ValueError(
+                f"This model has {self.num_tasks} tasks: give `task`, the index of each row's task."
+            )
+        if not isinstance(task, Tensor):
+            task = torch.tensor(task, device=device or self._task_emb.weight.device)
+        return self._task_emb(task)
+
+    def _check(self, name: str, value: Tensor, size: int) -> None:
+        if value.shape[-1] != size:
+            raise ValueError(
+                f"The world model was built for {name}s of size {size}, found {name} of shape "
+                f"{tuple(value.shape)}. Pad the {name} (make_task_env(..., task_set=...)) or rebuild the model."
+            )
+
+    # TensorDict forms.
+
+    def set_keys(self, **keys: NestedKey) -> None:
+        """Renames the entries that the model reads and writes.
+
+        Keyword Args:
+            observation, action, task, latent: entries of the root.
+            reward, reward_logits: entries under ``"next"``.
+
+        Raises:
+            ValueError: if a name is none of these.
+        """
+        known = {field.name for field in fields(self._AcceptedKeys)}
+        for name, key in keys.items():
+            if name not in known:
+                raise ValueError(
+                    f"{name!r} is not a key of the world model: expected one of {sorted(known)}."
+                )
+            setattr(self.tensor_keys, name, unravel_key(key))
+        self.in_keys = [self.tensor_keys.observation, self.tensor_keys.action, *self._task_keys]
+        self.out_keys = [self.tensor_keys.latent, *self._step_out_keys]
+
+    def encode(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes ``latent`` from ``observation`` (and ``task``)."""
+        return self.encoder(tensordict)
+
+    def step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes ``("next", "latent")`` and ``("next", "reward")`` from ``latent`` and ``action`` (and ``task``)."""
+        return self.step_module(tensordict)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """:meth:`encode`, then :meth:`step`."""
+        return self.step(self.encode(tensordict))
+
+    # TorchRL's WorldModel names its parts; here they are views that own no parameters.
+
+    @property
+    def encoder(self) -> TensorDictModule:
+        return TensorDictModule(
+            self.encode_observation,
+            in_keys=[self.tensor_keys.observation, *self._task_keys],
+            out_keys=[self.tensor_keys.latent],
+        )
+
+    @property
+    def dynamics(self) -> TensorDictModule:
+        return TensorDictModule(
+            self.next_latent, in_keys=self._step_in_keys, out_keys=[self._next(self.tensor_keys.latent)]
+        )
+
+    @property
+    def reward_head(self) -> TensorDictModule:
+        return TensorDictModule(self._rewards, in_keys=self._step_in_keys, out_keys=self._step_out_keys[1:])
+
+    @property
+    def step_module(self) -> TensorDictSequential:
+        return TensorDictSequential(self.dynamics, self.reward_head)
+
+    done_head = None
+    decoder = None
+
+    def _rewards(
+        self, latent: Tensor, action: Tensor, task: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        logits = self.reward_logits(latent, action, task)
+        return (self.decode_reward(logits), logits) if self.num_bins else logits
+
+    @property
+    def _task_keys(self) -> list[NestedKey]:
+        return [self.tensor_keys.task] if self.num_tasks else []
+
+    @property
+    def _step_in_keys(self) -> list[NestedKey]:
+        return [self.tensor_keys.latent, self.tensor_keys.action, *self._task_keys]
+
+    @property
+    def _step_out_keys(self) -> list[NestedKey]:
+        names = [self.tensor_keys.latent, self.tensor_keys.reward]
+        if self.num_bins:
+            names.append(self.tensor_keys.reward_logits)
+        return [self._next(name) for name in names]
+
+    @staticmethod
+    def _next(key: NestedKey) -> NestedKey:
+        return unravel_key(("next", key))
+
+
+def _action_masks(action_dims: Sequence[int] | None, num_tasks: int, action_dim: int) -> Tensor | None:
+    """[num_tasks, A]: 1 where a task has an action, 0 in its padding."""
+    if action_dims is None:
+        return None
+    if len(action_dims) != max(num_tasks, 1) or not all(0 < size <= action_dim for size in action_dims):
+        raise ValueError(
+            f"action_dims needs one size between 1 and {action_dim} for each of {max(num_tasks, 1)} task(s), "
+            f"found {list(action_dims)}."
+        )
+    return (torch.arange(action_dim) < torch.tensor(action_dims)[:, None]).float()
