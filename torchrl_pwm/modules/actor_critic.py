@@ -126,9 +126,7 @@ class ValueEnsemble(TensorDictModuleBase):
         for width in units:
             params += [torch.empty(num_nets, width, in_features), *torch.empty(3, num_nets, width)]
             in_features = width
-        self.params = nn.ParameterList(
-            [*params, torch.empty(num_nets, 1, in_features), torch.empty(num_nets, 1)]
-        )
+        self.params = nn.ParameterList([*params, torch.empty(num_nets, 1, in_features), torch.empty(num_nets, 1)])
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -13,9 +13,7 @@ from torch import Tensor
 
 _LAYER = re.compile(r"_(encoder|dynamics|reward)\.(?:state\.)?(\d+)\.(ln\.)?(weight|bias)")
 # Other parts of TD-MPC2 (policy prior, value ensembles, termination) and its bookkeeping entries.
-_OTHER = re.compile(
-    r"(_pi|_termination)\.|(_Qs|_detach_Qs|_target_Qs)(_params)?\.|log_std_(min|dif)$|_action_masks$"
-)
+_OTHER = re.compile(r"(_pi|_termination)\.|(_Qs|_detach_Qs|_target_Qs)(_params)?\.|log_std_(min|dif)$|_action_masks$")
 
 
 def read_world_model(
@@ -90,15 +88,11 @@ def _layer_shapes(weights: Mapping[str, Tensor], part: str) -> list[tuple[int, i
     """(out, in) of each linear layer of a part, in order."""
     indices = sorted({int(m[2]) for key in weights if (m := _LAYER.fullmatch(key)) and m[1] == part})
     if not indices or indices != list(range(len(indices))):
-        raise ValueError(
-            f"Incomplete checkpoint: expected layers 0, 1, ... under _{part}, found {indices or 'none'}."
-        )
+        raise ValueError(f"Incomplete checkpoint: expected layers 0, 1, ... under _{part}, found {indices or 'none'}.")
     expected = {f"_{part}.{i}.{name}" for i in indices for name in ("weight", "bias")}
     normed = indices if part != "reward" else indices[:-1]
     expected |= {f"_{part}.{i}.ln.{name}" for i in normed for name in ("weight", "bias")}
     found = {key for key in weights if key.startswith(f"_{part}.")}
     if missing := sorted(expected ^ found):
-        raise ValueError(
-            f"Incomplete or inconsistent checkpoint: the keys {missing[:8]} do not fit together."
-        )
+        raise ValueError(f"Incomplete or inconsistent checkpoint: the keys {missing[:8]} do not fit together.")
     return [tuple(weights[f"_{part}.{i}.weight"].shape) for i in indices]  # type: ignore[misc]

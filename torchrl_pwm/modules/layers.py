@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ def make_mlp(
         SimNorm(dim=8)
     """
     sizes = [in_features, *units]
-    layers: list[nn.Module] = [NormedLinear(i, o) for i, o in zip(sizes, sizes[1:])]
+    layers: list[nn.Module] = [NormedLinear(i, o) for i, o in pairwise(sizes)]
     if last_activation is None:
         layers.append(nn.Linear(sizes[-1], out_features))
     else:

@@ -107,9 +107,7 @@ class PWMWorldModel(WorldModel):
         # WorldModel's own constructor registers each part three times, which would triple the state dict.
         TensorDictModuleBase.__init__(self)
         if latent_dim % simnorm_dim:
-            raise ValueError(
-                f"latent_dim must be a multiple of simnorm_dim={simnorm_dim}, found {latent_dim}."
-            )
+            raise ValueError(f"latent_dim must be a multiple of simnorm_dim={simnorm_dim}, found {latent_dim}.")
         if bool(num_tasks) != bool(task_dim):
             raise ValueError(
                 f"num_tasks and task_dim go together, found num_tasks={num_tasks} and task_dim={task_dim}: "
@@ -124,9 +122,7 @@ class PWMWorldModel(WorldModel):
         self._dynamics = make_mlp(joint, units, latent_dim, SimNorm(simnorm_dim))
         self._reward = make_mlp(joint, units, max(num_bins or 0, 1))
         self._task_emb = nn.Embedding(num_tasks, task_dim, max_norm=1) if num_tasks else None
-        self.register_buffer(
-            "action_masks", _action_masks(action_dims, num_tasks, action_dim), persistent=False
-        )
+        self.register_buffer("action_masks", _action_masks(action_dims, num_tasks, action_dim), persistent=False)
         self.reset_parameters()
         self.tensor_keys = self._AcceptedKeys()
         self.set_keys()
@@ -210,7 +206,7 @@ class PWMWorldModel(WorldModel):
                 module.reset_parameters()
             elif isinstance(module, nn.Embedding):
                 nn.init.uniform_(module.weight, -0.02, 0.02)
-        nn.init.zeros_(self._reward[-1].weight)
+        nn.init.zeros_(self._reward.get_parameter(f"{len(self._reward) - 1}.weight"))
 
     # Tensor forms, used in hot loops.
 
@@ -219,9 +215,7 @@ class PWMWorldModel(WorldModel):
         self._check("observation", observation, self.observation_dim)
         return self._encoder(self._join(observation, task))
 
-    def next_latent(
-        self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None
-    ) -> Tensor:
+    def next_latent(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
         """z' = dyn(z, e, a): ``[*, D]`` and ``[*, A]`` to ``[*, D]``."""
         self._check("action", action, self.action_dim)
         if isinstance(task, TaskContext):
@@ -229,9 +223,7 @@ class PWMWorldModel(WorldModel):
             return run_from_first_linear(self._dynamics, joint, task.dynamics_weight, task.dynamics_bias)
         return self._dynamics(self._join(latent, task, action))
 
-    def reward_logits(
-        self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None
-    ) -> Tensor:
+    def reward_logits(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
         """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``."""
         self._check("action", action, self.action_dim)
         if isinstance(task, TaskContext):
@@ -249,7 +241,8 @@ class PWMWorldModel(WorldModel):
             return None
         embedding = self._embed(task)
 
-        def split(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+        def split(layer: nn.Module) -> tuple[Tensor, Tensor]:
+            assert isinstance(layer, nn.Linear)
             latent, shared, action = layer.weight.split([self.latent_dim, self.task_dim, self.action_dim], 1)
             return torch.cat([latent, action], 1), nn.functional.linear(embedding, shared, layer.bias)
 
@@ -266,9 +259,7 @@ class PWMWorldModel(WorldModel):
     def _embed(self, task: Tensor | int | None, device: torch.device | None = None) -> Tensor:
         assert self._task_emb is not None
         if task is None:
-            raise ValueError(
-                f"This model has {self.num_tasks} tasks: give `task`, the index of each row's task."
-            )
+            raise ValueError(f"This model has {self.num_tasks} tasks: give `task`, the index of each row's task.")
         if not isinstance(task, Tensor):
             task = torch.tensor(task, device=device or self._task_emb.weight.device)
         return self._task_emb(task)
@@ -295,9 +286,7 @@ class PWMWorldModel(WorldModel):
         known = {field.name for field in fields(self._AcceptedKeys)}
         for name, key in keys.items():
             if name not in known:
-                raise ValueError(
-                    f"{name!r} is not a key of the world model: expected one of {sorted(known)}."
-                )
+                raise ValueError(f"{name!r} is not a key of the world model: expected one of {sorted(known)}.")
             setattr(self.tensor_keys, name, unravel_key(key))
         self.in_keys = [self.tensor_keys.observation, self.tensor_keys.action, *self._task_keys]
         self.out_keys = [self.tensor_keys.latent, *self._step_out_keys]
@@ -341,9 +330,7 @@ class PWMWorldModel(WorldModel):
     done_head = None
     decoder = None
 
-    def _rewards(
-        self, latent: Tensor, action: Tensor, task: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, ...]:
+    def _rewards(self, latent: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         logits = self.reward_logits(latent, action, task)
         return (self.decode_reward(logits), logits) if self.num_bins else logits
 
