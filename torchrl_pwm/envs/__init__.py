@@ -1,1 +1,55 @@
+"""Environments: the MT30 and MT80 tasks, the world-model transform and the imagined env.
 
+Every name is imported on first use, so that this folder loads without a simulator installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchrl_pwm.envs.multitask import make_task_env, raw_reward, restore_state
+    from torchrl_pwm.envs.scripted import ScriptedPolicy
+    from torchrl_pwm.envs.tasks import MT30, MT80, TaskSet, TaskSpec, get_task_set, get_task_spec
+    from torchrl_pwm.envs.world_model import ImaginedEnv, WorldModelWrapper
+
+_HOME = {
+    "ImaginedEnv": "world_model",
+    "MT30": "tasks",
+    "MT80": "tasks",
+    "ScriptedPolicy": "scripted",
+    "TaskSet": "tasks",
+    "TaskSpec": "tasks",
+    "WorldModelWrapper": "world_model",
+    "get_task_set": "tasks",
+    "get_task_spec": "tasks",
+    "make_task_env": "multitask",
+    "raw_reward": "multitask",
+    "restore_state": "multitask",
+}
+
+__all__ = [
+    "MT30",
+    "MT80",
+    "ImaginedEnv",
+    "ScriptedPolicy",
+    "TaskSet",
+    "TaskSpec",
+    "WorldModelWrapper",
+    "get_task_set",
+    "get_task_spec",
+    "make_task_env",
+    "raw_reward",
+    "restore_state",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

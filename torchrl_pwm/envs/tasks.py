@@ -1,0 +1,374 @@
+"""The MT30 and MT80 task sets as data: 30 DMControl tasks, and those plus 50 Meta-World tasks.
+
+Nothing here imports a simulator. The order of a set is a promise: the index of a task is its row of the task
+embedding and the value of the ``task`` key in offline data. The first 30 tasks of MT80 are MT30.
+
+Sources: the task sets are those of TD-MPC2 (Hansen et al., ICLR 2024, arXiv 2310.16828), also used by PWM
+(Georgiev et al., ICLR 2025, arXiv 2407.02466). ``reference_score`` is the mean over three seeds of the published
+single-task TD-MPC2 runs. Expert numbers were measured over three episodes with metaworld 3.1.1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, overload
+
+__all__ = ["MT30", "MT80", "TaskSet", "TaskSpec", "get_task_set", "get_task_spec"]
+
+Suite = Literal["dm_control", "dm_control_custom", "metaworld"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSpec:
+    """One task: names, sizes, lengths and how it is scored.
+
+    A *raw step* is one step of the simulator's own environment; a *step* is one policy step, that is
+    ``action_repeat`` raw steps with one action and their rewards added.
+
+    Args:
+        name: name of the task in the sets, such as ``"walker-run"`` or ``"mw-reach"``.
+        index: position in the task set that holds this row.
+        suite: which family builds it.
+        domain: DMControl domain, or ``"sawyer"``.
+        task: DMControl task name, or the Meta-World base name.
+        observation_fields: names and sizes of the parts of the observation, in order.
+        action_dim: number of action entries, each in [-1, 1].
+        episode_length: steps until the time-out; no task terminates earlier.
+        max_reward: largest reward of one step.
+        score_rule: ``"return"`` (return / ``max_return``) or ``"success"`` (success at the last step).
+        discount: discount that TD-MPC2 derives from the episode length.
+        reference_score: published single-task TD-MPC2 result, in the units of :meth:`score`.
+        warmup_raw_steps: raw steps with a zero action that a reset makes after the observation was read.
+        expert_return: mean return of the scripted expert with the hold rule (Meta-World only).
+        expert_success: its rate of success at the last step (Meta-World only).
+
+    Examples:
+        >>> from torchrl_pwm.envs import MT80
+        >>> spec = MT80["walker-run"]
+        >>> spec.observation_dim, spec.action_dim, spec.episode_length
+        (24, 6, 500)
+        >>> spec.score(877.0)
+        0.877
+    """
+
+    name: str
+    index: int
+    suite: Suite
+    domain: str
+    task: str
+    observation_fields: tuple[tuple[str, int], ...]
+    action_dim: int
+    episode_length: int
+    max_reward: float
+    score_rule: Literal["return", "success"]
+    discount: float
+    reference_score: float
+    warmup_raw_steps: int = 0
+    action_repeat: int = 2
+    expert_return: float | None = None
+    expert_success: float | None = None
+
+    @property
+    def observation_dim(self) -> int:
+        """Number of observation entries before padding."""
+        return sum(size for _, size in self.observation_fields)
+
+    @property
+    def max_return(self) -> float:
+        """Largest return of an episode: 1000 for DMControl, 2000 for Meta-World."""
+        return self.max_reward * self.episode_length
+
+    @property
+    def env_id(self) -> str | None:
+        """Key of the Meta-World class, None for DMControl."""
+        return f"{self.task}-v3-goal-observable" if self.suite == "metaworld" else None
+
+    def score(self, return_: Any, success: Any = None) -> Any:
+        """Normalised score of an episode: 1 is the best possible.
+
+        Args:
+            return_: undiscounted return of the episode; a number, array or tensor.
+            success: success at the last step; needed where ``score_rule`` is ``"success"``.
+
+        Returns:
+            ``return_ / max_return`` or ``success`` as a float (arrays and tensors elementwise).
+
+        Raises:
+            ValueError: if the task is scored by success and none is given.
+        """
+        if self.score_rule == "return":
+            return return_ / self.max_return
+        if success is None:
+            raise ValueError(
+                f"{self.name} is scored by success at the last step of the episode, but success is None; "
+                'pass the value of ("next", "success") at that step'
+            )
+        return success * 1.0
+
+
+class TaskSet(Sequence[TaskSpec]):
+    """An ordered table of tasks that share one padded observation and action size.
+
+    Args:
+        name: name of the set.
+        tasks: rows, or names of MT80 tasks. Rows are numbered by their position here.
+
+    Raises:
+        ValueError: for an unknown, repeated or missing task name.
+
+    Examples:
+        >>> from torchrl_pwm.envs import MT80, TaskSet
+        >>> MT80[2].name, MT80["mw-reach"].index, len(MT80)
+        ('walker-run', 65, 80)
+        >>> pair = TaskSet("pair", ["mw-reach", "walker-run"])
+        >>> pair["walker-run"].index, pair.observation_dim, pair.action_dims
+        (1, 39, (4, 6))
+    """
+
+    def __init__(self, name: str, tasks: Iterable[TaskSpec | str]) -> None:
+        rows = [get_task_spec(task) if isinstance(task, str) else task for task in tasks]
+        if not rows:
+            raise ValueError(f"task set {name!r} needs at least one task, got none")
+        self.name = name
+        self._rows = tuple(dataclasses.replace(row, index=index) for index, row in enumerate(rows))
+        self._by_name = {row.name: row for row in self._rows}
+        if len(self._by_name) != len(self._rows):
+            repeated = sorted({n for n in self.names if self.names.count(n) > 1})
+            raise ValueError(f"task set {name!r} must name each task once, but repeats {repeated}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Task names in order."""
+        return tuple(row.name for row in self._rows)
+
+    @property
+    def observation_dim(self) -> int:
+        """Padded observation size: the largest of the set."""
+        return max(row.observation_dim for row in self._rows)
+
+    @property
+    def action_dim(self) -> int:
+        """Padded action size: the largest of the set."""
+        return max(row.action_dim for row in self._rows)
+
+    @property
+    def action_dims(self) -> tuple[int, ...]:
+        """Number of action entries that each task uses."""
+        return tuple(row.action_dim for row in self._rows)
+
+    @overload
+    def __getitem__(self, key: int | str) -> TaskSpec: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[TaskSpec, ...]: ...
+    def __getitem__(self, key: int | str | slice) -> TaskSpec | tuple[TaskSpec, ...]:
+        if not isinstance(key, str):
+            return self._rows[key]
+        if key not in self._by_name:
+            raise ValueError(_unknown("task", key, self.names, f" in task set {self.name!r}"))
+        return self._by_name[key]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[TaskSpec]:
+        return iter(self._rows)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._by_name if isinstance(key, str) else key in self._rows
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TaskSet):
+            return NotImplemented
+        return self.name == other.name and self._rows == other._rows
+
+    def __hash__(self) -> int:
+        return hash((self.name, self._rows))
+
+    def __repr__(self) -> str:
+        return (
+            f"TaskSet({self.name!r}, {len(self)} tasks, observation_dim={self.observation_dim}, "
+            f"action_dim={self.action_dim})"
+        )
+
+
+def get_task_set(task_set: str | TaskSet) -> TaskSet:
+    """The task set of a name; a :class:`TaskSet` is returned as it is.
+
+    Args:
+        task_set: ``"mt30"``, ``"mt80"`` (in any case) or a :class:`TaskSet`.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if isinstance(task_set, TaskSet):
+        return task_set
+    key = str(task_set).lower()
+    if key not in _TASK_SETS:
+        raise ValueError(_unknown("task set", task_set, tuple(_TASK_SETS)))
+    return _TASK_SETS[key]
+
+
+def get_task_spec(name: str) -> TaskSpec:
+    """The MT80 row of a task name.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest known names.
+    """
+    return MT80[name]
+
+
+def _unknown(kind: str, name: object, known: Sequence[str], where: str = "") -> str:
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    near += [n for n in known if str(name) and n.endswith(f"-{name}") and n not in near]
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(known)}"
+    return f"unknown {kind} {name!r}{where}; {hint}"
+
+
+_WALKER = (("orientations", 14), ("height", 1), ("velocity", 9))
+_CHEETAH = (("position", 8), ("velocity", 9))
+_REACHER = (("position", 2), ("to_target", 2), ("velocity", 2))
+_REACHER_THREE = (("position", 3), ("to_target", 2), ("velocity", 3))
+_ACROBOT = (("orientations", 4), ("velocity", 2))
+_PENDULUM = (("orientation", 2), ("velocity", 1))
+_CARTPOLE = (("position", 3), ("velocity", 2))
+_CUP = (("position", 4), ("velocity", 4))
+_FINGER = (("position", 4), ("velocity", 3), ("touch", 2))
+_FINGER_TURN = (*_FINGER, ("target_position", 2), ("dist_to_target", 1))
+_FISH = (("joint_angles", 7), ("upright", 1), ("target", 3), ("velocity", 13))
+_HOPPER = (("position", 6), ("velocity", 7), ("touch", 2))
+_SAWYER = (("frame", 18), ("previous_frame", 18), ("goal", 3))
+
+# name, observation layout, action size, published return, whether the task is not in the suite itself
+_DM_CONTROL: tuple[tuple[str, tuple[tuple[str, int], ...], int, float, bool], ...] = (
+    ("walker-stand", _WALKER, 6, 992.7, False),
+    ("walker-walk", _WALKER, 6, 981.1, False),
+    ("walker-run", _WALKER, 6, 877.2, False),
+    ("cheetah-run", _CHEETAH, 6, 895.8, False),
+    ("reacher-easy", _REACHER, 2, 987.2, False),
+    ("reacher-hard", _REACHER, 2, 981.8, False),
+    ("acrobot-swingup", _ACROBOT, 1, 662.9, False),
+    ("pendulum-swingup", _PENDULUM, 1, 838.0, False),
+    ("cartpole-balance", _CARTPOLE, 1, 998.3, False),
+    ("cartpole-balance-sparse", _CARTPOLE, 1, 977.0, False),
+    ("cartpole-swingup", _CARTPOLE, 1, 877.2, False),
+    ("cartpole-swingup-sparse", _CARTPOLE, 1, 850.0, False),
+    ("cup-catch", _CUP, 2, 983.8, False),
+    ("finger-spin", _FINGER, 2, 990.5, False),
+    ("finger-turn-easy", _FINGER_TURN, 2, 982.5, False),
+    ("finger-turn-hard", _FINGER_TURN, 2, 977.1, False),
+    ("fish-swim", _FISH, 5, 761.0, False),
+    ("hopper-stand", _HOPPER, 4, 954.8, False),
+    ("hopper-hop", _HOPPER, 4, 449.2, False),
+    ("walker-walk-backwards", _WALKER, 6, 983.5, True),
+    ("walker-run-backwards", _WALKER, 6, 938.9, True),
+    ("cheetah-run-backwards", _CHEETAH, 6, 753.6, True),
+    ("cheetah-run-front", _CHEETAH, 6, 693.8, True),
+    ("cheetah-run-back", _CHEETAH, 6, 845.7, True),
+    ("cheetah-jump", _CHEETAH, 6, 822.9, True),
+    ("hopper-hop-backwards", _HOPPER, 4, 932.2, True),
+    ("reacher-three-easy", _REACHER_THREE, 3, 981.6, True),
+    ("reacher-three-hard", _REACHER_THREE, 3, 846.4, True),
+    ("cup-spin", _CUP, 2, 847.8, True),
+    ("pendulum-spin", _PENDULUM, 1, 843.3, True),
+)
+
+# name, published success rate, return of the scripted expert with the hold rule, its successes in 3 episodes
+_META_WORLD: tuple[tuple[str, float, float, int], ...] = (
+    ("mw-assembly", 1.0, 1293.5, 3),
+    ("mw-basketball", 1.0, 1213.5, 3),
+    ("mw-button-press-topdown", 1.0, 704.7, 2),
+    ("mw-button-press-topdown-wall", 1.0, 1105.7, 3),
+    ("mw-button-press", 0.9, 210.4, 3),
+    ("mw-button-press-wall", 1.0, 1243.4, 3),
+    ("mw-coffee-button", 1.0, 241.4, 3),
+    ("mw-coffee-pull", 1.0, 1180.2, 3),
+    ("mw-coffee-push", 1.0, 874.3, 3),
+    ("mw-dial-turn", 0.9, 759.5, 3),
+    ("mw-disassemble", 0.7, 949.3, 2),
+    ("mw-door-open", 1.0, 1518.7, 3),
+    ("mw-door-close", 1.0, 1453.5, 3),
+    ("mw-drawer-close", 1.0, 1252.4, 3),
+    ("mw-drawer-open", 1.0, 1364.6, 3),
+    ("mw-faucet-open", 1.0, 1640.4, 3),
+    ("mw-faucet-close", 1.0, 1621.1, 3),
+    ("mw-hammer", 1.0, 1229.8, 3),
+    ("mw-handle-press-side", 1.0, 857.1, 1),
+    ("mw-handle-press", 1.0, 585.3, 0),
+    ("mw-handle-pull-side", 1.0, 640.1, 2),
+    ("mw-handle-pull", 1.0, 1152.2, 2),
+    ("mw-lever-pull", 0.8, 600.1, 3),
+    ("mw-peg-insert-side", 1.0, 1101.4, 3),
+    ("mw-peg-unplug-side", 1.0, 819.7, 3),
+    ("mw-pick-out-of-hole", 1.0, 485.3, 3),
+    ("mw-pick-place", 1.0, 1528.2, 3),
+    ("mw-pick-place-wall", 0.8, 1370.4, 3),
+    ("mw-plate-slide", 1.0, 1600.0, 3),
+    ("mw-plate-slide-side", 1.0, 1566.3, 3),
+    ("mw-plate-slide-back", 1.0, 1577.0, 3),
+    ("mw-plate-slide-back-side", 1.0, 1705.4, 3),
+    ("mw-push-back", 0.7, 40.3, 1),
+    ("mw-push", 1.0, 1535.5, 3),
+    ("mw-push-wall", 1.0, 1446.8, 3),
+    ("mw-reach", 0.9, 1837.6, 3),
+    ("mw-reach-wall", 1.0, 1805.7, 3),
+    ("mw-shelf-place", 1.0, 852.0, 2),
+    ("mw-soccer", 0.9, 879.4, 3),
+    ("mw-stick-push", 0.9, 1471.1, 3),
+    ("mw-stick-pull", 1.0, 405.8, 0),
+    ("mw-sweep-into", 1.0, 825.7, 1),
+    ("mw-sweep", 1.0, 1337.8, 3),
+    ("mw-window-open", 1.0, 622.0, 3),
+    ("mw-window-close", 1.0, 1078.7, 3),
+    ("mw-bin-picking", 1.0, 737.7, 3),
+    ("mw-box-close", 1.0, 1103.0, 3),
+    ("mw-door-lock", 1.0, 1102.9, 3),
+    ("mw-door-unlock", 1.0, 1433.6, 3),
+    ("mw-hand-insert", 1.0, 1587.4, 3),
+)
+
+
+def _dm_control_rows() -> Iterator[TaskSpec]:
+    for name, fields, action_dim, reference, custom in _DM_CONTROL:
+        domain, task = name.split("-", 1)
+        yield TaskSpec(
+            name=name,
+            index=0,
+            suite="dm_control_custom" if custom else "dm_control",
+            domain={"cup": "ball_in_cup"}.get(domain, domain),
+            task=task.replace("-", "_"),
+            observation_fields=fields,
+            action_dim=action_dim,
+            episode_length=500,
+            max_reward=2.0,
+            score_rule="return",
+            discount=0.99,
+            reference_score=reference / 1000.0,
+        )
+
+
+def _meta_world_rows() -> Iterator[TaskSpec]:
+    for name, reference, expert_return, successes in _META_WORLD:
+        yield TaskSpec(
+            name=name,
+            index=0,
+            suite="metaworld",
+            domain="sawyer",
+            task=name.removeprefix("mw-"),
+            observation_fields=_SAWYER,
+            action_dim=4,
+            episode_length=100,
+            max_reward=20.0,
+            score_rule="success",
+            discount=0.95,
+            reference_score=reference,
+            warmup_raw_steps=1,
+            expert_return=expert_return,
+            expert_success=successes / 3.0,
+        )
+
+
+MT30 = TaskSet("mt30", _dm_control_rows())
+MT80 = TaskSet("mt80", [*_dm_control_rows(), *_meta_world_rows()])
+_TASK_SETS = {"mt30": MT30, "mt80": MT80}
