@@ -10,6 +10,7 @@ from torchrl_pwm.modules.actor_critic import (
     make_value_ensemble,
 )
 from torchrl_pwm.modules.layers import NormedLinear, SimNorm, make_mlp
+from torchrl_pwm.modules.running_moments import RunningMoments
 from torchrl_pwm.modules.two_hot import TwoHotCodec, symexp, symlog
 from torchrl_pwm.modules.world_model import PWMWorldModel, TaskContext
 
@@ -18,6 +19,7 @@ __all__ = [
     "NormedLinear",
     "PWMActor",
     "PWMWorldModel",
+    "RunningMoments",
     "SimNorm",
     "TaskContext",
     "TwoHotCodec",

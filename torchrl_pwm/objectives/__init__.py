@@ -1,1 +1,9 @@
+"""Loss modules: first-order policy objectives and world-model training."""
 
+from __future__ import annotations
+
+from torchrl_pwm.objectives.first_order import FirstOrderLoss
+from torchrl_pwm.objectives.pwm import PWMLoss
+from torchrl_pwm.objectives.world_model import PWMWorldModelLoss
+
+__all__ = ["FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss"]

@@ -1,0 +1,276 @@
+"""The first-order policy objective and its value regression, on any differentiable rollout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor
+from torchrl.objectives.common import LossModule
+from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, distance_loss
+from torchrl.objectives.value import TDLambdaEstimator, ValueEstimatorBase
+
+from torchrl_pwm.modules.running_moments import RunningMoments
+
+Bootstrap = Literal["standard", "reference"]
+
+
+class FirstOrderLoss(LossModule):
+    """Short-horizon return of a differentiable rollout, and regression of the values that close it.
+
+    For a rollout of H steps, with g = gamma and v the minimum over the value ensemble (zero where terminated),
+
+        loss_actor = mean_b  -( sum_k g^k r_k  +  g^H v(z_H) ) / scale
+
+    is back-propagated through the rewards and the last value into whatever produced them. A row that is done at step
+    k is closed there with g^(k+1) v(z_{k+1}), and starts anew. ``scale`` is the running standard deviation of the
+    returns, or H. The values regress on detached TD(lambda) targets of the same rollout.
+    Source: PWM (arXiv 2407.02466), equations (2) and (3); SHAC (arXiv 2204.07137).
+
+    Args:
+        actor_network (TensorDictModule): the policy that produced the rollout.
+        value_network (TensorDictModule): values ``[*, 1]`` or, as an ensemble, ``[N, *, 1]``; its ``in_keys`` are read
+            from the rollout's root and, for the values of next states, under ``"next"``.
+
+    Keyword Args:
+        normalize_returns (bool): divide by the running standard deviation of the returns (a saved buffer), else by H.
+        bootstrap (str): ``"standard"`` closes a rollout with gamma^H; ``"reference"`` reproduces the published code,
+            which uses gamma^(H+1) and forgets the rewards of a row that is done exactly at the last step.
+        loss_function (str): distance of the value regression. Default: ``"l2"``.
+        reduction (str): ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Value targets come from :meth:`make_value_estimator`, with TD(lambda) (default; gamma 0.99, lambda 0.95) or TD(0).
+
+    A rollout is a TensorDict ``[B, H]`` with ``("next", "reward")`` [B, H, 1], the value network's inputs at the root
+    and under ``"next"`` (there: the observation *before* any reset) and, optionally, ``("next", "done")`` and
+    ``("next", "terminated")`` [B, H, 1].
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_pwm import make_pwm_actor, make_value_ensemble
+        >>> loss = FirstOrderLoss(make_pwm_actor(8, 2), make_value_ensemble(8))
+        >>> reward = torch.randn(4, 16, 1, requires_grad=True)
+        >>> step = TensorDict({"latent": torch.randn(4, 16, 8), "reward": reward}, [4, 16])
+        >>> losses = loss(TensorDict({"latent": torch.randn(4, 16, 8), "next": step}, [4, 16]))
+        >>> losses["loss_actor"].backward()
+        >>> bool(reward.grad.lt(0).all())
+        True
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """Entries that can be renamed with :meth:`set_keys`; reward, done and terminated live under ``"next"``."""
+
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
+        value: NestedKey = "state_value"
+        value_target: NestedKey = "value_target"
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+    default_value_estimator = ValueEstimators.TDLambda
+    SUPPORTED_VALUE_ESTIMATORS = (ValueEstimators.TDLambda, ValueEstimators.TD0)
+
+    actor_network: TensorDictModule
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+    value_network: TensorDictModuleBase
+    value_network_params: TensorDictParams
+    target_value_network_params: TensorDictParams
+
+    out_keys = ["loss_actor", "loss_value", "return_mean", "return_scale", "reward_mean", "value_target_mean"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        actor_network: TensorDictModule,
+        value_network: TensorDictModuleBase,
+        *,
+        normalize_returns: bool = True,
+        bootstrap: Bootstrap = "standard",
+        loss_function: str = "l2",
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        if bootstrap not in ("standard", "reference"):
+            raise ValueError(f'bootstrap must be "standard" or "reference", found {bootstrap!r}.')
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f'reduction must be "mean", "sum" or "none", found {reduction!r}.')
+        self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
+        self.convert_to_functional(value_network, "value_network", create_target_params=False)
+        self.normalize_returns = normalize_returns
+        self.bootstrap = bootstrap
+        self.loss_function = loss_function
+        self.reduction = reduction
+        self.return_moments = RunningMoments()
+        self.make_value_estimator()
+        self._set_in_keys()
+
+    def _set_in_keys(self) -> None:
+        value_keys = list(self.value_network.in_keys)
+        nexts = [self.tensor_keys.reward, *value_keys]
+        self._in_keys = [*value_keys, *(unravel_key(("next", key)) for key in nexts)]
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, keys: list[NestedKey]) -> None:
+        self._in_keys = keys
+
+    def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> FirstOrderLoss:
+        """Chooses the value targets: ``ValueEstimators.TDLambda`` (default) or ``TD0``, with ``gamma`` and ``lmbda``.
+
+        Gamma is also the discount of the actor's return.
+
+        Raises:
+            NotImplementedError: for another estimator.
+        """
+        if value_type is None:
+            value_type = self.default_value_estimator
+        if isinstance(value_type, (ValueEstimatorBase, type)):
+            super().make_value_estimator(value_type, **hyperparams)
+        else:
+            dispatch_value_estimator(self, value_type, supported=self.SUPPORTED_VALUE_ESTIMATORS, **hyperparams)
+        if isinstance(self.value_estimator, TDLambdaEstimator):
+            # The vectorised form splits trajectories by their dones, which is no static graph; H steps are few.
+            self.value_estimator.vectorized = False
+        # The estimator keeps gamma in float32; the actor's return uses the number as given.
+        self._gamma = float(hyperparams.get("gamma", self.value_estimator.gamma))
+        self._forward_value_estimator_keys()
+        return self
+
+    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
+        if self._value_estimator is not None:
+            keys = self.tensor_keys
+            self._value_estimator.set_keys(
+                reward=keys.reward,
+                done=keys.done,
+                terminated=keys.terminated,
+                value=keys.value,
+                value_target=keys.value_target,
+            )
+        self._set_in_keys()
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Both losses and detached metrics of a rollout ``[B, H]``, which is left unchanged."""
+        return self._losses(tensordict)
+
+    def _losses(self, rollout: TensorDictBase) -> TensorDictBase:
+        returns = self._negative_returns(rollout)
+        target = self.value_target(rollout)
+        with_target = rollout.copy().set(self.tensor_keys.value_target, target)
+        out = TensorDict(
+            {
+                "loss_actor": self._scaled_actor_loss(returns, rollout),
+                "loss_value": self.value_loss(with_target),
+                "return_mean": -returns.detach().mean(),
+                "return_scale": self._scale(rollout).detach().clone(),
+                "reward_mean": self._next(rollout, "reward").detach().mean(),
+                "value_target_mean": target.mean(),
+            }
+        )
+        self._clear_weakrefs(rollout, with_target, out)
+        return out
+
+    def actor_loss(self, rollout: TensorDictBase) -> Tensor:
+        """The actor loss of a differentiable rollout ``[B, H]``, (2) in the paper.
+
+        Updates the return scale when the module is in training mode.
+        """
+        return self._scaled_actor_loss(self._negative_returns(rollout), rollout)
+
+    def _scaled_actor_loss(self, negative_returns: Tensor, rollout: TensorDictBase) -> Tensor:
+        if self.normalize_returns and self.training:
+            self.return_moments.update(negative_returns.detach().flatten())
+        return self._reduce_loss(negative_returns / self._scale(rollout), mask=None)
+
+    def _scale(self, rollout: TensorDictBase) -> Tensor:
+        if self.normalize_returns:
+            return self.return_moments.std
+        reward = self._next(rollout, "reward")
+        return reward.new_full((), reward.shape[-2])
+
+    def _negative_returns(self, rollout: TensorDictBase) -> Tensor:
+        """Minus the discounted return of each row, ``[B]``; a row that is done earns several, one after the other."""
+        reward, gamma = self._next(rollout, "reward").squeeze(-1), self._gamma
+        horizon = reward.shape[-1]
+        steps = torch.arange(horizon, device=reward.device)
+        closing_gamma = gamma**2 if self.bootstrap == "reference" else gamma
+        done = self._next(rollout, "done")
+        if done is None:
+            last = rollout[..., -1:]
+            value = self._next_value(last).squeeze(-1)
+            weight = torch.pow(gamma, steps.to(reward.dtype))
+            return -(weight * reward).sum(-1) - (closing_gamma * gamma ** (horizon - 1) * value).squeeze(-1)
+
+        done = done.squeeze(-1)
+        value = self._next_value(rollout).squeeze(-1)
+        # Steps since the row's last reset: each row's discount restarts after a done.
+        begins = torch.cat([torch.ones_like(done[..., :1]), done[..., :-1]], -1)
+        start = torch.where(begins, steps, 0).cummax(-1).values
+        weight = torch.pow(gamma, (steps - start).to(reward.dtype))
+        closes = done * gamma * weight
+        if self.bootstrap == "reference":
+            # Published code: a row done at the last step has been reset before its return is booked.
+            forgotten = done[..., -1:]
+            weight_at_end = torch.where(forgotten, gamma, closing_gamma * weight[..., -1:])
+            weight = torch.where(forgotten & (start == start[..., -1:]), 0.0, weight)
+        else:
+            weight_at_end = gamma * weight[..., -1:]
+        closes = torch.cat([closes[..., :-1], weight_at_end], -1)
+        return -(weight * reward + closes * value).sum(-1)
+
+    @torch.no_grad()
+    def value_target(self, rollout: TensorDictBase) -> Tensor:
+        """Value targets ``[B, H, 1]`` of a rollout, without gradient, from the chosen estimator.
+
+        The rollout's end is a truncation, as is a done without terminated; a terminated row bootstraps from zero.
+        """
+        keys = self.tensor_keys
+        reward = self._next(rollout, "reward").detach()
+        done, terminated = self._next(rollout, "done"), self._next(rollout, "terminated")
+        never = torch.zeros_like(reward, dtype=torch.bool)
+        terminated = never if terminated is None else terminated
+        done = terminated if done is None else done
+        data = TensorDict({}, rollout.batch_size)
+        for key, entry in ((keys.reward, reward), (keys.done, done), (keys.terminated, terminated)):
+            data.set(unravel_key(("next", key)), entry)
+        return self.value_estimator.value_estimate(data, next_value=self._next_value(rollout))
+
+    def value_loss(self, rollout: TensorDictBase) -> Tensor:
+        """Regression of every value network on the targets, (3) in the paper.
+
+        Reads ``value_target`` if the rollout has it, else computes it. Any batch shape serves, so that a flattened
+        rollout can be cut into minibatches.
+        """
+        target = rollout.get(self.tensor_keys.value_target, None)
+        if target is None:
+            target = self.value_target(rollout)
+        inputs = rollout.select(*self.value_network.in_keys).detach()
+        with self.value_network_params.to_module(self.value_network):
+            values = self.value_network(inputs).get(self.tensor_keys.value)
+        error = distance_loss(values, target.expand_as(values), self.loss_function).squeeze(-1)
+        if values.ndim > inputs.ndim + 1:
+            error = error.mean(0)
+        return self._reduce_loss(error, rollout)
+
+    def _next_value(self, rollout: TensorDictBase) -> Tensor:
+        """Minimum over the ensemble at next states, ``[*, 1]``; the gradient reaches the states, not the weights."""
+        inputs = rollout.get("next").select(*self.value_network.in_keys)
+        with self.value_network_params.data.to_module(self.value_network):
+            value = self.value_network(inputs).get(self.tensor_keys.value)
+        if value.ndim > inputs.ndim + 1:
+            value = value.min(0).values
+        terminated = self._next(rollout, "terminated")
+        return value if terminated is None else torch.where(terminated, 0.0, value)
+
+    def _next(self, rollout: TensorDictBase, name: str) -> Any:
+        return rollout.get(unravel_key(("next", getattr(self.tensor_keys, name))), None)

@@ -1,0 +1,220 @@
+"""PWM's policy objective: imagine in a frozen world model, then :class:`FirstOrderLoss`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor, nn
+from torchrl.modules import TanhNormal
+
+from torchrl_pwm.modules.two_hot import RewardSpace
+from torchrl_pwm.objectives.first_order import Bootstrap, FirstOrderLoss
+
+
+class PWMLoss(FirstOrderLoss):
+    """First-order policy extraction from a frozen world model (PWM, arXiv 2407.02466, section 4.2, algorithm 1).
+
+    From start states z_0 = enc(o_0) the policy is rolled out for H steps inside the model,
+
+        a_k = tanh(mu(sg[z_k]) + sigma eps_k),   z_{k+1} = dyn(z_k, a_k),   r_k = rew(z_k, a_k),
+
+    and :class:`FirstOrderLoss` back-propagates the return through the model into the policy. Neither the world model
+    nor the other network receives a gradient from either loss. The model is not a submodule: ``parameters()``,
+    ``state_dict()`` and ``to()`` concern actor, critics and return scale only.
+
+    Args:
+        actor_network (TensorDictModule): a TorchRL probabilistic actor on the latent, see
+            :func:`~torchrl_pwm.make_pwm_actor`.
+        value_network (TensorDictModule): see :func:`~torchrl_pwm.make_value_ensemble`.
+        world_model (PWMWorldModel): or any module with the same tensor forms.
+
+    Keyword Args:
+        horizon (int): imagined steps H.
+        detach_latent (bool): stop the gradient where the policy reads the latent, so that it reaches earlier actions
+            through the dynamics alone. Default: ``True``, as published.
+        reward_space (str): the reward that is summed. ``"symlog"`` (default) leaves a binned head's reward in symlog
+            space, as published; ``"raw"`` decodes it to the task's units. A scalar head gives the same in both.
+        mask_actions (bool): zero the padded entries of the action before the model sees them (needs a model with
+            ``action_dims``). Default: ``False``, as published.
+        normalize_returns, bootstrap, loss_function, reduction: see :class:`FirstOrderLoss`.
+
+    Raises:
+        ValueError: if an option is unknown; at the call, if neither observation nor latent is there.
+
+    Reads ``observation`` [B, O], or else ``latent`` [B, D], and ``task`` [B] (int64) for a multi-task model. Returns
+    scalars ``loss_actor``, ``loss_value`` and detached metrics.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_pwm import PWMWorldModel, make_pwm_actor, make_value_ensemble
+        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
+        >>> loss = PWMLoss(make_pwm_actor(16, 2), make_value_ensemble(16), model, horizon=4)
+        >>> losses = loss(TensorDict({"observation": torch.randn(8, 5)}, [8]))
+        >>> losses["loss_actor"].shape, losses["loss_value"].shape
+        (torch.Size([]), torch.Size([]))
+    """
+
+    @dataclass
+    class _AcceptedKeys(FirstOrderLoss._AcceptedKeys):
+        """Entries that can be renamed with :meth:`set_keys`; reward, done and terminated live under ``"next"``."""
+
+        observation: NestedKey = "observation"
+        task: NestedKey = "task"
+        latent: NestedKey = "latent"
+        action: NestedKey = "action"
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys
+
+    def __init__(
+        self,
+        actor_network: TensorDictModule,
+        value_network: TensorDictModuleBase,
+        world_model: nn.Module,
+        *,
+        horizon: int = 16,
+        detach_latent: bool = True,
+        reward_space: RewardSpace = "symlog",
+        normalize_returns: bool = True,
+        bootstrap: Bootstrap = "standard",
+        mask_actions: bool = False,
+        loss_function: str = "l2",
+        reduction: str = "mean",
+    ) -> None:
+        if horizon < 1:
+            raise ValueError(f"horizon must be at least 1, found {horizon}.")
+        if reward_space not in ("raw", "symlog"):
+            raise ValueError(f'reward_space must be "raw" or "symlog", found {reward_space!r}.')
+        if mask_actions and getattr(world_model, "action_masks", None) is None:
+            raise ValueError("mask_actions=True needs a world model built with action_dims.")
+        # In a tuple, torch does not take the frozen model for a submodule, nor TorchRL for one to reset.
+        self.__dict__["_world_model"] = (world_model,)
+        super().__init__(
+            actor_network,
+            value_network,
+            normalize_returns=normalize_returns,
+            bootstrap=bootstrap,
+            loss_function=loss_function,
+            reduction=reduction,
+        )
+        self.horizon = horizon
+        self.detach_latent = detach_latent
+        self.reward_space = reward_space
+        self.mask_actions = mask_actions
+        self._tanh_gaussian = _is_tanh_gaussian(actor_network)
+
+    @property
+    def world_model(self) -> Any:
+        """The frozen model."""
+        return self.__dict__["_world_model"][0]
+
+    def _set_in_keys(self) -> None:
+        keys = self.tensor_keys
+        self._in_keys = [keys.observation, *([keys.task] if getattr(self.world_model, "num_tasks", 0) else [])]
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Both losses and detached metrics from start states ``[B]``, which are left unchanged."""
+        return self._losses(self.imagine(tensordict))
+
+    def imagine(self, tensordict: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
+        """Rolls the policy out inside the model.
+
+        Args:
+            tensordict (TensorDictBase): start states ``[B]``.
+            noise (Tensor, optional): ``[H, B, A]``, instead of fresh Gaussian noise; zeros give the mean action.
+
+        Returns:
+            A TensorDict ``[B, H]`` with ``latent``, ``action``, ``("next", "latent")`` and ``("next", "reward")``,
+            differentiable with respect to the policy. The reward is in ``reward_space``.
+        """
+        keys = self.tensor_keys
+        task = tensordict.get(keys.task, None)
+        # Time comes first inside, so that entries of the batch broadcast over it.
+        with _frozen(self.world_model) as model, self.actor_network_params.to_module(self.actor_network):
+            latent = self._start(model, tensordict, task)
+            context = model.task_context(task) if hasattr(model, "task_context") else task
+            mask = model.action_masks[task if task is not None else 0] if self.mask_actions else None
+            latents, actions = [latent], []
+            for step in range(self.horizon):
+                state = {keys.latent: latent.detach() if self.detach_latent else latent}
+                if task is not None:
+                    state[keys.task] = task
+                action = self._act(TensorDict(state, tensordict.batch_size), None if noise is None else noise[step])
+                action = action if mask is None else action * mask
+                latent = model.next_latent(latent, action, context)
+                actions.append(action)
+                latents.append(latent)
+            visited, taken = torch.stack(latents), torch.stack(actions)
+            reward = model.decode_reward(model.reward_logits(visited[:-1], taken, context), self.reward_space)
+        return self._as_rollout(tensordict, task, visited, taken, reward)
+
+    def _as_rollout(
+        self, start: TensorDictBase, task: Tensor | None, visited: Tensor, taken: Tensor, reward: Tensor
+    ) -> TensorDictBase:
+        keys, time = self.tensor_keys, start.ndim
+        rollout = TensorDict({}, [*start.batch_size, self.horizon])
+        entries = [(keys.latent, visited[:-1]), (keys.action, taken)]
+        entries += [(("next", keys.latent), visited[1:]), (("next", keys.reward), reward)]
+        if task is not None:
+            entries.append((keys.task, task.expand(self.horizon, *start.batch_size)))
+        for key, entry in entries:
+            rollout.set(unravel_key(key), entry.movedim(0, time))
+        return rollout
+
+    @torch.no_grad()
+    def _start(self, model: Any, tensordict: TensorDictBase, task: Tensor | None) -> Tensor:
+        keys = self.tensor_keys
+        observation = tensordict.get(keys.observation, None)
+        if observation is not None:
+            return model.encode_observation(observation, task)
+        latent = tensordict.get(keys.latent, None)
+        if latent is None:
+            raise ValueError(
+                f"PWMLoss needs start states under {keys.observation!r} or {keys.latent!r}, found the entries "
+                f"{sorted(map(str, tensordict.keys()))}. Rename with loss.set_keys(observation=...)."
+            )
+        return latent.detach()
+
+    def _act(self, state: TensorDictBase, noise: Tensor | None) -> Tensor:
+        """A reparameterised action; TorchRL's losses run in deterministic mode, which would return the mean."""
+        actor = self.actor_network
+        if not self._tanh_gaussian:
+            if noise is not None:
+                raise ValueError("noise needs a tanh-Gaussian actor with actions in [-1, 1].")
+            return actor.get_dist(state).rsample()
+        params = actor.get_dist_params(state)
+        loc, scale = params.get("loc"), params.get("scale")
+        return torch.tanh(loc + scale * (torch.randn_like(loc) if noise is None else noise))
+
+
+class _frozen:
+    """The module with its parameters detached: gradients pass through it and none is computed for its weights."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> Any:
+        self.swap = TensorDict.from_module(self.module).data.to_module(self.module)
+        self.swap.__enter__()
+        return self.module
+
+    def __exit__(self, *error: Any) -> None:
+        self.swap.__exit__(*error)
+
+
+def _is_tanh_gaussian(actor: TensorDictModule) -> bool:
+    """Whether the actor is tanh(loc + scale * noise) with bounds of -1 and 1."""
+    heads = [module for module in actor.modules() if isinstance(module, ProbabilisticTensorDictModule)]
+    if len(heads) != 1 or heads[0].distribution_class is not TanhNormal or heads[0].in_keys != ["loc", "scale"]:
+        return False
+    kwargs = dict(heads[0].distribution_kwargs)
+    bounds = torch.as_tensor(kwargs.pop("low", -1.0)), torch.as_tensor(kwargs.pop("high", 1.0))
+    unit = bool((bounds[0] == -1).all() and (bounds[1] == 1).all())
+    return unit and not kwargs.pop("tanh_loc", False) and not set(kwargs) - {"event_dims", "safe_tanh", "upscale"}

@@ -1,0 +1,175 @@
+"""Training of the world model on real sequences: latent consistency and reward prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import dispatch
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor
+from torchrl.objectives.common import LossModule
+
+from torchrl_pwm.modules.world_model import PWMWorldModel
+
+
+class PWMWorldModelLoss(LossModule):
+    """Consistency and reward losses of a world model over sequences of T real transitions.
+
+    With z_0 = enc(o_0), z_{t+1} = dyn(z_t, a_t) and targets sg[enc(o_{t+1})] from the same encoder,
+
+        loss_consistency = c_z mean_t rho^t MSE(z_{t+1}, sg[enc(o_{t+1})])
+        loss_reward      = c_r mean_t rho^t CE(rew(z_t, a_t), r_t)
+
+    where CE is the soft cross entropy with two-hot targets, or the squared error for a scalar head.
+    Source: PWM (arXiv 2407.02466), section 4.1; TD-MPC2 (arXiv 2310.16828), equation (3).
+
+    Args:
+        world_model (PWMWorldModel): the model to train.
+
+    Keyword Args:
+        consistency_coef, reward_coef (float): c_z and c_r, applied to the losses returned.
+        rho (float): weight of each further step.
+        divide_reward_by_horizon (bool): divide the reward loss by T once more; see :meth:`single_task`.
+        reduction (str): ``"mean"``, ``"sum"`` or ``"none"`` (``[B, T]``).
+
+    Reads ``[B, T]`` sequences with ``observation``, ``action``, ``("next", "observation")``, ``("next", "reward")``
+    and, for a multi-task model, ``task`` [B, T]. Steps after a ``("next", "done")``, if that entry is there, belong to
+    another episode and are left out, as are steps that TorchRL's samplers mark as padding.
+
+    Raises:
+        ValueError: if an option is unknown; at the call, if the batch is not ``[B, T]``.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
+        >>> step = TensorDict({"observation": torch.randn(4, 17, 5), "reward": torch.randn(4, 17, 1)}, [4, 17])
+        >>> td = TensorDict({"observation": torch.randn(4, 17, 5), "action": torch.zeros(4, 17, 2)}, [4, 17])
+        >>> losses = PWMWorldModelLoss(model)(td.set("next", step))
+        >>> sorted(key for key in losses.keys() if key.startswith("loss_"))
+        ['loss_consistency', 'loss_reward']
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """Entries that can be renamed with :meth:`set_keys`; reward and done live under ``"next"``."""
+
+        observation: NestedKey = "observation"
+        action: NestedKey = "action"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        task: NestedKey = "task"
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+    out_keys = ["loss_consistency", "loss_reward", "reward_error", "latent_error_last"]  # noqa: RUF012
+
+    consistency_coef: Tensor
+    reward_coef: Tensor
+
+    def __init__(
+        self,
+        world_model: PWMWorldModel,
+        *,
+        consistency_coef: float = 20.0,
+        reward_coef: float = 0.1,
+        rho: float = 0.99,
+        divide_reward_by_horizon: bool = False,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f'reduction must be "mean", "sum" or "none", found {reduction!r}.')
+        self.world_model = world_model
+        self.register_coeff_buffer("consistency_coef", consistency_coef)
+        self.register_coeff_buffer("reward_coef", reward_coef)
+        self.rho = rho
+        self.divide_reward_by_horizon = divide_reward_by_horizon
+        self.reduction = reduction
+        self._set_in_keys()
+
+    @classmethod
+    def single_task(cls, world_model: PWMWorldModel, gamma: float = 0.99, **kwargs: Any) -> PWMWorldModelLoss:
+        """The form of the published single-task runs: equal coefficients, steps weighted by gamma^t.
+
+        Their reward term is a mean over time divided by the horizon once more.
+        """
+        defaults = {"consistency_coef": 1.0, "reward_coef": 1.0, "rho": gamma, "divide_reward_by_horizon": True}
+        return cls(world_model, **{**defaults, **kwargs})
+
+    def _set_in_keys(self) -> None:
+        keys = self.tensor_keys
+        nexts = [unravel_key(("next", key)) for key in (keys.observation, keys.reward)]
+        self._in_keys = [keys.observation, keys.action, *nexts, *([keys.task] if self.world_model.num_tasks else [])]
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, keys: list[NestedKey]) -> None:
+        self._in_keys = keys
+
+    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
+        self._set_in_keys()
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Both losses and detached metrics of sequences ``[B, T]``, which are left unchanged."""
+        if tensordict.ndim != 2:
+            raise ValueError(
+                f"PWMWorldModelLoss needs sequences of batch [B, T], found batch {list(tensordict.batch_size)}. "
+                "Reshape the sampler's output, e.g. batch.reshape(-1, slice_len)."
+            )
+        keys, model = self.tensor_keys, self.world_model
+        observation, action = tensordict.get(keys.observation), tensordict.get(keys.action)
+        next_observation = tensordict.get(unravel_key(("next", keys.observation)))
+        reward = tensordict.get(unravel_key(("next", keys.reward)))
+        task = tensordict.get(keys.task, None) if model.num_tasks else None
+        with torch.no_grad():
+            target = model.encode_observation(next_observation, task)
+
+        # One sequence has one task: its embedding is looked up once for all steps.
+        first_task = None if task is None else task[:, 0]
+        latents = [model.encode_observation(observation[:, 0], first_task)]
+        context = model.task_context(first_task)
+        for step in range(tensordict.shape[1]):
+            latents.append(model.next_latent(latents[-1], action[:, step], context))
+        latent, predicted = torch.stack(latents[:-1]), torch.stack(latents[1:]).transpose(0, 1)
+        logits = model.reward_logits(latent, action.transpose(0, 1), context).transpose(0, 1)
+
+        consistency = (predicted - target).square().mean(-1)
+        reward_loss = model.codec.cross_entropy(logits, reward).squeeze(-1)
+        reward_error = (model.decode_reward(logits.detach()) - reward).abs().mean()
+        horizon = tensordict.shape[1]
+        weight = torch.pow(self.rho, torch.arange(horizon, device=reward.device).to(reward.dtype))
+        mask = self._same_episode(tensordict)
+        out = TensorDict(
+            {
+                "loss_consistency": self.consistency_coef * self._mean(consistency * weight, tensordict, mask),
+                "loss_reward": self.reward_coef
+                * self._mean(reward_loss * weight, tensordict, mask)
+                / (horizon if self.divide_reward_by_horizon else 1),
+                "reward_error": reward_error,
+                "latent_error_last": consistency[:, -1].detach().mean(),
+            }
+        )
+        self._clear_weakrefs(tensordict, out)
+        return out
+
+    def _mean(self, loss: Tensor, tensordict: TensorDictBase, mask: Tensor | None) -> Tensor:
+        if mask is not None and self.reduction == "none":
+            # With a mask of its own the reduction would drop entries; keep [B, T].
+            return self._reduce_loss(torch.where(mask, loss, 0.0), tensordict)
+        return self._reduce_loss(loss, tensordict, mask=mask)
+
+    def _same_episode(self, tensordict: TensorDictBase) -> Tensor | None:
+        """[B, T]: False from the step after a done on; ``None`` where the data carry no done."""
+        done = tensordict.get(unravel_key(("next", self.tensor_keys.done)), None)
+        if done is None:
+            return None
+        done = done.squeeze(-1).long()
+        return (done.cumsum(1) - done) == 0
