@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, distance_loss
 from torchrl.objectives.value import TDLambdaEstimator, ValueEstimatorBase
@@ -265,7 +265,7 @@ class FirstOrderLoss(LossModule):
     def _next_value(self, rollout: TensorDictBase) -> Tensor:
         """Minimum over the ensemble at next states, ``[*, 1]``; the gradient reaches the states, not the weights."""
         inputs = rollout.get("next").select(*self.value_network.in_keys)
-        with self.value_network_params.data.to_module(self.value_network):
+        with frozen(self.value_network, self.value_network_params):
             value = self.value_network(inputs).get(self.tensor_keys.value)
         if value.ndim > inputs.ndim + 1:
             value = value.min(0).values
@@ -274,3 +274,13 @@ class FirstOrderLoss(LossModule):
 
     def _next(self, rollout: TensorDictBase, name: str) -> Any:
         return rollout.get(unravel_key(("next", getattr(self.tensor_keys, name))), None)
+
+
+def frozen(module: nn.Module, params: TensorDictBase | None = None) -> Any:
+    """A context in which ``module`` runs on detached weights: gradients pass through it, none reaches the weights.
+
+    TorchRL's ``hold_out_net`` switches ``requires_grad`` instead, for all parameters alike, and would leave a partly
+    frozen model trainable.
+    """
+    params = TensorDict.from_module(module) if params is None else params
+    return params.data.to_module(module, preserve_module_state=False)

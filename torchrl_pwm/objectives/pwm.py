@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchrl.modules import TanhNormal
 
 from torchrl_pwm.modules.two_hot import RewardSpace
-from torchrl_pwm.objectives.first_order import Bootstrap, FirstOrderLoss
+from torchrl_pwm.objectives.first_order import Bootstrap, FirstOrderLoss, frozen
 
 
 class PWMLoss(FirstOrderLoss):
@@ -137,7 +137,8 @@ class PWMLoss(FirstOrderLoss):
         keys = self.tensor_keys
         task = tensordict.get(keys.task, None)
         # Time comes first inside, so that entries of the batch broadcast over it.
-        with _frozen(self.world_model) as model, self.actor_network_params.to_module(self.actor_network):
+        model = self.world_model
+        with frozen(model), self.actor_network_params.to_module(self.actor_network):
             latent = self._start(model, tensordict, task)
             context = model.task_context(task) if hasattr(model, "task_context") else task
             mask = model.action_masks[task if task is not None else 0] if self.mask_actions else None
@@ -192,21 +193,6 @@ class PWMLoss(FirstOrderLoss):
         params = actor.get_dist_params(state)
         loc, scale = params.get("loc"), params.get("scale")
         return torch.tanh(loc + scale * (torch.randn_like(loc) if noise is None else noise))
-
-
-class _frozen:
-    """The module with its parameters detached: gradients pass through it and none is computed for its weights."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __enter__(self) -> Any:
-        self.swap = TensorDict.from_module(self.module).data.to_module(self.module)
-        self.swap.__enter__()
-        return self.module
-
-    def __exit__(self, *error: Any) -> None:
-        self.swap.__exit__(*error)
 
 
 def _is_tanh_gaussian(actor: TensorDictModule) -> bool:
