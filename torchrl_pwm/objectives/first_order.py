@@ -172,13 +172,17 @@ class FirstOrderLoss(LossModule):
                 "loss_actor": self._scaled_actor_loss(returns, rollout),
                 "loss_value": self.value_loss(with_target),
                 "return_mean": -returns.detach().mean(),
-                "return_scale": self._scale(rollout).detach().clone(),
-                "reward_mean": self._next(rollout, "reward").detach().mean(),
                 "value_target_mean": target.mean(),
+                **self.rollout_metrics(rollout),
             }
         )
         self._clear_weakrefs(rollout, with_target, out)
         return out
+
+    def rollout_metrics(self, rollout: TensorDictBase) -> dict[str, Tensor]:
+        """Detached numbers worth a look: the mean reward of a step, and the return scale."""
+        reward = self._next(rollout, "reward").detach()
+        return {"reward_mean": reward.mean(), "return_scale": self._scale(rollout).detach().clone()}
 
     def actor_loss(self, rollout: TensorDictBase) -> Tensor:
         """The actor loss of a differentiable rollout ``[B, H]``, (2) in the paper.

@@ -1,0 +1,176 @@
+"""What both offline trainers share: TorchRL's Trainer fed from a replay buffer, one update at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import ReplayBuffer
+from torchrl.objectives import LossModule
+from torchrl.record.loggers import Logger
+from torchrl.trainers import OptimizationStepper, Trainer, TrainerHookBase
+
+from torchrl_pwm.trainers.checkpoint import load_checkpoint, save_checkpoint
+
+Evaluation = Callable[[], Mapping[str, float]]
+
+
+class UpdateTicks:
+    """Stands where a Trainer expects a collector: each tick is one update, so that frames count updates."""
+
+    init_random_frames = 0
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        while True:
+            yield TensorDict({}, [1])
+
+    def shutdown(self) -> None:
+        """Nothing to close."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class ReplaySampling(TrainerHookBase):
+    """Feeds the optimiser from a replay buffer, and saves where its sampler stands."""
+
+    def __init__(self, replay_buffer: ReplayBuffer, device: torch.device | None) -> None:
+        self.replay_buffer = replay_buffer
+        self.device = device
+
+    def sample(self, tick: TensorDictBase) -> TensorDictBase:
+        batch = self.replay_buffer.sample()
+        return batch if self.device is None else batch.to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sampler": self.replay_buffer.sampler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.replay_buffer.sampler.load_state_dict(state_dict["sampler"])
+
+    def register(self, trainer: Trainer, name: str = "replay_sampling") -> None:
+        trainer.register_op("process_optim_batch", self.sample)
+        trainer.register_module(name, self)
+
+
+class TorchGenerators:
+    """The global torch generators as one component of a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state_all()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        torch.set_rng_state(state_dict["cpu"])
+        if "cuda" in state_dict and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state_dict["cuda"])
+
+
+class ReplayTrainer(Trainer):
+    """TorchRL's :class:`~torchrl.trainers.Trainer` for training from a replay buffer, without a collector.
+
+    One frame is one update. Metrics go to the logger and the progress bar every ``log_interval`` updates; an optional
+    ``evaluate`` function adds its own every ``eval_interval``. With a ``save_folder``, everything that decides the
+    next number is saved every ``save_interval`` updates, and :meth:`resume` goes on from there bit for bit (on CPU).
+
+    Args:
+        loss_module (LossModule): the objective.
+        replay_buffer (ReplayBuffer): gives batches by ``sample()``.
+        optimization_stepper (OptimizationStepper): what one update does.
+
+    Keyword Args:
+        iterations (int): number of updates.
+        device (optional): where batches are moved.
+        logger (torchrl Logger, optional): for instance a ``CSVLogger``.
+        log_interval, eval_interval, save_interval (int): in updates.
+        evaluate (callable, optional): returns a mapping of named numbers.
+        save_folder (path, optional): folder of the checkpoint.
+        progress_bar (bool): show one, with ``progress_keys``.
+    """
+
+    progress_keys: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        loss_module: LossModule,
+        replay_buffer: ReplayBuffer,
+        optimization_stepper: OptimizationStepper,
+        *,
+        iterations: int,
+        device: torch.device | str | None = None,
+        logger: Logger | None = None,
+        log_interval: int = 100,
+        evaluate: Evaluation | None = None,
+        eval_interval: int = 1000,
+        save_folder: str | os.PathLike[str] | None = None,
+        save_interval: int = 1000,
+        progress_bar: bool = True,
+    ) -> None:
+        super().__init__(
+            collector=UpdateTicks(),
+            total_frames=iterations,
+            frame_skip=1,
+            optim_steps_per_batch=1,
+            loss_module=loss_module,
+            optimization_stepper=optimization_stepper,
+            logger=logger,
+            log_interval=0,
+            progress_bar=progress_bar,
+            save_trainer_file=save_folder,
+            # The Trainer saves when more than this has passed.
+            save_trainer_interval=save_interval - 1,
+            auto_log_optim_steps=False,
+        )
+        # TorchRL keeps these on the class, shared by all trainers of the process.
+        self._last_log: dict[str, Any] = {}
+        self.metrics_interval = log_interval
+        self.evaluate, self.eval_interval = evaluate, eval_interval
+        ReplaySampling(replay_buffer, torch.device(device) if device is not None else None).register(self)
+        self.register_module("generators", TorchGenerators())
+        self.register_op("post_optim_complete_log", self._log_metrics)
+        self.register_op("post_steps_log", self._log_evaluation)
+
+    def train(self) -> None:
+        """Runs the updates that are left."""
+        if self.collected_frames < self.total_frames:
+            super().train()
+            if self.progress_bar:
+                self._pbar.close()
+
+    def resume(self, folder: str | os.PathLike[str] | None = None) -> None:
+        """Loads the checkpoint of ``folder`` (default: ``save_folder``).
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if it is damaged.
+        """
+        source = folder if folder is not None else self.save_trainer_file
+        if source is None:
+            raise ValueError("resume() needs a folder, or a trainer that was given save_folder.")
+        self.load_state_dict(load_checkpoint(source))
+
+    def _save_trainer(self) -> None:
+        assert self.save_trainer_file is not None
+        save_checkpoint(Path(self.save_trainer_file), self.state_dict(), step=self.collected_frames)
+
+    def _log_metrics(self, optim_steps: int, metrics: TensorDictBase) -> None:
+        if optim_steps % self.metrics_interval and optim_steps != self.total_frames:
+            return
+        for key, value in metrics.items():
+            self._log(**{str(key): float(value)}, log_pbar=key in self.progress_keys)
+
+    def _log_evaluation(self, batch: TensorDictBase) -> None:
+        done = self.collected_frames
+        if self.evaluate is None or (done % self.eval_interval and done != self.total_frames):
+            return
+        for key, value in self.evaluate().items():
+            self._log(**{key: float(value)}, log_pbar=True)

@@ -1,0 +1,244 @@
+"""One optimisation step of each kind, as TorchRL optimisation steppers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torchrl.trainers import OptimizationStepper
+
+from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
+
+
+class PWMOptimizationStepper(OptimizationStepper):
+    """One actor step and the critic pass of PWM, with linear learning-rate schedules.
+
+    Each update imagines one rollout from the batch's start states, takes one clipped Adam step on the actor, then
+    regresses the critics on targets fixed before they change: ``critic_iterations`` passes over
+    ``critic_batches`` consecutive, unshuffled minibatches of the rollout in time-major order.
+    Source: PWM (arXiv 2407.02466), algorithm 1 and appendix; the defaults are the published ones.
+
+    Args:
+        loss_module (PWMLoss): the objective; its actor and critics are optimised.
+
+    Keyword Args:
+        iterations (int): number of updates over which the learning rates fall linearly to ``final_lr``.
+        actor_lr, critic_lr, final_lr (float): Adam learning rates.
+        betas (tuple of float): Adam's.
+        actor_clip, critic_clip (float): largest gradient norms.
+        critic_iterations, critic_batches (int): passes and minibatches a pass.
+        skip_non_finite (bool): leave an update out, and count it, when its loss or gradient is not finite. By default
+            such an update raises before any parameter changes.
+
+    Raises:
+        FloatingPointError: if a loss or gradient is not finite.
+
+    Examples:
+        >>> from torchrl_pwm import PWMLoss, PWMWorldModel, make_pwm_actor, make_value_ensemble
+        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
+        >>> loss = PWMLoss(make_pwm_actor(16, 2), make_value_ensemble(16), model, horizon=4)
+        >>> stepper = PWMOptimizationStepper(loss, iterations=100)
+        >>> metrics = stepper.update(TensorDict({"observation": torch.randn(8, 5)}, [8]))
+        >>> sorted(metrics.keys())[:3]
+        ['actor_grad_norm', 'actor_lr', 'critic_grad_norm']
+    """
+
+    def __init__(
+        self,
+        loss_module: PWMLoss,
+        *,
+        iterations: int = 10_000,
+        actor_lr: float = 5e-4,
+        critic_lr: float = 5e-4,
+        final_lr: float = 1e-5,
+        betas: tuple[float, float] = (0.7, 0.95),
+        actor_clip: float = 1.0,
+        critic_clip: float = 100.0,
+        critic_iterations: int = 8,
+        critic_batches: int = 4,
+        skip_non_finite: bool = False,
+    ) -> None:
+        self.loss_module = loss_module
+        self.actor_params = list(loss_module.actor_network_params.parameters())
+        self.critic_params = list(loss_module.value_network_params.parameters())
+        beta1, beta2 = betas
+        self.actor_optimizer = torch.optim.Adam(self.actor_params, actor_lr, betas=(beta1, beta2), fused=True)
+        self.critic_optimizer = torch.optim.Adam(self.critic_params, critic_lr, betas=(beta1, beta2), fused=True)
+        self.schedulers = [
+            linear_schedule(self.actor_optimizer, final_lr, iterations),
+            linear_schedule(self.critic_optimizer, final_lr, iterations),
+        ]
+        self.actor_clip, self.critic_clip = actor_clip, critic_clip
+        self.critic_iterations, self.critic_batches = critic_iterations, critic_batches
+        self.skip_non_finite = skip_non_finite
+        self.skipped = 0
+
+    def step(self, trainer: Any, sub_batch: TensorDictBase) -> TensorDictBase:
+        return self.update(sub_batch)
+
+    def update(self, batch: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
+        """One update from ``[B]`` start states, or the first steps of ``[B, T]`` sequences.
+
+        ``noise`` [H, B, A] replaces the sampled policy noise.
+        """
+        loss = self.loss_module
+        start = batch[:, 0] if batch.ndim == 2 else batch
+        rollout = loss.imagine(start, noise)
+        actor_loss = loss.actor_loss(rollout)
+        self.actor_optimizer.zero_grad()
+        actor_loss.backward()
+        actor_norm = nn.utils.clip_grad_norm_(self.actor_params, self.actor_clip)
+        metrics: dict[str, Any] = {"loss_actor": actor_loss.detach(), "actor_grad_norm": actor_norm}
+        metrics |= loss.rollout_metrics(rollout)
+        if self._finite("actor", batch, actor_loss, actor_norm):
+            self.actor_optimizer.step()
+            metrics |= self._critic_pass(rollout, batch)
+        metrics["actor_lr"] = self.schedulers[0].get_last_lr()[0]
+        metrics["skipped"] = float(self.skipped)
+        for scheduler in self.schedulers:
+            scheduler.step()
+        return TensorDict(metrics)
+
+    def _critic_pass(self, rollout: TensorDictBase, batch: TensorDictBase) -> dict[str, Tensor]:
+        loss = self.loss_module
+        keys = [*loss.value_network.in_keys, loss.tensor_keys.value_target]
+        rollout = rollout.detach().set(loss.tensor_keys.value_target, loss.value_target(rollout))
+        rows = rollout.select(*keys).transpose(0, 1).reshape(-1)
+        minibatches = rows.split(max(len(rows) // self.critic_batches, 1))
+        losses, norms = [], []
+        for _ in range(self.critic_iterations):
+            for minibatch in minibatches:
+                value_loss = loss.value_loss(minibatch)
+                self.critic_optimizer.zero_grad()
+                value_loss.backward()
+                norms.append(nn.utils.clip_grad_norm_(self.critic_params, self.critic_clip))
+                losses.append(value_loss.detach())
+                if self._finite("critic", batch, losses[-1], norms[-1]):
+                    self.critic_optimizer.step()
+        return {"loss_value": torch.stack(losses).mean(), "critic_grad_norm": torch.stack(norms).mean()}
+
+    def _finite(self, name: str, batch: TensorDictBase, *values: Tensor) -> bool:
+        if all(bool(value.isfinite()) for value in values):
+            return True
+        if not self.skip_non_finite:
+            raise_non_finite(name, batch, *values)
+        self.skipped += 1
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "skipped": self.skipped,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.actor_optimizer.load_state_dict(state_dict["actor_optimizer"])
+        self.critic_optimizer.load_state_dict(state_dict["critic_optimizer"])
+        for scheduler, state in zip(self.schedulers, state_dict["schedulers"]):
+            scheduler.load_state_dict(state)
+        self.skipped = state_dict["skipped"]
+
+
+class WorldModelOptimizationStepper(OptimizationStepper):
+    """One clipped Adam step on a world model.
+
+    Args:
+        loss_module (PWMWorldModelLoss): the objective.
+
+    Keyword Args:
+        iterations (int): number of updates over which the learning rates fall linearly to ``final_lr``.
+        lr (float): learning rate of dynamics, reward head and embedding.
+        final_lr (float, optional): where it ends; ``None`` (default, as published for many tasks) keeps it constant.
+        encoder_lr_scale (float): the encoder's share of ``lr``; published: 0.3 for many tasks, 1 for one.
+        clip (float): largest gradient norm.
+
+    Raises:
+        FloatingPointError: if the loss or the gradient is not finite.
+
+    Source: TD-MPC2 (arXiv 2310.16828), appendix; PWM (arXiv 2407.02466), appendix.
+    """
+
+    def __init__(
+        self,
+        loss_module: PWMWorldModelLoss,
+        *,
+        iterations: int,
+        lr: float = 3e-4,
+        final_lr: float | None = None,
+        encoder_lr_scale: float = 0.3,
+        clip: float = 20.0,
+    ) -> None:
+        self.loss_module = loss_module
+        self.params = list(loss_module.world_model.parameters())
+        encoder = list(loss_module.world_model._encoder.parameters())
+        inside = {id(param) for param in encoder}
+        groups: list[dict[str, Any]] = [
+            {"params": encoder, "lr": lr * encoder_lr_scale},
+            {"params": [param for param in self.params if id(param) not in inside]},
+        ]
+        self.optimizer = torch.optim.Adam(groups, lr, fused=True)
+        self.scheduler = linear_schedule(self.optimizer, final_lr, iterations)
+        self.clip = clip
+
+    def step(self, trainer: Any, sub_batch: TensorDictBase) -> TensorDictBase:
+        return self.update(sub_batch)
+
+    def update(self, batch: TensorDictBase) -> TensorDictBase:
+        """One update from ``[B, T]`` sequences."""
+        losses = self.loss_module(batch)
+        total = losses["loss_consistency"] + losses["loss_reward"]
+        self.optimizer.zero_grad()
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.params, self.clip)
+        if not bool(norm.isfinite() & total.isfinite()):
+            raise_non_finite("world-model", batch, total, norm)
+        self.optimizer.step()
+        lr = self.scheduler.get_last_lr()[-1]
+        self.scheduler.step()
+        return losses.detach().set("model_grad_norm", norm).set("model_lr", torch.tensor(lr))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self.scheduler.load_state_dict(state_dict["scheduler"])
+
+
+def linear_schedule(
+    optimizer: torch.optim.Optimizer, final_lr: float | None, iterations: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """lr_n = lr_0 + (final_lr - lr_0) n / iterations for every parameter group; constant for ``None``."""
+
+    def factor(initial_lr: float) -> Any:
+        end = 1.0 if final_lr is None else final_lr / initial_lr
+        return lambda n: 1.0 + (end - 1.0) * min(n / iterations, 1.0)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
+
+
+def raise_non_finite(name: str, batch: TensorDictBase, *values: Tensor) -> None:
+    """Raises FloatingPointError, naming the batch entry and task that are not finite, if there are any."""
+    where = "; every entry of the batch is finite, so the networks have diverged: lower the learning rate"
+    for key, value in _float_leaves(batch):
+        rows = ~value.flatten(1).isfinite().all(1)
+        if rows.any():
+            task = batch.get("task", None)
+            named = "" if task is None else f" of task {sorted(set(task[rows].flatten().tolist()))}"
+            where = f"; the batch has non-finite {key}{named} in {int(rows.sum())} of {len(rows)} rows: check the data"
+            break
+    found = ", ".join(f"{float(value):g}" for value in values)
+    raise FloatingPointError(
+        f"The {name} update expected a finite loss and gradient norm, found {found}{where}. No parameter was changed."
+    )
+
+
+def _float_leaves(batch: TensorDictBase) -> Iterable[tuple[Any, Tensor]]:
+    for key, value in batch.items(include_nested=True, leaves_only=True):
+        if value.is_floating_point():
+            yield key, value
