@@ -147,10 +147,10 @@ class MetaWorldSimulation:
 
         model = self._env.model
         if self._renderer is None:
-            # The camera of the published videos, nearer to the table than the model has it.
-            model.camera("corner2").pos[:] = [0.75, 0.075, 0.7]
             self._renderer = OffscreenRenderer(model, height, width)
-        return self._renderer.render(self._env.data, fixed_camera(model, "corner2"))
+        picture = self._renderer.render(self._env.data, fixed_camera(model, "corner4"))
+        # This camera hangs upside down.
+        return picture[::-1, ::-1].copy()
 
     def close(self) -> None:
         """Free the simulator."""

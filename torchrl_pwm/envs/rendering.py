@@ -114,12 +114,17 @@ def _make_context(width: int, height: int) -> Any:
         # PyOpenGL keeps the first platform it was told, so the name of a library that failed must not stay.
         platform = os.environ.get("PYOPENGL_PLATFORM")
         try:
-            return importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
+            context = importlib.import_module(f"mujoco.{backend}").GLContext(width, height)
         # The loaders of OpenGL libraries fail in many ways, AttributeError among them where a symbol is missing.
         except (ImportError, RuntimeError, AttributeError, OSError, TypeError) as error:
             failures.append(f"{backend}: {type(error).__name__}: {error}")
             if platform is None:
                 os.environ.pop("PYOPENGL_PLATFORM", None)
+        else:
+            # Handlers run in reverse order: this one must come after the library's own, which ends its display.
+            atexit.unregister(_close_all)
+            atexit.register(_close_all)
+            return context
     raise RuntimeError(
         "pixels were asked for, but no OpenGL library gives an off-screen context ("
         + "; ".join(failures)
@@ -127,7 +132,6 @@ def _make_context(width: int, height: int) -> Any:
     )
 
 
-@atexit.register
 def _close_all() -> None:
     """Free contexts while the OpenGL library is still loaded: freeing later prints errors at exit."""
     for renderer in list(_LIVE):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from tensordict import TensorDictBase
@@ -88,7 +90,10 @@ class ScriptedPolicy(TensorDictModuleBase):
             wanted = np.array([0.0, 0.0, 0.0, self._gripper])
         else:
             state = observation.detach().cpu().numpy()[: self.spec.observation_dim].astype(np.float64)
-            wanted = np.clip(self._expert.get_action(state).astype(np.float64), -1.0, 1.0)
+            with warnings.catch_warnings():
+                # Experts ask for more than [-1, 1] and warn of it; the action is clipped below.
+                warnings.filterwarnings("ignore", message="Constant")
+                wanted = np.clip(self._expert.get_action(state).astype(np.float64), -1.0, 1.0)
             self._gripper = float(wanted[3])
         if self.noise:
             wanted = wanted + self.noise * self.generator.standard_normal(wanted.shape)
