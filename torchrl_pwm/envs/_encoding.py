@@ -1,0 +1,57 @@
+"""What the world-model transform and the imagined env ask of a model."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def check_model(model: Any, *forms: str) -> None:
+    """Raises a TypeError unless ``model`` is a module with these tensor forms."""
+    missing = [form for form in forms if not callable(getattr(model, form, None))]
+    if missing or not isinstance(model, nn.Module):
+        raise TypeError(
+            f"Expected a PWMWorldModel or a module with its tensor forms {', '.join(forms)}, found "
+            f"{type(model).__name__}{' without ' + ', '.join(missing) if missing else ', which is no nn.Module'}."
+        )
+
+
+@torch.no_grad()
+def encode(model: Any, observation: Tensor, task: Tensor | int | None) -> Tensor:
+    """The latent ``[*, D]`` of ``observation`` [*, O], without gradient and on the observation's device.
+
+    The model stays where it is and keeps its dtype: the observation goes to it.
+    """
+    at_model = observation.to(reference_tensor(model))
+    if isinstance(task, Tensor):
+        task = align_task(task, observation.shape[:-1]).to(at_model.device)
+    return model.encode_observation(at_model, task).to(observation.device)
+
+
+def align_task(task: Tensor, rows: torch.Size) -> Tensor:
+    """``task`` expanded to ``rows``; its axes are the leading ones, as a TensorDict's batch is.
+
+    Left to broadcasting, ``task`` [B] beside rows [B, T] would be read as [T] whenever B equals T.
+    """
+    if task.ndim > len(rows) or any(size not in (1, row) for size, row in zip(task.shape, rows)):
+        raise ValueError(
+            f"`task` needs one index per row: expected shape {tuple(rows)} or leading axes of it, "
+            f"found {tuple(task.shape)}."
+        )
+    return task.reshape(*task.shape, *(1,) * (len(rows) - task.ndim)).expand(rows)
+
+
+def reference_tensor(model: nn.Module) -> Tensor:
+    """A tensor with the model's device and dtype."""
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.is_floating_point():
+            return tensor
+    return torch.zeros(())
+
+
+def needs_task(model: Any) -> bool:
+    """Whether the model has several tasks."""
+    return bool(getattr(model, "num_tasks", 0))
