@@ -118,10 +118,11 @@ class PWMWorldModel(WorldModel):
         self.num_bins = num_bins
         self.codec = TwoHotCodec(num_bins or 0, vmin, vmax)
         joint = latent_dim + task_dim + action_dim
+        # In the published order, so that state dicts and optimiser states line up.
+        self._task_emb = nn.Embedding(num_tasks, task_dim, max_norm=1) if num_tasks else None
         self._encoder = make_mlp(observation_dim + task_dim, encoder_units, latent_dim, SimNorm(simnorm_dim))
         self._dynamics = make_mlp(joint, units, latent_dim, SimNorm(simnorm_dim))
         self._reward = make_mlp(joint, units, max(num_bins or 0, 1))
-        self._task_emb = nn.Embedding(num_tasks, task_dim, max_norm=1) if num_tasks else None
         self.register_buffer("action_masks", _action_masks(action_dims, num_tasks, action_dim), persistent=False)
         self.reset_parameters()
         self.tensor_keys = self._AcceptedKeys()
