@@ -1,1 +1,54 @@
+"""Offline data: memory-mapped episodes, their replay buffer, conversion of published shards, and collection.
 
+Every name is imported on first use, so that this folder loads without a simulator or hub client installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchrl_pwm.data.collect import collect_dataset
+    from torchrl_pwm.data.convert import convert_shards
+    from torchrl_pwm.data.download import download_shards
+    from torchrl_pwm.data.replay import TDMPC2ExperienceReplay
+    from torchrl_pwm.data.sac import SACConfig
+    from torchrl_pwm.data.sampler import EpisodeSliceSampler
+    from torchrl_pwm.data.storage import EpisodeStorage
+    from torchrl_pwm.data.store import EpisodeStore
+    from torchrl_pwm.data.writer import EpisodeStoreWriter
+
+_HOME = {
+    "EpisodeSliceSampler": "sampler",
+    "EpisodeStorage": "storage",
+    "EpisodeStore": "store",
+    "EpisodeStoreWriter": "writer",
+    "SACConfig": "sac",
+    "TDMPC2ExperienceReplay": "replay",
+    "collect_dataset": "collect",
+    "convert_shards": "convert",
+    "download_shards": "download",
+}
+
+__all__ = [
+    "EpisodeSliceSampler",
+    "EpisodeStorage",
+    "EpisodeStore",
+    "EpisodeStoreWriter",
+    "SACConfig",
+    "TDMPC2ExperienceReplay",
+    "collect_dataset",
+    "convert_shards",
+    "download_shards",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

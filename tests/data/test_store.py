@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from tests.data.counting import COUNTS, counting_rows, write_counting_store
+from torchrl_pwm.data import EpisodeStore, EpisodeStoreWriter
+from torchrl_pwm.envs.tasks import MT30, MT80, TaskSet
+
+
+def test_rows_are_grouped_by_task_in_the_order_of_the_set(counting_root):
+    store = EpisodeStore(counting_root, verify=True)
+    assert store.tasks == ("walker-stand", "cheetah-run", "mw-reach")
+    assert [(rows.start, rows.stop) for rows in store.manifest.tasks] == [(0, 2), (2, 6), (6, 9)]
+    for rows in store.manifest.tasks:
+        observation, action, reward = counting_rows("mt80", rows.name, COUNTS[rows.name], 12)
+        assert np.array_equal(store.observation[rows.start : rows.stop], observation)
+        assert np.array_equal(store.action[rows.start : rows.stop], action)
+        assert np.array_equal(store.reward[rows.start : rows.stop], reward)
+
+
+def test_rows_may_be_written_in_pieces_and_in_any_order_of_tasks(tmp_path):
+    whole = write_counting_store(tmp_path / "whole")
+    with EpisodeStoreWriter(tmp_path / "pieces", "mt80", COUNTS, row_length=12) as writer:
+        for first in range(4):
+            for task, rows in reversed(COUNTS.items()):
+                if first < rows:
+                    writer.write(task, *(a[first : first + 1] for a in counting_rows("mt80", task, rows, 12)))
+    for name in ("observation", "action", "reward"):
+        assert (tmp_path / "pieces" / f"{name}.bin").read_bytes() == (whole / f"{name}.bin").read_bytes()
+
+
+def test_statistics_scale_the_return_of_a_row_to_an_episode(tmp_path):
+    reward = np.arange(40, dtype=np.float32).reshape(4, 10)
+    with EpisodeStoreWriter(tmp_path / "d", "mt30", {"walker-run": 4}, row_length=10) as writer:
+        writer.write("walker-run", np.zeros((4, 11, 24)), np.zeros((4, 10, 6)), reward)
+    statistics = EpisodeStore(tmp_path / "d").statistics()["walker-run"]
+    assert statistics["behavior_return_mean"] == pytest.approx(reward.sum(1).mean() * 50)
+    assert statistics["behavior_return_std"] is None
+    assert statistics["transitions"] == 40
+
+
+def test_statistics_of_whole_episodes_join_their_rows(tmp_path):
+    reward = np.random.default_rng(0).random((10, 100))
+    success = np.zeros((10, 100), bool)
+    with EpisodeStoreWriter(
+        tmp_path / "d", "mt80", {"walker-run": 10, "mw-reach": 4}, row_length=100, success=True, whole_episodes=True
+    ) as writer:
+        writer.write("walker-run", np.zeros((10, 101, 39)), np.zeros((10, 100, 6)), reward, success)
+        success[1:3, -1] = success[3, 50] = True
+        writer.write("mw-reach", np.zeros((4, 101, 39)), np.zeros((4, 100, 6)), reward[:4], success[:4])
+    statistics = EpisodeStore(tmp_path / "d").statistics()
+    assert statistics["walker-run"]["behavior_return_mean"] == pytest.approx(reward.sum() / 2)
+    assert statistics["walker-run"]["behavior_return_std"] == pytest.approx(
+        abs(reward[:5].sum() - reward[5:].sum()) / 2
+    )
+    assert statistics["walker-run"]["success_mean"] is None
+    assert statistics["mw-reach"]["success_mean"] == 0.5
+
+
+def test_a_truncated_file_is_found_when_opening(counting_root):
+    with open(counting_root / "action.bin", "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(ValueError, match=r"action\.bin has 1000 bytes, the manifest says 2592"):
+        EpisodeStore(counting_root)
+
+
+def test_a_missing_file_is_found_when_opening(counting_root):
+    (counting_root / "reward.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"reward\.bin is missing"):
+        EpisodeStore(counting_root)
+
+
+@pytest.mark.parametrize("name", ["observation", "action", "reward"])
+def test_one_flipped_bit_is_found_by_verify_only(counting_root, name):
+    with open(counting_root / f"{name}.bin", "r+b") as file:
+        file.seek(101)
+        byte = file.read(1)[0]
+        file.seek(101)
+        file.write(bytes([byte ^ 1]))
+    EpisodeStore(counting_root)
+    with pytest.raises(ValueError, match=rf"{name}\.bin has sha256 .* the manifest says"):
+        EpisodeStore(counting_root, verify=True)
+
+
+def _edited(root, edit):
+    path = root / "manifest.json"
+    record = json.loads(path.read_text())
+    edit(record)
+    path.write_text(json.dumps(record))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m.update(format="other"), "not a manifest of this package"),
+        (lambda m: m.update(version=99), "format version 99, this package reads version 1"),
+        (lambda m: m.pop("tasks"), "lacks or misnames an entry"),
+        (lambda m: m["fields"].pop("reward"), r"lists no file for \['reward'\]"),
+        (lambda m: m["fields"]["reward"].update(file="../reward.bin"), "not a file name inside its folder"),
+        (lambda m: m["fields"]["reward"].update(dtype="object"), "dtype 'object'"),
+        (lambda m: m["fields"]["reward"].update(shape=[9, 11]), "expected"),
+        (lambda m: m["tasks"][1].update(start=3), "expected 2 on"),
+        (lambda m: m["tasks"][1].update(index=0), "another task's"),
+        (lambda m: m["tasks"].clear(), "describes no data"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(counting_root, edit, message):
+    with pytest.raises(ValueError, match=message):
+        EpisodeStore(_edited(counting_root, edit))
+
+
+def test_a_manifest_that_is_not_json_is_refused(counting_root):
+    (counting_root / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        EpisodeStore(counting_root)
+
+
+def test_a_folder_without_manifest_says_how_to_make_a_data_set(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make one with convert_shards"):
+        EpisodeStore(tmp_path)
+
+
+def test_nothing_is_left_when_writing_fails(tmp_path):
+    with (
+        pytest.raises(ZeroDivisionError),
+        EpisodeStoreWriter(tmp_path / "d", "mt30", {"walker-run": 1}, row_length=5) as writer,
+    ):
+        writer.write("walker-run", np.zeros((1, 6, 24)), np.zeros((1, 5, 6)), np.zeros((1, 5)))
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_when_rows_are_missing_at_the_end(tmp_path):
+    with (
+        pytest.raises(ValueError, match="announced with 2 rows, but 1 were written"),
+        EpisodeStoreWriter(tmp_path / "d", "mt30", {"walker-run": 2}, row_length=5) as writer,
+    ):
+        writer.write("walker-run", np.zeros((1, 6, 24)), np.zeros((1, 5, 6)), np.zeros((1, 5)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_data_set_is_never_overwritten(counting_root):
+    before = (counting_root / "manifest.json").read_bytes()
+    with (
+        pytest.raises(FileExistsError, match="exists already"),
+        EpisodeStoreWriter(counting_root, "mt30", {"walker-run": 1}, row_length=5),
+    ):
+        pass
+    assert (counting_root / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("key", ["observation", "action", "reward"])
+def test_a_value_that_is_not_finite_is_refused_by_task_row_step_and_key(tmp_path, key, value):
+    arrays = dict(zip(("observation", "action", "reward"), counting_rows("mt30", "walker-run", 3, 5)))
+    arrays[key][2, 4] = value
+    with (
+        pytest.raises(ValueError, match=rf"{key} of task walker-run is {value} in row 2 at step 4"),
+        EpisodeStoreWriter(tmp_path / "d", "mt30", {"walker-run": 3}, row_length=5) as writer,
+    ):
+        writer.write("walker-run", **arrays)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_value_too_large_for_float16_is_refused(tmp_path):
+    observation, action, reward = counting_rows("mt30", "walker-run", 1, 5)
+    observation[0, 1, 0] = 1e6
+    with (
+        pytest.raises(ValueError, match="is inf in row 0 at step 1"),
+        EpisodeStoreWriter(tmp_path / "d", "mt30", {"walker-run": 1}, row_length=5, dtype="float16") as writer,
+    ):
+        writer.write("walker-run", observation, action, reward)
+
+
+@pytest.mark.parametrize(
+    ("rows", "kwargs", "message"),
+    [
+        ({"walker-runs": 1}, {}, "did you mean 'walker-run'"),
+        ({"walker-run": 0}, {}, "at least one row"),
+        ({}, {}, "at least one row"),
+        ({"walker-run": 1}, {"dtype": "int8"}, "'float32' or 'float16'"),
+        ({"walker-run": 1}, {"row_length": 0}, "at least 1, found 0"),
+    ],
+)
+def test_the_writer_refuses_what_it_cannot_write(tmp_path, rows, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        EpisodeStoreWriter(tmp_path / "d", "mt30", rows, **{"row_length": 5, **kwargs})
+
+
+def test_selection_takes_names_and_indices_and_refuses_others(counting_root):
+    store = EpisodeStore(counting_root)
+    reach = MT80["mw-reach"].index
+    assert [rows.name for rows in store.select([reach, "walker-stand"])] == ["walker-stand", "mw-reach"]
+    assert store.select("cheetah-run") == store.select([3])
+    with pytest.raises(ValueError, match="holds no data of 'walker-run'"):
+        store.select(["walker-run"])
+    with pytest.raises(ValueError, match="did you mean 'walker-run'"):
+        store.select(["walker-runn"])
+    with pytest.raises(ValueError, match="from 0 to 79"):
+        store.select([80])
+    with pytest.raises(ValueError, match="tasks is empty"):
+        store.select([])
+
+
+def test_a_task_set_of_your_own_is_known_again(tmp_path):
+    pair = TaskSet("pair", ["mw-reach", "walker-run"])
+    with EpisodeStoreWriter(tmp_path / "d", pair, {"walker-run": 1}, row_length=5) as writer:
+        writer.write("walker-run", np.zeros((1, 6, 39)), np.zeros((1, 5, 6)), np.zeros((1, 5)))
+    store = EpisodeStore(tmp_path / "d")
+    assert store.task_set == pair
+    assert store.select()[0].index == 1
+
+
+def test_a_store_travels_to_another_process_by_its_path(counting_root):
+    store = EpisodeStore(counting_root)
+    payload = pickle.dumps(store)
+    assert len(payload) < 500
+    assert np.array_equal(pickle.loads(payload).observation, store.observation)
+
+
+def test_arrays_of_a_store_are_read_only(counting_root):
+    with pytest.raises(ValueError, match="read-only"):
+        EpisodeStore(counting_root).observation[0, 0, 0] = 1
+    assert MT30.names == MT80.names[:30]

@@ -1,0 +1,90 @@
+"""Files and folders that appear whole or not at all, and their checksums."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+__all__ = ["file_sha256", "flush_file", "flush_folder", "replaced_file", "staged_folder"]
+
+_BLOCK = 1 << 22
+
+
+def file_sha256(path: str | os.PathLike[str], progress: Callable[[int], object] | None = None) -> str:
+    """Checksum of a file, read in blocks. ``progress`` is called with the number of bytes of each block."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            if progress is not None:
+                progress(len(block))
+    return digest.hexdigest()
+
+
+def flush_file(path: str | os.PathLike[str]) -> None:
+    """Wait until a written file is on the disk."""
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: str | os.PathLike[str]) -> None:
+    """Wait until the entries of a folder are on the disk; nothing to do where folders cannot be opened."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` that takes its place when the block ends without an exception."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        flush_file(temporary)
+        os.replace(temporary, target)
+        flush_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged_folder(root: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary folder beside ``root`` that takes its name when the block ends without an exception.
+
+    After an exception the temporary folder is removed. The files in it must have been flushed by their writer.
+
+    Raises:
+        FileExistsError: if ``root`` is there already and holds anything.
+    """
+    target = Path(root)
+    refuse_existing(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
+    stage.mkdir()
+    try:
+        yield stage
+        flush_folder(stage)
+        if target.is_dir():
+            target.rmdir()
+        os.rename(stage, target)
+        flush_folder(target.parent)
+    finally:
+        if stage.exists():
+            shutil.rmtree(stage)
+
+
+def refuse_existing(root: str | os.PathLike[str]) -> None:
+    """Raise FileExistsError if ``root`` is a file or a folder that holds anything."""
+    target = Path(root)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"{target} exists already; give another folder, or delete it to write it again")
