@@ -78,6 +78,7 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
     """
 
     available_datasets = _PUBLISHED
+    _prefetch_executor: ThreadPoolExecutor
 
     def __init__(
         self,

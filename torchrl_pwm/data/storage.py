@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,15 @@ from torchrl_pwm.data.manifest import TaskRows
 from torchrl_pwm.data.store import EpisodeStore
 
 __all__ = ["EpisodeStorage"]
+
+
+class _Arrays(NamedTuple):
+    """What is read for a batch: [..., O], [..., O], [..., A], [...]."""
+
+    observation: np.ndarray
+    next_observation: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
 
 
 class EpisodeStorage(Storage):
@@ -87,8 +96,8 @@ class EpisodeStorage(Storage):
         items = self._items(index)
         row, step = np.divmod(items, self.row_length)
         if items.ndim == 2 and items.shape[1] > 1 and self._is_windows(row, items):
-            return self._pack(*self._windows(row[:, 0], step[:, 0], items.shape[1]), row, step)
-        return self._pack(*self._single(row, step), row, step)
+            return self._pack(self._windows(row[:, 0], step[:, 0], items.shape[1]), row, step)
+        return self._pack(self._single(row, step), row, step)
 
     def _items(self, index: Any) -> np.ndarray:
         if isinstance(index, slice) or index is Ellipsis:
@@ -115,40 +124,28 @@ class EpisodeStorage(Storage):
         """Position of each selected row's task in ``task_rows``."""
         return np.searchsorted(self._ends, row, side="right")
 
-    def _windows(self, row: np.ndarray, step: np.ndarray, length: int) -> tuple[np.ndarray, ...]:
+    def _windows(self, row: np.ndarray, step: np.ndarray, length: int) -> _Arrays:
         """Blocks of ``length`` transitions: row, step [B] -> observation and next observation [B, T, O], ..."""
         store, steps = self.store, self.row_length
         at = row + self._offsets[self._row_tasks(row)]
         observation = _blocks(store.observation, at * (steps + 1) + step, length + 1)
         action = _blocks(store.action, at * steps + step, length)
         reward = _blocks(store.reward, at * steps + step, length)
-        return observation[:, :-1], observation[:, 1:], action, reward
+        return _Arrays(observation[:, :-1], observation[:, 1:], action, reward)
 
-    def _single(self, row: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _single(self, row: np.ndarray, step: np.ndarray) -> _Arrays:
         store = self.store
         at = row + self._offsets[self._row_tasks(row)]
-        return (
-            store.observation[at, step],
-            store.observation[at, step + 1],
-            store.action[at, step],
-            store.reward[at, step],
-        )
+        observation, following = store.observation[at, step], store.observation[at, step + 1]
+        return _Arrays(observation, following, store.action[at, step], store.reward[at, step])
 
-    def _pack(
-        self,
-        observation: np.ndarray,
-        next_observation: np.ndarray,
-        action: np.ndarray,
-        reward: np.ndarray,
-        row: np.ndarray,
-        step: np.ndarray,
-    ) -> TensorDict:
+    def _pack(self, arrays: _Arrays, row: np.ndarray, step: np.ndarray) -> TensorDict:
         task = self._task_ids[self._row_tasks(row)]
         tensors = {
-            "observation": _float32(observation),
-            "action": _float32(action),
-            ("next", "observation"): _float32(next_observation),
-            ("next", "reward"): _float32(np.asarray(reward)[..., None]),
+            "observation": _float32(arrays.observation),
+            "action": _float32(arrays.action),
+            ("next", "observation"): _float32(arrays.next_observation),
+            ("next", "reward"): _float32(np.asarray(arrays.reward)[..., None]),
         }
         if self.check_finite:
             for key, tensor in tensors.items():
