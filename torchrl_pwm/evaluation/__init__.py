@@ -1,1 +1,76 @@
+"""Evaluation: rollouts in the real environments, scores, summaries, plots and films.
 
+Every name is imported on first use, so that this folder loads without a simulator or a plotting library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchrl_pwm.evaluation.films import film_strip, save_video
+    from torchrl_pwm.evaluation.plots import plot_scores, plot_training, read_metrics
+    from torchrl_pwm.evaluation.results import EvaluationResult
+    from torchrl_pwm.evaluation.rollouts import evaluate_policy
+    from torchrl_pwm.evaluation.scores import (
+        normalized_score,
+        reference_average,
+        reference_score,
+        reference_scores,
+    )
+    from torchrl_pwm.evaluation.summary import (
+        format_table,
+        make_summary,
+        package_versions,
+        read_summary,
+        write_summary,
+    )
+
+_HOME = {
+    "EvaluationResult": "results",
+    "evaluate_policy": "rollouts",
+    "film_strip": "films",
+    "format_table": "summary",
+    "make_summary": "summary",
+    "normalized_score": "scores",
+    "package_versions": "summary",
+    "plot_scores": "plots",
+    "plot_training": "plots",
+    "read_metrics": "plots",
+    "read_summary": "summary",
+    "reference_average": "scores",
+    "reference_score": "scores",
+    "reference_scores": "scores",
+    "save_video": "films",
+    "write_summary": "summary",
+}
+
+__all__ = [
+    "EvaluationResult",
+    "evaluate_policy",
+    "film_strip",
+    "format_table",
+    "make_summary",
+    "normalized_score",
+    "package_versions",
+    "plot_scores",
+    "plot_training",
+    "read_metrics",
+    "read_summary",
+    "reference_average",
+    "reference_score",
+    "reference_scores",
+    "save_video",
+    "write_summary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,137 @@
+"""Film strips and videos of recorded episodes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from torchrl_pwm.data.files import replaced_file
+from torchrl_pwm.envs._extras import require
+
+__all__ = ["film_strip", "save_video"]
+
+_GAP, _HEADER, _LABEL_SIZE = 4, 22, 15
+_INK, _PAPER = (27, 31, 36), (255, 255, 255)
+
+
+def film_strip(
+    films: Mapping[str, np.ndarray],
+    path: str | os.PathLike[str],
+    *,
+    num_frames: int = 8,
+    height: int = 160,
+) -> Path:
+    """One row of pictures per film, evenly spaced in time from the first frame to the last.
+
+    Above each row stand its label and, over each picture, the number of its step.
+
+    Args:
+        films: label of a row (a task, perhaps with its score) to frames, uint8 [T, H, W, 3]: for example one of
+            ``result.frames`` of :func:`~torchrl_pwm.evaluate_policy` with ``record=1``.
+        path: file to write; the suffix chooses the format (PNG if it has none).
+        num_frames: pictures per row; a film of fewer frames shows all it has.
+        height: height of each picture in the strip, in pixels.
+
+    Returns:
+        The path of the strip.
+
+    Raises:
+        ImportError: if Pillow is not installed.
+        ValueError: if there is no film, or frames of another shape or dtype.
+
+    Examples:
+        >>> import numpy as np, tempfile
+        >>> frames = np.zeros((50, 64, 64, 3), np.uint8)
+        >>> film_strip({"walker-run": frames}, tempfile.mkdtemp() + "/strip.png").name
+        'strip.png'
+    """
+    if not films:
+        raise ValueError("there is nothing to draw: no film was given")
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, found {num_frames}")
+    image_module = require("PIL.Image", extra="plots", purpose="drawing a film strip")
+    draw_module = require("PIL.ImageDraw", extra="plots", purpose="drawing a film strip")
+    font_module = require("PIL.ImageFont", extra="plots", purpose="drawing a film strip")
+    font = font_module.load_default(_LABEL_SIZE)
+    small = font_module.load_default(_LABEL_SIZE - 4)
+
+    rows = []
+    for label, film in films.items():
+        film = _checked(film, label)
+        steps = np.unique(np.linspace(0, len(film) - 1, num_frames).round().astype(int))
+        width = max(1, round(height * film.shape[2] / film.shape[1]))
+        pictures = [image_module.fromarray(film[step]).resize((width, height)) for step in steps]
+        rows.append((label, steps, pictures, width))
+
+    # a label that is wider than its pictures still fits
+    total = max(
+        max(len(steps) * (width + _GAP) + _GAP, int(font.getlength(label)) + 2 * _GAP)
+        for label, steps, _, width in rows
+    )
+    row_height = 2 * _HEADER + height + _GAP
+    strip = image_module.new("RGB", (total, len(rows) * row_height + _GAP), _PAPER)
+    draw = draw_module.Draw(strip)
+    for number, (label, steps, pictures, width) in enumerate(rows):
+        top = number * row_height
+        draw.text((_GAP, top + _HEADER // 2 + 2), label, fill=_INK, font=font, anchor="lm")
+        for column, (step, picture) in enumerate(zip(steps, pictures)):
+            left = _GAP + column * (width + _GAP)
+            draw.text((left, top + _HEADER + _HEADER // 2), f"step {step}", fill=_INK, font=small, anchor="lm")
+            strip.paste(picture, (left, top + 2 * _HEADER))
+    target = Path(path)
+    target = target if target.suffix else target.with_suffix(".png")
+    formats = image_module.registered_extensions()
+    if target.suffix.lower() not in formats:
+        raise ValueError(f"Pillow cannot write {target.suffix} files (path {target}); use .png or .jpg")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(target) as temporary:
+        strip.save(temporary, format=formats[target.suffix.lower()])
+    return target
+
+
+def save_video(frames: np.ndarray, path: str | os.PathLike[str], *, fps: int = 25) -> Path:
+    """Write frames as a video.
+
+    Args:
+        frames: uint8 [T, H, W, 3].
+        path: file to write; the suffix chooses the format: ``.gif`` needs nothing more, ``.mp4`` needs the
+            imageio-ffmpeg package.
+        fps: frames per second.
+
+    Returns:
+        The path of the video.
+
+    Raises:
+        ImportError: if imageio, or for mp4 imageio-ffmpeg, is not installed.
+        ValueError: for frames of another shape or dtype, or another suffix.
+    """
+    frames = _checked(frames, "the video")
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix not in (".gif", ".mp4"):
+        raise ValueError(f"a video is written as .gif or .mp4, found {target.name!r}")
+    imageio = require("imageio.v2", extra="plots", purpose="writing a video")
+    if suffix == ".mp4":
+        try:
+            import imageio_ffmpeg  # noqa: F401
+        except ImportError as error:
+            raise ImportError("mp4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or write a .gif") from error
+    # gif takes the duration of a frame in milliseconds, mp4 the rate
+    options = {"duration": 1000.0 / fps, "loop": 0} if suffix == ".gif" else {"fps": fps, "macro_block_size": 2}
+    content = imageio.mimwrite("<bytes>", list(frames), format=suffix[1:], **options)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(target) as temporary:
+        temporary.write_bytes(content)
+    return target
+
+
+def _checked(frames: np.ndarray, label: str) -> np.ndarray:
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
+        raise ValueError(
+            f"frames of {label} must be uint8 of shape [T, H, W, 3], found {frames.dtype} {list(frames.shape)}"
+        )
+    return frames

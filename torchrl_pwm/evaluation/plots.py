@@ -1,0 +1,326 @@
+"""Pictures of results: scores per task, and curves of a training. Drawn off screen, whatever backend is in use."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from torchrl_pwm.data.files import replaced_file
+from torchrl_pwm.envs._extras import require
+from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
+from torchrl_pwm.evaluation.scores import find_task_spec, reference_scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["plot_scores", "plot_training", "read_metrics"]
+
+Series: TypeAlias = tuple[np.ndarray, np.ndarray]
+
+_POLICY, _DATA, _PWM, _TDMPC2 = "#2f6db3", "#8a8f98", "#d1495b", "#e0a030"
+_CURVES = (_POLICY, _PWM, "#3a9e6e", _TDMPC2, "#7b5ea7", _DATA)
+# one above the other, because many published scores are equal
+_MARKS = {
+    "pwm": ("D", _PWM, "published PWM", -0.16),
+    "tdmpc2": ("o", _TDMPC2, "published TD-MPC2", 0.16),
+}
+_PANELS: Mapping[str, Sequence[str]] = {"return of an episode": ("predicted_return", "real_return")}
+
+
+def plot_scores(
+    summary: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    task_set: str | TaskSet = "mt80",
+    references: Sequence[str] = ("pwm", "tdmpc2"),
+    title: str | None = None,
+) -> Path:
+    """Scores of a summary, one line per task: against published scores, and against the data.
+
+    The left panel holds the normalised score (return / 1000 for DMControl, success rate for Meta-World) with the
+    published scores of the 48M multi-task models, which were trained on other, much larger data. The right panel
+    holds the return, as a share of the largest possible one, beside the mean return of the training data: the only
+    comparison with the data that makes sense for every task. Error bars are standard errors over episodes.
+
+    Args:
+        summary: of :func:`~torchrl_pwm.evaluation.make_summary` or ``read_summary``.
+        path: file to write; the suffix chooses the format (PNG if it has none).
+        task_set: ``"mt30"`` or ``"mt80"``: whose published scores are marked.
+        references: published methods to mark, of ``"pwm"`` and ``"tdmpc2"``.
+        title: first line of the picture. Default: the mean score.
+
+    Returns:
+        The path of the picture.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if the summary has no task.
+    """
+    rows = summary["tasks"]
+    if not rows:
+        raise ValueError("there is nothing to plot: the summary has no task")
+    specs = [find_task_spec(row["task"], task_set) or find_task_spec(row["task"]) for row in rows]
+    known = {method: reference_scores(task_set, method) for method in references}  # type: ignore[arg-type]
+    pitch = 0.5 if len(rows) <= 12 else 0.3 if len(rows) <= 40 else 0.22
+    figure = _figure(11.0, pitch * len(rows) + 2.1)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    _draw_scores(left, rows, specs, known)
+    _draw_returns(right, rows, specs)
+    for axes in (left, right):
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_yticks(range(len(rows)), [row["task"] for row in rows], fontsize=10 if pitch >= 0.3 else 8)
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labeltop=len(rows) > 40)
+        _tidy(axes, grid="x")
+    figure.suptitle(title or _score_title(summary), fontsize=13, fontweight="bold")
+    name = get_task_set(task_set).name.upper()
+    handles = {label: handle for axes in (left, right) for handle, label in zip(*axes.get_legend_handles_labels())}
+    # the bars first
+    handles = {label: handles[label] for label in sorted(handles, key=lambda label: label.startswith("published"))}
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+        title=f"{_caption(summary)}. Published scores: {name}, 48M models, other data." if known else _caption(summary),
+        title_fontsize=9,
+    )
+    return _save(figure, path)
+
+
+def plot_training(
+    metrics: Mapping[str, Series] | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    panels: Mapping[str, Sequence[str]] = _PANELS,
+    references: Mapping[str, float] | None = None,
+    xlabel: str = "iteration",
+    title: str | None = None,
+) -> Path:
+    """Curves of a training: by default the return that the world model predicts beside the real one.
+
+    A predicted return that climbs while the real one does not is the sign of a policy that exploits errors of the
+    world model.
+
+    Args:
+        metrics: name to (x [n], y [n]), or a file or folder for :func:`read_metrics`.
+        path: file to write; the suffix chooses the format (PNG if it has none).
+        panels: label of each panel's vertical axis, and the metrics it shows. Metrics that were never logged are
+            left out; a value that is not finite leaves a gap.
+        references: named values drawn as level lines in the first panel, such as the mean return of the data.
+        xlabel: label of the horizontal axis.
+        title: first line of the picture.
+
+    Returns:
+        The path of the picture.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if none of the metrics was logged, with those that were.
+    """
+    series = metrics if isinstance(metrics, Mapping) else read_metrics(metrics)
+    shown = {label: [name for name in names if name in series] for label, names in panels.items()}
+    shown = {label: names for label, names in shown.items() if names}
+    if not shown:
+        wanted = sorted({name for names in panels.values() for name in names})
+        raise ValueError(f"none of the metrics {wanted} was logged; there are {sorted(series)}. Pass panels=...")
+    figure = _figure(8.0, 0.8 + 2.8 * len(shown))
+    grid = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for position, (axes, (label, names)) in enumerate(zip(grid, shown.items())):
+        for color, name in zip(_cycle(_CURVES, len(names)), names):
+            x, y = series[name]
+            sparse = len(x) <= 40
+            axes.plot(x, y, color=color, lw=1.8, marker="o" if sparse else None, ms=3.5, label=name.replace("_", " "))
+        if position == 0:
+            for style, (name, value) in zip(
+                _cycle(("--", ":", "-."), len(references or {})), (references or {}).items()
+            ):
+                axes.axhline(value, color=_DATA, lw=1.3, ls=style, label=name)
+        axes.set_ylabel(label)
+        axes.margins(x=0.02)
+        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        _tidy(axes, grid="both")
+    grid[-1].set_xlabel(xlabel)
+    if title:
+        figure.suptitle(title, fontsize=13, fontweight="bold")
+    return _save(figure, path)
+
+
+def read_metrics(path: str | os.PathLike[str]) -> dict[str, Series]:
+    """Metrics logged to CSV files.
+
+    Args:
+        path: a CSV file with a header, whose first column is the step (empty cells are skipped), or a folder
+            of TorchRL's :class:`~torchrl.record.CSVLogger`: one headless ``step,value`` file per metric, anywhere
+            below the folder.
+
+    Returns:
+        Name to (steps [n], values [n]), float64, in the order of the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file or folder.
+        ValueError: if a cell is not a number.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return _read_table(path)
+    series = {}
+    for file in sorted(path.rglob("scalars/**/*.csv")):
+        with file.open(newline="", encoding="utf-8") as stream:
+            rows = [[_number(cell, file) for cell in row[:2]] for row in csv.reader(stream) if len(row) >= 2]
+        name = file.relative_to(next(p for p in file.parents if p.name == "scalars")).with_suffix("").as_posix()
+        series[name] = (np.array([row[0] for row in rows]), np.array([row[1] for row in rows]))
+    if not series:
+        raise FileNotFoundError(f"no metrics under {path}: expected scalars/*.csv as TorchRL's CSVLogger writes them")
+    return series
+
+
+def _read_table(file: Path) -> dict[str, Series]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        step, *names = reader.fieldnames or [""]
+        points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        for row in reader:
+            for name in names:
+                if row[name] not in (None, ""):
+                    points[name].append((_number(row[step], file), _number(row[name], file)))
+    return {name: (np.array([x for x, _ in xy]), np.array([y for _, y in xy])) for name, xy in points.items() if xy}
+
+
+def _number(cell: str, file: Path) -> float:
+    try:
+        return float(cell)
+    except ValueError as error:
+        raise ValueError(f"{file} holds {cell!r} where a number was expected; is it a file of metrics?") from error
+
+
+def _draw_scores(
+    axes: Axes,
+    rows: Sequence[Mapping[str, Any]],
+    specs: Sequence[TaskSpec | None],
+    known: Mapping[str, Mapping[str, float]],
+) -> None:
+    scored = [(y, row, spec) for y, (row, spec) in enumerate(zip(rows, specs)) if row["score"] is not None]
+    if scored:
+        axes.barh(
+            [y for y, _, _ in scored],
+            [row["score"] for _, row, _ in scored],
+            xerr=_clipped_errors([(row["score"], _score_error(row, spec)) for _, row, spec in scored]),
+            color=_POLICY,
+            height=0.62,
+            label="policy",
+            **_ERROR_STYLE,
+        )
+    for y, row in enumerate(rows):
+        if row["score"] is None:
+            axes.text(
+                0.01, y, f"return {row['return_mean']:.4g} (no score: not in a task table)", va="center", fontsize=8
+            )
+    for method, scores in known.items():
+        marker, color, label, offset = _MARKS[method]
+        found = [(scores[row["task"]], y) for y, row in enumerate(rows) if row["task"] in scores]
+        axes.scatter(
+            [x for x, _ in found],
+            [y + offset for _, y in found],
+            marker=marker,
+            s=34,
+            facecolor="white",
+            edgecolor=color,
+            linewidth=1.6,
+            zorder=4,
+            label=label,
+        )
+    axes.set_xlim(0.0, 1.04)
+    axes.set_xlabel("normalised score (DMControl: return / 1000, Meta-World: success rate)", fontsize=9)
+
+
+def _draw_returns(axes: Axes, rows: Sequence[Mapping[str, Any]], specs: Sequence[TaskSpec | None]) -> None:
+    found = [(y, row, spec.max_return) for y, (row, spec) in enumerate(zip(rows, specs)) if spec is not None]
+    axes.barh(
+        [y - 0.16 for y, _, _ in found],
+        [row["return_mean"] / top for _, row, top in found],
+        xerr=_clipped_errors(
+            [(row["return_mean"] / top, row["return_std"] / top / math.sqrt(row["episodes"])) for _, row, top in found]
+        ),
+        color=_POLICY,
+        height=0.32,
+        **_ERROR_STYLE,
+    )
+    data = [(y, row["behavior_return_mean"] / top) for y, row, top in found if row["behavior_return_mean"] is not None]
+    if data:
+        axes.barh([y + 0.16 for y, _ in data], [x for _, x in data], color=_DATA, height=0.32, label="mean of the data")
+    axes.set_xlim(0.0, 1.04)
+    axes.set_xlabel("return / largest possible return", fontsize=9)
+
+
+_ERROR_STYLE: dict[str, Any] = {"error_kw": {"ecolor": "#1b1f24", "elinewidth": 1.1, "capsize": 2.5}}
+
+
+def _clipped_errors(points: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Error bars [2, n] that stay inside [0, 1]: scores do."""
+    below = [max(min(error, value), 0.0) for value, error in points]
+    above = [max(min(error, 1.0 - value), 0.0) for value, error in points]
+    return np.array([below, above]).reshape(2, len(points))
+
+
+def _score_error(row: Mapping[str, Any], spec: TaskSpec | None) -> float:
+    """Standard error of the score over the episodes."""
+    if spec is None:
+        return 0.0
+    if spec.score_rule == "success":
+        deviation = math.sqrt(row["score"] * (1.0 - row["score"]))
+    else:
+        deviation = row["return_std"] / spec.max_return
+    return deviation / math.sqrt(row["episodes"])
+
+
+def _score_title(summary: Mapping[str, Any]) -> str:
+    count = len(summary["tasks"])
+    scored = sum(row["score"] is not None for row in summary["tasks"])
+    if not scored:
+        return f"{count} task{'s' if count > 1 else ''}"
+    which = f"{scored} task{'s' if scored > 1 else ''}" + (f" of {count}" if scored < count else "")
+    return f"mean normalised score {summary['score_mean']:.3f} over {which}"
+
+
+def _caption(summary: Mapping[str, Any]) -> str:
+    episodes = " or ".join(str(n) for n in sorted({row["episodes"] for row in summary["tasks"]}))
+    return f"Bars: mean ± standard error of {episodes} episodes, seed {summary['seed']}"
+
+
+def _cycle(values: Sequence[str], count: int) -> list[str]:
+    return [values[index % len(values)] for index in range(count)]
+
+
+def _tidy(axes: Axes, grid: str) -> None:
+    axes.grid(axis=grid, color="#d8dce1", lw=0.7)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure with a canvas of its own: pyplot and the user's backend are never touched."""
+    figure_module = require("matplotlib.figure", extra="plots", purpose="plotting")
+    backend = require("matplotlib.backends.backend_agg", extra="plots", purpose="plotting")
+    figure = figure_module.Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+    backend.FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    target = Path(path)
+    target = target if target.suffix else target.with_suffix(".png")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(target) as temporary:
+        figure.savefig(temporary, format=target.suffix[1:])
+    return target

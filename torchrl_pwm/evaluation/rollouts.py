@@ -1,0 +1,297 @@
+"""Whole episodes of a policy in a real environment: the one evaluation function."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, overload
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey, unravel_key
+from torch import nn
+from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, TransformedEnv
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from tqdm import tqdm
+
+from torchrl_pwm.envs import WorldModelWrapper, make_task_env
+from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
+from torchrl_pwm.evaluation.results import EvaluationResult
+from torchrl_pwm.evaluation.scores import find_task_spec
+from torchrl_pwm.evaluation.tally import EpisodeTally
+
+__all__ = ["EvaluationResult", "evaluate_policy"]
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Policy: TypeAlias = Callable[[TensorDictBase], TensorDictBase]
+
+
+class _Options(TypedDict, total=False):
+    episodes: int
+    seed: int
+    task_set: str | TaskSet | None
+    world_model: nn.Module | None
+    num_envs: int
+    parallel: bool
+    record: int
+    pixel_size: tuple[int, int]
+    device: torch.device | str | None
+    task: str | None
+    success_key: NestedKey
+    max_steps: int
+    progress: bool
+
+
+@overload
+def evaluate_policy(policy: Policy, env_or_task: str | EnvBase, **options: Unpack[_Options]) -> EvaluationResult: ...
+@overload
+def evaluate_policy(
+    policy: Policy | Mapping[str, Policy], env_or_task: list[str] | tuple[str, ...], **options: Unpack[_Options]
+) -> dict[str, EvaluationResult]: ...
+def evaluate_policy(
+    policy: Any,
+    env_or_task: Any,
+    *,
+    episodes: int = 10,
+    seed: int = 0,
+    task_set: str | TaskSet | None = None,
+    world_model: nn.Module | None = None,
+    num_envs: int = 1,
+    parallel: bool = False,
+    record: int = 0,
+    pixel_size: tuple[int, int] = (256, 256),
+    device: torch.device | str | None = None,
+    task: str | None = None,
+    success_key: NestedKey = "success",
+    max_steps: int = 100_000,
+    progress: bool = False,
+) -> Any:
+    """Run whole episodes of a policy in the real environment; return, success and normalised score per task.
+
+    The policy acts deterministically (for :func:`~torchrl_pwm.make_pwm_actor`: tanh of the mean), without gradients
+    and in eval mode; the training flag of each of its modules is put back afterwards. The env is seeded, nothing
+    else is, and torch's global generators are left as they were found.
+
+    With a batched env every row contributes a fixed number of its *first* episodes, ``episodes`` shared out evenly,
+    and what a row does beyond that is not counted. Taking the first ``episodes`` that end anywhere would favour
+    short ones.
+
+    Args:
+        policy: a TensorDictModule that writes the env's action, or any callable from TensorDict to TensorDict. For
+            several tasks also a mapping from task name to policy.
+        env_or_task: a task name, an env (left open; its ``set_seed`` is called), or several task names.
+        episodes: number of episodes per task.
+        seed: seed of the env. Same seed, same ``num_envs``: same episodes.
+        task_set: ``"mt30"``, ``"mt80"`` or a table, for task names: the env is padded to it and carries ``task``.
+            Needed by a multi-task world model or policy.
+        world_model: where the policy reads ``latent`` and the env has none, the env is wrapped in
+            ``WorldModelWrapper(world_model)``.
+        num_envs: copies of the env that run side by side, for task names.
+        parallel: run the copies in processes of their own.
+        record: keep the frames of this many episodes. Every step is rendered then, which is slow: record in a short
+            call of its own. An env that is passed in must write ``pixels`` [H, W, 3].
+        pixel_size: height and width of the frames, for task names; small ones render faster.
+        device: device of the envs that are built. Default: that of the policy's first parameter.
+        task: name of the task when an env is passed in. Default: the task of a ``make_task_env`` env, else the
+            class of the env. A name of a task table brings the normalised score.
+        success_key: entry of the next state that tells success, if the env has it.
+        max_steps: an episode of more steps is an error, for envs that never end.
+        progress: show a progress bar.
+
+    Returns:
+        An :class:`EvaluationResult`; for several task names a dict of them by name.
+
+    Raises:
+        ValueError: for an unknown task, an input of the policy that the env does not write, or a reward,
+            observation or action that is not finite (task, episode and step are named).
+        RuntimeError: if an episode does not end within ``max_steps``.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict.nn import TensorDictModule
+        >>> from torchrl_pwm import evaluate_policy
+        >>> swing = TensorDictModule(lambda obs: obs[..., 2:].sign(), ["observation"], ["action"])
+        >>> result = evaluate_policy(swing, "pendulum-swingup", episodes=2, seed=3)
+        >>> result.episodes, result.success, result.score == result.return_mean / 1000
+        (2, None, True)
+    """
+    for name, value in (("episodes", episodes), ("num_envs", num_envs), ("max_steps", max_steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, found {value}")
+    run = functools.partial(
+        _evaluate,
+        world_model=world_model,
+        episodes=episodes,
+        seed=seed,
+        record=int(record),
+        success_key=success_key,
+        max_steps=max_steps,
+        progress=progress,
+    )
+    if isinstance(env_or_task, EnvBase):
+        env = _with_latent(env_or_task, policy, world_model)
+        spec = _task_spec_of(env, task, task_set)
+        label = task or (type(_innermost(env)).__name__ if spec is None else spec.name)
+        return run(policy, env, label=label, spec=spec)
+
+    names = [env_or_task] if isinstance(env_or_task, str) else list(env_or_task)
+    results = {}
+    for name in names:
+        task_policy = _policy_for(policy, name)
+        spec = get_task_set("mt80" if task_set is None else task_set)[name]
+        place = _device_of(task_policy) if device is None else device
+        make = functools.partial(make_task_env, name, task_set=task_set, device=place)
+        if record:
+            make = functools.partial(make, from_pixels=True, pixel_size=pixel_size)
+        env = _make_envs(make, seed, num_envs, parallel)
+        try:
+            wrapped = _with_latent(env, task_policy, world_model)
+            results[name] = run(task_policy, wrapped, label=name, spec=spec)
+        finally:
+            env.close(raise_if_closed=False)
+    return results[env_or_task] if isinstance(env_or_task, str) else results
+
+
+def _evaluate(
+    policy: Policy,
+    env: EnvBase,
+    *,
+    label: str,
+    spec: TaskSpec | None,
+    world_model: nn.Module | None,
+    episodes: int,
+    seed: int,
+    record: int,
+    success_key: NestedKey,
+    max_steps: int,
+    progress: bool,
+) -> EvaluationResult:
+    start = time.perf_counter()
+    rows = max(env.batch_size.numel(), 1)
+    tally = EpisodeTally(label, episodes, rows, min(record, episodes))
+    with (
+        torch.no_grad(),
+        set_exploration_type(ExplorationType.DETERMINISTIC),
+        _kept_generators(),
+        _eval_mode(policy, world_model),
+        tqdm(total=episodes, desc=label, unit="episode", disable=not progress) as bar,
+    ):
+        done_key = _done_key(env)
+        env.set_seed(seed)
+        state = env.reset()
+        _check_inputs(policy, state, record)
+        keys = [key for key in env.observation_spec.keys(True, True) if _is_floating(state.get(key, None))]
+        while not tally.complete:
+            tally.check_finite(state, keys, "observation")
+            if record:
+                tally.add_frames(state)
+            state = policy(state)
+            tally.check_finite(state, env.action_keys, "action")
+            step, state = env.step_and_maybe_reset(state)
+            bar.update(tally.add_step(step, env.reward_key, done_key, success_key))
+            tally.check_length(max_steps)
+    returns, lengths, successes = tally.arrays()
+    return EvaluationResult(
+        task=label,
+        seed=seed,
+        returns=returns,
+        lengths=lengths,
+        successes=successes,
+        scores=None if spec is None else np.asarray(spec.score(returns, successes), dtype=np.float64),
+        seconds=time.perf_counter() - start,
+        frames=tally.frames(),
+    )
+
+
+def _make_envs(make: Callable[..., EnvBase], seed: int, num_envs: int, parallel: bool) -> EnvBase:
+    if num_envs == 1:
+        return make(seed=seed)
+    kind = ParallelEnv if parallel else SerialEnv
+    return kind(num_envs, [functools.partial(make, seed=seed + copy) for copy in range(num_envs)])
+
+
+def _with_latent(env: EnvBase, policy: Policy, world_model: nn.Module | None) -> EnvBase:
+    """The env as the policy reads it: wrapped in the world model if the policy needs a latent the env lacks."""
+    written = {unravel_key(key) for key in env.observation_spec.keys(True, True)}
+    reads_latent = "latent" in getattr(policy, "in_keys", ("latent",))
+    if world_model is None or "latent" in written or not reads_latent:
+        return env
+    # auto_unwrap would take the transforms out of the caller's env
+    return TransformedEnv(env, WorldModelWrapper(world_model), auto_unwrap=False)
+
+
+def _check_inputs(policy: Policy, state: TensorDictBase, record: int) -> None:
+    written = {unravel_key(key) for key in state.keys(True, True)}
+    missing = [key for key in getattr(policy, "in_keys", ()) if unravel_key(key) not in written]
+    if missing:
+        advice = (
+            "pass world_model=..., or an env wrapped in TransformedEnv(env, WorldModelWrapper(world_model))"
+            if "latent" in missing
+            else "rename the keys of the policy or of the env, or pass task_set=... if it is a multi-task policy"
+        )
+        raise ValueError(f"the policy reads {missing}, but the env writes only {sorted(map(str, written))}; {advice}")
+    if record and "pixels" not in written:
+        raise ValueError("record needs frames, but the env writes no 'pixels'; build it with from_pixels=True")
+
+
+def _done_key(env: EnvBase) -> NestedKey:
+    keys = [key for key in env.done_keys if key == "done" or (isinstance(key, tuple) and key[-1] == "done")]
+    if len(keys) != 1:
+        raise ValueError(f"evaluation needs an env with one done entry, found {keys}; evaluate one agent at a time")
+    return keys[0]
+
+
+def _policy_for(policy: Any, task: str) -> Policy:
+    if not isinstance(policy, Mapping):
+        return policy
+    if task not in policy:
+        raise ValueError(f"no policy for task {task!r}: the mapping has {sorted(policy)}")
+    return policy[task]
+
+
+def _task_spec_of(env: EnvBase, task: str | None, task_set: str | TaskSet | None) -> TaskSpec | None:
+    if task is not None:
+        return find_task_spec(task, task_set)
+    spec = vars(_innermost(env)).get("task_spec")
+    return spec if isinstance(spec, TaskSpec) else None
+
+
+def _innermost(env: EnvBase) -> EnvBase:
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env
+
+
+def _device_of(policy: Policy) -> torch.device | None:
+    first = next(policy.parameters(), None) if isinstance(policy, nn.Module) else None
+    return None if first is None else first.device
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+@contextlib.contextmanager
+def _eval_mode(*modules: Any) -> Iterator[None]:
+    """Eval mode, each submodule's own training flag put back at the end."""
+    flags = [(part, part.training) for whole in modules if isinstance(whole, nn.Module) for part in whole.modules()]
+    try:
+        for part, _ in flags:
+            part.training = False
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag
+
+
+@contextlib.contextmanager
+def _kept_generators() -> Iterator[None]:
+    """Draws inside leave no trace in torch's global generators, so that an evaluation does not change a training."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
