@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -149,7 +149,7 @@ class EpisodeStoreWriter:
             with np.errstate(over="ignore"):  # an overflow of the cast is an infinity, which is named below
                 array = np.ascontiguousarray(array, dtype=dtype)
             if name != "success":
-                refuse_non_finite(array, name, task, first)
+                refuse_non_finite(array, name, task, range(first, first + count))
             file = self._files[name]
             file.seek((self._start[task] + first) * int(np.prod(shape[1:])) * array.itemsize)
             file.write(array.data)
@@ -205,16 +205,15 @@ class EpisodeStoreWriter:
         )
 
 
-def refuse_non_finite(
-    array: np.ndarray, key: str, task: str, first_row: int, what: Callable[[int], str] = "row {}".format
-) -> None:
-    """Raises ValueError if ``array`` [n, steps, ...] holds a NaN or infinity, saying where."""
+def refuse_non_finite(array: np.ndarray, key: str, task: str, rows: Sequence[int | str]) -> None:
+    """Raises ValueError if ``array`` [n, steps, ...] holds a NaN or infinity; ``rows`` numbers or names its rows."""
     finite = np.isfinite(array)
     if finite.all():
         return
-    row, step, *_ = (int(i) for i in np.argwhere(~finite)[0])
-    value = array[tuple(np.argwhere(~finite)[0])]
+    place = tuple(np.argwhere(~finite)[0].tolist())
+    row = rows[place[0]]
+    where = row if isinstance(row, str) else f"row {row}"
     raise ValueError(
-        f"{key} of task {task} is {value} in {what(first_row + row)} at step {step}; data must be finite: drop "
-        "the row or find out where the value comes from"
+        f"{key} of task {task} is {array[place]} in {where} at step {place[1]}; "
+        "data must be finite: drop the row or find out where the value comes from"
     )

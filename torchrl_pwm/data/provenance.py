@@ -1,0 +1,21 @@
+"""Which versions made something."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+__all__ = ["versions"]
+
+_PACKAGES = ("torchrl-pwm", "torch", "torchrl", "tensordict", "numpy", "mujoco", "dm_control", "metaworld")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on; packages that are absent are left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
