@@ -41,7 +41,7 @@ def align_task(task: Tensor, rows: torch.Size) -> Tensor:
             f"`task` needs one index per row: expected shape {tuple(rows)} or leading axes of it, "
             f"found {tuple(task.shape)}."
         )
-    return task.reshape(*task.shape, *(1,) * (len(rows) - task.ndim)).expand(rows)
+    return task.reshape([*task.shape, *[1] * (len(rows) - task.ndim)]).expand(rows)
 
 
 def reference_tensor(model: nn.Module) -> Tensor:

@@ -25,8 +25,9 @@ class ImaginedEnv(ModelBasedEnvBase):
     :meth:`WorldModelWrapper.imagined_env`, which copies the action spec of the real env.
 
     A reset starts from the TensorDict it is given: from ``observation`` if it has one (encoded without gradient), else
-    from ``latent``. Without either it asks ``starts``. The observation is then dropped, as it would not move with the
-    latent; so is a ``"next"`` entry, so that a batch of a replay buffer serves as it is.
+    from ``latent``. Without either, and where only some rows are reset, it asks ``starts``. The observation is then
+    dropped, as it would not move with the latent; so is a ``"next"`` entry, so that a batch of a replay buffer serves
+    as it is.
 
     Args:
         world_model (PWMWorldModel): or any module with its ``latent_dim``, ``action_dim`` and tensor forms
@@ -90,6 +91,8 @@ class ImaginedEnv(ModelBasedEnvBase):
         weight = reference_tensor(world_model)
         batch_size = torch.Size([batch_size] if isinstance(batch_size, int) else batch_size)
         super().__init__(world_model, device=weight.device, batch_size=batch_size)
+        # Locked only where there is a batch, as TorchRL draws no random actions for an unlocked batch.
+        self._batch_locked = bool(batch_size)
         self._action_key = unravel_key(action_key)
         self._observation_key = unravel_key(observation_key)
         self._latent_key = unravel_key(latent_key)
@@ -121,14 +124,13 @@ class ImaginedEnv(ModelBasedEnvBase):
         return spec
 
     def _reset(self, tensordict: TensorDictBase | None = None, set_state: bool | None = None) -> TensorDictBase:
-        start = tensordict if tensordict is not None and set_state is not False else None
-        if start is not None and not self._is_start(start):
+        partial = tensordict is not None and any(key in tensordict.keys(True) for key in self.reset_keys)
+        start = None if set_state is False or (partial and not set_state) else tensordict
+        if start is None or not self._is_start(start):
             if set_state:
                 raise ValueError(self._no_start_message(start))
-            start = None
-        batch = self.batch_size if tensordict is None else tensordict.batch_size
-        if start is None:
-            start = self._draw(batch, tensordict)
+            start = self._draw(tensordict)
+        batch = start.batch_size
         start = start.to(self.device)
         task = self._start_task(start, batch)
         observation = start.get(self._observation_key, None)
@@ -164,9 +166,10 @@ class ImaginedEnv(ModelBasedEnvBase):
         keys = tensordict.keys(include_nested=True, leaves_only=True)
         return self._observation_key in keys or self._latent_key in keys
 
-    def _draw(self, batch: torch.Size, given: TensorDictBase | None) -> TensorDictBase:
+    def _draw(self, given: TensorDictBase | None) -> TensorDictBase:
         if self._starts is None:
             raise ValueError(self._no_start_message(given))
+        batch = self.batch_size if given is None else given.batch_size
         start = self._starts(batch.numel())
         if start.batch_size != (batch.numel(),):
             raise ValueError(f"starts({batch.numel()}) returned a batch of shape {tuple(start.batch_size)}.")

@@ -11,7 +11,7 @@ from tensordict.nn import dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 from torchrl.data import Composite, Unbounded
-from torchrl.envs import Transform
+from torchrl.envs import EnvBase, Transform
 
 from torchrl_pwm.envs._encoding import check_model, encode, needs_task
 from torchrl_pwm.envs.imagined import ImaginedEnv
@@ -176,7 +176,7 @@ class WorldModelWrapper(Transform):
         Raises:
             ValueError: if the real env's action is not one continuous entry in [-1, 1] of the model's size.
         """
-        env = self.container
+        env = self._real_env()
         action: dict[str, Any] = {}
         if env is not None:
             if len(env.action_keys) != 1:
@@ -196,12 +196,26 @@ class WorldModelWrapper(Transform):
             **action,
         )
 
+    def _real_env(self) -> EnvBase | None:
+        """The whole env around this transform, or ``None`` outside an env."""
+        owner: Any = self
+        while not isinstance(owner, EnvBase):
+            reference = owner.__dict__.get("_container")
+            if reference is None:
+                return None
+            owner = reference()
+            if owner is None:
+                raise ValueError(
+                    "The real env of this wrapper is gone: a transform does not keep its env alive. Keep the "
+                    "TransformedEnv in a variable, or use a new wrapper outside an env."
+                )
+        return owner
+
     @torch.no_grad()
     def _starts(self, count: int) -> TensorDictBase:
         """Latents (and tasks) ``[count]`` of freshly reset real envs."""
-        env = self.container
-        if env is None:
-            raise ValueError("The real env of this wrapper is gone: give the imagined env its start states.")
+        env = self._real_env()
+        assert env is not None
         rows: list[TensorDictBase] = []
         found = 0
         while found < count:
