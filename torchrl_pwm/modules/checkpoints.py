@@ -29,7 +29,7 @@ def read_world_model(
     weights: dict[str, Tensor] = {}
     unknown = []
     for key, value in state.items():
-        if key == "_task_emb.weight":
+        if key in ("_task_emb.weight", "observation_mean", "observation_std"):
             weights[key] = value
         elif match := _LAYER.fullmatch(key):
             part, index, norm, name = match.groups()

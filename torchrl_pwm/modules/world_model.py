@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
@@ -15,17 +15,8 @@ from torch import Tensor, nn
 from torchrl.modules import WorldModel
 
 from torchrl_pwm.modules.layers import SimNorm, make_mlp, run_from_first_linear
+from torchrl_pwm.modules.presets import PRESETS, Preset
 from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
-
-Preset = Literal["5M", "19M", "48M", "317M"]
-
-# The size names count TD-MPC2's whole model, of which the world model is about a third.
-PRESETS: dict[str, dict[str, Any]] = {
-    "5M": {"latent_dim": 512, "encoder_units": (256,), "units": (512, 512)},
-    "19M": {"latent_dim": 512, "encoder_units": (1024, 1024), "units": (1024, 1024)},
-    "48M": {"latent_dim": 768, "encoder_units": (1792, 1792, 1792), "units": (1792, 1792)},
-    "317M": {"latent_dim": 1376, "encoder_units": (4096, 4096, 4096, 4096), "units": (4096, 4096)},
-}
 
 
 class TaskContext(NamedTuple):
@@ -87,6 +78,8 @@ class PWMWorldModel(WorldModel):
         reward_logits: NestedKey = "reward_logits"
 
     action_masks: Tensor | None
+    observation_mean: Tensor | None
+    observation_std: Tensor | None
 
     def __init__(
         self,
@@ -124,6 +117,8 @@ class PWMWorldModel(WorldModel):
         self._dynamics = make_mlp(joint, units, latent_dim, SimNorm(simnorm_dim))
         self._reward = make_mlp(joint, units, max(num_bins or 0, 1))
         self.register_buffer("action_masks", _action_masks(action_dims, num_tasks, action_dim), persistent=False)
+        self.register_buffer("observation_mean", None)
+        self.register_buffer("observation_std", None)
         self.reset_parameters()
         self.tensor_keys = self._AcceptedKeys()
         self.set_keys()
@@ -209,11 +204,43 @@ class PWMWorldModel(WorldModel):
                 nn.init.uniform_(module.weight, -0.02, 0.02)
         nn.init.zeros_(self._reward.get_parameter(f"{len(self._reward) - 1}.weight"))
 
+    def set_observation_statistics(self, mean: Tensor, std: Tensor, min_std: float = 1e-2) -> None:
+        """Standardises observations before the encoder, task by task: (o - mean) / max(std, min_std).
+
+        The published models have no such step and take millions of updates to resolve entries that vary by
+        centimetres; small budgets need it. The statistics become part of the state dict.
+
+        Args:
+            mean, std (Tensor): ``[num_tasks, O]``, or ``[O]`` for a single-task model.
+            min_std (float): floor of the standard deviation, in the observation's units.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        shape = (max(self.num_tasks, 1), self.observation_dim)
+        if mean.numel() != shape[0] * shape[1] or mean.shape != std.shape:
+            raise ValueError(
+                f"Observation statistics need shape {shape}, found {tuple(mean.shape)}, {tuple(std.shape)}."
+            )
+        like = next(self.parameters())
+        self.observation_mean = mean.to(like).reshape(shape)
+        self.observation_std = std.to(like).reshape(shape).clamp_min(min_std)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Statistics are there or not; take over what was saved.
+        for name in ("observation_mean", "observation_std"):
+            saved = state_dict.get(prefix + name)
+            setattr(self, name, None if saved is None else saved.to(next(self.parameters())).clone())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     # Tensor forms, used in hot loops.
 
     def encode_observation(self, observation: Tensor, task: Tensor | int | None = None) -> Tensor:
         """z = enc(o, e): ``[*, O]`` to ``[*, D]``. ``task`` is an index or indices that broadcast to ``[*]``."""
         self._check("observation", observation, self.observation_dim)
+        if self.observation_mean is not None and self.observation_std is not None:
+            row = task if self.num_tasks and task is not None else 0
+            observation = (observation - self.observation_mean[row]) / self.observation_std[row]
         return self._encoder(self._join(observation, task))
 
     def next_latent(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:

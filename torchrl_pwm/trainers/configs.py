@@ -1,0 +1,208 @@
+"""Hydra configurations: importing this module registers a dataclass for every component.
+
+Each has the component's ``_target_`` and one field for every keyword of its constructor, so that
+``hydra.utils.instantiate(config, ...)`` builds it; what must be given as an object is passed at that call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+
+@dataclass
+class WorldModelConfig:
+    """:class:`torchrl_pwm.PWMWorldModel`."""
+
+    _target_: str = "torchrl_pwm.PWMWorldModel"
+    observation_dim: Any = None
+    action_dim: Any = None
+    latent_dim: int = 512
+    encoder_units: list[int] = field(default_factory=lambda: [256])
+    units: list[int] = field(default_factory=lambda: [512, 512])
+    simnorm_dim: int = 8
+    num_bins: Any = 101
+    vmin: float = -10.0
+    vmax: float = 10.0
+    num_tasks: Any = 0
+    task_dim: Any = 0
+    action_dims: Any = None
+
+
+@dataclass
+class PresetConfig:
+    """:meth:`torchrl_pwm.PWMWorldModel.from_preset`."""
+
+    _target_: str = "torchrl_pwm.PWMWorldModel.from_preset"
+    preset: str = "5M"
+    observation_dim: Any = None
+    action_dim: Any = None
+    num_tasks: Any = 0
+    task_dim: Any = None
+    num_bins: Any = 101
+    action_dims: Any = None
+
+
+@dataclass
+class ActorConfig:
+    """:func:`torchrl_pwm.make_pwm_actor`."""
+
+    _target_: str = "torchrl_pwm.make_pwm_actor"
+    latent_dim: Any = None
+    action_dim: Any = None
+    units: list[int] = field(default_factory=lambda: [400, 200, 100])
+    init_log_std: float = -1.0
+    min_log_std: float = -1.427
+    in_key: Any = "latent"
+    out_key: Any = "action"
+
+
+@dataclass
+class ValueEnsembleConfig:
+    """:func:`torchrl_pwm.make_value_ensemble`."""
+
+    _target_: str = "torchrl_pwm.make_value_ensemble"
+    latent_dim: Any = None
+    units: list[int] = field(default_factory=lambda: [400, 200])
+    num_nets: int = 3
+    in_key: Any = "latent"
+    out_key: Any = "state_value"
+
+
+@dataclass
+class PWMWorldModelLossConfig:
+    """:class:`torchrl_pwm.PWMWorldModelLoss`."""
+
+    _target_: str = "torchrl_pwm.PWMWorldModelLoss"
+    consistency_coef: float = 20.0
+    reward_coef: float = 0.1
+    rho: float = 0.99
+    divide_reward_by_horizon: bool = False
+    reduction: str = "mean"
+
+
+@dataclass
+class FirstOrderLossConfig:
+    """:class:`torchrl_pwm.FirstOrderLoss`."""
+
+    _target_: str = "torchrl_pwm.FirstOrderLoss"
+    normalize_returns: bool = True
+    bootstrap: str = "standard"
+    loss_function: str = "l2"
+    reduction: str = "mean"
+
+
+@dataclass
+class PWMLossConfig(FirstOrderLossConfig):
+    """:class:`torchrl_pwm.PWMLoss`."""
+
+    _target_: str = "torchrl_pwm.PWMLoss"
+    horizon: int = 16
+    detach_latent: bool = True
+    reward_space: str = "symlog"
+    mask_actions: bool = False
+
+
+@dataclass
+class ReplayConfig:
+    """:class:`torchrl_pwm.TDMPC2ExperienceReplay`."""
+
+    _target_: str = "torchrl_pwm.TDMPC2ExperienceReplay"
+    dataset_id: Any = None
+    batch_size: Any = None
+    root: Any = None
+    slice_len: int = 17
+    tasks: Any = None
+    download: bool = False
+    sampler: Any = None
+    writer: Any = None
+    collate_fn: Any = None
+    pin_memory: bool = False
+    prefetch: Any = None
+    transform: Any = None
+    seed: int = 0
+    generator: Any = None
+    verify: bool = False
+    check_finite: bool = True
+
+
+@dataclass
+class PWMStepperConfig:
+    """:class:`torchrl_pwm.trainers.PWMOptimizationStepper`."""
+
+    _target_: str = "torchrl_pwm.trainers.PWMOptimizationStepper"
+    iterations: int = 10_000
+    actor_lr: float = 5e-4
+    critic_lr: float = 5e-4
+    final_lr: float = 1e-5
+    betas: Any = (0.7, 0.95)
+    actor_clip: float = 1.0
+    critic_clip: float = 100.0
+    critic_iterations: int = 8
+    critic_batches: int = 4
+    skip_non_finite: bool = False
+
+
+@dataclass
+class WorldModelStepperConfig:
+    """:class:`torchrl_pwm.trainers.WorldModelOptimizationStepper`."""
+
+    _target_: str = "torchrl_pwm.trainers.WorldModelOptimizationStepper"
+    iterations: Any = None
+    lr: float = 3e-4
+    final_lr: Any = None
+    encoder_lr_scale: float = 0.3
+    clip: float = 20.0
+
+
+@dataclass
+class ReplayTrainerConfig:
+    """What both trainers share: :class:`torchrl_pwm.trainers.ReplayTrainer`."""
+
+    iterations: int = 10_000
+    optimization_stepper: Any = None
+    device: Any = None
+    logger: Any = None
+    log_interval: int = 100
+    evaluate: Any = None
+    eval_interval: int = 1000
+    save_folder: Any = None
+    save_interval: int = 1000
+    progress_bar: bool = True
+
+
+@dataclass
+class PWMTrainerConfig(ReplayTrainerConfig):
+    """:class:`torchrl_pwm.PWMTrainer`."""
+
+    _target_: str = "torchrl_pwm.PWMTrainer"
+
+
+@dataclass
+class WorldModelTrainerConfig(ReplayTrainerConfig):
+    """:class:`torchrl_pwm.WorldModelTrainer`."""
+
+    _target_: str = "torchrl_pwm.WorldModelTrainer"
+
+
+def register() -> None:
+    """Puts every configuration into Hydra's store, by group and name."""
+    store = ConfigStore.instance().store
+    store(group="model", name="custom", node=WorldModelConfig)
+    for preset in ("5M", "19M", "48M", "317M"):
+        store(group="model", name=preset, node=PresetConfig(preset=preset))
+    store(group="actor", name="pwm", node=ActorConfig)
+    store(group="value", name="ensemble", node=ValueEnsembleConfig)
+    store(group="model_loss", name="pwm", node=PWMWorldModelLossConfig)
+    store(group="loss", name="first_order", node=FirstOrderLossConfig)
+    store(group="loss", name="pwm", node=PWMLossConfig)
+    store(group="replay", name="tdmpc2", node=ReplayConfig)
+    store(group="stepper", name="pwm", node=PWMStepperConfig)
+    store(group="model_stepper", name="pwm", node=WorldModelStepperConfig)
+    store(group="trainer", name="pwm", node=PWMTrainerConfig)
+    store(group="model_trainer", name="pwm", node=WorldModelTrainerConfig)
+
+
+register()
