@@ -213,18 +213,17 @@ def test_observations_of_another_dtype_are_read_in_the_models(model):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs two devices")
-@pytest.mark.parametrize(("env_device", "model_device"), [("cpu", "cuda"), ("cuda", "cpu")])
-def test_latents_come_back_to_the_envs_device(env_device, model_device):
+@pytest.mark.parametrize(("device", "model_device"), [("cpu", "cuda"), ("cuda", "cpu")])
+def test_latents_come_back_to_the_observations_device(device, model_device):
     model = make_model().to(model_device)
-    env = TransformedEnv(DriftEnv(device="cpu"), WorldModelWrapper(model)).to(env_device)
-    if env_device == "cuda":
-        wrapper = WorldModelWrapper(model)
-        td = wrapper(TensorDict({"observation": torch.randn(3, 5, device="cuda")}, [3]))
-        assert td["latent"].device.type == "cuda"
-        return
+    td = WorldModelWrapper(model)(TensorDict({"observation": torch.randn(3, 5, device=device)}, [3]))
+    assert td["latent"].device.type == device
+    env = TransformedEnv(DriftEnv(), WorldModelWrapper(model))
     check_env_specs(env)
-    assert env.reset()["latent"].device.type == env_device
     assert next(model.parameters()).device.type == model_device
+    imagined = env.transform.imagined_env(batch_size=3)
+    check_env_specs(imagined)
+    assert imagined.device.type == model_device
 
 
 def test_the_wrapper_leaves_the_model_where_and_as_it_is(model):
