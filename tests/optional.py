@@ -1,0 +1,26 @@
+"""Packages that torchrl_pwm does without until they are needed."""
+
+from __future__ import annotations
+
+OPTIONAL = (
+    "dm_control",
+    "gym",
+    "gymnasium",
+    "huggingface_hub",
+    "hydra",
+    "imageio",
+    "matplotlib",
+    "metaworld",
+    "mujoco",
+    "omegaconf",
+    "pandas",
+    "tensorboard",
+    "wandb",
+)
+
+
+def is_optional(error: BaseException) -> bool:
+    """Whether ``error`` says that one of them, or an extra, is not installed."""
+    return isinstance(error, ImportError) and (
+        (error.name or "").split(".")[0] in OPTIONAL or "torchrl-pwm[" in str(error)
+    )
