@@ -137,6 +137,15 @@ def test_chosen_rows_can_be_set_to_a_given_state(model):
     torch.testing.assert_close(after["latent"], given["latent"])
 
 
+def test_a_state_can_be_stepped_without_a_reset(actor):
+    start = TensorDict({"latent": torch.rand(4, 16)}, [4])
+    for max_steps, length in ((None, 5), (3, 3)):
+        env = imagined_env(make_model(), batch_size=4, max_steps=max_steps)
+        rollout = env.rollout(5, actor, tensordict=start.clone(), auto_reset=False)
+        assert rollout.shape == (4, length)
+        torch.testing.assert_close(rollout["latent"][:, 0], start["latent"])
+
+
 # Tasks.
 
 

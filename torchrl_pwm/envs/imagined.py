@@ -147,7 +147,9 @@ class ImaginedEnv(ModelBasedEnvBase):
         with frozen(model):
             reward = model.decode_reward(model.reward_logits(latent, action, task), self.reward_space)
             latent = model.next_latent(latent, action, task)
-        steps = None if self.max_steps is None else tensordict.get("step_count") + 1
+        # A state that comes from no reset has no count yet.
+        before = tensordict.get("step_count", torch.zeros(*latent.shape[:-1], 1, dtype=torch.int64, device=self.device))
+        steps = None if self.max_steps is None else before + 1
         return self._state(latent, task, steps).set("reward", reward)
 
     def _state(self, latent: Tensor, task: Tensor | None, steps: Tensor | None) -> TensorDict:
