@@ -1,0 +1,76 @@
+"""One recorded episode, its recorder, and its cut into rows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
+
+from torchrl_pwm.envs.tasks import TaskSet
+
+__all__ = ["Episode", "EpisodeRecorder"]
+
+
+class Episode(NamedTuple):
+    """Steps of one episode of E steps: observation [E + 1, O'], action [E, A'], reward [E], success bool [E]."""
+
+    observation: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    success: np.ndarray
+
+    def rows(self, table: TaskSet, action_dim: int, row_length: int) -> Episode:
+        """The episode cut into P rows and padded: [P, L + 1, O], [P, L, A], [P, L], [P, L].
+
+        Entries beyond the task's own action are zero, whatever the policy wrote there.
+        """
+        steps = len(self.reward)
+        start = np.arange(0, steps, row_length)[:, None]
+        observation = np.zeros((steps + 1, table.observation_dim), np.float32)
+        observation[:, : self.observation.shape[1]] = self.observation
+        action = np.zeros((steps, table.action_dim), np.float32)
+        action[:, :action_dim] = self.action[:, :action_dim]
+        here = start + np.arange(row_length)
+        return Episode(
+            observation[start + np.arange(row_length + 1)], action[here], self.reward[here], self.success[here]
+        )
+
+
+class EpisodeRecorder:
+    """Steps an env of one task and keeps what happened.
+
+    Args:
+        td: TensorDict of the env's reset.
+
+    Attributes:
+        td: TensorDict from which the next step starts.
+    """
+
+    def __init__(self, td: TensorDictBase) -> None:
+        self.td = td
+        self._observation = [td["observation"].numpy()]
+        self._action: list[np.ndarray] = []
+        self._reward: list[float] = []
+        self._success: list[bool] = []
+
+    def step(self, env: EnvBase, action: torch.Tensor) -> TensorDictBase:
+        """One step; returns the ``next`` TensorDict."""
+        following = env.step(self.td.set("action", action))["next"]
+        success = following.get("success", None)
+        self._observation.append(following["observation"].numpy())
+        self._action.append(action.numpy())
+        self._reward.append(float(following["reward"]))
+        self._success.append(success is not None and bool(success))
+        self.td = following.exclude("reward")
+        return following
+
+    def episode(self) -> Episode:
+        return Episode(
+            np.stack(self._observation).astype(np.float32),
+            np.stack(self._action).astype(np.float32),
+            np.array(self._reward, np.float32),
+            np.array(self._success, bool),
+        )
