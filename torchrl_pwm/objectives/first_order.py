@@ -9,11 +9,12 @@ import torch
 from tensordict import TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, distance_loss
 from torchrl.objectives.value import TDLambdaEstimator, ValueEstimatorBase
 
+from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.running_moments import RunningMoments
 
 Bootstrap = Literal["standard", "reference"]
@@ -278,13 +279,3 @@ class FirstOrderLoss(LossModule):
 
     def _next(self, rollout: TensorDictBase, name: str) -> Any:
         return rollout.get(unravel_key(("next", getattr(self.tensor_keys, name))), None)
-
-
-def frozen(module: nn.Module, params: TensorDictBase | None = None) -> Any:
-    """A context in which ``module`` runs on detached weights: gradients pass through it, none reaches the weights.
-
-    TorchRL's ``hold_out_net`` switches ``requires_grad`` instead, for all parameters alike, and would leave a partly
-    frozen model trainable.
-    """
-    params = TensorDict.from_module(module) if params is None else params
-    return params.data.to_module(module, preserve_module_state=False)

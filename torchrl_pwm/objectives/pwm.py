@@ -12,8 +12,9 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 from torchrl.modules import TanhNormal
 
+from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.two_hot import RewardSpace
-from torchrl_pwm.objectives.first_order import Bootstrap, FirstOrderLoss, frozen
+from torchrl_pwm.objectives.first_order import Bootstrap, FirstOrderLoss
 
 
 class PWMLoss(FirstOrderLoss):

@@ -22,6 +22,18 @@ class WorldModelTrainer(ReplayTrainer):
         iterations (int): number of updates.
         optimization_stepper (WorldModelOptimizationStepper, optional): default: one with the published settings.
         **kwargs: see :class:`~torchrl_pwm.trainers.ReplayTrainer`.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import LazyTensorStorage, ReplayBuffer
+        >>> from torchrl_pwm import PWMWorldModel
+        >>> step = TensorDict({"observation": torch.randn(32, 8, 5), "reward": torch.randn(32, 8, 1)}, [32, 8])
+        >>> data = TensorDict({"observation": torch.randn(32, 8, 5), "action": torch.zeros(32, 8, 2)}, [32, 8])
+        >>> sequences = ReplayBuffer(storage=LazyTensorStorage(32), batch_size=4)
+        >>> _ = sequences.extend(data.set("next", step))
+        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
+        >>> WorldModelTrainer(PWMWorldModelLoss(model), sequences, iterations=2, progress_bar=False).train()
     """
 
     progress_keys = ("loss_consistency", "loss_reward", "reward_error")

@@ -1,0 +1,197 @@
+"""Policy extraction for one task and seed: what a worker process of the pipeline does."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from tensordict import TensorDictBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives.utils import ValueEstimators
+from torchrl.record.loggers import get_logger
+
+from torchrl_pwm.data import TDMPC2ExperienceReplay
+from torchrl_pwm.envs import get_task_set
+from torchrl_pwm.evaluation import evaluate_policy
+from torchrl_pwm.modules import PWMWorldModel, symexp
+from torchrl_pwm.objectives import PWMLoss
+from torchrl_pwm.trainers.checkpoint import has_checkpoint, replace_file
+from torchrl_pwm.trainers.pwm import PWMTrainer
+
+Report = Callable[[str, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class ExtractionJob:
+    """One policy to extract.
+
+    Args:
+        config: the run's configuration as a plain dictionary.
+        task: name of the task.
+        seed: seed of the networks, the samples and the policy noise.
+        folder: where checkpoint, metrics and result go.
+        data: folder of the data set that gives start states.
+        world_model: file of the frozen model.
+        threads: torch threads of the process.
+        device: where it runs.
+    """
+
+    config: dict[str, Any]
+    task: str
+    seed: int
+    folder: Path
+    data: Path
+    world_model: Path
+    threads: int
+    device: str
+
+    @property
+    def result_file(self) -> Path:
+        """Where the result is written when all is done."""
+        return self.folder / "result.json"
+
+
+class Stopwatch:
+    """Seconds spent so far, kept across interruptions by the checkpoint."""
+
+    def __init__(self) -> None:
+        self.before, self.start = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.before, self.start = state_dict["seconds"], time.perf_counter()
+
+
+def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str, Any]:
+    """Extracts and evaluates one policy; goes on where an interrupted run stopped, and returns at once when done.
+
+    Returns:
+        ``task``, ``seed``, ``returns`` and ``successes`` of the evaluation's episodes, and ``seconds``.
+    """
+    if job.result_file.exists():
+        return json.loads(job.result_file.read_text())
+    torch.set_num_threads(job.threads)
+    config = OmegaConf.create(job.config)
+    task_set = get_task_set(config.task_set)
+    index = task_set[job.task].index
+    torch.manual_seed(1_000_003 * job.seed + index)
+    model = PWMWorldModel.from_tdmpc2(job.world_model, action_dims=task_set.action_dims).to(job.device)
+    model.requires_grad_(False)
+    replay = TDMPC2ExperienceReplay(
+        job.data, config.extraction.batch_size, slice_len=1, tasks=[job.task], seed=job.seed, check_finite=False
+    )
+    loss = make_loss(config, model, task_set.action_dim).to(job.device)
+    stepper = instantiate(config.stepper, loss, iterations=config.extraction.iterations)
+    starts = replay.sample()[:, 0].to(job.device)
+    trainer = PWMTrainer(
+        loss,
+        replay,
+        iterations=config.extraction.iterations,
+        optimization_stepper=stepper,
+        device=job.device,
+        logger=get_logger(config.logger, str(job.folder.parent), job.folder.name),
+        log_interval=config.extraction.log_interval,
+        evaluate=lambda: _compare(loss, model, starts, job, config),
+        eval_interval=config.extraction.eval_interval,
+        save_folder=job.folder / "checkpoint",
+        save_interval=config.extraction.save_interval,
+        progress_bar=False,
+    )
+    stopwatch = Stopwatch()
+    trainer.register_module("stopwatch", stopwatch)
+    if report is not None:
+        trainer.register_op("post_steps_log", _reporter(report, trainer, job))
+    if has_checkpoint(job.folder / "checkpoint"):
+        trainer.resume()
+    trainer.train()
+    seconds = stopwatch.seconds
+    save_policy(loss, job.folder / "policy.pt")
+
+    found = evaluate_policy(
+        loss.actor_network,
+        job.task,
+        task_set=task_set,
+        world_model=model,
+        episodes=config.evaluation.episodes,
+        seed=config.evaluation.seed,
+    )
+    result = {
+        "task": job.task,
+        "seed": job.seed,
+        "returns": found.returns.tolist(),
+        "successes": None if found.successes is None else found.successes.tolist(),
+        "seconds": seconds,
+    }
+    replace_file(job.result_file, json.dumps(result, indent=2).encode())
+    return result
+
+
+def make_loss(config: Any, model: PWMWorldModel, action_dim: int) -> PWMLoss:
+    """A new actor and critics, and the objective, as configured."""
+    actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=action_dim)
+    value = instantiate(config.value, latent_dim=model.latent_dim)
+    loss = instantiate(config.loss, actor, value, model)
+    hyperparameters = {"gamma": config.extraction.gamma}
+    value_type = ValueEstimators[config.extraction.value_estimator]
+    if value_type is ValueEstimators.TDLambda:
+        hyperparameters["lmbda"] = config.extraction.lmbda
+    return loss.make_value_estimator(value_type, **hyperparameters)
+
+
+def save_policy(loss: PWMLoss, path: Path) -> None:
+    """Writes actor and critics of a loss, as their own state dicts, to a file of tensors only."""
+    networks = {name: getattr(loss, f"{name}_network").state_dict() for name in ("actor", "value")}
+    buffer = io.BytesIO()
+    torch.save(networks, buffer)
+    replace_file(path, buffer.getvalue())
+
+
+def _compare(
+    loss: PWMLoss, model: PWMWorldModel, starts: TensorDictBase, job: ExtractionJob, config: Any
+) -> dict[str, float]:
+    """What the model promises beside what the simulator pays: the mean action's return over an episode."""
+    task = get_task_set(config.task_set)[job.task]
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        noise = torch.zeros(loss.horizon, len(starts), model.action_dim, device=job.device)
+        reward = loss.imagine(starts, noise)["next", "reward"]
+    if model.num_bins and loss.reward_space == "symlog":
+        reward = symexp(reward)
+    found = evaluate_policy(
+        loss.actor_network,
+        job.task,
+        task_set=config.task_set,
+        world_model=model,
+        episodes=config.extraction.eval_episodes,
+        seed=config.evaluation.seed + 1,
+    )
+    return {
+        "predicted_return": float(reward.mean()) * task.episode_length,
+        "real_return": found.return_mean,
+        **({} if found.success is None else {"real_success": found.success}),
+    }
+
+
+def _reporter(report: Report, trainer: PWMTrainer, job: ExtractionJob) -> Callable[[Any], None]:
+    shown = ("loss_actor", "predicted_return", "real_return")
+
+    def tell(batch: Any) -> None:
+        done = trainer.collected_frames
+        if done % trainer.metrics_interval == 0 or done == trainer.total_frames:
+            latest = {name: float(trainer._log_dict[name][-1]) for name in shown if trainer._log_dict.get(name)}
+            report(f"{job.task}/{job.seed}", done, latest)
+
+    return tell
