@@ -227,3 +227,9 @@ def test_arrays_of_a_store_are_read_only(counting_root):
     with pytest.raises(ValueError, match="read-only"):
         EpisodeStore(counting_root).observation[0, 0, 0] = 1
     assert MT30.names == MT80.names[:30]
+
+
+def test_a_store_too_large_to_read_ahead_gives_the_same_values(counting_root, monkeypatch):
+    expected = EpisodeStore(counting_root).observation.copy()
+    monkeypatch.setattr("torchrl_pwm.data.store._READAHEAD_LIMIT", 0)
+    assert np.array_equal(EpisodeStore(counting_root, verify=True).observation, expected)

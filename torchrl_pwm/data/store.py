@@ -17,6 +17,10 @@ from torchrl_pwm.envs.tasks import TaskSet
 
 __all__ = ["EpisodeStore"]
 
+# Slices are drawn anywhere in a file. Reading ahead fills the cache of a file that fits into it, but around each slice
+# of a larger one it only reads what is thrown away again.
+_READAHEAD_LIMIT = 4 << 30
+
 
 class EpisodeStore:
     """A data set on disk, opened for reading.
@@ -74,6 +78,8 @@ class EpisodeStore:
                 )
             with open(path, "rb") as file:
                 mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if size > _READAHEAD_LIMIT and hasattr(mmap, "MADV_RANDOM"):
+                mapping.madvise(mmap.MADV_RANDOM)
             setattr(self, name, np.frombuffer(mapping, dtype=field.dtype).reshape(field.shape))
         if verify:
             self.verify()
