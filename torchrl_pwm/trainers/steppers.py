@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,11 +29,13 @@ class PWMOptimizationStepper(OptimizationStepper):
         betas (tuple of float): Adam's.
         actor_clip, critic_clip (float): largest gradient norms.
         critic_iterations, critic_batches (int): passes and minibatches a pass.
-        skip_non_finite (bool): leave an update out, and count it, when its loss or gradient is not finite. By default
-            such an update raises before any parameter changes.
+        skip_non_finite (bool): leave an optimiser step out, and count it, when its loss or gradient is not finite. By
+            default it raises instead.
 
     Raises:
-        FloatingPointError: if a loss or gradient is not finite.
+        FloatingPointError: if a loss, value target or gradient is not finite, naming the update, the entry of the
+            batch and its tasks. Neither parameters nor the return scale have changed then, unless it is a critic
+            minibatch alone that overflows, after the actor's step.
 
     Examples:
         >>> from torchrl_pwm import PWMLoss, PWMWorldModel, make_pwm_actor, make_value_ensemble
@@ -87,25 +88,34 @@ class PWMOptimizationStepper(OptimizationStepper):
         loss = self.loss_module
         start = batch[:, 0] if batch.ndim == 2 else batch
         rollout = loss.imagine(start, noise)
+        scale_before = {name: buffer.clone() for name, buffer in loss.return_moments.state_dict().items()}
         actor_loss = loss.actor_loss(rollout)
         self.actor_optimizer.zero_grad()
         actor_loss.backward()
         actor_norm = nn.utils.clip_grad_norm_(self.actor_params, self.actor_clip)
-        metrics: dict[str, Any] = {"loss_actor": actor_loss.detach(), "actor_grad_norm": actor_norm}
-        metrics |= loss.rollout_metrics(rollout)
-        if self._finite("actor", batch, actor_loss, actor_norm):
+        target = loss.value_target(rollout)
+        found = {"loss": actor_loss.detach(), "gradient norm": actor_norm, "value target": target.sum()}
+        if _all_finite(found):
             self.actor_optimizer.step()
-            metrics |= self._critic_pass(rollout, batch)
+            critic = self._critic_pass(rollout, target, batch)
+        else:
+            # One such batch would make the running moments, and all later losses, non-finite.
+            loss.return_moments.load_state_dict(scale_before)
+            self._refuse("actor", batch, found, changed=False)
+            nothing = torch.full_like(actor_loss.detach(), torch.nan)
+            critic = {"loss_value": nothing, "critic_grad_norm": nothing}
+        metrics: dict[str, Any] = {"loss_actor": actor_loss.detach(), "actor_grad_norm": actor_norm, **critic}
+        metrics |= loss.rollout_metrics(rollout)
         metrics["actor_lr"] = self.schedulers[0].get_last_lr()[0]
         metrics["skipped"] = float(self.skipped)
         for scheduler in self.schedulers:
             scheduler.step()
         return TensorDict(metrics)
 
-    def _critic_pass(self, rollout: TensorDictBase, batch: TensorDictBase) -> dict[str, Tensor]:
+    def _critic_pass(self, rollout: TensorDictBase, target: Tensor, batch: TensorDictBase) -> dict[str, Tensor]:
         loss = self.loss_module
         keys = [*loss.value_network.in_keys, loss.tensor_keys.value_target]
-        rollout = rollout.detach().set(loss.tensor_keys.value_target, loss.value_target(rollout))
+        rollout = rollout.detach().set(loss.tensor_keys.value_target, target)
         rows = rollout.select(*keys).transpose(0, 1).reshape(-1)
         minibatches = rows.split(max(len(rows) // self.critic_batches, 1))
         losses, norms = [], []
@@ -116,17 +126,17 @@ class PWMOptimizationStepper(OptimizationStepper):
                 value_loss.backward()
                 norms.append(nn.utils.clip_grad_norm_(self.critic_params, self.critic_clip))
                 losses.append(value_loss.detach())
-                if self._finite("critic", batch, losses[-1], norms[-1]):
+                found = {"loss": losses[-1], "gradient norm": norms[-1]}
+                if _all_finite(found):
                     self.critic_optimizer.step()
+                else:
+                    self._refuse("critic", batch, found, changed=True)
         return {"loss_value": torch.stack(losses).mean(), "critic_grad_norm": torch.stack(norms).mean()}
 
-    def _finite(self, name: str, batch: TensorDictBase, *values: Tensor) -> bool:
-        if all(bool(value.isfinite()) for value in values):
-            return True
+    def _refuse(self, name: str, batch: TensorDictBase, found: dict[str, Tensor], *, changed: bool) -> None:
         if not self.skip_non_finite:
-            raise_non_finite(name, batch, *values)
+            raise_non_finite(name, self.schedulers[0].last_epoch + 1, batch, found, changed=changed)
         self.skipped += 1
-        return False
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -195,8 +205,9 @@ class WorldModelOptimizationStepper(OptimizationStepper):
         self.optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.params, self.clip)
-        if not bool(norm.isfinite() & total.isfinite()):
-            raise_non_finite("world-model", batch, total, norm)
+        found = {"loss": total.detach(), "gradient norm": norm}
+        if not _all_finite(found):
+            raise_non_finite("world-model", self.scheduler.last_epoch + 1, batch, found)
         self.optimizer.step()
         lr = self.scheduler.get_last_lr()[-1]
         self.scheduler.step()
@@ -222,23 +233,24 @@ def linear_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
 
 
-def raise_non_finite(name: str, batch: TensorDictBase, *values: Tensor) -> None:
-    """Raises FloatingPointError, naming the batch entry and task that are not finite, if there are any."""
-    where = "; every entry of the batch is finite, so the networks have diverged: lower the learning rate"
-    for key, value in _float_leaves(batch):
-        rows = ~value.flatten(1).isfinite().all(1)
+def raise_non_finite(
+    name: str, update: int, batch: TensorDictBase, found: dict[str, Tensor], *, changed: bool = False
+) -> None:
+    """Raises FloatingPointError, naming the batch entry and the tasks that are not finite, if there are any."""
+    where = "every entry of the batch is finite, so the networks have diverged: lower the learning rate"
+    for key, value in batch.items(include_nested=True, leaves_only=True):
+        rows = ~value.isfinite().reshape(len(value), -1).all(1)
         if rows.any():
             task = batch.get("task", None)
             named = "" if task is None else f" of task {sorted(set(task[rows].flatten().tolist()))}"
-            where = f"; the batch has non-finite {key}{named} in {int(rows.sum())} of {len(rows)} rows: check the data"
+            where = f"the batch has non-finite {key}{named} in {int(rows.sum())} of {len(rows)} rows: check the data"
             break
-    found = ", ".join(f"{float(value):g}" for value in values)
+    numbers = ", ".join(f"{what} {float(value):g}" for what, value in found.items())
+    state = "Earlier steps of this update were taken" if changed else "No parameter was changed"
     raise FloatingPointError(
-        f"The {name} update expected a finite loss and gradient norm, found {found}{where}. No parameter was changed."
+        f"Update {update} of the {name}: expected finite numbers, found {numbers}; {where}. {state}."
     )
 
 
-def _float_leaves(batch: TensorDictBase) -> Iterable[tuple[Any, Tensor]]:
-    for key, value in batch.items(include_nested=True, leaves_only=True):
-        if value.is_floating_point():
-            yield key, value
+def _all_finite(found: dict[str, Tensor]) -> bool:
+    return bool(torch.stack([value.detach().isfinite() for value in found.values()]).all())
