@@ -14,7 +14,9 @@ from torchrl.objectives import LossModule
 from torchrl.record.loggers import Logger
 from torchrl.trainers import OptimizationStepper, Trainer, TrainerHookBase
 
+from torchrl_pwm.data.replay import TDMPC2ExperienceReplay
 from torchrl_pwm.trainers.checkpoint import load_checkpoint, save_checkpoint
+from torchrl_pwm.trainers.metrics import rewind_metrics
 
 Evaluation = Callable[[], Mapping[str, float]]
 
@@ -39,21 +41,60 @@ class UpdateTicks:
 
 
 class ReplaySampling(TrainerHookBase):
-    """Feeds the optimiser from a replay buffer, and saves where its sampler stands."""
+    """Feeds the optimiser from a replay buffer, and saves where its draws stand; the data are not saved.
 
-    def __init__(self, replay_buffer: ReplayBuffer, device: torch.device | None) -> None:
+    Raises:
+        ValueError: if draws are to be saved that cannot be: TorchRL's buffers hold batches that they read ahead, which
+            only :class:`~torchrl_pwm.TDMPC2ExperienceReplay` can save without the data.
+    """
+
+    def __init__(self, replay_buffer: ReplayBuffer, device: torch.device | None, *, saves: bool = False) -> None:
         self.replay_buffer = replay_buffer
         self.device = device
+        self._saves_itself = isinstance(replay_buffer, TDMPC2ExperienceReplay)
+        if saves and not self._saves_itself and getattr(replay_buffer, "_prefetch", False):
+            raise ValueError(
+                f"A trainer with a save_folder needs a {type(replay_buffer).__name__} without prefetch: the batches "
+                "read ahead are not saved, and a resumed run would skip them. Leave prefetch out, or use "
+                "TDMPC2ExperienceReplay."
+            )
 
     def sample(self, tick: TensorDictBase) -> TensorDictBase:
         batch = self.replay_buffer.sample()
         return batch if self.device is None else batch.to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sampler": self.replay_buffer.sampler.state_dict()}
+        buffer = self.replay_buffer
+        if self._saves_itself:
+            return {"buffer": buffer.state_dict()}
+        generator = buffer._rng
+        return {
+            "sampler": buffer.sampler.state_dict(),
+            "transform": buffer.transform.state_dict(),
+            # Without one of its own the buffer draws from torch's global generator, which is saved beside this.
+            "generator": None if generator is None else generator.get_state(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.replay_buffer.sampler.load_state_dict(state_dict["sampler"])
+        buffer = self.replay_buffer
+        if ("buffer" in state_dict) != self._saves_itself:
+            raise ValueError(
+                f"The checkpoint was saved with another kind of replay buffer, found {type(buffer).__name__}: resume "
+                "with the kind of buffer that the run began with."
+            )
+        if self._saves_itself:
+            buffer.load_state_dict(state_dict["buffer"])
+            return
+        generator = buffer._rng
+        if (generator is None) != (state_dict["generator"] is None):
+            raise ValueError(
+                "The checkpoint and the replay buffer must agree on whether the buffer has a generator of its own; "
+                f"found {'none' if generator is None else 'one'} in the buffer. Build it as the run began."
+            )
+        buffer.sampler.load_state_dict(state_dict["sampler"])
+        buffer.transform.load_state_dict(state_dict["transform"])
+        if generator is not None:
+            generator.set_state(state_dict["generator"])
 
     def register(self, trainer: Trainer, name: str = "replay_sampling") -> None:
         trainer.register_op("process_optim_batch", self.sample)
@@ -134,8 +175,10 @@ class ReplayTrainer(Trainer):
         self._last_log: dict[str, Any] = {}
         self.metrics_interval = log_interval
         self.evaluate, self.eval_interval = evaluate, eval_interval
-        ReplaySampling(replay_buffer, torch.device(device) if device is not None else None).register(self)
+        place = torch.device(device) if device is not None else None
+        ReplaySampling(replay_buffer, place, saves=save_folder is not None).register(self)
         self.register_module("generators", TorchGenerators())
+        self.register_op("setup", self._show_progress)
         self.register_op("post_optim_complete_log", self._log_metrics)
         self.register_op("post_steps_log", self._log_evaluation)
 
@@ -149,14 +192,22 @@ class ReplayTrainer(Trainer):
     def resume(self, folder: str | os.PathLike[str] | None = None) -> None:
         """Loads the checkpoint of ``folder`` (default: ``save_folder``).
 
+        What a ``CSVLogger`` holds of later updates is removed: they are about to be made again.
+
         Raises:
             FileNotFoundError: if there is none.
-            ValueError: if it is damaged.
+            ValueError: if it is damaged, or was saved with another kind of replay buffer.
         """
         source = folder if folder is not None else self.save_trainer_file
         if source is None:
             raise ValueError("resume() needs a folder, or a trainer that was given save_folder.")
         self.load_state_dict(load_checkpoint(source))
+        rewind_metrics(self.logger, self.collected_frames)
+
+    def _show_progress(self) -> None:
+        if self.progress_bar:
+            self._pbar.initial = self._pbar.n = self.collected_frames
+            self._pbar.refresh()
 
     def _save_trainer(self) -> None:
         assert self.save_trainer_file is not None

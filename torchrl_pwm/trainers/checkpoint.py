@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,11 @@ def save_checkpoint(folder: str | os.PathLike[str], state: Mapping[str, Any], *,
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     data = buffer.getvalue()
-    path = folder / f"checkpoint-{step}.pt"
+    digest = hashlib.sha256(data).hexdigest()
+    # A name of its own for other content, so that saving a step again never touches the checkpoint in force.
+    path = folder / f"checkpoint-{step}-{digest[:12]}.pt"
     replace_file(path, data)
-    manifest = {"file": path.name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "step": step}
+    manifest = {"file": path.name, "size": len(data), "sha256": digest, "step": step}
     replace_file(folder / _MANIFEST, json.dumps(manifest, indent=2).encode())
     for old in folder.glob("checkpoint-*.pt*"):
         if old != path:
@@ -62,18 +65,37 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
+        text = (folder / _MANIFEST).read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"No checkpoint in {folder}: expected {_MANIFEST} there.") from None
-    path = folder / Path(manifest["file"]).name
+    name, size, digest = _read_manifest(folder / _MANIFEST, text)
+    path = folder / name
     data = path.read_bytes() if path.exists() else b""
-    if len(data) != manifest["size"] or hashlib.sha256(data).hexdigest() != manifest["sha256"]:
+    if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
         raise ValueError(
-            f"The checkpoint {path} is damaged: expected {manifest['size']} bytes with sha256 "
-            f"{manifest['sha256'][:12]}..., found {len(data)} bytes that differ. Restore the file, or remove the "
-            "folder to begin anew."
+            f"The checkpoint {path} is damaged: expected {size} bytes with sha256 {digest[:12]}..., found "
+            f"{len(data)} bytes that differ. Restore the file, or remove the folder to begin anew."
         )
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"The checkpoint {path} was refused: expected tensors, numbers and strings, found what cannot be read "
+            f"without running its code ({str(error).splitlines()[0]}). Do not use files of this origin."
+        ) from error
+
+
+def _read_manifest(path: Path, text: bytes) -> tuple[str, int, str]:
+    """Name, size and sha256 of the data file."""
+    try:
+        manifest = json.loads(text)
+        # Only a name: a manifest must not lead out of its folder.
+        return Path(manifest["file"]).name, int(manifest["size"]), str(manifest["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"The manifest {path} is damaged: expected JSON with file, size and sha256 ({type(error).__name__}: "
+            f"{error}). Restore the file, or remove the folder to begin anew."
+        ) from error
 
 
 def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
@@ -83,12 +105,16 @@ def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Puts ``data`` at ``path`` in one step: write aside, flush to disk, rename."""
+    # The fixed name makes the next save overwrite what a killed process left.
     aside = path.with_name(path.name + ".tmp")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
