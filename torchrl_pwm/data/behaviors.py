@@ -21,7 +21,7 @@ from torchrl_pwm.envs.multitask import make_task_env
 from torchrl_pwm.envs.scripted import ScriptedPolicy
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec
 
-__all__ = ["BEHAVIORS", "Behavior", "Noise", "TaskJob", "task_episodes"]
+__all__ = ["BEHAVIORS", "PADDING", "Behavior", "Noise", "TaskJob", "task_episodes"]
 
 Behavior = Literal["random", "scripted", "sac", "policy"]
 BEHAVIORS: tuple[str, ...] = ("random", "scripted", "sac", "policy")
@@ -34,7 +34,7 @@ DEFAULT_NOISE: Mapping[str, tuple[Noise, ...]] = {
 }
 
 # places of the independent streams of a task
-_ENV, _ACTIONS, _LEARNER, _POLICY = range(4)
+_ENV, _ACTIONS, _LEARNER, _POLICY, PADDING = range(5)
 
 
 @dataclasses.dataclass(frozen=True)

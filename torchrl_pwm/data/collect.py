@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torchrl._utils import logger as torchrl_logger
 from tqdm import tqdm
 
-from torchrl_pwm.data.behaviors import BEHAVIORS, Behavior, Noise, TaskJob, checked_noise, task_episodes
+from torchrl_pwm.data.behaviors import BEHAVIORS, PADDING, Behavior, Noise, TaskJob, checked_noise, task_episodes
 from torchrl_pwm.data.files import flush_folder, refuse_existing
 from torchrl_pwm.data.provenance import versions
 from torchrl_pwm.data.sac import SACConfig
@@ -52,8 +53,8 @@ def collect_dataset(
     workers. A task that is finished is kept in ``<root>.partial``, so that a collection that was interrupted goes on
     with the tasks that are missing and ends with the same bytes; called again when all is done, it returns the data
     set. Rows have the length of the set's shortest episodes, as in the published sets: with MT80 an episode of
-    DMControl is five rows of 100 transitions, with MT30 one row of 500. Entries beyond a task's own observation or
-    action are zero.
+    DMControl is five rows of 100 transitions, with MT30 one row of 500. Entries beyond a task's own observation are
+    zero, those beyond its own action random, as in the published data.
 
     Behaviours:
 
@@ -199,8 +200,9 @@ def _collect_task(job: TaskJob, part: Path, row_length: int, report: _Report) ->
             source=_source([job]),
         ) as writer,
     ):
-        for episode in task_episodes(job):
-            writer.write(job.task, *episode.rows(job.table, job.spec.action_dim, row_length))
+        for number, episode in enumerate(task_episodes(job)):
+            draws = np.random.default_rng(job.stream(PADDING, number))
+            writer.write(job.task, *episode.rows(job.table, job.spec.action_dim, row_length, draws))
             report((job.task, float(episode.reward.sum())))
 
 

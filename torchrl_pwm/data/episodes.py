@@ -22,16 +22,17 @@ class Episode(NamedTuple):
     reward: np.ndarray
     success: np.ndarray
 
-    def rows(self, table: TaskSet, action_dim: int, row_length: int) -> Episode:
+    def rows(self, table: TaskSet, action_dim: int, row_length: int, draws: np.random.Generator) -> Episode:
         """The episode cut into P rows and padded: [P, L + 1, O], [P, L, A], [P, L], [P, L].
 
-        Entries beyond the task's own action are zero, whatever the policy wrote there.
+        Entries beyond the task's own action are uniform draws, as in the published data, whatever the policy wrote
+        there: a model then learns to ignore them, and no policy can gain by them in imagination.
         """
         steps = len(self.reward)
         start = np.arange(0, steps, row_length)[:, None]
         observation = np.zeros((steps + 1, table.observation_dim), np.float32)
         observation[:, : self.observation.shape[1]] = self.observation
-        action = np.zeros((steps, table.action_dim), np.float32)
+        action = draws.uniform(-1.0, 1.0, (steps, table.action_dim)).astype(np.float32)
         action[:, :action_dim] = self.action[:, :action_dim]
         here = start + np.arange(row_length)
         return Episode(

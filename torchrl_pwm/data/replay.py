@@ -32,7 +32,7 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
     ``("next", "reward")`` float32 [B, T, 1] in raw units, ``("next", "done")``, ``("next", "terminated")`` and
     ``("next", "truncated")`` bool [B, T, 1], and ``index`` int64 [B, T], the item numbers of the storage. Start
     states are ``sample()[:, 0]``. Entries beyond a task's own observation are zero; entries beyond its own action
-    hold what was stored: zeros in collected data, random numbers in published data.
+    hold random numbers, in published as in collected data.
 
     Data is read through memory maps: opening is immediate and memory use does not grow with the data. The buffer is
     read-only, owns its generator, and a restored ``state_dict`` goes on with the same samples bit for bit, with

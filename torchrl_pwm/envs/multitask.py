@@ -130,8 +130,8 @@ class TaskEnv(EnvBase):
         return TensorDict(entries, batch_size=self.batch_size, device=self.device)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
-        if not self.is_closed:
-            self._simulation.close()
+        # EnvBase starts out closed and never says otherwise, so its flag cannot be asked.
+        self._simulation.close()
         super().close(raise_if_closed=raise_if_closed)
 
     def __repr__(self) -> str:
