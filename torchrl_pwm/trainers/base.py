@@ -15,7 +15,7 @@ from torchrl.record.loggers import Logger
 from torchrl.trainers import OptimizationStepper, Trainer, TrainerHookBase
 
 from torchrl_pwm.data.replay import TDMPC2ExperienceReplay
-from torchrl_pwm.trainers.checkpoint import load_checkpoint, save_checkpoint
+from torchrl_pwm.trainers.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_pwm.trainers.metrics import rewind_metrics
 
 Evaluation = Callable[[], Mapping[str, float]]
@@ -189,10 +189,14 @@ class ReplayTrainer(Trainer):
             if self.progress_bar:
                 self._pbar.close()
 
-    def resume(self, folder: str | os.PathLike[str] | None = None) -> None:
-        """Loads the checkpoint of ``folder`` (default: ``save_folder``).
+    def resume(self, folder: str | os.PathLike[str] | None = None, *, required: bool = True) -> None:
+        """Goes on from the checkpoint of ``folder`` (default: ``save_folder``).
 
         What a ``CSVLogger`` holds of later updates is removed: they are about to be made again.
+
+        Keyword Args:
+            required (bool): whether there must be a checkpoint. If not, a run that was interrupted before its first
+                one begins anew.
 
         Raises:
             FileNotFoundError: if there is none.
@@ -201,7 +205,8 @@ class ReplayTrainer(Trainer):
         source = folder if folder is not None else self.save_trainer_file
         if source is None:
             raise ValueError("resume() needs a folder, or a trainer that was given save_folder.")
-        self.load_state_dict(load_checkpoint(source))
+        if required or has_checkpoint(source):
+            self.load_state_dict(load_checkpoint(source))
         rewind_metrics(self.logger, self.collected_frames)
 
     def _show_progress(self) -> None:
