@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tensordict import TensorDictBase
+from torch import Tensor, nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives.utils import ValueEstimators
 from torchrl.record.loggers import get_logger
@@ -76,6 +78,34 @@ class Stopwatch:
         self.before, self.start = state_dict["seconds"], time.perf_counter()
 
 
+class BestPolicy:
+    """The actor that earned most in the real environment so far; part of the checkpoint."""
+
+    def __init__(self, actor: nn.Module) -> None:
+        self.actor = actor
+        self.real_return, self.weights = -math.inf, copy_state(actor)
+
+    def offer(self, real_return: float) -> None:
+        """Keeps the actor as it is now if it earned more than any before."""
+        if real_return > self.real_return:
+            self.real_return, self.weights = real_return, copy_state(self.actor)
+
+    def restore(self) -> None:
+        """Puts the best weights back into the actor."""
+        self.actor.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"real_return": self.real_return, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.real_return, self.weights = state_dict["real_return"], dict(state_dict["weights"])
+
+
+def copy_state(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of a module's state."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
 def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str, Any]:
     """Extracts and evaluates one policy; goes on where an interrupted run stopped, and returns at once when done.
 
@@ -97,6 +127,13 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     loss = make_loss(config, model, task_set.action_dim).to(job.device)
     stepper = instantiate(config.stepper, loss, iterations=config.extraction.iterations)
     starts = replay.sample()[:, 0].to(job.device)
+    best = BestPolicy(loss.actor_network)
+
+    def evaluate() -> dict[str, float]:
+        metrics = _compare(loss, model, starts, job, config)
+        best.offer(metrics["real_return"])
+        return metrics
+
     trainer = PWMTrainer(
         loss,
         replay,
@@ -105,7 +142,7 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
         device=job.device,
         logger=get_logger(config.logger, str(job.folder.parent), job.folder.name),
         log_interval=config.extraction.log_interval,
-        evaluate=lambda: _compare(loss, model, starts, job, config),
+        evaluate=evaluate,
         eval_interval=config.extraction.eval_interval,
         save_folder=job.folder / "checkpoint",
         save_interval=config.extraction.save_interval,
@@ -113,12 +150,15 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     )
     stopwatch = Stopwatch()
     trainer.register_module("stopwatch", stopwatch)
+    trainer.register_module("best_policy", best)
     if report is not None:
         trainer.register_op("post_steps_log", _reporter(report, trainer, job))
     if has_checkpoint(job.folder / "checkpoint"):
         trainer.resume()
     trainer.train()
     seconds = stopwatch.seconds
+    if config.extraction.select == "best":
+        best.restore()
     save_policy(loss, job.folder / "policy.pt")
 
     found = evaluate_policy(
