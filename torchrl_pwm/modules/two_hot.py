@@ -95,9 +95,9 @@ class TwoHotCodec(nn.Module):
         """The two neighbouring bins of each value and the weight of the upper one."""
         width = (self.vmax - self.vmin) / (self.num_bins - 1)
         position = (symlog(x).clamp(self.vmin, self.vmax) - self.vmin) / width
-        lower = position.floor()
-        upper = (lower.long() + 1) % self.num_bins
-        return lower.long(), upper, position - lower
+        # A NaN has no bin: its weight carries it on to the loss, where it is found, from any bin that exists.
+        lower = position.floor().long().clamp(0, self.num_bins - 1)
+        return lower, (lower + 1) % self.num_bins, position - lower
 
     def extra_repr(self) -> str:
         return f"num_bins={self.num_bins}, vmin={self.vmin}, vmax={self.vmax}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ class PWMOptimizationStepper(OptimizationStepper):
         actor_norm = nn.utils.clip_grad_norm_(self.actor_params, self.actor_clip)
         target = loss.value_target(rollout)
         found = {"loss": actor_loss.detach(), "gradient norm": actor_norm, "value target": target.sum()}
-        if _all_finite(found):
+        if _all_finite(found.values()):
             self.actor_optimizer.step()
             critic = self._critic_pass(rollout, target, batch)
         else:
@@ -127,7 +128,7 @@ class PWMOptimizationStepper(OptimizationStepper):
                 norms.append(nn.utils.clip_grad_norm_(self.critic_params, self.critic_clip))
                 losses.append(value_loss.detach())
                 found = {"loss": losses[-1], "gradient norm": norms[-1]}
-                if _all_finite(found):
+                if _all_finite(found.values()):
                     self.critic_optimizer.step()
                 else:
                     self._refuse("critic", batch, found, changed=True)
@@ -200,14 +201,18 @@ class WorldModelOptimizationStepper(OptimizationStepper):
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
         """One update from ``[B, T]`` sequences."""
+        update = self.scheduler.last_epoch + 1
+        # The two-hot code clips rewards, so that an infinite one would go unseen in the loss.
+        if not _all_finite(batch.get(key) for key in self.loss_module.in_keys):
+            raise_non_finite("world-model", update, batch, {})
         losses = self.loss_module(batch)
         total = losses["loss_consistency"] + losses["loss_reward"]
         self.optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.params, self.clip)
         found = {"loss": total.detach(), "gradient norm": norm}
-        if not _all_finite(found):
-            raise_non_finite("world-model", self.scheduler.last_epoch + 1, batch, found)
+        if not _all_finite(found.values()):
+            raise_non_finite("world-model", update, batch, found)
         self.optimizer.step()
         lr = self.scheduler.get_last_lr()[-1]
         self.scheduler.step()
@@ -245,12 +250,12 @@ def raise_non_finite(
             named = "" if task is None else f" of task {sorted(set(task[rows].flatten().tolist()))}"
             where = f"the batch has non-finite {key}{named} in {int(rows.sum())} of {len(rows)} rows: check the data"
             break
-    numbers = ", ".join(f"{what} {float(value):g}" for what, value in found.items())
+    numbers = ", ".join(f"{what} {float(value):g}" for what, value in found.items()) or "others"
     state = "Earlier steps of this update were taken" if changed else "No parameter was changed"
     raise FloatingPointError(
         f"Update {update} of the {name}: expected finite numbers, found {numbers}; {where}. {state}."
     )
 
 
-def _all_finite(found: dict[str, Tensor]) -> bool:
-    return bool(torch.stack([value.detach().isfinite() for value in found.values()]).all())
+def _all_finite(values: Iterable[Tensor]) -> bool:
+    return bool(torch.stack([value.detach().isfinite().all() for value in values]).all())

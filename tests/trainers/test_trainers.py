@@ -1,0 +1,227 @@
+"""What the trainers log, save and refuse."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.record.loggers import CSVLogger
+from torchrl.trainers import Trainer
+
+from tests.trainers import tiny
+from torchrl_pwm.trainers import PWMOptimizationStepper, has_checkpoint, load_checkpoint
+from torchrl_pwm.trainers.base import UpdateTicks
+
+METRICS = {
+    "model": {"loss_consistency", "loss_reward", "reward_error", "latent_error_last", "model_grad_norm", "model_lr"},
+    "policy": {
+        "loss_actor",
+        "loss_value",
+        "actor_grad_norm",
+        "critic_grad_norm",
+        "reward_mean",
+        "return_scale",
+        "actor_lr",
+        "skipped",
+    },
+}
+
+
+@pytest.fixture
+def buffer():
+    return tiny.make_buffer("random", None)
+
+
+def logged(folder):
+    """Steps and values of every metric."""
+    found = {}
+    for file in folder.glob("log/scalars/*.csv"):
+        with open(file, newline="") as stream:
+            found[file.stem] = [(int(step), float(value)) for step, value in csv.reader(stream)]
+    return found
+
+
+def parameters(trainer):
+    return {key: value.clone() for key, value in trainer.loss_module.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_metrics_are_logged_at_the_interval_and_at_the_end(kind, buffer, tmp_path):
+    tiny.make_trainer(kind, buffer, tmp_path, log_interval=3).train()
+    found = logged(tmp_path)
+    assert set(found) == METRICS[kind]
+    for rows in found.values():
+        assert [step for step, _ in rows] == [3, 6, 7]
+        assert all(torch.tensor(value).isfinite() for _, value in rows)
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_evaluation_runs_at_its_interval_and_at_the_end(kind, buffer, tmp_path):
+    seen = []
+
+    def evaluate():
+        seen.append(trainer.collected_frames)
+        return {"real_return": 10.0 * len(seen), "real_success": 0.5}
+
+    trainer = tiny.make_trainer(kind, buffer, tmp_path, evaluate=evaluate, eval_interval=2)
+    trainer.train()
+    assert seen == [2, 4, 6, 7]
+    assert logged(tmp_path)["real_return"] == [(2, 10.0), (4, 20.0), (6, 30.0), (7, 40.0)]
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_without_logger_folder_or_bar_training_leaves_nothing_behind(kind, buffer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.make_trainer(kind, buffer).train()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_the_progress_bar_shows_updates_and_the_numbers_that_matter(kind, buffer, tmp_path, capsys):
+    trainer = tiny.make_trainer(kind, buffer, tmp_path, progress_bar=True, evaluate=lambda: {"real_return": 12.5})
+    trainer.train()
+    shown = capsys.readouterr().err
+    assert f"{tiny.ITERATIONS}/{tiny.ITERATIONS}" in shown
+    for name in (*trainer.progress_keys, "real_return: 12.5"):
+        assert name in shown
+    assert "grad_norm" not in shown
+
+
+def test_the_progress_bar_of_a_resumed_run_begins_where_it_was(buffer, tmp_path, capsys):
+    trainer = tiny.make_trainer("model", buffer, tmp_path)
+    tiny.interrupt_at(trainer, "update", 6)
+    with pytest.raises(tiny.Interrupted):
+        trainer.train()
+    again = tiny.make_trainer("model", tiny.make_buffer("random", None), tmp_path, progress_bar=True)
+    again.resume()
+    capsys.readouterr()
+    again.train()
+    shown = capsys.readouterr().err
+    assert "4/7" in shown and "7/7" in shown and "8/7" not in shown
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_checkpoint_holds_what_decides_the_next_number(kind, buffer, tmp_path):
+    trainer = tiny.make_trainer(kind, buffer, tmp_path)
+    trainer.train()
+    state = load_checkpoint(tmp_path / "checkpoint")
+    assert set(state) == {"collector", "loss_module", "state", "optimization_stepper", "replay_sampling", "generators"}
+    assert state["state"]["collected_frames"] == tiny.ITERATIONS
+    assert torch.equal(state["generators"]["cpu"], torch.get_rng_state())
+    tiny.assert_same(state["loss_module"], dict(trainer.loss_module.state_dict()))
+    stepper = state["optimization_stepper"]
+    if kind == "policy":
+        assert {"return_moments.mean", "return_moments.var", "return_moments.count"} <= set(state["loss_module"])
+        assert {"actor_optimizer", "critic_optimizer", "schedulers", "skipped"} == set(stepper)
+        # The frozen model is the business of its own file.
+        assert not any("dynamics" in key for key in state["loss_module"])
+    else:
+        assert {"optimizer", "scheduler"} == set(stepper)
+        assert any("dynamics" in key for key in state["loss_module"])
+
+
+@pytest.mark.parametrize(("interval", "expected"), [(3, [3, 6, 7]), (7, [7]), (100, [7]), (1, [1, 2, 3, 4, 5, 6, 7])])
+def test_checkpoints_are_saved_at_their_interval_and_at_the_end(interval, expected, buffer, tmp_path, monkeypatch):
+    trainer = tiny.make_trainer("model", buffer, tmp_path, save_interval=interval)
+    saved, save = [], trainer._save_trainer
+    monkeypatch.setattr(trainer, "_save_trainer", lambda: (saved.append(trainer.collected_frames), save()))
+    trainer.train()
+    assert saved == expected
+    assert has_checkpoint(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_two_trainers_of_a_process_do_not_share_anything(kind, tmp_path):
+    alone = tiny.make_trainer(kind, tiny.make_buffer("own generator", None), tmp_path / "alone")
+    alone.train()
+
+    first = tiny.make_trainer(kind, tiny.make_buffer("own generator", None), tmp_path / "first")
+    tiny.interrupt_at(first, "update", 4)
+    with pytest.raises(tiny.Interrupted):
+        first.train()
+    second = tiny.make_trainer(kind, tiny.make_buffer("own generator", None), tmp_path / "second")
+    assert (second.collected_frames, second._optim_count, second._last_log, second._last_save) == (0, 0, {}, 0)
+    assert first.collected_frames == 4 and first._last_log
+    torch.manual_seed(3)
+    second = tiny.make_trainer(kind, tiny.make_buffer("own generator", None), tmp_path / "second")
+    second.train()
+    tiny.assert_same(second.state_dict(), alone.state_dict())
+    assert logged(tmp_path / "second") == logged(tmp_path / "alone")
+    assert first.collected_frames == 4
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_training_changes_what_it_should(kind, buffer):
+    trainer = tiny.make_trainer(kind, buffer)
+    before = parameters(trainer)
+    model = {} if kind == "model" else {k: v.clone() for k, v in trainer.loss_module.world_model.state_dict().items()}
+    trainer.train()
+    unchanged = {key for key, value in trainer.loss_module.state_dict().items() if torch.equal(value, before[key])}
+    settings = {"consistency_coef", "reward_coef", "_value_estimator.gamma", "_value_estimator.lmbda"}
+    assert unchanged == settings & set(before)
+    if kind == "policy":
+        tiny.assert_same(dict(trainer.loss_module.world_model.state_dict()), model)
+
+
+def test_batches_are_moved_to_the_device(buffer):
+    trainer = tiny.make_trainer("policy", buffer, device="meta")
+    assert trainer._modules["replay_sampling"].sample(None).device.type == "meta"
+
+
+def test_start_states_and_sequences_serve_alike():
+    sequences = tiny.sequences()
+    states = []
+    for data in (sequences, sequences[:, 0]):
+        buffer = ReplayBuffer(storage=LazyTensorStorage(24), batch_size=6, generator=torch.Generator().manual_seed(0))
+        buffer.extend(data)
+        trainer = tiny.make_trainer("policy", buffer)
+        trainer.train()
+        states.append(parameters(trainer))
+    tiny.assert_same(*states)
+
+
+def test_torchrls_own_trainer_drives_the_stepper(buffer, tmp_path):
+    """The stepper is an ordinary TorchRL part: the plain Trainer, fed by a hook, gives our trainer's numbers."""
+    ours = tiny.make_trainer("policy", buffer)
+    ours.train()
+
+    replay = tiny.make_buffer("random", None)
+    torch.manual_seed(3)
+    loss = tiny.make_policy_loss()
+    stepper = PWMOptimizationStepper(loss, iterations=tiny.ITERATIONS, critic_iterations=2)
+    trainer = Trainer(
+        collector=UpdateTicks(),
+        total_frames=tiny.ITERATIONS,
+        frame_skip=1,
+        optim_steps_per_batch=1,
+        loss_module=loss,
+        optimization_stepper=stepper,
+        logger=CSVLogger("log", log_dir=str(tmp_path)),
+        log_interval=0,
+        progress_bar=False,
+    )
+    trainer.register_op("process_optim_batch", lambda tick: replay.sample())
+    trainer.train()
+    tiny.assert_same(parameters(trainer), parameters(ours))
+    assert trainer._optim_count == tiny.ITERATIONS
+
+
+def test_several_updates_a_batch_average_their_metrics(buffer):
+    loss = tiny.make_policy_loss()
+    trainer = Trainer(
+        collector=UpdateTicks(),
+        total_frames=2,
+        frame_skip=1,
+        optim_steps_per_batch=3,
+        loss_module=loss,
+        optimization_stepper=PWMOptimizationStepper(loss, iterations=6, critic_iterations=1),
+        progress_bar=False,
+    )
+    trainer.register_op("process_optim_batch", lambda tick: buffer.sample())
+    averages = []
+    trainer.register_op("post_optim_complete_log", lambda count, metrics: averages.append((count, metrics)))
+    trainer.train()
+    assert [count for count, _ in averages] == [3, 6]
+    assert all(metrics["loss_actor"].isfinite() for _, metrics in averages)
