@@ -29,7 +29,7 @@ lint: setup
 	$(BIN)/mypy
 
 speed: setup
-	$(BIN)/python -m pytest benchmarks/speed --benchmark-only -m ''
+	$(BIN)/python -m pytest benchmarks/speed --benchmark-only --benchmark-disable-gc -p no:randomly -s
 
 clean:
 	rm -rf $(VENV) build *.egg-info
