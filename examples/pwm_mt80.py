@@ -12,26 +12,43 @@ The options are in conf/pwm_mt80.yaml. The last line printed is the path of summ
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import hydra
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
 
 import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
 from torchrl_pwm.trainers.folders import open_run
 from torchrl_pwm.trainers.pipeline import run_pipeline
 
+# What a wrong option, file or package raises; each says what to do. HYDRA_FULL_ERROR=1 shows where it came from.
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ImportError, FloatingPointError)
+
+
+def with_preset(arguments: list[str]) -> list[str]:
+    """The command line with the published settings for published data or models, where it names no preset."""
+    published = any(argument.startswith(("data=published", "checkpoint=")) for argument in arguments)
+    named = any(argument.startswith("preset=") for argument in arguments)
+    return [*arguments, "preset=published"] if published and not named else arguments
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="pwm_mt80")
 def main(config: DictConfig) -> None:
-    config, folder = open_run(config, overrides=hydra.core.hydra_config.HydraConfig.get().overrides.task)
-    print(f"run folder: {folder}")
-    print(run_pipeline(config, folder))
+    choices = HydraConfig.get()
+    with open_dict(config):
+        config.preset = choices.runtime.choices["preset"]
+    try:
+        config, folder = open_run(config, overrides=choices.overrides.task)
+        print(run_pipeline(config, folder))
+    except USER_ERRORS as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.exit(f"{type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows where this was raised.)")
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    published = any(argument.startswith(("data=published", "checkpoint=")) for argument in sys.argv)
-    if published and not any(argument.startswith("preset=") for argument in sys.argv):
-        sys.argv.append("preset=published")
+    sys.argv = with_preset(sys.argv)
     main()

@@ -25,7 +25,8 @@ from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation import evaluate_policy
 from torchrl_pwm.modules import PWMWorldModel, symexp
 from torchrl_pwm.objectives import PWMLoss
-from torchrl_pwm.trainers.checkpoint import has_checkpoint, replace_file
+from torchrl_pwm.trainers.checkpoint import replace_file
+from torchrl_pwm.trainers.models import load_world_model
 from torchrl_pwm.trainers.pwm import PWMTrainer
 
 Report = Callable[[str, int, Mapping[str, float]], None]
@@ -119,8 +120,7 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     task_set = get_task_set(config.task_set)
     index = task_set[job.task].index
     torch.manual_seed(1_000_003 * job.seed + index)
-    model = PWMWorldModel.from_tdmpc2(job.world_model, action_dims=task_set.action_dims).to(job.device)
-    model.requires_grad_(False)
+    model = load_world_model(config, job.world_model).to(job.device)
     replay = TDMPC2ExperienceReplay(
         job.data, config.extraction.batch_size, slice_len=1, tasks=[job.task], seed=job.seed, check_finite=False
     )
@@ -153,8 +153,7 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     trainer.register_module("best_policy", best)
     if report is not None:
         trainer.register_op("post_steps_log", _reporter(report, trainer, job))
-    if has_checkpoint(job.folder / "checkpoint"):
-        trainer.resume()
+    trainer.resume(required=False)
     trainer.train()
     seconds = stopwatch.seconds
     if config.extraction.select == "best":

@@ -16,7 +16,7 @@ _FREE = ("resume", "folder", "progress", "workers", "threads", "device")
 
 
 def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictConfig, Path]:
-    """The configuration and the folder of a new run, or of the one that ``config.resume`` names.
+    """The configuration and the folder of a new run, or of the one that ``config.resume`` names; writes nothing.
 
     A resumed run keeps its own configuration. What the command line sets must agree with it, except where and how
     fast it runs.
@@ -36,8 +36,6 @@ def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictCon
             raise FileExistsError(
                 f"{folder} already holds a run: go on with resume={folder}, or choose another folder."
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / _CONFIG, OmegaConf.to_yaml(config, resolve=False).encode())
         return config, folder
     folder = Path(config.resume)
     if not (folder / _CONFIG).exists():
@@ -48,7 +46,7 @@ def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictCon
     different = [
         f"{key}: the run has {OmegaConf.select(saved, key)}, the command says {OmegaConf.select(config, key)}"
         for key in given
-        if key not in _FREE and key != "preset" and OmegaConf.select(saved, key) != OmegaConf.select(config, key)
+        if key not in _FREE and OmegaConf.select(saved, key) != OmegaConf.select(config, key)
     ]
     if different:
         raise ValueError(
@@ -59,6 +57,13 @@ def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictCon
         if key in given:
             saved[key] = config[key]
     return saved, folder
+
+
+def claim_folder(config: DictConfig, folder: Path) -> None:
+    """Makes the folder of a new run and writes its configuration there; leaves a resumed run's alone."""
+    if not (folder / _CONFIG).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / _CONFIG, OmegaConf.to_yaml(config, resolve=False).encode())
 
 
 def _fresh_folder(task: str | Iterable[str]) -> Path:

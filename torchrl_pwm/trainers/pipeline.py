@@ -6,10 +6,13 @@ is there and goes on from its checkpoint when it was interrupted.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import io
 import multiprocessing
 import os
 import queue
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -26,24 +29,53 @@ from tqdm import tqdm
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, collect_dataset, convert_shards
 from torchrl_pwm.data.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
-from torchrl_pwm.modules import PWMWorldModel
-from torchrl_pwm.trainers.checkpoint import has_checkpoint, replace_file
+from torchrl_pwm.trainers.checkpoint import replace_file
 from torchrl_pwm.trainers.extraction import ExtractionJob, Report, extract_policy
+from torchrl_pwm.trainers.folders import claim_folder
+from torchrl_pwm.trainers.models import load_world_model, make_world_model
 from torchrl_pwm.trainers.report import write_report
 from torchrl_pwm.trainers.world_model import WorldModelTrainer
 
 
 def run_pipeline(config: DictConfig, folder: Path) -> Path:
-    """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``."""
+    """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: if something that the configuration names is missing, unknown or
+            does not fit, before the folder is made.
+    """
     start = time.perf_counter()
-    task_set = get_task_set(config.task_set)
-    tasks = select_tasks(config.task, task_set)
+    tasks = check_config(config)
+    store = None if config.data.source == "collect" else open_data(config, tasks)
+    claim_folder(config, folder)
+    torchrl_logger.info(f"run folder: {folder}")
     if config.threads:
         torch.set_num_threads(config.threads)
-    store = prepare_data(config, folder, tasks)
-    model_file = prepare_world_model(config, folder, store, task_set, tasks)
+    if store is None:
+        store = collect_data(config, folder, tasks)
+    model_file = prepare_world_model(config, folder, store, tasks)
     results = extract_policies(config, folder, store, model_file, tasks)
     return write_report(config, folder, store, model_file, results, seconds=time.perf_counter() - start)
+
+
+def check_config(config: DictConfig) -> list[str]:
+    """The run's tasks, if its names, packages and checkpoint are right.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: if one is not.
+    """
+    task_set = get_task_set(config.task_set)
+    tasks = select_tasks(config.task, task_set)
+    if config.seeds < 1:
+        raise ValueError(f"seeds is the number of policies per task and at least 1, found {config.seeds}")
+    if config.extraction.select not in ("last", "best"):
+        raise ValueError(f"extraction.select must be last or best, found {config.extraction.select!r}")
+    for package in sorted({"metaworld" if task_set[task].suite == "metaworld" else "dm_control" for task in tasks}):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f'these tasks need {package}, which is not installed; pip install "torchrl-pwm[mt80]"')
+    if config.checkpoint:
+        load_world_model(config, config.checkpoint)
+    return tasks
 
 
 def select_tasks(task: str | Iterable[str], task_set: TaskSet) -> list[str]:
@@ -54,31 +86,34 @@ def select_tasks(task: str | Iterable[str], task_set: TaskSet) -> list[str]:
     """
     if isinstance(task, str):
         task = task_set.names if task == task_set.name else task.split(",")
-    return [task_set[name].name for name in task]
+    return list(dict.fromkeys(task_set[name].name for name in task))
 
 
-def prepare_data(config: DictConfig, folder: Path, tasks: list[str]) -> EpisodeStore:
-    """Opens, converts or collects the data.
+def collect_data(config: DictConfig, folder: Path, tasks: list[str]) -> EpisodeStore:
+    """Collects the run's data, or goes on with a collection that was interrupted."""
+    data = config.data
+    suites = {name: get_task_set(config.task_set)[name].suite for name in tasks}
+    families = {name: "metaworld" if suite == "metaworld" else "dm_control" for name, suite in suites.items()}
+    return collect_dataset(
+        tasks,
+        Path(data.root) if data.root else folder / "data",
+        episodes={name: data.episodes[family] for name, family in families.items()},
+        behavior={name: data.behavior[family] for name, family in families.items()},
+        noise=list(data.noise),
+        task_set=config.task_set,
+        seed=config.seed,
+        workers=config.workers,
+        progress=config.progress,
+    )
+
+
+def open_data(config: DictConfig, tasks: list[str]) -> EpisodeStore:
+    """Opens the data, after converting published shards where that was not done yet.
 
     Raises:
         FileNotFoundError, ValueError: if the data are not there or not of the configured set.
     """
     data = config.data
-    if data.source == "collect":
-        root = Path(data.root) if data.root else folder / "data"
-        suites = {name: get_task_set(config.task_set)[name].suite for name in tasks}
-        families = {name: "metaworld" if suite == "metaworld" else "dm_control" for name, suite in suites.items()}
-        return collect_dataset(
-            tasks,
-            root,
-            episodes={name: data.episodes[family] for name, family in families.items()},
-            behavior={name: data.behavior[family] for name, family in families.items()},
-            noise=list(data.noise),
-            task_set=config.task_set,
-            seed=config.seed,
-            workers=config.workers,
-            progress=config.progress,
-        )
     if data.root and (Path(data.root) / "manifest.json").exists():
         store = EpisodeStore(data.root, verify=data.verify)
     elif data.root and any(Path(data.root).glob("chunk_*.pt")):
@@ -97,16 +132,9 @@ def prepare_data(config: DictConfig, folder: Path, tasks: list[str]) -> EpisodeS
     return store
 
 
-def prepare_world_model(
-    config: DictConfig, folder: Path, store: EpisodeStore, task_set: TaskSet, tasks: list[str]
-) -> Path:
-    """The file of the frozen model: the given checkpoint, or one that is trained here.
-
-    Raises:
-        ValueError: if a given checkpoint was made for other observation, action or task numbers.
-    """
+def prepare_world_model(config: DictConfig, folder: Path, store: EpisodeStore, tasks: list[str]) -> Path:
+    """The file of the frozen model: the given checkpoint, or one that is trained here."""
     if config.checkpoint:
-        check_world_model(PWMWorldModel.from_tdmpc2(config.checkpoint), task_set, config.checkpoint)
         return Path(config.checkpoint).absolute()
     file = folder / "world_model" / "world_model.pt"
     if file.exists():
@@ -114,13 +142,7 @@ def prepare_world_model(
     settings = config.world_model
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
-    model = instantiate(
-        config.model,
-        observation_dim=task_set.observation_dim,
-        action_dim=task_set.action_dim,
-        num_tasks=len(task_set),
-        action_dims=list(task_set.action_dims),
-    ).to(device)
+    model = make_world_model(config).to(device)
     if settings.normalize_observations:
         model.set_observation_statistics(*observation_statistics(store))
     replay = TDMPC2ExperienceReplay(
@@ -139,27 +161,13 @@ def prepare_world_model(
         save_interval=settings.save_interval,
         progress_bar=config.progress,
     )
-    if has_checkpoint(folder / "world_model" / "checkpoint"):
-        trainer.resume()
+    trainer.resume(required=False)
     torchrl_logger.info(f"world model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tasks)} tasks")
     trainer.train()
     buffer = io.BytesIO()
     torch.save({"model": model.cpu().state_dict()}, buffer)
     replace_file(file, buffer.getvalue())
     return file
-
-
-def check_world_model(model: PWMWorldModel, task_set: TaskSet, source: Any) -> None:
-    """Raises ValueError if the model's sizes are not those of the task set."""
-    found = (model.observation_dim, model.action_dim, model.num_tasks)
-    expected = (task_set.observation_dim, task_set.action_dim, len(task_set))
-    if found != expected:
-        names = ("observation size", "action size", "number of tasks")
-        wrong = ", ".join(f"{name} {f} (expected {e})" for name, f, e in zip(names, found, expected) if f != e)
-        raise ValueError(
-            f"The checkpoint {source} does not fit {task_set.name}: {wrong}. "
-            "Choose the task_set it was trained on, or another checkpoint."
-        )
 
 
 def extract_policies(
@@ -207,25 +215,45 @@ class _Progress:
 
 def _in_processes(jobs: list[ExtractionJob], workers: int, report: Report) -> Iterator[dict[str, Any]]:
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context) as pool:
-        messages = manager.Queue()
-        futures: list[Future[dict[str, Any]]] = [pool.submit(_work, job, messages) for job in jobs]
+    messages = context.Queue()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(messages,)) as pool:
+        futures: list[Future[dict[str, Any]]] = [pool.submit(_work, job) for job in jobs]
         waiting = set(futures)
-        while waiting:
-            finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-            while True:
-                try:
-                    report(*messages.get_nowait())
-                except queue.Empty:
-                    break
+        try:
+            while waiting:
+                finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        report(*messages.get_nowait())
+                for future in finished:
+                    future.result()
+        except BaseException:
+            # What runs goes on to its end, so that finished policies are kept; what waits does not start.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         for future in futures:
             yield future.result()
 
 
-def _work(job: ExtractionJob, messages: Any) -> dict[str, Any]:
-    return extract_policy(job, lambda *message: messages.put(message))
+_messages: Any = None  # queue to the parent, in a worker
+
+
+def _start_worker(messages: Any) -> None:
+    global _messages
+    _messages = messages
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        # A worker that outlives a killed run would write to the checkpoints of the run that resumes it.
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _work(job: ExtractionJob) -> dict[str, Any]:
+    return extract_policy(job, lambda *message: _messages.put(message))
 
 
 def choose_device(device: str | None) -> str:

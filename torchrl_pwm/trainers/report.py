@@ -23,9 +23,9 @@ from torchrl_pwm.evaluation import (
     write_summary,
 )
 from torchrl_pwm.evaluation.results import EvaluationResult
-from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.trainers.checkpoint import replace_file
 from torchrl_pwm.trainers.extraction import make_loss
+from torchrl_pwm.trainers.models import load_world_model
 
 
 def write_report(
@@ -70,7 +70,7 @@ def write_report(
                 title=f"{result['task']}, seed {result['seed']}",
             )
     if config.evaluation.film and rendering_available():
-        _film(config, folder, model_file, list(behavior if not results else {r["task"]: 0 for r in results}))
+        _film(config, folder, model_file, list(dict.fromkeys(result["task"] for result in results)))
     torchrl_logger.info("results\n" + format_table(summary, task_set=task_set))
     return path
 
@@ -96,7 +96,7 @@ def _merge(results: list[dict[str, Any]], spec: Any, config: DictConfig) -> Eval
 def _film(config: DictConfig, folder: Path, model_file: Path, tasks: list[str]) -> None:
     """One strip of pictures per task, of the first seed's policy."""
     task_set = get_task_set(config.task_set)
-    model = PWMWorldModel.from_tdmpc2(model_file, action_dims=task_set.action_dims)
+    model = load_world_model(config, model_file)
     films = {}
     for task in tasks[: config.evaluation.film]:
         loss = make_loss(config, model, task_set.action_dim)
