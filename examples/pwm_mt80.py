@@ -11,7 +11,6 @@ The options are in conf/pwm_mt80.yaml. The last line printed is the path of summ
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 
@@ -20,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
+from torchrl_pwm.evaluation import format_table, read_summary
 from torchrl_pwm.trainers.folders import open_run
 from torchrl_pwm.trainers.pipeline import run_pipeline
 
@@ -41,14 +41,14 @@ def main(config: DictConfig) -> None:
         config.preset = choices.runtime.choices["preset"]
     try:
         config, folder = open_run(config, overrides=choices.overrides.task)
-        print(run_pipeline(config, folder))
+        summary = run_pipeline(config, folder)
     except USER_ERRORS as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         sys.exit(f"{type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows where this was raised.)")
+    print(format_table(read_summary(summary), task_set=config.task_set), summary, sep="\n\n")
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     sys.argv = with_preset(sys.argv)
     main()

@@ -121,6 +121,12 @@ def open_data(config: DictConfig, tasks: list[str]) -> EpisodeStore:
         if not converted.exists():
             convert_shards(data.root, converted, task_set=config.task_set, progress=config.progress)
         store = EpisodeStore(converted, verify=data.verify)
+    elif data.root and not (Path(data.root) / config.task_set).exists() and not data.download:
+        raise FileNotFoundError(
+            f"No data in {data.root}: expected the published chunk_*.pt shards of {config.task_set}, or the "
+            "manifest.json of converted or collected episodes. Check data.root; data.download=true fetches the "
+            "published shards."
+        )
     else:
         store = TDMPC2ExperienceReplay(config.task_set, root=data.root, download=data.download).store
     if store.manifest.task_set != config.task_set:

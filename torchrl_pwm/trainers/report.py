@@ -1,4 +1,4 @@
-"""What a run leaves for its reader: summary.json, plots, film strips and a table."""
+"""What a run leaves for its reader: summary.json, plots and film strips."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torchrl._utils import logger as torchrl_logger
 
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.envs import get_task_set
@@ -17,7 +16,6 @@ from torchrl_pwm.envs.rendering import rendering_available
 from torchrl_pwm.evaluation import (
     evaluate_policy,
     film_strip,
-    format_table,
     plot_scores,
     plot_training,
     write_summary,
@@ -37,7 +35,7 @@ def write_report(
     *,
     seconds: float,
 ) -> Path:
-    """Writes the summary and the pictures, and logs the table.
+    """Writes the summary and the pictures.
 
     The results of several seeds of a task are one row: all their episodes together, and the mean extraction time.
     """
@@ -71,7 +69,6 @@ def write_report(
             )
     if config.evaluation.film and rendering_available():
         _film(config, folder, model_file, list(dict.fromkeys(result["task"] for result in results)))
-    torchrl_logger.info("results\n" + format_table(summary, task_set=task_set))
     return path
 
 
