@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -51,9 +53,9 @@ class RunningMoments(nn.Module):
         """sqrt(var + epsilon)."""
         return (self.var + self.epsilon).sqrt()
 
-    def normalize(self, x: Tensor) -> Tensor:
-        """(x - mean) / std."""
-        return (x - self.mean) / self.std
+    def normalize(self, x: Tensor, clip: float = math.inf) -> Tensor:
+        """(x - mean) / std, clipped to [-clip, clip] (published rewards: 5)."""
+        return ((x - self.mean) / self.std).clamp(-clip, clip)
 
     def unnormalize(self, x: Tensor) -> Tensor:
         """The inverse of :meth:`normalize`."""
