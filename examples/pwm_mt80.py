@@ -16,6 +16,7 @@ import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, open_dict
 
 import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
@@ -24,7 +25,14 @@ from torchrl_pwm.trainers.folders import open_run
 from torchrl_pwm.trainers.pipeline import run_pipeline
 
 # What a wrong option, file or package raises; each says what to do. HYDRA_FULL_ERROR=1 shows where it came from.
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, ImportError, FloatingPointError)
+USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    ImportError,
+    FloatingPointError,
+    InstantiationException,
+)
 
 
 def with_preset(arguments: list[str]) -> list[str]:

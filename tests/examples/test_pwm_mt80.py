@@ -182,6 +182,8 @@ WRONG = {
     "task of another set": (["task_set=mt30", "task=mw-reach"], "unknown task 'mw-reach'"),
     "no policies": (["seeds=0"], "at least 1, found 0"),
     "unknown selection": (["extraction.select=first"], "last or best, found 'first'"),
+    "model without embedding": (["model=custom"], "num_tasks=80 and task_dim=0: give both"),
+    "latent of another size": (["model.latent_dim=20"], "latent_dim.*8"),
     "missing run": (["resume=nowhere"], "FileNotFoundError: No run to resume in nowhere"),
     "run of another seed": (["resume=run", "seed=3"], "another configuration.*seed: the run has 0, the command says 3"),
     "run of another task": (["resume=run", "task=mw-push"], "another configuration.*task: .*mw-push"),

@@ -42,6 +42,9 @@ class PresetConfig:
     num_tasks: Any = 0
     task_dim: Any = None
     num_bins: Any = 101
+    simnorm_dim: int = 8
+    vmin: float = -10.0
+    vmax: float = 10.0
     action_dims: Any = None
 
 

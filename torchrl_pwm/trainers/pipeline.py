@@ -75,6 +75,9 @@ def check_config(config: DictConfig) -> list[str]:
             raise ImportError(f'these tasks need {package}, which is not installed; pip install "torchrl-pwm[mt80]"')
     if config.checkpoint:
         load_world_model(config, config.checkpoint)
+    else:
+        with torch.device("meta"):
+            make_world_model(config)
     return tasks
 
 
