@@ -109,8 +109,9 @@ class FirstOrderLoss(LossModule):
         self.loss_function = loss_function
         self.reduction = reduction
         self.return_moments = RunningMoments()
+        if self.tensor_keys.value not in value_network.out_keys:
+            self.tensor_keys.value = value_network.out_keys[0]
         self.make_value_estimator()
-        self._set_in_keys()
 
     def _set_in_keys(self) -> None:
         value_keys = list(self.value_network.in_keys)

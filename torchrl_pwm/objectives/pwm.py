@@ -148,26 +148,24 @@ class PWMLoss(FirstOrderLoss):
                 state = {keys.latent: latent.detach() if self.detach_latent else latent}
                 if task is not None:
                     state[keys.task] = task
-                action = self._act(TensorDict(state, tensordict.batch_size), None if noise is None else noise[step])
+                action = self._act(TensorDict(state, latent.shape[:-1]), None if noise is None else noise[step])
                 action = action if mask is None else action * mask
                 latent = model.next_latent(latent, action, context)
                 actions.append(action)
                 latents.append(latent)
             visited, taken = torch.stack(latents), torch.stack(actions)
             reward = model.decode_reward(model.reward_logits(visited[:-1], taken, context), self.reward_space)
-        return self._as_rollout(tensordict, task, visited, taken, reward)
+        return self._as_rollout(task, visited, taken, reward)
 
-    def _as_rollout(
-        self, start: TensorDictBase, task: Tensor | None, visited: Tensor, taken: Tensor, reward: Tensor
-    ) -> TensorDictBase:
-        keys, time = self.tensor_keys, start.ndim
-        rollout = TensorDict({}, [*start.batch_size, self.horizon])
+    def _as_rollout(self, task: Tensor | None, visited: Tensor, taken: Tensor, reward: Tensor) -> TensorDictBase:
+        keys, batch = self.tensor_keys, taken.shape[1:-1]
+        rollout = TensorDict({}, [*batch, self.horizon])
         entries = [(keys.latent, visited[:-1]), (keys.action, taken)]
         entries += [(("next", keys.latent), visited[1:]), (("next", keys.reward), reward)]
         if task is not None:
-            entries.append((keys.task, task.expand(self.horizon, *start.batch_size)))
+            entries.append((keys.task, task.expand(self.horizon, *batch)))
         for key, entry in entries:
-            rollout.set(unravel_key(key), entry.movedim(0, time))
+            rollout.set(unravel_key(key), entry.movedim(0, len(batch)))
         return rollout
 
     @torch.no_grad()

@@ -1,0 +1,355 @@
+"""What every TorchRL loss must do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule, TensorDictSequential
+from torch import nn
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.modules import IndependentNormal, ProbabilisticActor, ValueOperator
+from torchrl.objectives.utils import ValueEstimators
+
+from torchrl_pwm import FirstOrderLoss, PWMLoss, PWMWorldModel, PWMWorldModelLoss, make_pwm_actor, make_value_ensemble
+
+BATCH, HORIZON, OBSERVATION, ACTION, LATENT, TASKS = 6, 4, 5, 2, 16, 3
+
+
+def make_model(num_tasks: int = 0, **options) -> PWMWorldModel:
+    model = PWMWorldModel(
+        OBSERVATION, ACTION, latent_dim=LATENT, encoder_units=(12,), units=(12,), num_bins=11, num_tasks=num_tasks,
+        task_dim=4 if num_tasks else 0, **options,
+    )  # fmt: skip
+    # an untrained reward head is zero, and so would be the gradients through it
+    nn.init.normal_(model._reward[-1].weight)
+    return model
+
+
+def make_pwm(num_tasks: int = 0, **options) -> PWMLoss:
+    actor, value = make_pwm_actor(LATENT, ACTION, units=(12,)), make_value_ensemble(LATENT, units=(12,))
+    return PWMLoss(actor, value, make_model(num_tasks), horizon=HORIZON, **options)
+
+
+def starts(num_tasks: int = 0) -> TensorDict:
+    td = TensorDict({"observation": torch.randn(BATCH, OBSERVATION)}, [BATCH])
+    return td.set("task", torch.randint(num_tasks, (BATCH,))) if num_tasks else td
+
+
+def sequences(num_tasks: int = 0) -> TensorDict:
+    shape = [BATCH, HORIZON]
+    step = TensorDict({"observation": torch.randn(*shape, OBSERVATION), "reward": torch.randn(*shape, 1)}, shape)
+    entries = {"observation": torch.randn(*shape, OBSERVATION), "action": torch.rand(*shape, ACTION), "next": step}
+    if num_tasks:
+        entries["task"] = torch.randint(num_tasks, (BATCH, 1)).expand(shape)
+    return TensorDict(entries, shape)
+
+
+def rollouts() -> TensorDict:
+    return make_pwm().imagine(starts()).detach()
+
+
+LOSSES = {
+    "first_order": (
+        lambda **o: FirstOrderLoss(make_pwm_actor(LATENT, ACTION), make_value_ensemble(LATENT, units=(12,)), **o),
+        rollouts,
+    ),
+    "pwm": (make_pwm, starts),
+    "pwm_multitask": (lambda **o: make_pwm(TASKS, **o), lambda: starts(TASKS)),
+    "world_model": (lambda **o: PWMWorldModelLoss(make_model(), **o), sequences),
+    "world_model_multitask": (lambda **o: PWMWorldModelLoss(make_model(TASKS), **o), lambda: sequences(TASKS)),
+}
+ALL = pytest.mark.parametrize("name", LOSSES)
+
+
+@ALL
+def test_unknown_key_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="nonsense"):
+        LOSSES[name][0]().set_keys(nonsense="x")
+
+
+@ALL
+def test_losses_are_scalars_and_metrics_are_detached(name: str) -> None:
+    make, data = LOSSES[name]
+    out = make()(data())
+    losses = {key: value for key, value in out.items() if key.startswith("loss_")}
+    assert len(losses) == 2 and set(out.keys()) == set(make().out_keys)
+    assert all((value.shape == () and value.requires_grad) or name == "first_order" for value in losses.values())
+    assert not any(value.requires_grad for key, value in out.items() if key not in losses)
+
+
+@ALL
+def test_input_is_left_unchanged_even_if_locked(name: str) -> None:
+    make, data = LOSSES[name]
+    td = data()
+    before = td.clone()
+    keys = set(td.keys(True, True))
+    make()(td.lock_())
+    assert set(td.keys(True, True)) == keys and (td == before).all()
+
+
+@ALL
+def test_call_without_tensordict_gives_the_same_losses(name: str) -> None:
+    make, data = LOSSES[name]
+    loss, td = make(), data()
+    torch.manual_seed(1)
+    state = {key: value.clone() for key, value in loss.state_dict().items()}
+    expected = loss(td)
+    loss.load_state_dict(state)
+    torch.manual_seed(1)
+    named = {"_".join(key) if isinstance(key, tuple) else key: td[key] for key in loss.in_keys}
+    found = loss(**named)
+    for key, value in zip(loss.out_keys, found):
+        torch.testing.assert_close(value, expected[key])
+
+
+@ALL
+def test_select_out_keys(name: str) -> None:
+    make, data = LOSSES[name]
+    loss = make()
+    key = loss.out_keys[0]
+    loss.select_out_keys(key)
+    assert set(loss(data()).keys()) == {key}
+
+
+@ALL
+def test_reductions_agree(name: str) -> None:
+    make, data = LOSSES[name]
+    td, found = data(), {}
+    for reduction in ("none", "mean", "sum"):
+        torch.manual_seed(0)
+        loss = make(reduction=reduction)
+        torch.manual_seed(1)
+        found[reduction] = loss(td)
+    for key in ("loss_actor", "loss_value", "loss_consistency", "loss_reward"):
+        if key in found["mean"]:
+            every = found["none"][key]
+            assert every.ndim >= 1 and every.shape[0] == BATCH
+            torch.testing.assert_close(every.mean(), found["mean"][key])
+            torch.testing.assert_close(every.sum(), found["sum"][key])
+
+
+@ALL
+def test_bad_reduction_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="reduction"):
+        LOSSES[name][0](reduction="median")
+
+
+@ALL
+def test_state_dict_round_trip(name: str) -> None:
+    make, data = LOSSES[name]
+    loss, other, td = make(), make(), data()
+    loss(td)  # moves the return scale
+    other.load_state_dict(loss.state_dict())
+    if name.startswith("world_model"):
+        torch.testing.assert_close(other(td)["loss_reward"], loss(td)["loss_reward"])
+        return
+    assert "return_moments.var" in loss.state_dict() and not any("world_model" in key for key in loss.state_dict())
+    torch.testing.assert_close(other.return_moments.var, loss.return_moments.var)
+    for found, expected in zip(other.parameters(), loss.parameters()):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("num_tasks", [0, TASKS])
+def test_losses_send_gradients_to_their_own_network_only(num_tasks: int) -> None:
+    loss = make_pwm(num_tasks)
+    for key, receiver, spared in (
+        ("loss_actor", loss.actor_network, loss.value_network),
+        ("loss_value", loss.value_network, loss.actor_network),
+    ):
+        loss.zero_grad()
+        out = loss(starts(num_tasks))
+        out[key].backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in receiver.parameters() if p.numel() > 3)
+        assert all(p.grad is None or not p.grad.any() for p in spared.parameters())
+        assert all(p.grad is None for p in loss.world_model.parameters())
+        assert all(p.requires_grad for p in loss.world_model.parameters()), "freezing is undone"
+
+
+@pytest.mark.parametrize("num_tasks", [0, TASKS])
+def test_no_weight_gradient_is_computed_for_the_frozen_networks(num_tasks: int) -> None:
+    loss = make_pwm(num_tasks)
+    sizes = {tuple(p.shape) for p in loss.actor_network.parameters()}
+    leaves, stack, seen = [], [loss(starts(num_tasks))["loss_actor"].grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        stack.extend(parent for parent, _ in node.next_functions)
+    assert {id(leaf) for leaf in leaves} == {id(p) for p in loss.actor_network.parameters()} and sizes
+
+
+def test_world_model_loss_trains_every_part() -> None:
+    loss = PWMWorldModelLoss(make_model(TASKS))
+    out = loss(sequences(TASKS))
+    (out["loss_consistency"] + out["loss_reward"]).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.world_model.parameters())
+
+
+def test_reset_parameters_leaves_the_world_model_alone() -> None:
+    loss = make_pwm()
+    before = {key: value.clone() for key, value in loss.world_model.state_dict().items()}
+    loss.reset_parameters_recursive()
+    for key, value in loss.world_model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_the_world_model_is_no_part_of_the_loss() -> None:
+    loss = make_pwm()
+    own = {id(p) for p in loss.parameters()}
+    assert own and not own & {id(p) for p in loss.world_model.parameters()}
+
+
+def test_nested_keys_are_read() -> None:
+    model = make_model(TASKS)
+    model.set_keys(observation=("agent", "obs"), action=("agent", "act"), task=("agent", "id"), latent=("agent", "z"))
+    data = sequences(TASKS)
+    nested = TensorDict({"agent": {"obs": data["observation"], "act": data["action"], "id": data["task"]}}, data.shape)
+    nested["next"] = TensorDict(
+        {"agent": {"obs": data["next", "observation"], "pay": data["next", "reward"]}}, data.shape
+    )
+    loss = PWMWorldModelLoss(model)
+    plain = loss(data)
+    loss.set_keys(observation=("agent", "obs"), action=("agent", "act"), task=("agent", "id"), reward=("agent", "pay"))
+    torch.testing.assert_close(loss(nested)["loss_reward"], plain["loss_reward"])
+
+    actor = make_pwm_actor(LATENT, ACTION, units=(12,), in_key=("agent", "z"), out_key=("agent", "act"))
+    value = make_value_ensemble(LATENT, units=(12,), in_key=("agent", "z"), out_key=("agent", "v"))
+    pwm = PWMLoss(actor, value, model, horizon=HORIZON)
+    pwm.set_keys(
+        observation=("agent", "obs"), task=("agent", "id"), latent=("agent", "z"), action=("agent", "act"),
+        reward=("agent", "pay"), value=("agent", "v"), value_target=("agent", "target"),
+    )  # fmt: skip
+    rollout = pwm.imagine(nested[:, 0])
+    assert ("agent", "z") in rollout.keys(True) and ("next", "agent", "pay") in rollout.keys(True)
+    assert pwm(nested[:, 0])["loss_value"].isfinite()
+
+
+@pytest.mark.parametrize("estimator", [ValueEstimators.TD0, ValueEstimators.TDLambda, "td_lambda"])
+def test_value_estimators_are_chosen_as_in_torchrl(estimator) -> None:
+    loss = make_pwm()
+    assert loss.make_value_estimator("tdlambda" if estimator == "td_lambda" else estimator, gamma=0.9) is loss
+    assert loss(starts())["loss_value"].isfinite()
+
+
+def test_unsupported_value_estimator_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="GAE"):
+        make_pwm().make_value_estimator(ValueEstimators.GAE)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("horizon", 0), ("reward_space", "log"), ("bootstrap", "none"), ("mask_actions", True)]
+)
+def test_bad_options_are_refused(option: str, value) -> None:
+    actor, critic = make_pwm_actor(LATENT, ACTION), make_value_ensemble(LATENT)
+    with pytest.raises(ValueError, match=option):
+        PWMLoss(actor, critic, make_model(), **{option: value})
+
+
+def test_missing_start_states_are_named() -> None:
+    with pytest.raises(ValueError, match=r"observation.*latent.*state.*set_keys"):
+        make_pwm()(TensorDict({"state": torch.zeros(2, 5)}, [2]))
+
+
+def test_missing_task_is_named() -> None:
+    with pytest.raises(ValueError, match="task"):
+        make_pwm(TASKS)(starts())
+
+
+def test_latents_serve_as_start_states() -> None:
+    loss, td = make_pwm(), starts()
+    noise = torch.randn(HORIZON, BATCH, ACTION)
+    latent = loss.world_model.encode_observation(td["observation"])
+    expected = loss.imagine(td, noise)
+    torch.testing.assert_close(loss.imagine(TensorDict({"latent": latent}, [BATCH]), noise), expected)
+
+
+def test_reward_space_raw_is_the_decoded_reward() -> None:
+    loss, td = make_pwm(), starts()
+    noise = torch.zeros(HORIZON, BATCH, ACTION)
+    symlog = loss.imagine(td, noise)["next", "reward"]
+    loss.reward_space = "raw"
+    raw = loss.imagine(td, noise)["next", "reward"]
+    torch.testing.assert_close(raw, symlog.sign() * symlog.abs().expm1())
+
+
+def test_same_seed_same_losses_and_noise_overrides_it() -> None:
+    loss, td = make_pwm(), starts()
+    rollouts = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        rollouts.append(loss.imagine(td)["action"])
+    assert torch.equal(rollouts[0], rollouts[1]) and not torch.equal(rollouts[0], rollouts[2])
+    noise = torch.randn(HORIZON, BATCH, ACTION)
+    assert torch.equal(loss.imagine(td, noise)["action"], loss.imagine(td, noise)["action"])
+
+
+def test_masked_actions_are_zero_in_the_padding_of_each_task() -> None:
+    actor, value = make_pwm_actor(LATENT, ACTION, units=(12,)), make_value_ensemble(LATENT, units=(12,))
+    loss = PWMLoss(actor, value, make_model(TASKS, action_dims=[1, 2, 1]), horizon=HORIZON, mask_actions=True)
+    td = starts(TASKS).set("task", torch.tensor([0, 1, 2, 0, 1, 2]))
+    action = loss.imagine(td)["action"]
+    assert (action[[0, 2, 3, 5], :, 1] == 0).all() and (action[[1, 4]] != 0).all()
+
+
+def test_another_reparameterised_policy_works_and_refuses_noise() -> None:
+    net = TensorDictModule(nn.Linear(LATENT, 2 * ACTION), ["latent"], ["params"])
+    split = TensorDictModule(lambda x: (x[..., :ACTION], x[..., ACTION:].exp()), ["params"], ["loc", "scale"])
+    actor = ProbabilisticActor(
+        TensorDictSequential(net, split), in_keys=["loc", "scale"], distribution_class=IndependentNormal
+    )
+    loss = PWMLoss(actor, make_value_ensemble(LATENT), make_model(), horizon=2)
+    loss(starts())["loss_actor"].backward()
+    assert net.module.weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="tanh-Gaussian"):
+        loss.imagine(starts(), torch.zeros(2, BATCH, ACTION))
+
+
+def test_a_single_torchrl_value_network_works() -> None:
+    value = ValueOperator(nn.Linear(LATENT, 1), in_keys=["latent"])
+    loss = PWMLoss(make_pwm_actor(LATENT, ACTION), value, make_model(), horizon=HORIZON)
+    loss(starts())["loss_value"].backward()
+    assert value.module.weight.grad.abs().sum() > 0
+
+
+def test_first_steps_of_replayed_sequences_serve_as_start_states() -> None:
+    buffer = ReplayBuffer(storage=LazyTensorStorage(BATCH), batch_size=3)
+    buffer.extend(sequences(TASKS))
+    assert make_pwm(TASKS)(buffer.sample()[:, 0])["loss_actor"].isfinite()
+
+
+def test_float64_stays_float64() -> None:
+    loss = make_pwm()
+    loss.double()
+    loss.world_model.double()
+    out = loss(starts().double())
+    assert out["loss_actor"].dtype == out["loss_value"].dtype == torch.float64
+
+
+def test_evaluation_mode_leaves_the_return_scale_as_it_is() -> None:
+    loss = make_pwm()
+    before = loss.return_moments.count.clone()
+    loss.eval()(starts())
+    assert loss.return_moments.count == before
+    loss.train()(starts())
+    assert loss.return_moments.count > before
+
+
+def test_steps_after_a_done_and_padding_do_not_count() -> None:
+    loss = PWMWorldModelLoss(make_model(), rho=1.0)
+    td = sequences()
+    short = loss(td[:, :2])
+    td["next", "done"] = torch.zeros(BATCH, HORIZON, 1, dtype=torch.bool)
+    td["next", "done"][:, 1] = True
+    torch.testing.assert_close(loss(td)["loss_consistency"], short["loss_consistency"])
+    padded = td.exclude(("next", "done"))
+    padded["collector", "mask"] = torch.arange(HORIZON).expand(BATCH, HORIZON) < 2
+    torch.testing.assert_close(loss(padded)["loss_reward"], short["loss_reward"])
+
+
+def test_a_flat_batch_of_transitions_is_refused_with_advice() -> None:
+    with pytest.raises(ValueError, match=r"\[B, T\].*reshape"):
+        PWMWorldModelLoss(make_model())(sequences().reshape(-1))
