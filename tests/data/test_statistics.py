@@ -1,0 +1,62 @@
+"""Observation statistics of a data set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from torchrl_pwm import PWMWorldModel
+from torchrl_pwm.data import EpisodeStore, EpisodeStoreWriter
+from torchrl_pwm.data.statistics import observation_statistics
+
+
+@pytest.fixture
+def store(tmp_path) -> EpisodeStore:
+    draws = np.random.default_rng(0)
+    with EpisodeStoreWriter(tmp_path / "d", "mt30", {"walker-run": 600, "cup-catch": 3}, row_length=4) as writer:
+        for name, rows, offset, scale in (("walker-run", 600, 1000.0, 0.05), ("cup-catch", 3, 0.0, 2.0)):
+            observation = offset + scale * draws.standard_normal((rows, 5, 24))
+            writer.write(name, observation, np.zeros((rows, 4, 6)), np.zeros((rows, 4)))
+    return EpisodeStore(tmp_path / "d")
+
+
+def test_statistics_are_those_of_each_task_even_far_from_zero(store: EpisodeStore) -> None:
+    mean, std = observation_statistics(store)
+    for task in store.manifest.tasks:
+        data = np.asarray(store.observation[task.start : task.stop], np.float64).reshape(-1, 24)
+        np.testing.assert_allclose(mean[task.index].numpy(), data.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(std[task.index].numpy(), data.std(0), rtol=1e-4)
+
+
+def test_tasks_without_data_are_left_as_they_are(store: EpisodeStore) -> None:
+    mean, std = observation_statistics(store)
+    absent = [i for i in range(30) if i not in {task.index for task in store.manifest.tasks}]
+    assert not mean[absent].any() and (std[absent] == 1).all()
+
+
+def test_a_few_rows_give_nearly_the_same(store: EpisodeStore) -> None:
+    mean, std = observation_statistics(store)
+    some_mean, some_std = observation_statistics(store, max_rows=300)
+    torch.testing.assert_close(some_mean, mean, rtol=0, atol=0.01)
+    torch.testing.assert_close(some_std[2], std[2], rtol=0.1, atol=0)
+
+
+def test_a_world_model_takes_them(store: EpisodeStore) -> None:
+    model = PWMWorldModel(24, 6, latent_dim=16, units=(8,), num_tasks=30, task_dim=4)
+    mean, std = observation_statistics(store)
+    model.set_observation_statistics(mean, std)
+    task = store.manifest.tasks[0]
+    raw = torch.from_numpy(np.array(store.observation[task.start : task.start + 7, 0]))
+    plain = PWMWorldModel(24, 6, latent_dim=16, units=(8,), num_tasks=30, task_dim=4)
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("observation_")})
+    expected = plain.encode_observation((raw - mean[task.index]) / std[task.index], task.index)
+    torch.testing.assert_close(model.encode_observation(raw, torch.full((7,), task.index)), expected)
+    copy = PWMWorldModel.from_tdmpc2(model.state_dict())
+    torch.testing.assert_close(copy.encode_observation(raw, task.index), expected)
+
+
+def test_statistics_of_another_shape_are_refused() -> None:
+    model = PWMWorldModel(24, 6, latent_dim=16, units=(8,), num_tasks=30, task_dim=4)
+    with pytest.raises(ValueError, match=r"\(30, 24\).*\(30, 23\)"):
+        model.set_observation_statistics(torch.zeros(30, 23), torch.ones(30, 23))
