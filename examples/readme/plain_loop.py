@@ -1,0 +1,47 @@
+"""PWM in a plain loop: a world model and a policy for Pendulum, learnt while acting."""
+
+import torch
+from torchrl.data import LazyTensorStorage, ReplayBuffer, SliceSampler
+from torchrl.envs import ActionScaling, Compose, GymEnv, TransformedEnv
+from torchrl.objectives import ValueEstimators
+
+from torchrl_pwm import (
+    PWMLoss,
+    PWMWorldModel,
+    PWMWorldModelLoss,
+    WorldModelWrapper,
+    evaluate_policy,
+    make_pwm_actor,
+    make_value_ensemble,
+)
+
+EPISODES, UPDATES = 100, 20  # of 200 steps each; updates after each
+torch.manual_seed(0)
+model = PWMWorldModel(observation_dim=3, action_dim=1, latent_dim=64, units=(128, 128))
+actor, critics = make_pwm_actor(64, 1, units=(64, 64)), make_value_ensemble(64, units=(64, 64))
+# Pendulum's actions are in [-2, 2], the model's in [-1, 1]. "latent" is what the policy reads, here and in imagination.
+env = TransformedEnv(GymEnv("Pendulum-v1"), Compose(ActionScaling(), WorldModelWrapper(model)))
+env.set_seed(0)
+sampler = SliceSampler(slice_len=17, end_key=("next", "done"))
+replay_buffer = ReplayBuffer(storage=LazyTensorStorage(EPISODES * 200), sampler=sampler, batch_size=64 * 17)
+
+model_loss = PWMWorldModelLoss(model, reward_coef=1.0)
+loss = PWMLoss(actor, critics, model, horizon=16)
+loss.make_value_estimator(ValueEstimators.TDLambda, gamma=0.99, lmbda=0.95)
+optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()], lr=1e-3)
+
+for episode in range(EPISODES):
+    with torch.no_grad():
+        rollout = env.rollout(200, actor if episode >= 10 else None)
+    replay_buffer.extend(rollout.exclude("latent", ("next", "latent"), "loc", "scale"))
+    for _ in range(UPDATES):
+        batch = replay_buffer.sample().reshape(-1, 17)  # [B, 17] sequences
+        losses = model_loss(batch).update(loss(batch[:, 0]))  # start states [B]
+        optimizer.zero_grad()
+        # No loss sends a gradient into the networks of another, so that one sum serves all.
+        sum(value for name, value in losses.items() if name.startswith("loss_")).backward()
+        torch.nn.utils.clip_grad_norm_(loss.actor_network_params.parameters(), 1.0)
+        optimizer.step()
+    print(f"episode {episode}: return {rollout['next', 'reward'].sum():.0f}, reward error {losses['reward_error']:.2f}")
+
+print(f"return in the real Pendulum: {evaluate_policy(actor, env, episodes=10).return_mean:.0f}")

@@ -1,0 +1,137 @@
+"""PWMLoss composed by hand and under TorchRL's own Trainer, as the README shows it."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("gymnasium")
+
+from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, ReplayBuffer, SliceSampler
+from torchrl.envs import ActionScaling, Compose, GymEnv, TransformedEnv
+from torchrl.envs.utils import check_env_specs
+from torchrl.objectives import ValueEstimators
+
+from torchrl_pwm import (
+    PWMLoss,
+    PWMWorldModel,
+    PWMWorldModelLoss,
+    WorldModelWrapper,
+    make_pwm_actor,
+    make_value_ensemble,
+)
+
+SNIPPETS = Path(__file__).parents[1] / "examples" / "readme"
+
+
+def execute(name, full, tiny, tmp_path, monkeypatch):
+    """Runs the very file of the README, with one line of numbers made small."""
+    source = (SNIPPETS / name).read_text()
+    assert source.count(full) == 1
+    (tmp_path / name).write_text(source.replace(full, tiny))
+    monkeypatch.chdir(tmp_path)
+    return runpy.run_path(str(tmp_path / name))
+
+
+def test_the_plain_loop_trains_model_policy_and_critics(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    found = execute("plain_loop.py", "EPISODES, UPDATES = 100, 20", "EPISODES, UPDATES = 12, 1", tmp_path, monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("episode")] == [f"episode {n}" for n in range(12)]
+    assert -2000 < float(lines[-1].rsplit(" ", 1)[1]) <= 0
+    # From the eleventh episode on the policy acts in the real env.
+    assert found["rollout"].shape == (200,) and "loc" in found["rollout"]
+    assert found["batch"].shape == (64, 17)
+    assert found["rollout"]["action"].abs().max() <= 1
+    trained = [found["model"], found["loss"]]
+    assert all(parameter.grad is not None for module in trained for parameter in module.parameters())
+
+
+def test_torchrls_trainer_collects_and_trains(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    found = execute(
+        "torchrl_trainer.py", "FRAMES, UPDATES = 20_000, 20", "FRAMES, UPDATES = 2_400, 1", tmp_path, monkeypatch
+    )
+    trainer = found["trainer"]
+    # Updates begin with the frames that follow the random ones.
+    assert (trainer.collected_frames, trainer._optim_count) == (2_400, 3)
+    assert len(found["replay_buffer"]) == 2_400
+    rewards = (tmp_path / "runs" / "pendulum" / "scalars" / "reward.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rewards] == [str(frame) for frame in range(200, 2_401, 200)]
+    assert trainer.optimization_stepper.policy.schedulers[0].last_epoch == 3
+
+
+@pytest.fixture
+def pendulum():
+    """Slices of random actions in the real env, and the lines of the design document up to the loop."""
+    torch.manual_seed(0)
+    model = PWMWorldModel(observation_dim=3, action_dim=1, latent_dim=64, units=(128, 128))
+    actor, value = make_pwm_actor(64, 1), make_value_ensemble(64)
+    env = TransformedEnv(GymEnv("Pendulum-v1"), WorldModelWrapper(model))
+    data = env.rollout(40)
+    sampler = SliceSampler(slice_len=17, end_key=("next", "done"))
+    replay_buffer = ReplayBuffer(storage=LazyTensorStorage(40), sampler=sampler, batch_size=4 * 17)
+    replay_buffer.extend(data)
+    return model, actor, value, env, replay_buffer
+
+
+def test_the_lines_of_a_user_with_an_env_work_as_typed(pendulum):
+    model, actor, value, env, replay_buffer = pendulum
+    model_loss = PWMWorldModelLoss(model)
+    loss = PWMLoss(actor, value, model, horizon=16)
+    loss.make_value_estimator(ValueEstimators.TDLambda, gamma=0.99, lmbda=0.95)
+    count = 0
+    for batch in replay_buffer:
+        batch = batch.reshape(-1, 17)
+        losses = model_loss(batch)
+        (losses["loss_consistency"] + losses["loss_reward"]).backward()
+        losses = loss(batch[:, 0])
+        losses["loss_actor"].backward()
+        losses["loss_value"].backward()
+        count += 1
+        if count == 2:
+            break
+    assert count == 2
+    for module in (model, loss):
+        assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
+    # One policy, real and imagined.
+    assert env.rollout(5, actor)["latent"].shape == (5, 64)
+    check_env_specs(env)
+
+
+def test_an_action_outside_the_unit_box_names_the_transform_to_add(pendulum):
+    model, actor, _, env, _ = pendulum
+    with pytest.raises(ValueError, match=r"ActionScaling\(\)"):
+        env.transform.imagined_env(batch_size=[2])
+    scaled = TransformedEnv(GymEnv("Pendulum-v1"), Compose(ActionScaling(), WorldModelWrapper(model)))
+    scaled.reset()
+    imagined = scaled.transform[1].imagined_env(batch_size=[2])
+    assert imagined.rollout(3, actor).shape == (2, 3)
+
+
+def test_the_sampled_slices_are_left_unchanged(pendulum):
+    model, actor, value, _, replay_buffer = pendulum
+    batch = replay_buffer.sample().reshape(-1, 17)
+    before = batch.clone()
+    PWMWorldModelLoss(model)(batch)
+    PWMLoss(actor, value, model, horizon=4)(batch[:, 0])
+    assert set(batch.keys(True, True)) == set(before.keys(True, True))
+    assert (batch == before).all()
+
+
+def test_losses_serve_in_any_order_with_renamed_keys():
+    """Keys of their own names: only set_keys is needed."""
+    model = PWMWorldModel(observation_dim=3, action_dim=1, latent_dim=16, units=(16,))
+    model.set_keys(observation="state", action="control")
+    model_loss = PWMWorldModelLoss(model)
+    model_loss.set_keys(observation="state", action="control")
+    loss = PWMLoss(make_pwm_actor(16, 1), make_value_ensemble(16), model, horizon=2)
+    loss.set_keys(observation="state")
+    following = TensorDict({"state": torch.randn(4, 5, 3), "reward": torch.randn(4, 5, 1)}, [4, 5])
+    batch = TensorDict({"state": torch.randn(4, 5, 3), "control": torch.zeros(4, 5, 1), "next": following}, [4, 5])
+    assert model_loss(batch)["loss_reward"].isfinite()
+    assert loss(batch[:, 0])["loss_actor"].isfinite()
