@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from torchrl_pwm.data.behaviors import BEHAVIORS, PADDING, Behavior, Noise, TaskJob, checked_noise, task_episodes
 from torchrl_pwm.data.files import flush_folder, refuse_existing
+from torchrl_pwm.data.processes import end_with_parent
 from torchrl_pwm.data.provenance import versions
 from torchrl_pwm.data.sac import SACConfig
 from torchrl_pwm.data.store import EpisodeStore
@@ -224,6 +225,7 @@ def _start_worker(events: Any) -> None:
     global _events
     _events = events
     torch.set_num_threads(1)
+    end_with_parent()
 
 
 def _work(job: TaskJob, part: Path, row_length: int) -> None:

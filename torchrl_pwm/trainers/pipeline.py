@@ -12,7 +12,6 @@ import io
 import multiprocessing
 import os
 import queue
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -27,6 +26,7 @@ from torchrl.record.loggers import get_logger
 from tqdm import tqdm
 
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, collect_dataset, convert_shards
+from torchrl_pwm.data.processes import end_with_parent
 from torchrl_pwm.data.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
 from torchrl_pwm.trainers.checkpoint import replace_file
@@ -250,15 +250,7 @@ _messages: Any = None  # queue to the parent, in a worker
 def _start_worker(messages: Any) -> None:
     global _messages
     _messages = messages
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        # A worker that outlives a killed run would write to the checkpoints of the run that resumes it.
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _work(job: ExtractionJob) -> dict[str, Any]:
