@@ -38,7 +38,15 @@ class GaussianHead(nn.Module):
             layers += [nn.Linear(in_features, width), nn.Mish(), nn.LayerNorm(width)]
             in_features = width
         self.mu_net = nn.Sequential(*layers, nn.Linear(in_features, out_features))
-        self.logstd = nn.Parameter(torch.full((out_features,), float(init_log_std)))
+        self.init_log_std = float(init_log_std)
+        self.logstd = nn.Parameter(torch.full((out_features,), self.init_log_std))
+
+    def reset_parameters(self) -> None:
+        """Torch's default for the layers; the log standard deviation starts afresh."""
+        for layer in self.mu_net:
+            if isinstance(layer, (nn.Linear, nn.LayerNorm)):
+                layer.reset_parameters()
+        nn.init.constant_(self.logstd, self.init_log_std)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -137,6 +145,11 @@ class ValueEnsemble(TensorDictModuleBase):
                     nn.init.orthogonal_(weight, math.sqrt(2))
             else:
                 nn.init.constant_(param, 1.0 if index % 4 == 2 else 0.0)
+
+    def _reset_parameters(self, module: nn.Module) -> bool:
+        # TensorDict's recursive reset asks the children only, which here are bare parameters.
+        self.reset_parameters()
+        return True
 
     def values(self, latent: Tensor) -> Tensor:
         """``[*, D]`` to ``[N, *, 1]``."""

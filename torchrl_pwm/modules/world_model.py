@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchrl.modules import WorldModel
 
 from torchrl_pwm.modules.layers import SimNorm, make_mlp, run_from_first_linear
+from torchrl_pwm.modules.masks import action_masks
 from torchrl_pwm.modules.presets import PRESETS, Preset
 from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
 
@@ -116,7 +117,7 @@ class PWMWorldModel(WorldModel):
         self._encoder = make_mlp(observation_dim + task_dim, encoder_units, latent_dim, SimNorm(simnorm_dim))
         self._dynamics = make_mlp(joint, units, latent_dim, SimNorm(simnorm_dim))
         self._reward = make_mlp(joint, units, max(num_bins or 0, 1))
-        self.register_buffer("action_masks", _action_masks(action_dims, num_tasks, action_dim), persistent=False)
+        self.register_buffer("action_masks", action_masks(action_dims, num_tasks, action_dim), persistent=False)
         self.register_buffer("observation_mean", None)
         self.register_buffer("observation_std", None)
         self.reset_parameters()
@@ -203,6 +204,11 @@ class PWMWorldModel(WorldModel):
             elif isinstance(module, nn.Embedding):
                 nn.init.uniform_(module.weight, -0.02, 0.02)
         nn.init.zeros_(self._reward.get_parameter(f"{len(self._reward) - 1}.weight"))
+
+    def _reset_parameters(self, module: nn.Module) -> bool:
+        # TensorDict's recursive reset would give each layer torch's own initialisation.
+        self.reset_parameters()
+        return True
 
     def set_observation_statistics(self, mean: Tensor, std: Tensor, min_std: float = 1e-2) -> None:
         """Standardises observations before the encoder, task by task: (o - mean) / max(std, min_std).
@@ -380,15 +386,3 @@ class PWMWorldModel(WorldModel):
     @staticmethod
     def _next(key: NestedKey) -> NestedKey:
         return unravel_key(("next", key))
-
-
-def _action_masks(action_dims: Sequence[int] | None, num_tasks: int, action_dim: int) -> Tensor | None:
-    """[num_tasks, A]: 1 where a task has an action, 0 in its padding."""
-    if action_dims is None:
-        return None
-    if len(action_dims) != max(num_tasks, 1) or not all(0 < size <= action_dim for size in action_dims):
-        raise ValueError(
-            f"action_dims needs one size between 1 and {action_dim} for each of {max(num_tasks, 1)} task(s), "
-            f"found {list(action_dims)}."
-        )
-    return (torch.arange(action_dim) < torch.tensor(action_dims)[:, None]).float()

@@ -116,6 +116,10 @@ class PWMWorldModelLoss(LossModule):
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         self._set_in_keys()
 
+    def reset_parameters_recursive(self) -> None:
+        """Starts the world model afresh."""
+        self.world_model.reset_parameters()
+
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Both losses and detached metrics of sequences ``[B, T]``, which are left unchanged."""
