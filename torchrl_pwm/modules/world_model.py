@@ -269,10 +269,16 @@ class PWMWorldModel(WorldModel):
         """Logits ``[*, K]`` to rewards ``[*, 1]``, in raw units or left in symlog space (same for a scalar head)."""
         return self.codec.decode(logits, space)
 
-    def task_context(self, task: Tensor | int | None) -> TaskContext | None:
-        """What many steps with the same ``task`` [*] share; pass it in place of ``task``. ``None`` without tasks."""
+    def task_context(self, task: Tensor | int | None) -> TaskContext | Tensor | int | None:
+        """What many steps with the same ``task`` [*] share; pass it in place of ``task``. ``None`` without tasks.
+
+        A subclass that overrides a step gets ``task`` itself back, which is what its step expects.
+        """
         if self._task_emb is None:
             return None
+        steps = ("next_latent", "reward_logits")
+        if any(getattr(type(self), step) is not getattr(PWMWorldModel, step) for step in steps):
+            return task
         embedding = self._embed(task)
 
         def split(layer: nn.Module) -> tuple[Tensor, Tensor]:
