@@ -112,6 +112,7 @@ class FirstOrderLoss(LossModule):
         if self.tensor_keys.value not in value_network.out_keys:
             self.tensor_keys.value = value_network.out_keys[0]
         self.make_value_estimator()
+        self.register_load_state_dict_post_hook(FirstOrderLoss._follow_loaded_gamma)
 
     def _set_in_keys(self) -> None:
         value_keys = list(self.value_network.in_keys)
@@ -147,6 +148,12 @@ class FirstOrderLoss(LossModule):
         self._gamma = float(hyperparams.get("gamma", self.value_estimator.gamma))
         self._forward_value_estimator_keys()
         return self
+
+    def _follow_loaded_gamma(self, *_: Any) -> None:
+        # Gamma is saved with the estimator; the actor's return must not keep another one.
+        gamma = self.value_estimator.gamma
+        if gamma != torch.tensor(self._gamma).to(gamma):
+            self._gamma = float(gamma)
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         if self._value_estimator is not None:
