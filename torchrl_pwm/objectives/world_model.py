@@ -147,7 +147,7 @@ class PWMWorldModelLoss(LossModule):
 
         consistency = (predicted - target).square().mean(-1)
         reward_loss = model.codec.cross_entropy(logits, reward).squeeze(-1)
-        reward_error = (model.decode_reward(logits.detach()) - reward).abs().mean()
+        reward_error = (model.decode_reward(logits.detach()) - reward).abs().squeeze(-1)
         horizon = tensordict.shape[1]
         weight = torch.pow(self.rho, torch.arange(horizon, device=reward.device).to(reward.dtype))
         mask = self._same_episode(tensordict)
@@ -157,8 +157,13 @@ class PWMWorldModelLoss(LossModule):
                 "loss_reward": self.reward_coef
                 * self._mean(reward_loss * weight, tensordict, mask)
                 / (horizon if self.divide_reward_by_horizon else 1),
-                "reward_error": reward_error,
-                "latent_error_last": consistency[:, -1].detach().mean(),
+                "reward_error": self._reduce_loss(reward_error, tensordict, mask=mask, reduction="mean"),
+                "latent_error_last": self._reduce_loss(
+                    consistency[:, -1:].detach(),
+                    tensordict[:, -1:],
+                    mask=None if mask is None else mask[:, -1:],
+                    reduction="mean",
+                ),
             }
         )
         self._clear_weakrefs(tensordict, out)
