@@ -16,6 +16,7 @@ from torchrl.objectives.value import TDLambdaEstimator, ValueEstimatorBase
 
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.running_moments import RunningMoments
+from torchrl_pwm.objectives.entries import require_reward
 
 Bootstrap = Literal["standard", "reference"]
 
@@ -43,6 +44,9 @@ class FirstOrderLoss(LossModule):
             which uses gamma^(H+1) and forgets the rewards of a row that is done exactly at the last step.
         loss_function (str): distance of the value regression. Default: ``"l2"``.
         reduction (str): ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Raises:
+        ValueError: if an option is unknown; at the call, if an entry is missing or the rewards are not ``[*, 1]``.
 
     Value targets come from :meth:`make_value_estimator`, with TD(lambda) (default; gamma 0.99, lambda 0.95) or TD(0).
 
@@ -190,7 +194,7 @@ class FirstOrderLoss(LossModule):
 
     def rollout_metrics(self, rollout: TensorDictBase) -> dict[str, Tensor]:
         """Detached numbers worth a look: the mean reward of a step, and the return scale."""
-        reward = self._next(rollout, "reward").detach()
+        reward = self._rewards(rollout).detach()
         return {"reward_mean": reward.mean(), "return_scale": self._scale(rollout).detach().clone()}
 
     def actor_loss(self, rollout: TensorDictBase) -> Tensor:
@@ -208,16 +212,16 @@ class FirstOrderLoss(LossModule):
     def _scale(self, rollout: TensorDictBase) -> Tensor:
         if self.normalize_returns:
             return self.return_moments.std
-        reward = self._next(rollout, "reward")
+        reward = self._rewards(rollout)
         return reward.new_full((), reward.shape[-2])
 
     def _negative_returns(self, rollout: TensorDictBase) -> Tensor:
         """Minus the discounted return of each row, ``[B]``; a row that is done earns several, one after the other."""
-        reward, gamma = self._next(rollout, "reward").squeeze(-1), self._gamma
+        reward, gamma = self._rewards(rollout).squeeze(-1), self._gamma
         horizon = reward.shape[-1]
         steps = torch.arange(horizon, device=reward.device)
         closing_gamma = gamma**2 if self.bootstrap == "reference" else gamma
-        done = self._next(rollout, "done")
+        done, _ = self._ends(rollout)
         if done is None:
             last = rollout[..., -1:]
             value = self._next_value(last).squeeze(-1)
@@ -248,11 +252,11 @@ class FirstOrderLoss(LossModule):
         The rollout's end is a truncation, as is a done without terminated; a terminated row bootstraps from zero.
         """
         keys = self.tensor_keys
-        reward = self._next(rollout, "reward").detach()
-        done, terminated = self._next(rollout, "done"), self._next(rollout, "terminated")
+        reward = self._rewards(rollout).detach()
+        done, terminated = self._ends(rollout)
         never = torch.zeros_like(reward, dtype=torch.bool)
         terminated = never if terminated is None else terminated
-        done = terminated if done is None else done
+        done = never if done is None else done
         data = TensorDict({}, rollout.batch_size)
         for key, entry in ((keys.reward, reward), (keys.done, done), (keys.terminated, terminated)):
             data.set(unravel_key(("next", key)), entry)
@@ -282,8 +286,14 @@ class FirstOrderLoss(LossModule):
             value = self.value_network(inputs).get(self.tensor_keys.value)
         if value.ndim > inputs.ndim + 1:
             value = value.min(0).values
-        terminated = self._next(rollout, "terminated")
+        _, terminated = self._ends(rollout)
         return value if terminated is None else torch.where(terminated, 0.0, value)
 
-    def _next(self, rollout: TensorDictBase, name: str) -> Any:
-        return rollout.get(unravel_key(("next", getattr(self.tensor_keys, name))), None)
+    def _rewards(self, rollout: TensorDictBase) -> Tensor:
+        return require_reward(rollout, unravel_key(("next", self.tensor_keys.reward)), self)
+
+    def _ends(self, rollout: TensorDictBase) -> tuple[Tensor | None, Tensor | None]:
+        """Done and terminated, as far as the rollout has them; what is terminated is done."""
+        keys = self.tensor_keys
+        done, terminated = (rollout.get(unravel_key(("next", key)), None) for key in (keys.done, keys.terminated))
+        return terminated if done is None else done, terminated

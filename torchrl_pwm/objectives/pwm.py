@@ -45,7 +45,8 @@ class PWMLoss(FirstOrderLoss):
         normalize_returns, bootstrap, loss_function, reduction: see :class:`FirstOrderLoss`.
 
     Raises:
-        ValueError: if an option is unknown; at the call, if neither observation nor latent is there.
+        ValueError: if an option is unknown or the actor is not probabilistic; at the call, if neither observation nor
+            latent is there.
 
     Reads ``observation`` [B, O], or else ``latent`` [B, D], and ``task`` [B] (int64) for a multi-task model. Returns
     scalars ``loss_actor``, ``loss_value`` and detached metrics.
@@ -94,6 +95,11 @@ class PWMLoss(FirstOrderLoss):
             raise ValueError(f'reward_space must be "raw" or "symlog", found {reward_space!r}.')
         if mask_actions and getattr(world_model, "action_masks", None) is None:
             raise ValueError("mask_actions=True needs a world model built with action_dims.")
+        if not hasattr(actor_network, "get_dist"):
+            raise ValueError(
+                "actor_network must be a TorchRL probabilistic actor (make_pwm_actor, ProbabilisticActor), found "
+                f"{type(actor_network).__name__}, which has no get_dist()."
+            )
         # In a tuple, torch does not take the frozen model for a submodule, nor TorchRL for one to reset.
         self.__dict__["_world_model"] = (world_model,)
         super().__init__(
@@ -134,7 +140,12 @@ class PWMLoss(FirstOrderLoss):
         Returns:
             A TensorDict ``[B, H]`` with ``latent``, ``action``, ``("next", "latent")`` and ``("next", "reward")``,
             differentiable with respect to the policy. The reward is in ``reward_space``.
+
+        Raises:
+            ValueError: if neither observation nor latent is there, or the noise has another shape.
         """
+        if noise is not None and len(noise) != self.horizon:
+            raise ValueError(f"noise must be [H, B, A] with H = {self.horizon}, found shape {tuple(noise.shape)}.")
         keys = self.tensor_keys
         task = tensordict.get(keys.task, None)
         # Time comes first inside, so that entries of the batch broadcast over it.
@@ -163,7 +174,8 @@ class PWMLoss(FirstOrderLoss):
         entries = [(keys.latent, visited[:-1]), (keys.action, taken)]
         entries += [(("next", keys.latent), visited[1:]), (("next", keys.reward), reward)]
         if task is not None:
-            entries.append((keys.task, task.expand(self.horizon, *batch)))
+            # At both ends of each step, for critics that read it.
+            entries += [(key, task.expand(self.horizon, *batch)) for key in (keys.task, ("next", keys.task))]
         for key, entry in entries:
             rollout.set(unravel_key(key), entry.movedim(0, len(batch)))
         return rollout
@@ -191,6 +203,10 @@ class PWMLoss(FirstOrderLoss):
             return actor.get_dist(state).rsample()
         params = actor.get_dist_params(state)
         loc, scale = params.get("loc"), params.get("scale")
+        if noise is not None and noise.shape != loc.shape:
+            raise ValueError(
+                f"noise must be [H, B, A]: expected {tuple(loc.shape)} a step, found {tuple(noise.shape)}."
+            )
         return torch.tanh(loc + scale * (torch.randn_like(loc) if noise is None else noise))
 
 

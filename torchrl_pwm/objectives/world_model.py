@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.objectives.common import LossModule
 
 from torchrl_pwm.modules.world_model import PWMWorldModel
+from torchrl_pwm.objectives.entries import require, require_reward
 
 
 class PWMWorldModelLoss(LossModule):
@@ -40,7 +41,8 @@ class PWMWorldModelLoss(LossModule):
     another episode and are left out, as are steps that TorchRL's samplers mark as padding.
 
     Raises:
-        ValueError: if an option is unknown; at the call, if the batch is not ``[B, T]``.
+        ValueError: if an option is unknown; at the call, if the batch is not ``[B, T]``, an entry is missing or the
+            rewards are not ``[*, 1]``.
 
     Examples:
         >>> import torch
@@ -129,9 +131,9 @@ class PWMWorldModelLoss(LossModule):
                 "Reshape the sampler's output, e.g. batch.reshape(-1, slice_len)."
             )
         keys, model = self.tensor_keys, self.world_model
-        observation, action = tensordict.get(keys.observation), tensordict.get(keys.action)
-        next_observation = tensordict.get(unravel_key(("next", keys.observation)))
-        reward = tensordict.get(unravel_key(("next", keys.reward)))
+        observation, action = require(tensordict, keys.observation, self), require(tensordict, keys.action, self)
+        next_observation = require(tensordict, unravel_key(("next", keys.observation)), self)
+        reward = require_reward(tensordict, unravel_key(("next", keys.reward)), self)
         task = tensordict.get(keys.task, None) if model.num_tasks else None
         with torch.no_grad():
             target = model.encode_observation(next_observation, task)
