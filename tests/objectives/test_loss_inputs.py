@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from tensordict.nn import TensorDictModule
@@ -154,3 +158,16 @@ def test_reset_starts_actor_critics_and_the_trained_world_model_afresh() -> None
     gram = loss.value_network.params[0][0] @ loss.value_network.params[0][0].T
     torch.testing.assert_close(gram, 2 * torch.eye(len(gram)), atol=1e-4, rtol=1e-4)
     assert 0.01 < model._dynamics[0].weight.std() < 0.03
+
+
+@pytest.mark.parametrize("name", ["PWMLoss", "PWMWorldModelLoss"])
+def test_out_keys_can_be_selected_on_a_subclass_before_its_base_is_ever_built(name: str) -> None:
+    program = (
+        "from torchrl_pwm import *\n"
+        f"class Mine({name}): pass\n"
+        "model = PWMWorldModel(5, 2, latent_dim=16, units=(8,))\n"
+        "networks = (make_pwm_actor(16, 2), make_value_ensemble(16)) if issubclass(Mine, PWMLoss) else ()\n"
+        "loss = Mine(*networks, model)\n"
+        "loss.select_out_keys(loss.out_keys[0])\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -89,8 +89,6 @@ class FirstOrderLoss(LossModule):
     value_network_params: TensorDictParams
     target_value_network_params: TensorDictParams
 
-    out_keys = ["loss_actor", "loss_value", "return_mean", "return_scale", "reward_mean", "value_target_mean"]  # noqa: RUF012
-
     def __init__(
         self,
         actor_network: TensorDictModule,
@@ -113,6 +111,7 @@ class FirstOrderLoss(LossModule):
         self.loss_function = loss_function
         self.reduction = reduction
         self.return_moments = RunningMoments()
+        self.out_keys = ["loss_actor", "loss_value", "return_mean", "return_scale", "reward_mean", "value_target_mean"]
         if self.tensor_keys.value not in value_network.out_keys:
             self.tensor_keys.value = value_network.out_keys[0]
         self.make_value_estimator()
@@ -121,15 +120,7 @@ class FirstOrderLoss(LossModule):
     def _set_in_keys(self) -> None:
         value_keys = list(self.value_network.in_keys)
         nexts = [self.tensor_keys.reward, *value_keys]
-        self._in_keys = [*value_keys, *(unravel_key(("next", key)) for key in nexts)]
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        return self._in_keys
-
-    @in_keys.setter
-    def in_keys(self, keys: list[NestedKey]) -> None:
-        self._in_keys = keys
+        self.in_keys = [*value_keys, *(unravel_key(("next", key)) for key in nexts)]
 
     def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> FirstOrderLoss:
         """Chooses the value targets: ``ValueEstimators.TDLambda`` (default) or ``TD0``, with ``gamma`` and ``lmbda``.

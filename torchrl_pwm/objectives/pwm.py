@@ -123,7 +123,7 @@ class PWMLoss(FirstOrderLoss):
 
     def _set_in_keys(self) -> None:
         keys = self.tensor_keys
-        self._in_keys = [keys.observation, *([keys.task] if getattr(self.world_model, "num_tasks", 0) else [])]
+        self.in_keys = [keys.observation, *([keys.task] if getattr(self.world_model, "num_tasks", 0) else [])]
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -67,7 +67,6 @@ class PWMWorldModelLoss(LossModule):
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-    out_keys = ["loss_consistency", "loss_reward", "reward_error", "latent_error_last"]  # noqa: RUF012
 
     consistency_coef: Tensor
     reward_coef: Tensor
@@ -91,6 +90,7 @@ class PWMWorldModelLoss(LossModule):
         self.rho = rho
         self.divide_reward_by_horizon = divide_reward_by_horizon
         self.reduction = reduction
+        self.out_keys = ["loss_consistency", "loss_reward", "reward_error", "latent_error_last"]
         self._set_in_keys()
 
     @classmethod
@@ -105,15 +105,7 @@ class PWMWorldModelLoss(LossModule):
     def _set_in_keys(self) -> None:
         keys = self.tensor_keys
         nexts = [unravel_key(("next", key)) for key in (keys.observation, keys.reward)]
-        self._in_keys = [keys.observation, keys.action, *nexts, *([keys.task] if self.world_model.num_tasks else [])]
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        return self._in_keys
-
-    @in_keys.setter
-    def in_keys(self, keys: list[NestedKey]) -> None:
-        self._in_keys = keys
+        self.in_keys = [keys.observation, keys.action, *nexts, *([keys.task] if self.world_model.num_tasks else [])]
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         self._set_in_keys()
