@@ -6,13 +6,12 @@ optional packages.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from torchrl_pwm._lazy import lazy_exports
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "torchrl_pwm.modules": (
+    "modules": (
         "PWMWorldModel",
         "make_pwm_actor",
         "make_value_ensemble",
@@ -20,8 +19,8 @@ _EXPORTS = {
         "NormedLinear",
         "TwoHotCodec",
     ),
-    "torchrl_pwm.objectives": ("FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss"),
-    "torchrl_pwm.envs": (
+    "objectives": ("FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss"),
+    "envs": (
         "WorldModelWrapper",
         "ImaginedEnv",
         "MT30",
@@ -29,20 +28,12 @@ _EXPORTS = {
         "make_task_env",
         "restore_state",
     ),
-    "torchrl_pwm.data": ("TDMPC2ExperienceReplay", "convert_shards", "collect_dataset"),
-    "torchrl_pwm.evaluation": ("evaluate_policy",),
-    "torchrl_pwm.trainers": ("PWMTrainer", "WorldModelTrainer"),
+    "data": ("TDMPC2ExperienceReplay", "convert_shards", "collect_dataset"),
+    "evaluation": ("evaluate_policy",),
+    "trainers": ("PWMTrainer", "WorldModelTrainer"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
 __all__ = ["__version__", *sorted(_HOME)]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(__name__, _HOME, "__version__")

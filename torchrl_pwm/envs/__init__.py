@@ -5,8 +5,9 @@ Every name is imported on first use, so that this folder loads without a simulat
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torchrl_pwm._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from torchrl_pwm.envs.multitask import make_task_env, raw_reward, restore_state
@@ -44,12 +45,4 @@ __all__ = [
     "restore_state",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(__name__, _HOME)

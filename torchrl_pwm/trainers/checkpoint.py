@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from torchrl_pwm.data.files import flush_folder
+
 _MANIFEST = "checkpoint.json"
 
 
@@ -115,8 +117,4 @@ def replace_file(path: Path, data: bytes) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    flush_folder(path.parent)
