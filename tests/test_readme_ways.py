@@ -39,13 +39,13 @@ def execute(name, full, tiny, tmp_path, monkeypatch):
 
 def test_the_plain_loop_trains_model_policy_and_critics(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
-    found = execute("plain_loop.py", "EPISODES, UPDATES = 100, 20", "EPISODES, UPDATES = 12, 1", tmp_path, monkeypatch)
+    found = execute("plain_loop.py", "EPISODES, UPDATES = 40, 40", "EPISODES, UPDATES = 12, 1", tmp_path, monkeypatch)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if line.startswith("episode")] == [f"episode {n}" for n in range(12)]
     assert -2000 < float(lines[-1].rsplit(" ", 1)[1]) <= 0
     # From the eleventh episode on the policy acts in the real env.
     assert found["rollout"].shape == (200,) and "loc" in found["rollout"]
-    assert found["batch"].shape == (64, 17)
+    assert found["batch"].shape == (128, 5)
     assert found["rollout"]["action"].abs().max() <= 1
     trained = [found["model"], found["loss"]]
     assert all(parameter.grad is not None for module in trained for parameter in module.parameters())
@@ -54,7 +54,7 @@ def test_the_plain_loop_trains_model_policy_and_critics(tmp_path, monkeypatch, c
 def test_torchrls_trainer_collects_and_trains(tmp_path, monkeypatch):
     torch.manual_seed(0)
     found = execute(
-        "torchrl_trainer.py", "FRAMES, UPDATES = 20_000, 20", "FRAMES, UPDATES = 2_400, 1", tmp_path, monkeypatch
+        "torchrl_trainer.py", "FRAMES, UPDATES = 8_000, 40", "FRAMES, UPDATES = 2_400, 1", tmp_path, monkeypatch
     )
     trainer = found["trainer"]
     # Updates begin with the frames that follow the random ones.

@@ -15,15 +15,16 @@ from torchrl_pwm import (
     make_value_ensemble,
 )
 
-EPISODES, UPDATES = 100, 20  # of 200 steps each; updates after each
+EPISODES, UPDATES = 40, 40  # episodes of 200 steps; updates after each
+T = 5  # steps of a sequence: short ones teach a new model fast; the published models saw 16
 torch.manual_seed(0)
 model = PWMWorldModel(observation_dim=3, action_dim=1, latent_dim=64, units=(128, 128))
 actor, critics = make_pwm_actor(64, 1, units=(64, 64)), make_value_ensemble(64, units=(64, 64))
 # Pendulum's actions are in [-2, 2], the model's in [-1, 1]. "latent" is what the policy reads, here and in imagination.
 env = TransformedEnv(GymEnv("Pendulum-v1"), Compose(ActionScaling(), WorldModelWrapper(model)))
 env.set_seed(0)
-sampler = SliceSampler(slice_len=17, end_key=("next", "done"))
-replay_buffer = ReplayBuffer(storage=LazyTensorStorage(EPISODES * 200), sampler=sampler, batch_size=64 * 17)
+sampler = SliceSampler(slice_len=T, end_key=("next", "done"))
+replay_buffer = ReplayBuffer(storage=LazyTensorStorage(EPISODES * 200), sampler=sampler, batch_size=128 * T)
 
 model_loss = PWMWorldModelLoss(model, reward_coef=1.0)
 loss = PWMLoss(actor, critics, model, horizon=16)
@@ -35,7 +36,7 @@ for episode in range(EPISODES):
         rollout = env.rollout(200, actor if episode >= 10 else None)
     replay_buffer.extend(rollout.exclude("latent", ("next", "latent"), "loc", "scale"))
     for _ in range(UPDATES):
-        batch = replay_buffer.sample().reshape(-1, 17)  # [B, 17] sequences
+        batch = replay_buffer.sample().reshape(-1, T)  # [B, T] sequences
         losses = model_loss(batch).update(loss(batch[:, 0]))  # start states [B]
         optimizer.zero_grad()
         # No loss sends a gradient into the networks of another, so that one sum serves all.

@@ -17,7 +17,8 @@ from torchrl_pwm import (
 )
 from torchrl_pwm.trainers import PWMOptimizationStepper, WorldModelOptimizationStepper
 
-FRAMES, UPDATES = 20_000, 20  # updates after every 200 frames
+FRAMES, UPDATES = 8_000, 40  # updates after every 200 frames
+T = 5  # steps of a sequence: short ones teach a new model fast; the published models saw 16
 torch.manual_seed(0)
 model = PWMWorldModel(observation_dim=3, action_dim=1, latent_dim=64, units=(128, 128))
 actor, value = make_pwm_actor(64, 1, units=(64, 64)), make_value_ensemble(64, units=(64, 64))
@@ -31,8 +32,8 @@ collector = Collector(
     init_random_frames=2_000,
     auto_register_policy_transforms=False,  # the actor needs none
 )
-sampler = SliceSampler(slice_len=17, traj_key=("collector", "traj_ids"))
-replay_buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(FRAMES), sampler=sampler, batch_size=64 * 17)
+sampler = SliceSampler(slice_len=T, traj_key=("collector", "traj_ids"))
+replay_buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(FRAMES), sampler=sampler, batch_size=128 * T)
 
 
 class ModelThenPolicy(OptimizationStepper):
@@ -65,6 +66,6 @@ trainer = Trainer(
     log_interval=100,
 )
 ReplayBufferTrainer(replay_buffer, flatten_tensordicts=True).register(trainer)
-trainer.register_op("process_optim_batch", lambda batch: batch.reshape(-1, 17))  # [B, 17] sequences
+trainer.register_op("process_optim_batch", lambda batch: batch.reshape(-1, T))  # [B, T] sequences
 trainer.register_op("pre_steps_log", LogScalar(("next", "reward"), "reward", log_pbar=True))
 trainer.train()

@@ -1,6 +1,8 @@
 """A linear-quadratic world model, whose return and gradient are known in closed form (float64).
 
-z' = a z + b u,   r = -(q z^2 + c u^2),   u = tanh(theta z + sigma eps)   or, detached,   u = tanh(theta sg[z] + ...)
+z' = a z + b u,   r = -(q z^2 + c u^2),   v(z) = w z,
+
+with u = theta z (geometric series) or u = tanh(theta z + sigma eps) (a recursion); detached, theta multiplies sg[z].
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
-from torchrl.modules import ProbabilisticActor, TanhNormal
+from torchrl.modules import Delta, ProbabilisticActor, TanhNormal
 
 from torchrl_pwm import FirstOrderLoss, PWMLoss, PWMWorldModel
 
@@ -65,16 +67,26 @@ class Policy(nn.Module):
         return self.theta * latent, torch.full_like(latent, SIGMA)
 
 
-def make_loss(model: nn.Module, theta: float = THETA, **options) -> PWMLoss:
+class LinearPolicy(Policy):
+    """u = theta z, with certainty."""
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.theta * latent
+
+
+def make_loss(
+    model: nn.Module, theta: float = THETA, *, linear: bool = False, normalize_returns: bool = False, **options
+) -> PWMLoss:
+    params = ["param"] if linear else ["loc", "scale"]
     actor = ProbabilisticActor(
-        TensorDictModule(Policy(theta), ["latent"], ["loc", "scale"]),
-        in_keys=["loc", "scale"],
-        distribution_class=TanhNormal,
+        TensorDictModule((LinearPolicy if linear else Policy)(theta), ["latent"], params),
+        in_keys=params,
+        distribution_class=Delta if linear else TanhNormal,
     )
     value = nn.Linear(1, 1, bias=False, dtype=torch.float64)
     nn.init.constant_(value.weight, WEIGHT)
     critic = TensorDictModule(value, ["latent"], ["state_value"])
-    loss = PWMLoss(actor, critic, model, horizon=HORIZON, normalize_returns=False, **options)
+    loss = PWMLoss(actor, critic, model, horizon=HORIZON, normalize_returns=normalize_returns, **options)
     return loss.make_value_estimator("TDLambda", gamma=GAMMA, lmbda=0.9)
 
 
@@ -83,6 +95,29 @@ def data() -> tuple[TensorDict, Tensor]:
     start = torch.randn(ROWS, 1, generator=generator, dtype=torch.float64)
     noise = torch.randn(HORIZON, ROWS, 1, generator=generator, dtype=torch.float64)
     return TensorDict({"observation": start}, [ROWS]), noise
+
+
+def geometric(theta: float, detach: bool, closing: float) -> tuple[float, float]:
+    """Loss and gradient of u = theta z in closed form, with s = a + b theta: z_k = s^k z_0 and so
+
+    return = -(q + c theta^2) z_0^2 sum_k (g s^2)^k + closing w s^H z_0,   dz_k/dtheta = k b s^(k-1) z_0
+
+    or, detached, dz_k/dtheta = b sum_{j<k} a^(k-1-j) s^j z_0 = (s^k - a^k) z_0 / theta.
+    """
+    start = data()[0]["observation"]
+    s, q = A + B * theta, Q + C * theta**2
+    ratio = GAMMA * s * s
+    total = q * start.square() * (1 - ratio**HORIZON) / (1 - ratio) - closing * WEIGHT * s**HORIZON * start
+
+    def dz(k: int) -> float:
+        return (s**k - A**k) / theta if detach else k * B * s ** (k - 1)
+
+    slope = torch.zeros_like(start)
+    for k in range(HORIZON):
+        du = s**k + (0.0 if detach else theta * dz(k))
+        slope += GAMMA**k * 2 * (Q * s**k * dz(k) + C * theta * s**k * du) * start.square()
+    slope -= closing * WEIGHT * dz(HORIZON) * start
+    return total.mean().item() / HORIZON, slope.mean().item() / HORIZON
 
 
 def closed_form(theta: float, detach: bool, closing: float) -> tuple[float, float]:
@@ -105,36 +140,63 @@ def closed_form(theta: float, detach: bool, closing: float) -> tuple[float, floa
     return total / (ROWS * HORIZON), slope / (ROWS * HORIZON)
 
 
-@pytest.mark.parametrize("model", [LinearQuadratic, LinearQuadraticSubclass])
-@pytest.mark.parametrize("bootstrap", ["standard", "reference"])
-@pytest.mark.parametrize("detach", [True, False])
-def test_actor_gradient_is_the_analytic_one(model: type[nn.Module], bootstrap: str, detach: bool) -> None:
-    loss = make_loss(model(), bootstrap=bootstrap, detach_latent=detach)
-    start, noise = data()
-    found = loss.actor_loss(loss.imagine(start, noise))
+MODELS = pytest.mark.parametrize("model", [LinearQuadratic, LinearQuadraticSubclass])
+BOOTSTRAPS = pytest.mark.parametrize("bootstrap", ["standard", "reference"])
+DETACH = pytest.mark.parametrize("detach", [True, False], ids=["detached", "attached"])
+LINEAR = pytest.mark.parametrize("linear", [True, False], ids=["linear", "tanh"])
+
+
+def loss_and_gradient(loss: PWMLoss, noise: Tensor | None) -> tuple[float, float]:
+    found = loss.actor_loss(loss.imagine(data()[0], noise))
     found.backward()
-    gradient = next(loss.actor_network_params.parameters()).grad
-    expected, slope = closed_form(THETA, detach, GAMMA ** (HORIZON + (bootstrap == "reference")))
-    assert float(found) == pytest.approx(expected, abs=1e-6)
-    assert float(gradient) == pytest.approx(slope, abs=1e-6)
+    return found.item(), next(loss.actor_network_params.parameters()).grad.item()
 
 
-def test_attached_gradient_is_the_central_difference_and_the_detached_one_is_not() -> None:
+@MODELS
+@BOOTSTRAPS
+@DETACH
+@LINEAR
+def test_actor_gradient_is_the_analytic_one(model: type[nn.Module], bootstrap: str, detach: bool, linear: bool) -> None:
+    loss = make_loss(model(), linear=linear, bootstrap=bootstrap, detach_latent=detach)
+    found = loss_and_gradient(loss, None if linear else data()[1])
+    closing = GAMMA ** (HORIZON + (bootstrap == "reference"))
+    expected = (geometric if linear else closed_form)(THETA, detach, closing)
+    assert found == pytest.approx(expected, rel=0, abs=1e-9)
+
+
+@MODELS
+@BOOTSTRAPS
+@LINEAR
+def test_attached_gradient_is_the_central_difference_and_the_detached_one_is_not(
+    model: type[nn.Module], bootstrap: str, linear: bool
+) -> None:
+    noise, width = None if linear else data()[1], 1e-5
+    options = {"linear": linear, "bootstrap": bootstrap}
+    up, down = (loss_and_gradient(make_loss(model(), THETA + d, **options), noise)[0] for d in (width, -width))
+    difference = (up - down) / (2 * width)
+    _, attached = loss_and_gradient(make_loss(model(), detach_latent=False, **options), noise)
+    _, detached = loss_and_gradient(make_loss(model(), detach_latent=True, **options), noise)
+    assert attached == pytest.approx(difference, rel=0, abs=1e-6)
+    assert abs(detached - difference) > 1e-3
+
+
+def test_normalised_gradient_is_the_analytic_one_over_the_spread_of_the_returns() -> None:
     start, noise = data()
-    width = 1e-5
+    each = make_loss(LinearQuadratic(), reduction="none").eval()
+    returns = each.actor_loss(each.imagine(start, noise)) * HORIZON
+    # running variance: mean 0, variance 1 and a weight of 1e-4 before the first batch
+    weight, total = 1e-4, 1e-4 + ROWS
+    moment = weight + returns.var(correction=0) * ROWS + returns.mean() ** 2 * weight * ROWS / total
+    scale = (moment / total + 1e-5).sqrt().item()
+    _, slope = closed_form(THETA, True, GAMMA**HORIZON)
+    _, gradient = loss_and_gradient(make_loss(LinearQuadratic(), normalize_returns=True), noise)
+    assert gradient == pytest.approx(slope * HORIZON / scale, rel=1e-6)
 
-    def value(theta: float) -> float:
-        loss = make_loss(LinearQuadratic(), theta)
-        return float(loss.actor_loss(loss.imagine(start, noise)))
 
-    difference = (value(THETA + width) - value(THETA - width)) / (2 * width)
-    gradients = {}
-    for detach in (True, False):
-        loss = make_loss(LinearQuadratic(), detach_latent=detach)
-        loss.actor_loss(loss.imagine(start, noise)).backward()
-        gradients[detach] = float(next(loss.actor_network_params.parameters()).grad)
-    assert gradients[False] == pytest.approx(difference, abs=1e-6)
-    assert abs(gradients[True] - difference) > 1e-3
+def test_policy_and_model_keep_their_gradients_apart() -> None:
+    model = LinearQuadratic()
+    loss_and_gradient(make_loss(model), data()[1])
+    assert model.a.grad is None and model.b.grad is None
 
 
 def rollout(done: list[bool], terminated: list[bool]) -> tuple[FirstOrderLoss, TensorDict]:
@@ -145,7 +207,7 @@ def rollout(done: list[bool], terminated: list[bool]) -> tuple[FirstOrderLoss, T
     column = [1, 3, 1]
     values = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64).view(column)
     step = {
-        "latent": values / WEIGHT,
+        "latent": (values / WEIGHT).requires_grad_(),
         "reward": torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64).view(column).requires_grad_(),
         "done": torch.tensor(done).view(column),
         "terminated": torch.tensor(terminated).view(column),
@@ -157,31 +219,34 @@ F, T = False, True
 
 
 @pytest.mark.parametrize(
-    ("bootstrap", "done", "terminated", "expected", "weights"),
+    ("bootstrap", "done", "terminated", "expected", "weights", "closing"),
     [
         # 1 + 10/2 + 100/4, closed by 0.3/8
-        ("standard", [F, F, F], [F, F, F], 31.0375, [1, 0.5, 0.25]),
-        ("reference", [F, F, F], [F, F, F], 31.0 + 0.3 / 16, [1, 0.5, 0.25]),
+        ("standard", [F, F, F], [F, F, F], 31.0375, [1, 0.5, 0.25], [0, 0, 0.125]),
+        ("reference", [F, F, F], [F, F, F], 31.0 + 0.3 / 16, [1, 0.5, 0.25], [0, 0, 0.0625]),
         # the row ends after its second step: (1 + 10/2 + 0.2/4) + (100 + 0.3/2)
-        ("standard", [F, T, F], [F, F, F], 6.05 + 100.15, [1, 0.5, 1]),
-        ("reference", [F, T, F], [F, F, F], 6.05 + 100 + 0.3 / 4, [1, 0.5, 1]),
+        ("standard", [F, T, F], [F, F, F], 6.05 + 100.15, [1, 0.5, 1], [0, 0.25, 0.5]),
+        ("reference", [F, T, F], [F, F, F], 6.05 + 100 + 0.3 / 4, [1, 0.5, 1], [0, 0.25, 0.25]),
         # terminated: nothing comes after
-        ("standard", [F, T, F], [F, T, F], 6.0 + 100.15, [1, 0.5, 1]),
-        ("standard", [F, F, T], [F, F, T], 31.0, [1, 0.5, 0.25]),
-        ("standard", [F, F, T], [F, F, F], 31.0375, [1, 0.5, 0.25]),
+        ("standard", [F, T, F], [F, T, F], 6.0 + 100.15, [1, 0.5, 1], [0, 0, 0.5]),
+        ("reference", [F, T, F], [F, T, F], 6.0 + 100 + 0.3 / 4, [1, 0.5, 1], [0, 0, 0.25]),
+        ("standard", [F, F, T], [F, F, T], 31.0, [1, 0.5, 0.25], [0, 0, 0]),
+        ("standard", [F, F, T], [F, F, F], 31.0375, [1, 0.5, 0.25], [0, 0, 0.125]),
+        # every step is a row of its own
+        ("standard", [T, T, T], [F, T, F], 111 + 0.1 / 2 + 0.3 / 2, [1, 1, 1], [0.5, 0, 0.5]),
         # published code forgets the rewards of a row that ends exactly at the last step
-        ("reference", [F, F, T], [F, F, F], 0.3 / 2, [0, 0, 0]),
-        ("reference", [F, T, T], [F, F, F], 6.05 + 0.3 / 2, [1, 0.5, 0]),
+        ("reference", [F, F, T], [F, F, F], 0.3 / 2, [0, 0, 0], [0, 0, 0.5]),
+        ("reference", [F, T, T], [F, F, F], 6.05 + 0.3 / 2, [1, 0.5, 0], [0, 0.25, 0.5]),
     ],
 )
-def test_return_of_rows_that_end_has_the_known_value(bootstrap, done, terminated, expected, weights) -> None:
+def test_return_of_rows_that_end_has_the_known_value(bootstrap, done, terminated, expected, weights, closing) -> None:
     loss, td = rollout(done, terminated)
     loss.bootstrap = bootstrap
     found = loss.actor_loss(td)
-    assert float(found) * 3 == pytest.approx(-expected, abs=1e-9)
+    assert found.item() * 3 == pytest.approx(-expected, abs=1e-9)
     found.backward()
-    gradient = td["next", "reward"].grad.flatten() * -3
-    assert gradient.tolist() == pytest.approx(weights)
+    assert (td["next", "reward"].grad.flatten() * -3).tolist() == pytest.approx(weights)
+    assert (td["next", "latent"].grad.flatten() * -3 / WEIGHT).tolist() == pytest.approx(closing)
 
 
 @pytest.mark.parametrize(
@@ -197,3 +262,20 @@ def test_return_of_rows_that_end_has_the_known_value(bootstrap, done, terminated
 def test_value_target_of_rows_that_end_has_the_known_value(done, terminated, expected) -> None:
     loss, td = rollout(done, terminated)
     assert loss.value_target(td).flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("terminated", "expected"), [([F, F, F], [1.05, 10.1, 100.15]), ([T, F, T], [1.0, 10.1, 100.0])]
+)
+def test_one_step_target_is_reward_plus_discounted_value_unless_terminated(terminated, expected) -> None:
+    loss, td = rollout(terminated, terminated)
+    loss.make_value_estimator("TD0", gamma=0.5)
+    assert loss.value_target(td).flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_value_loss_is_the_mean_squared_distance_to_the_targets() -> None:
+    loss, td = rollout([F, T, F], [F, T, F])
+    td["latent"] = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64).view(1, 3, 1)
+    targets = [1 + (0.1 + 10.0) / 4, 10.0, 100.15]
+    expected = sum((WEIGHT * z - target) ** 2 for z, target in zip([1, 2, 3], targets)) / 3
+    assert loss.value_loss(td).item() == pytest.approx(expected, rel=1e-6)

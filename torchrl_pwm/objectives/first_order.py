@@ -11,12 +11,12 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.objectives.common import LossModule
-from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, distance_loss
+from torchrl.objectives.utils import ValueEstimators, default_value_kwargs, dispatch_value_estimator, distance_loss
 from torchrl.objectives.value import TDLambdaEstimator, ValueEstimatorBase
 
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.running_moments import RunningMoments
-from torchrl_pwm.objectives.entries import require_reward
+from torchrl_pwm.objectives.entries import require, require_reward
 
 Bootstrap = Literal["standard", "reference"]
 
@@ -119,7 +119,8 @@ class FirstOrderLoss(LossModule):
 
     def _set_in_keys(self) -> None:
         value_keys = list(self.value_network.in_keys)
-        nexts = [self.tensor_keys.reward, *value_keys]
+        # The flags may be left out; a call without TensorDict takes them by these names.
+        nexts = [self.tensor_keys.reward, *value_keys, self.tensor_keys.done, self.tensor_keys.terminated]
         self.in_keys = [*value_keys, *(unravel_key(("next", key)) for key in nexts)]
 
     def make_value_estimator(self, value_type: Any = None, **hyperparams: Any) -> FirstOrderLoss:
@@ -135,6 +136,7 @@ class FirstOrderLoss(LossModule):
         if isinstance(value_type, (ValueEstimatorBase, type)):
             super().make_value_estimator(value_type, **hyperparams)
         else:
+            hyperparams = {**default_value_kwargs(value_type), **hyperparams}
             dispatch_value_estimator(self, value_type, supported=self.SUPPORTED_VALUE_ESTIMATORS, **hyperparams)
         if isinstance(self.value_estimator, TDLambdaEstimator):
             # The vectorised form splits trajectories by their dones, which is no static graph; H steps are few.
@@ -262,7 +264,7 @@ class FirstOrderLoss(LossModule):
         target = rollout.get(self.tensor_keys.value_target, None)
         if target is None:
             target = self.value_target(rollout)
-        inputs = rollout.select(*self.value_network.in_keys).detach()
+        inputs = self._critic_inputs(rollout).detach()
         with self.value_network_params.to_module(self.value_network):
             values = self.value_network(inputs).get(self.tensor_keys.value)
         error = distance_loss(values, target.expand_as(values), self.loss_function).squeeze(-1)
@@ -272,13 +274,18 @@ class FirstOrderLoss(LossModule):
 
     def _next_value(self, rollout: TensorDictBase) -> Tensor:
         """Minimum over the ensemble at next states, ``[*, 1]``; the gradient reaches the states, not the weights."""
-        inputs = rollout.get("next").select(*self.value_network.in_keys)
+        inputs = self._critic_inputs(rollout, "next")
         with frozen(self.value_network, self.value_network_params):
             value = self.value_network(inputs).get(self.tensor_keys.value)
         if value.ndim > inputs.ndim + 1:
             value = value.min(0).values
         _, terminated = self._ends(rollout)
         return value if terminated is None else torch.where(terminated, 0.0, value)
+
+    def _critic_inputs(self, rollout: TensorDictBase, *root: str) -> TensorDictBase:
+        for key in self.value_network.in_keys:
+            require(rollout, unravel_key((*root, key)), self)
+        return (rollout.get(root) if root else rollout).select(*self.value_network.in_keys)
 
     def _rewards(self, rollout: TensorDictBase) -> Tensor:
         return require_reward(rollout, unravel_key(("next", self.tensor_keys.reward)), self)
