@@ -2,83 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor, nn
 
-from tests.objectives.test_loss_checklist import ACTION, BATCH, HORIZON, TASKS, make_model, make_pwm, sequences, starts
+from tests.objectives.test_loss_checklist import (
+    BATCH,
+    TASKS,
+    ending_rollouts,
+    make_first_order,
+    make_model,
+    make_pwm,
+    sequences,
+    starts,
+)
 from torchrl_pwm import PWMWorldModelLoss
 
-
-def gradients(loss: torch.nn.Module, call: Callable[[], TensorDictBase]) -> tuple[dict, list[torch.Tensor]]:
-    state = {key: value.clone() for key, value in loss.state_dict().items()}
-    loss.zero_grad()
-    out = call()
-    sum(value for key, value in out.items() if key.startswith("loss_")).backward()
-    found = [p.grad.clone() for p in loss.parameters() if p.grad is not None]
-    loss.load_state_dict(state)
-    return {key: value.detach().clone() for key, value in out.items()}, found
-
-
-def compare(loss: torch.nn.Module, call: Callable[[], TensorDictBase], compiled: Callable[[], TensorDictBase]) -> None:
-    eager, eager_gradients = gradients(loss, call)
-    found, found_gradients = gradients(loss, compiled)
-    assert len(eager_gradients) == len(found_gradients) > 0
-    for key, value in eager.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)
-    for a, b in zip(found_gradients, eager_gradients):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+Call = Callable[[TensorDictBase], TensorDictBase]
+TASK_COUNTS = pytest.mark.parametrize("num_tasks", [0, TASKS], ids=["single", "multitask"])
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler():
+def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("num_tasks", [0, TASKS])
+def losses_and_gradients(
+    loss: nn.Module, call: Call, td: TensorDictBase, leaves: Sequence[Tensor]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """From the same noise and return scale each time."""
+    state = {key: value.clone() for key, value in loss.state_dict().items()}
+    for leaf in leaves:
+        leaf.grad = None
+    torch.manual_seed(7)
+    out = call(td)
+    sum(value for key, value in out.items() if key.startswith("loss_")).backward()
+    found = {key: value.detach().clone() for key, value in out.items()}
+    moments = {f"after.{key}": value.clone() for key, value in loss.state_dict().items() if "moments" in key}
+    loss.load_state_dict(state)
+    assert all(leaf.grad is not None for leaf in leaves)
+    return found | moments, [leaf.grad.clone() for leaf in leaves]
+
+
+def check(
+    loss: nn.Module, td: TensorDictBase, leaves: Sequence[Tensor] | None = None, backend: str = "aot_eager"
+) -> None:
+    """Losses, metrics, return scale and the gradients of ``leaves`` (all parameters) agree with eager mode."""
+    leaves = list(loss.parameters()) if leaves is None else leaves
+    expected, expected_gradients = losses_and_gradients(loss, loss, td, leaves)
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    found, gradients = losses_and_gradients(loss, compiled, td, leaves)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5)
+    assert any(gradient.any() for gradient in expected_gradients)
+    for gradient, value in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, value, rtol=1e-4, atol=1e-5)
+
+
+@TASK_COUNTS
 def test_pwm_loss_compiles_whole(num_tasks: int) -> None:
-    loss, td = make_pwm(num_tasks), starts(num_tasks)
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-
-    def seeded(function) -> TensorDictBase:
-        torch.manual_seed(7)
-        return function(td)
-
-    compare(loss, lambda: seeded(loss), lambda: seeded(compiled))
+    loss = make_pwm(num_tasks)
+    loss.horizon = 2
+    check(loss, starts(num_tasks))
 
 
-@pytest.mark.parametrize("num_tasks", [0, TASKS])
-def test_world_model_loss_compiles_whole(num_tasks: int) -> None:
-    loss, td = PWMWorldModelLoss(make_model(num_tasks)), sequences(num_tasks)
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    compare(loss, lambda: loss(td), lambda: compiled(td))
+@TASK_COUNTS
+@pytest.mark.parametrize("ends", ["never", "dones", "padding"])
+def test_world_model_loss_compiles_whole(num_tasks: int, ends: str) -> None:
+    loss, td = PWMWorldModelLoss(make_model(num_tasks)), sequences(num_tasks)[:, :3]
+    if ends == "dones":
+        td["next", "done"] = torch.rand(*td.shape, 1) < 0.3
+    elif ends == "padding":
+        td["collector", "mask"] = torch.arange(td.shape[1]).expand(td.shape) < torch.randint(1, 4, (BATCH, 1))
+    check(loss, td)
 
 
-def test_first_order_loss_of_rows_that_end_compiles_whole() -> None:
-    loss = make_pwm()
-    rollout = loss.imagine(starts(), torch.randn(HORIZON, BATCH, ACTION)).detach()
-    done = torch.rand(BATCH, HORIZON, 1) < 0.4
-    rollout["next", "done"], rollout["next", "terminated"] = done, done & (torch.rand_like(done.float()) < 0.5)
-    rollout["next", "reward"].requires_grad_()
-    compiled = torch.compile(loss._losses, fullgraph=True, backend="aot_eager")
-    compare(loss, lambda: loss._losses(rollout), lambda: compiled(rollout))
+@pytest.mark.parametrize("bootstrap", ["standard", "reference"])
+def test_first_order_loss_of_rows_that_end_compiles_whole(bootstrap: str) -> None:
+    loss, td = make_first_order(bootstrap=bootstrap), ending_rollouts()[:, :3].detach()
+    inputs = [td["next", "reward"].requires_grad_(), td["next", "latent"].requires_grad_()]
+    check(loss, td, [*loss.value_network_params.parameters(), *inputs])
 
 
 def test_inductor_gives_the_numbers_of_eager_mode() -> None:
-    loss, td = make_pwm(), starts()
-    loss.horizon = 1
-    noise = torch.randn(1, BATCH, ACTION)
-
-    def actor_loss(td: TensorDictBase) -> TensorDictBase:
-        return td.empty().set("loss_actor", loss.actor_loss(loss.imagine(td, noise)).expand(BATCH))
-
-    compiled = torch.compile(actor_loss, fullgraph=True)
-
-    def total(function) -> TensorDictBase:
-        return {"loss_actor": function(td)["loss_actor"].mean()}
-
-    compare(loss, lambda: total(actor_loss), lambda: total(compiled))
+    loss = make_pwm()
+    loss.horizon = 2
+    with torch._inductor.config.patch(fallback_random=True):
+        check(loss, starts(), backend="inductor")

@@ -124,6 +124,12 @@ def test_select_out_keys(name: str) -> None:
     assert set(loss(data()).keys()) == {key}
 
 
+def test_select_out_keys_of_a_rollout_without_flags() -> None:
+    loss = make_first_order()
+    loss.select_out_keys("loss_actor")
+    assert set(loss(rollouts()).keys()) == {"loss_actor"}
+
+
 @ALL
 def test_reductions_agree(name: str) -> None:
     make, data = LOSSES[name]
