@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import collections
 import os
 import pickle
 import sys
@@ -12,46 +11,9 @@ import torch
 from tensordict import TensorDict
 
 from tests.data.counting import counting_rows
-from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, convert_shards
+from tests.data.shards import LENGTH, SHARDS, convert, make_shard, refused, save_shards
+from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
 from torchrl_pwm.envs.tasks import MT30, MT80, TaskSet
-
-LENGTH = 6
-
-
-def make_shard(rows, *, task_set=MT80, length=LENGTH, dtype=torch.float32, filler=float("nan")):
-    """Arrival entries of counting rows; ``rows`` lists (task name, number of the row within the task)."""
-    parts = collections.defaultdict(list)
-    for task, number in rows:
-        observation, action, reward = counting_rows(task_set, task, number + 1, length)
-        parts["obs"].append(torch.tensor(observation[-1]))
-        parts["action"].append(torch.tensor(np.concatenate([np.full_like(action[-1, :1], filler), action[-1]])))
-        parts["reward"].append(torch.tensor(np.concatenate([[np.float32(filler)], reward[-1]])))
-        parts["task"].append(torch.full((length + 1,), task_set[task].index))
-    return {k: torch.stack(v) if k == "task" else torch.stack(v).to(dtype) for k, v in parts.items()}
-
-
-SHARDS = (
-    [("mw-reach", 0), ("walker-stand", 0), ("mw-reach", 1)],
-    [("walker-stand", 1), ("cheetah-run", 0), ("mw-reach", 2)],
-)
-
-
-def save_shards(folder, *, layout="tensordict", **kwargs):
-    folder.mkdir(exist_ok=True)
-    paths = []
-    for i, rows in enumerate(SHARDS):
-        shard = make_shard(rows, **kwargs)
-        if layout == "tensordict":
-            shard = TensorDict(shard, batch_size=shard["task"].shape)
-        paths.append(folder / f"chunk_{i}.pt")
-        torch.save(shard, paths[-1], _use_new_zipfile_serialization=layout != "legacy")
-    return paths
-
-
-def convert(paths, root, **kwargs):
-    kwargs = {"task_set": "mt80", "episode_length": LENGTH, "progress": False, **kwargs}
-    return convert_shards(paths, root, **kwargs)
-
 
 @pytest.mark.parametrize("layout", ["tensordict", "dict", "legacy"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -97,13 +59,6 @@ def test_float16_on_disk_is_half_the_size(tmp_path):
     assert TDMPC2ExperienceReplay(store.root, 4, slice_len=3).sample()["observation"].dtype == torch.float32
 
 
-def _refused(tmp_path, error, message, paths=None, **kwargs):
-    before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(error, match=message):
-        convert(save_shards(tmp_path / "shards") if paths is None else paths, tmp_path / "data", **kwargs)
-    assert sorted({path.name for path in tmp_path.iterdir()} - {"shards"}) == [n for n in before if n != "shards"]
-
-
 @pytest.mark.parametrize(
     ("given", "actual", "message"),
     [
@@ -114,7 +69,7 @@ def _refused(tmp_path, error, message, paths=None, **kwargs):
 def test_the_other_published_set_is_recognised(tmp_path, given, actual, message):
     length = {"mt30": 500, "mt80": 100}[actual.name]
     torch.save(make_shard([("walker-run", 0)], task_set=actual, length=length), tmp_path / "s.pt")
-    _refused(tmp_path, ValueError, message, [tmp_path / "s.pt"], task_set=given, episode_length=None)
+    refused(tmp_path, ValueError, message, [tmp_path / "s.pt"], task_set=given, episode_length=None)
 
 
 def test_the_published_lengths_are_accepted(tmp_path):
@@ -125,8 +80,8 @@ def test_the_published_lengths_are_accepted(tmp_path):
         assert store.row_length == length
 
 
-def test_another_row_length_is_refused(tmp_path):
-    _refused(tmp_path, ValueError, r"\(3, 7, 39\), but a shard of mt80 has \(rows, 101, 39\)", episode_length=None)
+def test_another_row_length_isrefused(tmp_path):
+    refused(tmp_path, ValueError, r"\(3, 7, 39\), but a shard of mt80 has \(rows, 101, 39\)", episode_length=None)
 
 
 @pytest.mark.parametrize(("task_set", "count"), [("mt30", 4), ("mt80", 20)])
@@ -136,7 +91,7 @@ def test_a_missing_shard_of_a_folder_is_named(tmp_path, task_set, count):
     for i in range(count):
         if i != 1:
             (folder / f"chunk_{i}.pt").touch()
-    _refused(tmp_path, FileNotFoundError, f"lacks chunk_1.pt of the {count} shards", folder, task_set=task_set)
+    refused(tmp_path, FileNotFoundError, f"lacks chunk_1.pt of the {count} shards", folder, task_set=task_set)
 
 
 def test_the_shards_of_another_set_in_the_folder_are_noticed(tmp_path):
@@ -144,7 +99,7 @@ def test_the_shards_of_another_set_in_the_folder_are_noticed(tmp_path):
     folder.mkdir()
     for i in range(20):
         (folder / f"chunk_{i}.pt").touch()
-    _refused(tmp_path, ValueError, "chunk_4.pt, .* besides the 4 shards of mt30", folder, task_set="mt30")
+    refused(tmp_path, ValueError, "chunk_4.pt, .* besides the 4 shards of mt30", folder, task_set="mt30")
 
 
 def test_a_complete_folder_is_converted(tmp_path):
@@ -155,32 +110,32 @@ def test_a_complete_folder_is_converted(tmp_path):
     assert convert(folder, tmp_path / "data", task_set="mt30").num_rows == 4
 
 
-def test_a_shard_given_twice_is_refused(tmp_path):
+def test_a_shard_given_twice_isrefused(tmp_path):
     paths = save_shards(tmp_path / "shards")
-    _refused(tmp_path, ValueError, "chunk_0.pt was given several times", [paths[0], paths[1], paths[0]])
+    refused(tmp_path, ValueError, "chunk_0.pt was given several times", [paths[0], paths[1], paths[0]])
 
 
-def test_a_copy_of_a_shard_under_another_name_is_refused(tmp_path):
+def test_a_copy_of_a_shard_under_another_name_isrefused(tmp_path):
     paths = save_shards(tmp_path / "shards")
     paths[1].write_bytes(paths[0].read_bytes())
-    _refused(tmp_path, ValueError, "chunk_1.pt and chunk_0.pt hold the same bytes", paths)
+    refused(tmp_path, ValueError, "chunk_1.pt and chunk_0.pt hold the same bytes", paths)
 
 
 @pytest.mark.parametrize("layout", ["tensordict", "legacy"])
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.95])
-def test_a_shard_that_was_cut_short_is_refused(tmp_path, layout, keep):
+def test_a_shard_that_was_cut_short_isrefused(tmp_path, layout, keep):
     paths = save_shards(tmp_path / "shards", layout=layout)
     with open(paths[1], "r+b") as file:
         file.truncate(int(paths[1].stat().st_size * keep))
-    _refused(tmp_path, ValueError, "chunk_1.pt", paths)
+    refused(tmp_path, ValueError, "chunk_1.pt", paths)
 
 
-def test_a_file_that_is_no_shard_is_refused(tmp_path):
+def test_a_file_that_is_no_shard_isrefused(tmp_path):
     (tmp_path / "text.pt").write_text("hello")
-    _refused(tmp_path, ValueError, r"text\.pt", [tmp_path / "text.pt"])
-    _refused(tmp_path, FileNotFoundError, "does not exist", [tmp_path / "nothing.pt"])
-    _refused(tmp_path, FileNotFoundError, "no folder or shard", tmp_path / "nothing")
-    _refused(tmp_path, ValueError, "no shards were given", [])
+    refused(tmp_path, ValueError, r"text\.pt", [tmp_path / "text.pt"])
+    refused(tmp_path, FileNotFoundError, "does not exist", [tmp_path / "nothing.pt"])
+    refused(tmp_path, FileNotFoundError, "no folder or shard", tmp_path / "nothing")
+    refused(tmp_path, ValueError, "no shards were given", [])
 
 
 @pytest.mark.parametrize(
@@ -216,7 +171,7 @@ def test_a_damaged_shard_is_refused_and_nothing_is_left(tmp_path, edit, message)
     shard = make_shard(SHARDS[0])
     edit(shard)
     torch.save(shard, paths[0])
-    _refused(tmp_path, ValueError, message, paths)
+    refused(tmp_path, ValueError, message, paths)
 
 
 def test_an_existing_data_set_is_refused_before_anything_is_read(tmp_path):
@@ -249,7 +204,7 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path, protocol, place)
         shard._tensordict["extra"] = _Hostile(str(trap))
     torch.save(shard, tmp_path / "hostile.pt", pickle_protocol=protocol)
     message = r"hostile\.pt was refused: it " + ("refers to posix\\.mkdir" if protocol == 2 else "holds something else")
-    _refused(tmp_path, ValueError, message, [tmp_path / "hostile.pt"])
+    refused(tmp_path, ValueError, message, [tmp_path / "hostile.pt"])
     assert not trap.exists()
 
 
@@ -257,7 +212,7 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path, protocol, place)
 def test_a_bare_pickle_is_refused_and_not_executed(tmp_path):
     trap = tmp_path / "trap"
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(_Hostile(str(trap))))
-    _refused(tmp_path, ValueError, r"bare\.pt", [tmp_path / "bare.pt"])
+    refused(tmp_path, ValueError, r"bare\.pt", [tmp_path / "bare.pt"])
     assert not trap.exists()
 
 

@@ -6,8 +6,10 @@ import collections
 import dataclasses
 import pickle
 import re
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,15 @@ import torch
 from torchrl_pwm.data.writer import refuse_non_finite
 from torchrl_pwm.envs.tasks import TaskSet
 
-__all__ = ["Shard", "ShardRows", "open_shard"]
+__all__ = ["Shard", "ShardRows", "check_bytes", "open_shard"]
 
 _KEYS = ("obs", "action", "reward", "task")
-_DAMAGED = (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile)
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_ZIP = b"PK\x03\x04"
+_DAMAGED = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
 
 
 class _Contents:
@@ -80,6 +87,11 @@ class Shard:
     def num_rows(self) -> int:
         return self.obs.shape[0]
 
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """Type of each tensor in the file."""
+        return {key: str(getattr(self, key).dtype).removeprefix("torch.") for key in _KEYS}
+
     def row_tasks(self, table: TaskSet) -> np.ndarray:
         """Task index of each row [R].
 
@@ -129,18 +141,39 @@ class Shard:
                 yield ShardRows(name, **taken)
 
 
+def check_bytes(path: Path) -> None:
+    """Compares a shard with the checksums inside it, which ``torch.save`` writes; older files have none.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is cut short or one of its bytes was changed.
+    """
+    if not _is_zip(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except _DAMAGED as error:
+        raise ValueError(_unreadable(path, error)) from error
+    if damaged is not None:
+        raise ValueError(
+            f"{path} is damaged: the bytes of {damaged} in it do not have the checksum that was written with them. "
+            "Download the shard again (a file of your own that was saved without checksums must be saved with them)"
+        )
+
+
 def open_shard(path: Path, table: TaskSet, entries: int) -> Shard:
-    """Opens a shard without running any of its code, and checks its shapes.
+    """Opens a shard without running any of its code, and checks its shapes and types.
 
     Args:
         path: file written by ``torch.save``: a TensorDict or a plain dict with ``obs`` [R, T, O], ``action``
-            [R, T, A], ``reward`` [R, T] and ``task`` [R, T], of any floating-point and integer types.
+            [R, T, A] and ``reward`` [R, T] of any floating-point type and ``task`` [R, T] of whole numbers.
         table: task set that it should belong to.
         entries: expected T.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, refers to anything but tensors and TensorDicts, or has other shapes.
+        ValueError: if it cannot be read, refers to anything but tensors and TensorDicts, or has other shapes or types.
     """
     tensors = _load(path)
     missing = [key for key in _KEYS if not isinstance(tensors.get(key), torch.Tensor)]
@@ -163,6 +196,14 @@ def open_shard(path: Path, table: TaskSet, entries: int) -> Shard:
     for key, tensor in (("action", action), ("reward", reward), ("task", task)):
         if tuple(tensor.shape) != expected[key]:
             raise ValueError(f"{path} has {key} of shape {tuple(tensor.shape)}, expected {expected[key]}")
+    for key, tensor in (("obs", obs), ("action", action), ("reward", reward)):
+        if tensor.dtype not in _FLOATS:
+            raise ValueError(
+                f"{path} has {key} of type {tensor.dtype}, expected a floating-point type; numbers that were scaled to "
+                "integers cannot be read back without their scale: save the shard as float32 or float16"
+            )
+    if task.is_floating_point():
+        task = task.double()
     return Shard(path, obs, action, reward, task)
 
 
@@ -176,10 +217,7 @@ def _guess(width: int, entries: int) -> str:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"shard {path} does not exist")
-    with open(path, "rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
+    zipped = _is_zip(path)
     try:
         with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -187,15 +225,27 @@ def _load(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(path, error)) from error
     except _DAMAGED as error:
-        raise ValueError(
-            f"{path} cannot be read as a shard ({_first_line(error)}); it is cut short or damaged: download it again"
-        ) from error
+        raise ValueError(_unreadable(path, error)) from error
     if isinstance(loaded, _Contents):
         state = loaded.state
         loaded = state.get("_tensordict") if isinstance(state, dict) else None
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a TensorDict or a dict of tensors")
     return loaded
+
+
+def _is_zip(path: Path) -> bool:
+    if not path.is_file():
+        raise FileNotFoundError(f"shard {path} does not exist")
+    with open(path, "rb") as file:
+        return file.read(len(_ZIP)) == _ZIP
+
+
+def _unreadable(path: Path, error: BaseException) -> str:
+    return (
+        f"{path} ({path.stat().st_size} bytes) cannot be read as a shard ({_first_line(error)}); it is cut short or "
+        "damaged: download it again"
+    )
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
