@@ -15,6 +15,7 @@ from tests.data.shards import LENGTH, SHARDS, convert, make_shard, refused, save
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
 from torchrl_pwm.envs.tasks import MT30, MT80, TaskSet
 
+
 @pytest.mark.parametrize("layout", ["tensordict", "dict", "legacy"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("filler", [float("nan"), 7.0])

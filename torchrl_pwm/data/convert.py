@@ -43,7 +43,8 @@ def convert_shards(
     A shard is a pickled TensorDict, or a plain dict, of *arrival* entries: entry t holds the observation reached
     after its action, and the action and reward of entry 0 are filler (NaN or numbers), which is dropped. All shards
     are read twice, to check them and count the rows of each task and to move them to their place, and never more than
-    one is open. A shard of the zip format of ``torch.save`` is compared with the checksums inside it. No code in a shard is run: a file that refers to anything but tensors and TensorDicts is refused.
+    one is open. A shard in the zip format of ``torch.save`` is compared with the checksums inside it. No code in a
+    shard is run: a file that refers to anything but tensors and TensorDicts is refused.
 
     Source of the format: TD-MPC2 (Hansen et al., ICLR 2024, arXiv 2310.16828), project page.
 
