@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from torchrl_pwm import PWMWorldModel
 from torchrl_pwm.data import EpisodeStore, EpisodeStoreWriter
+from torchrl_pwm.data.moments import ObservationMoments
 from torchrl_pwm.data.statistics import observation_statistics
 
 
@@ -21,12 +24,39 @@ def store(tmp_path) -> EpisodeStore:
     return EpisodeStore(tmp_path / "d")
 
 
-def test_statistics_are_those_of_each_task_even_far_from_zero(store: EpisodeStore) -> None:
+@pytest.fixture
+def old_store(store: EpisodeStore) -> EpisodeStore:
+    """The same data with a manifest from before it had statistics and a checksum."""
+    path = store.root / "manifest.json"
+    record = json.loads(path.read_text())
+    del record["sha256"]
+    for task in record["tasks"]:
+        del task["observation_mean"], task["observation_std"]
+    path.write_text(json.dumps(record))
+    return EpisodeStore(store.root, verify=True)
+
+
+@pytest.mark.parametrize("kind", ["store", "old_store"])
+def test_statistics_are_those_of_each_task_even_far_from_zero(kind: str, request: pytest.FixtureRequest) -> None:
+    store = request.getfixturevalue(kind)
     mean, std = observation_statistics(store)
     for task in store.manifest.tasks:
         data = np.asarray(store.observation[task.start : task.stop], np.float64).reshape(-1, 24)
         np.testing.assert_allclose(mean[task.index].numpy(), data.mean(0), rtol=1e-5)
         np.testing.assert_allclose(std[task.index].numpy(), data.std(0), rtol=1e-4)
+
+
+def test_statistics_of_the_manifest_are_read_from_no_other_file(store: EpisodeStore) -> None:
+    expected = observation_statistics(store)
+    store.observation = None
+    assert all(map(torch.equal, observation_statistics(store), expected))
+
+
+def test_an_old_manifest_gives_the_same_statistics(store: EpisodeStore, request: pytest.FixtureRequest) -> None:
+    expected = observation_statistics(store)
+    old = request.getfixturevalue("old_store")
+    assert all(task.observation_mean is None for task in old.manifest.tasks)
+    assert all(map(torch.equal, observation_statistics(old), expected))
 
 
 def test_tasks_without_data_are_left_as_they_are(store: EpisodeStore) -> None:
@@ -35,11 +65,32 @@ def test_tasks_without_data_are_left_as_they_are(store: EpisodeStore) -> None:
     assert not mean[absent].any() and (std[absent] == 1).all()
 
 
-def test_a_few_rows_give_nearly_the_same(store: EpisodeStore) -> None:
-    mean, std = observation_statistics(store)
-    some_mean, some_std = observation_statistics(store, max_rows=300)
+def test_a_few_rows_of_an_old_data_set_give_nearly_the_same(old_store: EpisodeStore) -> None:
+    mean, std = observation_statistics(old_store)
+    some_mean, some_std = observation_statistics(old_store, max_rows=300)
+    assert not torch.equal(some_mean, mean)
     torch.testing.assert_close(some_mean, mean, rtol=0, atol=0.01)
     torch.testing.assert_close(some_std[2], std[2], rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("size", [1, 7, 300, 1000])
+def test_moments_do_not_depend_on_the_blocks_they_come_in(size: int) -> None:
+    data = 50 + np.random.default_rng(0).standard_normal((1000, 5, 3)).astype(np.float32)
+    whole, parts = ObservationMoments(), ObservationMoments()
+    whole.update(data)
+    for first in range(0, 1000, size):
+        parts.update(data[first : first + size])
+    assert np.array_equal(whole.mean, parts.mean) and np.array_equal(whole.std, parts.std)
+    np.testing.assert_allclose(whole.std, data.astype(np.float64).reshape(-1, 3).std(0), rtol=1e-9)
+
+
+def test_float16_data_have_the_statistics_of_what_is_sampled(tmp_path) -> None:
+    observation = 1 + 1e-3 * np.random.default_rng(0).standard_normal((20, 5, 24))
+    with EpisodeStoreWriter(tmp_path / "d", "mt30", {"walker-run": 20}, row_length=4, dtype="float16") as writer:
+        writer.write("walker-run", observation, np.zeros((20, 4, 6)), np.zeros((20, 4)))
+    store = EpisodeStore(tmp_path / "d")
+    stored = store.observation.astype(np.float64).reshape(-1, 24)
+    np.testing.assert_allclose(store.manifest.tasks[0].observation_std, stored.std(0), rtol=1e-9)
 
 
 def test_a_world_model_takes_them(store: EpisodeStore) -> None:

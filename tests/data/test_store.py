@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 
@@ -107,11 +108,45 @@ def _edited(root, edit):
         (lambda m: m["tasks"][1].update(start=3), "expected 2 on"),
         (lambda m: m["tasks"][1].update(index=0), "another task's"),
         (lambda m: m["tasks"].clear(), "describes no data"),
+        (lambda m: m["tasks"][0]["observation_std"].pop(), "gives walker-stand the statistics of 38 .*expected 39"),
+        (lambda m: m["tasks"][0].update(return_mean=1.0), "changed after it was written: .* checksum that it holds"),
+        (lambda m: m["fields"]["action"].update(sha256="0" * 64), "changed after it was written"),
+        (lambda m: m["source"].update(kind="other"), "changed after it was written"),
     ],
 )
 def test_a_damaged_manifest_is_refused(counting_root, edit, message):
     with pytest.raises(ValueError, match=message):
         EpisodeStore(_edited(counting_root, edit))
+
+
+def test_a_manifest_of_before_it_had_statistics_and_a_checksum_is_read(counting_root):
+    def age(record):
+        del record["sha256"]
+        for task in record["tasks"]:
+            del task["observation_mean"], task["observation_std"]
+
+    expected = EpisodeStore(counting_root).statistics()
+    store = EpisodeStore(_edited(counting_root, age), verify=True)
+    assert store.statistics() == expected and store.manifest.tasks[0].observation_mean is None
+
+
+def test_the_manifest_names_every_file_with_its_size_and_checksum(counting_root):
+    record = json.loads((counting_root / "manifest.json").read_text())
+    assert record["task_set"] == "mt80" and record["task_names"] == list(MT80.names)
+    for name in ("observation", "action", "reward"):
+        content = (counting_root / f"{name}.bin").read_bytes()
+        field = record["fields"][name]
+        assert (field["size"], field["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    assert {task["name"]: task["stop"] - task["start"] for task in record["tasks"]} == COUNTS
+
+
+def test_a_verification_of_some_time_shows_its_progress(counting_root, monkeypatch, capsys):
+    store = EpisodeStore(counting_root)
+    monkeypatch.setattr("torchrl_pwm.data.store._BAR_DELAY", 0.0)
+    store.verify(progress=False)
+    assert capsys.readouterr().err == ""
+    store.verify()
+    assert "checking counting: 100%" in capsys.readouterr().err
 
 
 def test_a_manifest_that_is_not_json_is_refused(counting_root):

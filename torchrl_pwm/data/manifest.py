@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -57,6 +58,9 @@ class TaskRows:
         behavior_return_std: standard deviation of the return of whole episodes, None where it is not known (rows
             of published data are parts of episodes).
         success_mean: rate of success at the last step of episodes, None where it is not known.
+        observation_mean: mean of each observation entry over all steps, O numbers; None where the data set was written
+            before it was recorded.
+        observation_std: standard deviation likewise (population form).
     """
 
     name: str
@@ -68,6 +72,8 @@ class TaskRows:
     behavior_return_mean: float
     behavior_return_std: float | None = None
     success_mean: float | None = None
+    observation_mean: tuple[float, ...] | None = None
+    observation_std: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +115,7 @@ class Manifest:
         record = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
         for name, field in self.fields.items():
             record["fields"][name]["size"] = field.size
+        record["sha256"] = _checksum(record)
         return json.dumps(record, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -142,6 +149,11 @@ class Manifest:
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} lacks or misnames an entry ({error}); the data set is damaged") from error
         manifest._check(path)
+        if record.get("sha256", _checksum(record)) != _checksum(record):
+            raise ValueError(
+                f"{path} was changed after it was written: it does not have the checksum that it holds itself; restore "
+                "it or make the data set again (or remove its entry sha256, if you changed it on purpose)"
+            )
         return manifest
 
     @classmethod
@@ -157,7 +169,7 @@ class Manifest:
             observation_dim=int(record["observation_dim"]),
             action_dim=int(record["action_dim"]),
             fields=fields,
-            tasks=tuple(TaskRows(**task) for task in record["tasks"]),
+            tasks=tuple(_task_rows(task) for task in record["tasks"]),
             source=record["source"],
         )
 
@@ -187,6 +199,23 @@ class Manifest:
                 raise ValueError(f"{path} gives {task.name} the rows {task.start} to {task.stop}, expected {start} on")
             if not 0 <= task.index < len(self.task_names) or self.task_names[task.index] != task.name:
                 raise ValueError(f"{path} gives {task.name} the index {task.index}, which is another task's")
+            for values in (task.observation_mean, task.observation_std):
+                if values is not None and len(values) != self.observation_dim:
+                    raise ValueError(
+                        f"{path} gives {task.name} the statistics of {len(values)} observation entries, expected "
+                        f"{self.observation_dim}"
+                    )
             if previous is not None and previous.index >= task.index:
                 raise ValueError(f"{path} lists {task.name} after {previous.name}, against the order of the set")
             start = task.stop
+
+
+def _task_rows(record: Mapping[str, Any]) -> TaskRows:
+    entries: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in record.items()}
+    return TaskRows(**entries)
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """Of everything a manifest says, in one form whatever its layout."""
+    said = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

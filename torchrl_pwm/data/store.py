@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from torchrl_pwm.data.files import file_sha256
 from torchrl_pwm.data.manifest import MANIFEST_NAME, Manifest, TaskRows
@@ -20,6 +21,7 @@ __all__ = ["EpisodeStore"]
 # Slices are drawn anywhere in a file. Reading ahead fills the cache of a file that fits into it, but around each slice
 # of a larger one it only reads what is thrown away again.
 _READAHEAD_LIMIT = 4 << 30
+_BAR_DELAY = 1.0  # seconds before progress is shown
 
 
 class EpisodeStore:
@@ -34,7 +36,7 @@ class EpisodeStore:
 
     Args:
         root: folder of the data set.
-        verify: compare the checksum of every file, which reads all of them.
+        verify: compare the checksum of every file, which reads all of them. The sizes are always compared.
 
     Attributes:
         manifest: the :class:`~torchrl_pwm.data.manifest.Manifest`.
@@ -84,19 +86,32 @@ class EpisodeStore:
         if verify:
             self.verify()
 
-    def verify(self, progress: Callable[[int], object] | None = None) -> None:
+    def verify(self, *, progress: bool = True) -> None:
         """Compares the checksum of every file with the manifest.
+
+        Args:
+            progress: whether progress is shown if it takes longer than a second.
 
         Raises:
             ValueError: naming the first file whose bytes are not those that were written.
         """
-        for field in self.manifest.fields.values():
-            found = file_sha256(self.root / field.file, progress)
-            if found != field.sha256:
-                raise ValueError(
-                    f"{self.root / field.file} has sha256 {found[:12]}..., the manifest says {field.sha256[:12]}...; "
-                    "the file was changed after it was written: restore it or make the data set again"
-                )
+        fields = self.manifest.fields.values()
+        with tqdm(
+            total=sum(field.size for field in fields),
+            desc=f"checking {self.root.name}",
+            unit="B",
+            unit_scale=True,
+            delay=_BAR_DELAY,
+            disable=not progress,
+        ) as bar:
+            for field in fields:
+                found = file_sha256(self.root / field.file, bar.update)
+                if found != field.sha256:
+                    raise ValueError(
+                        f"{self.root / field.file} has sha256 {found[:12]}..., the manifest says "
+                        f"{field.sha256[:12]}...; the file was changed after it was written: restore it or make the "
+                        "data set again"
+                    )
 
     @property
     def task_set(self) -> TaskSet:

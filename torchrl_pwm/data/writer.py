@@ -13,6 +13,7 @@ import numpy as np
 
 from torchrl_pwm.data.files import file_sha256, staged_folder
 from torchrl_pwm.data.manifest import MANIFEST_NAME, FieldRecord, Manifest, TaskRows
+from torchrl_pwm.data.moments import ObservationMoments
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 
 __all__ = ["EpisodeStoreWriter"]
@@ -78,6 +79,7 @@ class EpisodeStoreWriter:
         self._written = dict.fromkeys(self._start, 0)
         self._returns = {name: np.zeros(rows[name]) for name in self._start}
         self._success = {name: np.zeros(rows[name], dtype=bool) for name in self._start} if success else None
+        self._moments = {name: ObservationMoments() for name in self._start}
         length = row_length
         self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {
             "observation": (dtype, (total, length + 1, self.task_set.observation_dim)),
@@ -150,6 +152,8 @@ class EpisodeStoreWriter:
                 array = np.ascontiguousarray(array, dtype=dtype)
             if name != "success":
                 refuse_non_finite(array, name, task, range(first, first + count))
+            if name == "observation":
+                self._moments[task].update(array)
             file = self._files[name]
             file.seek((self._start[task] + first) * int(np.prod(shape[1:])) * array.itemsize)
             file.write(array.data)
@@ -186,6 +190,7 @@ class EpisodeStoreWriter:
 
     def _task_rows(self, name: str) -> TaskRows:
         spec, returns, start = self.task_set[name], self._returns[name], self._start[name]
+        moments = self._moments[name]
         parts, rest = divmod(spec.episode_length, self.row_length)
         episode_std = success_mean = None
         if rest == 0 and (self._whole_episodes or parts == 1) and len(returns) % parts == 0:
@@ -202,6 +207,8 @@ class EpisodeStoreWriter:
             behavior_return_mean=float(returns.mean() * spec.episode_length / self.row_length),
             behavior_return_std=episode_std,
             success_mean=success_mean,
+            observation_mean=tuple(moments.mean.tolist()),
+            observation_std=tuple(moments.std.tolist()),
         )
 
 
