@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["file_sha256", "flush_file", "flush_folder", "replaced_file", "staged_folder"]
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed process left half-written stays until it is deleted by hand
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["file_sha256", "flush_file", "flush_folder", "locked", "replaced_file", "staged_folder"]
 
 _BLOCK = 1 << 22
 
@@ -61,7 +67,8 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def staged_folder(root: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary folder beside ``root`` that takes its name when the block ends without an exception.
 
-    After an exception the temporary folder is removed. The files in it must have been flushed by their writer.
+    After an exception the temporary folder is removed. The files in it must have been flushed by their writer. What
+    killed processes left half-written beside ``root`` is removed first; what living ones are writing stays.
 
     Raises:
         FileExistsError: if ``root`` is there already and holds anything.
@@ -69,18 +76,54 @@ def staged_folder(root: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(root)
     refuse_existing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
     stage = target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
     stage.mkdir()
+    with locked(stage):
+        try:
+            yield stage
+            flush_folder(stage)
+            if target.is_dir():
+                target.rmdir()
+            os.rename(stage, target)
+            flush_folder(target.parent)
+        finally:
+            if stage.exists():
+                shutil.rmtree(stage)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Removes staging folders of ``target`` whose process is gone: its lock went with it."""
+    if fcntl is None:
+        return
+    pattern = re.compile(rf"\.{re.escape(target.name)}-[0-9a-f]{{8}}\.tmp")
+    for stage in target.parent.iterdir():
+        if pattern.fullmatch(stage.name):
+            with contextlib.suppress(FileNotFoundError), locked(stage) as free:
+                if free:
+                    shutil.rmtree(stage)
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[bool]:
+    """Holds the lock of a file or folder for the block; it ends with the process, however that ends.
+
+    Yields:
+        Whether the lock was free. Where files cannot be locked (Windows, some network disks), it is False.
+    """
+    if fcntl is None:
+        yield False
+        return
+    handle = os.open(path, os.O_RDONLY)
     try:
-        yield stage
-        flush_folder(stage)
-        if target.is_dir():
-            target.rmdir()
-        os.rename(stage, target)
-        flush_folder(target.parent)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
     finally:
-        if stage.exists():
-            shutil.rmtree(stage)
+        os.close(handle)
 
 
 def refuse_existing(root: str | os.PathLike[str]) -> None:
