@@ -76,9 +76,8 @@ with staged_folder(sys.argv[1]) as stage:
 
 
 def test_a_lock_is_held_once(tmp_path):
-    with locked(tmp_path) as first:
-        with locked(tmp_path) as second:
-            assert first and not second
+    with locked(tmp_path) as first, locked(tmp_path) as second:
+        assert first and not second
     with locked(tmp_path) as again:
         assert again
 
