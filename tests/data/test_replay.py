@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import mmap
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -10,8 +12,15 @@ from torchrl.data.replay_buffers.samplers import RandomSampler
 from torchrl.envs.transforms import RewardScaling
 
 from tests.data.counting import COUNTS, write_counting_store
-from torchrl_pwm.data import EpisodeSliceSampler, EpisodeStorage, EpisodeStore, TDMPC2ExperienceReplay
-from torchrl_pwm.data.storage import _blocks
+from torchrl_pwm.data import (
+    EpisodeSliceSampler,
+    EpisodeStorage,
+    EpisodeStore,
+    EpisodeStoreWriter,
+    TDMPC2ExperienceReplay,
+)
+from torchrl_pwm.data.storage import _read_blocks
+from torchrl_pwm.data.store import _mapped_bytes
 from torchrl_pwm.envs.tasks import MT80
 
 LENGTH = 12
@@ -257,6 +266,50 @@ def test_the_wrong_set_under_a_published_name_is_refused(tmp_path):
         TDMPC2ExperienceReplay("mt30", 4, root=tmp_path)
 
 
-def test_blocks_of_the_last_rows_stay_inside_the_array():
-    array = np.arange(24).reshape(3, 4, 2)
-    assert np.array_equal(_blocks(array, np.array([0, 10]), 2), array.reshape(12, 2)[[[0, 1], [10, 11]]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_blocks_reach_the_last_steps_and_no_further(dtype):
+    flat = torch.arange(24, dtype=dtype)
+    out = torch.full((2, 2, 2), -1.0)
+    _read_blocks(flat, torch.tensor([0, 10]), out)
+    assert out.tolist() == [[[0, 1], [2, 3]], [[20, 21], [22, 23]]]
+    with pytest.raises(IndexError):
+        _read_blocks(flat, torch.tensor([11, 0]), out)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="pages cannot be unmapped here")
+def test_unmapping_what_was_read_changes_no_sample(counting_root):
+    replay, plain = (TDMPC2ExperienceReplay(counting_root, 64, slice_len=5, seed=2) for _ in range(2))
+    for _ in range(3):
+        assert (replay.sample() == plain.sample()).all()
+        assert replay.store.limit_memory(-1)
+        assert not plain.store.limit_memory(1 << 60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_sampling_is_limited(tmp_path, monkeypatch):
+    """A store of 300 MB, of which 32 MB may stay in memory."""
+    with EpisodeStoreWriter(tmp_path / "d", "mt30", {"walker-run": 25_000}, row_length=100) as writer:
+        for _ in range(5):
+            zeros = np.zeros((5000, 101, 24), np.float32)
+            writer.write("walker-run", zeros, zeros[:, 1:, :6], zeros[:, 1:, 0])
+    grown = []
+    for limit in (32 << 20, 1 << 40):
+        monkeypatch.setattr("torchrl_pwm.data.store._MAPPED_LIMIT", limit)
+        replay = TDMPC2ExperienceReplay(tmp_path / "d", 4)
+        before, peak = _mapped_bytes(), 0
+        for _ in range(2000):
+            replay.sample()
+            peak = max(peak, _mapped_bytes())
+        grown.append((peak - before) >> 20)
+        del replay
+    assert grown[1] > 200, "without a limit nearly all of the file is counted"
+    assert grown[0] < 80, "the limit, and what is read between two looks"
+
+
+def test_sampling_looks_at_the_memory_of_mapped_files(counting_root, monkeypatch):
+    looks = []
+    monkeypatch.setattr(EpisodeStore, "limit_memory", lambda self: looks.append(self.root))
+    replay = TDMPC2ExperienceReplay(counting_root, 4, slice_len=5)
+    for _ in range(3):
+        replay.sample()
+    assert looks == [counting_root] * 3

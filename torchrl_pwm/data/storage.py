@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import as_strided
 from tensordict import TensorDict
 from torchrl.data.replay_buffers import Storage
 
@@ -16,13 +16,13 @@ from torchrl_pwm.data.store import EpisodeStore
 __all__ = ["EpisodeStorage"]
 
 
-class _Arrays(NamedTuple):
-    """What is read for a batch: [..., O], [..., O], [..., A], [...]."""
+class _Floats(NamedTuple):
+    """The numbers of a batch, each float32 of its own memory: [..., O], [..., O], [..., A], [..., 1]."""
 
-    observation: np.ndarray
-    next_observation: np.ndarray
-    action: np.ndarray
-    reward: np.ndarray
+    observation: torch.Tensor
+    next_observation: torch.Tensor
+    action: torch.Tensor
+    reward: torch.Tensor
 
 
 class EpisodeStorage(Storage):
@@ -62,7 +62,20 @@ class EpisodeStorage(Storage):
         self._offsets = np.array([rows.start for rows in self.task_rows]) - (self._ends - counts)
         self._task_ids = np.array([rows.index for rows in self.task_rows])
         self.num_rows = int(self._ends[-1])
+        self._map()
         super().__init__(max_size=self.num_rows * store.row_length)
+
+    def _map(self) -> None:
+        self._flat = {name: _flat(getattr(self.store, name)) for name in ("observation", "action", "reward")}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        del state["_flat"]  # the data stays in its files
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._map()
 
     @property
     def row_length(self) -> int:
@@ -94,9 +107,14 @@ class EpisodeStorage(Storage):
             ValueError: if the data holds a NaN or infinity.
         """
         items = self._items(index)
+        self.store.limit_memory()  # at each read: the system may map megabytes around every place that is read
+        if items.ndim == 2 and items.shape[1] > 1 and len(items):
+            row, step = np.divmod(items[:, 0], self.row_length)
+            offset = np.arange(items.shape[1])
+            if (step + offset[-1] < self.row_length).all() and (items == items[:, :1] + offset).all():
+                floats = self._windows(row, step, items.shape[1])
+                return self._pack(floats, np.repeat(row[:, None], len(offset), 1), step[:, None] + offset)
         row, step = np.divmod(items, self.row_length)
-        if items.ndim == 2 and items.shape[1] > 1 and self._is_windows(row, items):
-            return self._pack(self._windows(row[:, 0], step[:, 0], items.shape[1]), row, step)
         return self._pack(self._single(row, step), row, step)
 
     def _items(self, index: Any) -> np.ndarray:
@@ -116,52 +134,52 @@ class EpisodeStorage(Storage):
             raise IndexError(f"index out of range: {len(self)} transitions, found {items.min()} to {items.max()}")
         return np.where(items < 0, items + len(self), items)
 
-    @staticmethod
-    def _is_windows(row: np.ndarray, items: np.ndarray) -> bool:
-        return bool((row[:, 0] == row[:, -1]).all()) and bool((np.diff(items, axis=1) == 1).all())
-
     def _row_tasks(self, row: np.ndarray) -> np.ndarray:
         """Position of each selected row's task in ``task_rows``."""
         return np.searchsorted(self._ends, row, side="right")
 
-    def _windows(self, row: np.ndarray, step: np.ndarray, length: int) -> _Arrays:
-        """Blocks of ``length`` transitions: row, step [B] -> observation and next observation [B, T, O], ..."""
+    def _windows(self, row: np.ndarray, step: np.ndarray, length: int) -> _Floats:
+        """Blocks of ``length`` transitions from row and step [B]."""
         store, steps = self.store, self.row_length
         at = row + self._offsets[self._row_tasks(row)]
-        observation = _blocks(store.observation, at * (steps + 1) + step, length + 1)
-        action = _blocks(store.action, at * steps + step, length)
-        reward = _blocks(store.reward, at * steps + step, length)
-        return _Arrays(observation[:, :-1], observation[:, 1:], action, reward)
+        first = torch.from_numpy(at * steps + step)
+        first_observation = first + torch.from_numpy(at)  # rows hold one observation more
+        sizes = (store.observation.shape[2], store.observation.shape[2], store.action.shape[2], 1)
+        # one piece of memory for all: several large ones are given back to the system and fetched again at each batch
+        counts = [len(row) * length * size for size in sizes]
+        parts = torch.empty(sum(counts)).split(counts)
+        floats = _Floats(*(part.view(len(row), length, size) for part, size in zip(parts, sizes)))
+        _read_blocks(self._flat["observation"], first_observation, floats.observation)
+        _read_blocks(self._flat["observation"], first_observation + 1, floats.next_observation)
+        _read_blocks(self._flat["action"], first, floats.action)
+        _read_blocks(self._flat["reward"], first, floats.reward)
+        return floats
 
-    def _single(self, row: np.ndarray, step: np.ndarray) -> _Arrays:
+    def _single(self, row: np.ndarray, step: np.ndarray) -> _Floats:
         store = self.store
         at = row + self._offsets[self._row_tasks(row)]
-        observation, following = store.observation[at, step], store.observation[at, step + 1]
-        return _Arrays(observation, following, store.action[at, step], store.reward[at, step])
+        return _Floats(
+            _float32(store.observation[at, step]),
+            _float32(store.observation[at, step + 1]),
+            _float32(store.action[at, step]),
+            _float32(np.asarray(store.reward[at, step])[..., None]),
+        )
 
-    def _pack(self, arrays: _Arrays, row: np.ndarray, step: np.ndarray) -> TensorDict:
+    def _pack(self, floats: _Floats, row: np.ndarray, step: np.ndarray) -> TensorDict:
+        # one pass without a mask; a sum may overflow, so look closer before complaining
+        if self.check_finite and not all(tensor.sum().isfinite() for tensor in floats):
+            self._refuse_non_finite(floats, row, step)
         task = self._task_ids[self._row_tasks(row)]
-        tensors = {
-            "observation": _float32(arrays.observation),
-            "action": _float32(arrays.action),
-            ("next", "observation"): _float32(arrays.next_observation),
-            ("next", "reward"): _float32(np.asarray(arrays.reward)[..., None]),
-        }
-        if self.check_finite:
-            for key, tensor in tensors.items():
-                # one pass without a mask; a sum may overflow, so look closer before complaining
-                if not tensor.sum().isfinite():
-                    self._refuse_non_finite(key, tensor, row, step)
         truncated = torch.from_numpy(np.asarray(step == self.row_length - 1))[..., None]
         return TensorDict(
             {
-                "observation": tensors["observation"],
-                "action": tensors["action"],
+                "observation": floats.observation,
+                "action": floats.action,
                 "task": torch.from_numpy(np.asarray(task)),
                 "next": TensorDict(
                     {
-                        "observation": tensors["next", "observation"],
-                        "reward": tensors["next", "reward"],
+                        "observation": floats.next_observation,
+                        "reward": floats.reward,
                         "done": truncated.clone(),
                         "terminated": torch.zeros_like(truncated),
                         "truncated": truncated,
@@ -172,16 +190,18 @@ class EpisodeStorage(Storage):
             batch_size=row.shape,
         )
 
-    def _refuse_non_finite(self, key: Any, tensor: torch.Tensor, row: np.ndarray, step: np.ndarray) -> None:
-        bad = ~tensor.isfinite().all(-1)
-        if not bad.any():
-            return
-        place = tuple(bad.nonzero()[0].tolist())
-        at, name = int(row[place]), self.task_rows[int(self._row_tasks(row[place]))].name
-        raise ValueError(
-            f"{key!r} of task {name} is not finite in row {at} of the selection at step {int(step[place])}; the file "
-            f"was changed after it was written: check {self.store.root} with verify=True"
-        )
+    def _refuse_non_finite(self, floats: _Floats, row: np.ndarray, step: np.ndarray) -> None:
+        keys = ("observation", ("next", "observation"), "action", ("next", "reward"))
+        for key, tensor in zip(keys, floats, strict=True):
+            bad = ~tensor.isfinite().all(-1)
+            if not bad.any():
+                continue
+            place = tuple(bad.nonzero()[0].tolist())
+            at, name = int(row[place]), self.task_rows[int(self._row_tasks(row[place]))].name
+            raise ValueError(
+                f"{key!r} of task {name} is not finite in row {at} of the selection at step {int(step[place])}; the "
+                f"file was changed after it was written: check {self.store.root} with verify=True"
+            )
 
     def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
         raise RuntimeError("the data set is read-only; collect_dataset and convert_shards make new ones")
@@ -216,22 +236,24 @@ class EpisodeStorage(Storage):
         return f"EpisodeStorage({self.store!r}, tasks={self.tasks}, transitions={len(self)})"
 
 
-def _blocks(array: np.ndarray, start: np.ndarray, length: int) -> np.ndarray:
-    """Blocks of consecutive steps: array [N, S, ...] seen as [N * S, ...], start [B] -> [B, length, ...].
+def _flat(array: np.ndarray) -> torch.Tensor:
+    """The numbers of an array, one after the other, as a tensor that must not be written to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it is read-only
+        return torch.from_numpy(array.reshape(-1))
+
+
+def _read_blocks(flat: torch.Tensor, start: torch.Tensor, out: torch.Tensor) -> None:
+    """Copies blocks of consecutive steps: steps ``start`` [B] of the array -> ``out`` [B, length, size].
 
     A strided view makes every block one contiguous row, so a block is one copy instead of ``length``.
     """
-    tail = array.shape[2:]
-    width = int(np.prod(tail))
-    steps = array.shape[0] * array.shape[1]
-    size = array.itemsize
-    view = as_strided(
-        array.reshape(-1),
-        shape=(steps - length + 1, length * width),
-        strides=(width * size, size),
-        writeable=False,
-    )
-    return view[start].reshape(len(start), length, *tail)
+    _, length, size = out.shape
+    view = flat.as_strided((len(flat) // size - length + 1, length * size), (size, 1))
+    if flat.dtype == out.dtype:
+        torch.index_select(view, 0, start, out=out.view(len(start), -1))
+    else:
+        out.view(len(start), -1).copy_(view.index_select(0, start))
 
 
 def _float32(array: np.ndarray) -> torch.Tensor:

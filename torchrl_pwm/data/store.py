@@ -22,6 +22,8 @@ __all__ = ["EpisodeStore"]
 # of a larger one it only reads what is thrown away again.
 _READAHEAD_LIMIT = 4 << 30
 _BAR_DELAY = 1.0  # seconds before progress is shown
+# Pages of the files that were read count as memory of the process until they are unmapped.
+_MAPPED_LIMIT = 6 << 30
 
 
 class EpisodeStore:
@@ -68,6 +70,8 @@ class EpisodeStore:
         self.manifest = Manifest.read(self.root)
         self.digest = hashlib.sha256((self.root / MANIFEST_NAME).read_bytes()).hexdigest()
         self.success = None
+        self._mappings: list[mmap.mmap] = []
+        self._others = _mapped_bytes()  # files in memory that are none of these
         for name, field in self.manifest.fields.items():
             path = self.root / field.file
             if not path.is_file():
@@ -82,6 +86,7 @@ class EpisodeStore:
                 mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             if size > _READAHEAD_LIMIT and hasattr(mmap, "MADV_RANDOM"):
                 mapping.madvise(mmap.MADV_RANDOM)
+            self._mappings.append(mapping)
             setattr(self, name, np.frombuffer(mapping, dtype=field.dtype).reshape(field.shape))
         if verify:
             self.verify()
@@ -112,6 +117,36 @@ class EpisodeStore:
                         f"{field.sha256[:12]}...; the file was changed after it was written: restore it or make the "
                         "data set again"
                     )
+
+    def limit_memory(self, limit: int | None = None) -> bool:
+        """Unmaps pages that were read, if the process has more than ``limit`` bytes more of files in memory than when
+        the data set was opened.
+
+        The system counts every page of a file that a process has read as its memory (RssFile), which at random places
+        of a large file grows up to the size of the file. Unmapped pages stay in the system's cache, and reading them
+        again is no disk access; it costs about a microsecond a page. Other threads may read meanwhile.
+
+        Args:
+            limit: bytes; default 6 GiB.
+
+        Returns:
+            Whether pages were unmapped; False where the system does not tell or cannot do it.
+        """
+        limit = _MAPPED_LIMIT if limit is None else limit
+        if sum(map(len, self._mappings)) <= limit:
+            return False
+        mapped = _mapped_bytes()
+        self._others = min(self._others, mapped)
+        if not hasattr(mmap, "MADV_DONTNEED") or mapped - self._others <= limit:
+            return False
+        # the largest first: the small ones are soon read whole and then cost nothing, if they stay
+        for mapping in sorted(self._mappings, key=len, reverse=True):
+            mapping.madvise(mmap.MADV_DONTNEED)
+            if _mapped_bytes() - self._others <= limit // 2:
+                break
+        else:
+            self._others = _mapped_bytes()
+        return True
 
     @property
     def task_set(self) -> TaskSet:
@@ -190,6 +225,15 @@ class EpisodeStore:
             f"EpisodeStore({str(self.root)!r}, {self.manifest.task_set}, {len(self.tasks)} tasks, "
             f"{self.num_rows} rows of {self.row_length} transitions)"
         )
+
+
+def _mapped_bytes() -> int:
+    """Files in the memory of this process, 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[2]) * mmap.PAGESIZE
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 def _shortened(names: tuple[str, ...], limit: int = 8) -> str:
