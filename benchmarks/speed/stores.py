@@ -1,0 +1,143 @@
+"""Sparse data sets of any size that take no disk, their readers, and what the system says about memory."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchrl_pwm.data import TDMPC2ExperienceReplay
+from torchrl_pwm.data.manifest import MANIFEST_NAME, FieldRecord, Manifest, TaskRows
+from torchrl_pwm.envs.tasks import MT80
+
+SLICES, TRANSITIONS = 512, 16
+
+
+def write_sparse_store(root: Path, rows_per_task: int, dtype: str = "float32") -> Path:
+    """A data set in the shape of MT80 whose files are one hole each. 68,125 rows a task are 550 M entries, 102 GB."""
+    root.mkdir(parents=True)
+    rows, length = rows_per_task * len(MT80), 100
+    shapes = {
+        "observation": (rows, length + 1, MT80.observation_dim),
+        "action": (rows, length, MT80.action_dim),
+        "reward": (rows, length),
+    }
+    fields = {name: FieldRecord(f"{name}.bin", dtype, shape, "0" * 64) for name, shape in shapes.items()}
+    for field in fields.values():
+        with open(root / field.file, "wb") as file:
+            file.truncate(field.size)
+    tasks = tuple(
+        TaskRows(spec.name, spec.index, spec.index * rows_per_task, (spec.index + 1) * rows_per_task, 0.0, 0.0, 0.0)
+        for spec in MT80
+    )
+    manifest = Manifest("mt80", MT80.names, length, MT80.observation_dim, MT80.action_dim, fields, tasks, {})
+    (root / MANIFEST_NAME).write_text(manifest.to_json())
+    return root
+
+
+class HotReplay:
+    """Draws the same ``batches`` batches again and again: from all over the data, but of pages that are cached."""
+
+    def __init__(self, root: Path, batches: int = 150) -> None:
+        self.replay = TDMPC2ExperienceReplay(root, SLICES, slice_len=TRANSITIONS)
+        self.batches = batches
+        self._drawn = 0
+        for _ in range(2 * batches):  # the first time reads the files, the second is for the tables of pages
+            self.sample()
+
+    def sample(self) -> None:
+        if self._drawn % self.batches == 0:
+            self.replay.sampler.generator.manual_seed(0)
+        self._drawn += 1
+        self.replay.sample()
+
+    def round(self) -> list[float]:
+        """Seconds of each batch, in one go through them."""
+        times = []
+        for _ in range(self.batches):
+            start = time.perf_counter()
+            self.sample()
+            times.append(time.perf_counter() - start)
+        return times
+
+    def unmapped_round(self) -> list[float]:
+        """The same after all pages were unmapped; they are still in the system's cache."""
+        self.replay.store.limit_memory(-1)
+        return self.round()
+
+
+def in_turn(functions: Sequence[Callable[[], list[float]]], rounds: int = 4) -> list[dict[str, float]]:
+    """Milliseconds of functions that are called in turn, so that other work on the machine slows all of them alike."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds):
+        for found, function in zip(times, functions, strict=True):
+            found.extend(function())
+    return [
+        {"median_ms": 1e3 * statistics.median(found), "best_10%_ms": 1e3 * sorted(found)[len(found) // 10]}
+        for found in times
+    ]
+
+
+def memory() -> dict[str, int]:
+    """MiB of this process: VmHWM is the peak of its resident memory, RssAnon its own, RssFile mapped files."""
+    status = Path("/proc/self/status").read_text()
+    return {
+        key: int(match[1]) >> 10
+        for key in ("VmHWM", "RssAnon", "RssFile")
+        if (match := re.search(rf"{key}:\s+(\d+) kB", status))
+    }
+
+
+def start_reader(command: str, *arguments: object) -> subprocess.Popen[str]:
+    """``read`` or ``train`` of this module in a process of its own; it prints one line of JSON."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.speed.stores", command, *map(str, arguments)],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_line(process: subprocess.Popen[str]) -> Any:
+    """The next line that a reader prints."""
+    assert process.stdout is not None
+    return json.loads(process.stdout.readline())
+
+
+def _read(root: str, batches: str) -> None:
+    """Draws cached batches for as long as told, after all readers are ready."""
+    hot = HotReplay(Path(root))
+    print("true", flush=True)
+    sys.stdin.readline()
+    start = time.perf_counter()
+    times = [seconds for _ in range(int(batches) // hot.batches) for seconds in hot.round()]
+    print(json.dumps({"median_ms": 1e3 * statistics.median(times), "seconds": time.perf_counter() - start}))
+
+
+def _train(root: str, batches: str, limited: str) -> None:
+    """Updates a world model on places all over the data, never the same, and reads from the system what it took."""
+    from torchrl_pwm import PWMWorldModel, PWMWorldModelLoss
+    from torchrl_pwm.data import store
+    from torchrl_pwm.trainers import WorldModelOptimizationStepper
+
+    if limited == "no":
+        store._MAPPED_LIMIT = 1 << 60
+    model = PWMWorldModel.from_preset("5M", observation_dim=39, action_dim=6, num_tasks=80)
+    stepper = WorldModelOptimizationStepper(PWMWorldModelLoss(model), iterations=1000)
+    replay = TDMPC2ExperienceReplay(root, SLICES, slice_len=TRANSITIONS)
+    for i in range(int(batches)):
+        batch = replay.sample()
+        if i < 3:
+            stepper.update(batch)
+    print(json.dumps(memory()))
+
+
+if __name__ == "__main__":
+    {"read": _read, "train": _train}[sys.argv[1]](*sys.argv[2:])
