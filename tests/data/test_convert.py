@@ -12,7 +12,7 @@ from tensordict import TensorDict
 
 from tests.data.counting import counting_rows
 from tests.data.shards import LENGTH, SHARDS, convert, make_shard, refused, save_shards
-from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
+from torchrl_pwm.data import TDMPC2ExperienceReplay
 from torchrl_pwm.envs.tasks import MT30, MT80, TaskSet
 
 
@@ -248,46 +248,3 @@ def test_a_task_set_of_your_own_is_converted(tmp_path):
     pair = TaskSet("pair", ["mw-reach", "walker-run"])
     torch.save(make_shard([("walker-run", 0)], task_set=pair), tmp_path / "s.pt")
     assert convert(tmp_path / "s.pt", tmp_path / "data", task_set=pair).select()[0].index == 1
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """huggingface_hub whose server is a folder; records what was asked for."""
-    import huggingface_hub
-
-    served, asked = tmp_path / "served", []
-
-    def hf_hub_download(repo_id, filename, *, repo_type=None, cache_dir=None):
-        asked.append((repo_id, filename, repo_type))
-        return str(served / filename)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    return served, asked
-
-
-def test_download_fetches_and_converts_the_right_shards(tmp_path, hub):
-    served, asked = hub
-    (served / "mt30").mkdir(parents=True)
-    for i in range(4):
-        torch.save(make_shard([("walker-run", i)], task_set=MT30, length=500), served / f"mt30/chunk_{i}.pt")
-    for _ in range(2):
-        replay = TDMPC2ExperienceReplay("mt30", 8, root=tmp_path / "root", download=True)
-        assert replay.sample().shape == (8, 17)
-    assert asked == [("nicklashansen/tdmpc2", f"mt30/chunk_{i}.pt", "dataset") for i in range(4)]
-    assert EpisodeStore(tmp_path / "root" / "mt30", verify=True).num_rows == 4
-
-
-def test_a_download_of_the_wrong_files_leaves_nothing(tmp_path, hub):
-    served, _ = hub
-    (served / "mt30").mkdir(parents=True)
-    for i in range(4):
-        torch.save(make_shard([("walker-run", i)], task_set=MT80, length=100), served / f"mt30/chunk_{i}.pt")
-    with pytest.raises(ValueError, match="pass task_set='mt80'"):
-        TDMPC2ExperienceReplay("mt30", 8, root=tmp_path / "root", download=True)
-    assert not (tmp_path / "root").exists()
-
-
-def test_a_download_without_the_extra_names_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match=r'pip install "torchrl-pwm\[hub\]"'):
-        TDMPC2ExperienceReplay("mt30", 8, root=tmp_path, download=True)

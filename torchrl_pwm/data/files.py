@@ -16,9 +16,14 @@ try:
 except ImportError:  # Windows: what a killed process left half-written stays until it is deleted by hand
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["file_sha256", "flush_file", "flush_folder", "locked", "replaced_file", "staged_folder"]
+__all__ = ["default_root", "file_sha256", "flush_file", "flush_folder", "locked", "replaced_file", "staged_folder"]
 
 _BLOCK = 1 << 22
+
+
+def default_root() -> Path:
+    """Folder of everything that is downloaded."""
+    return Path.home() / ".cache" / "torchrl" / "torchrl_pwm"
 
 
 def file_sha256(path: str | os.PathLike[str], progress: Callable[[int], object] | None = None) -> str:
@@ -105,23 +110,26 @@ def _remove_abandoned(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: str | os.PathLike[str]) -> Iterator[bool]:
+def locked(path: str | os.PathLike[str]) -> Iterator[bool | None]:
     """Holds the lock of a file or folder for the block; it ends with the process, however that ends.
 
     Yields:
-        Whether the lock was free. Where files cannot be locked (Windows, some network disks), it is False.
+        Whether the lock was free, None where files cannot be locked (Windows, some network disks).
     """
     if fcntl is None:
-        yield False
+        yield None
         return
     handle = os.open(path, os.O_RDONLY)
     try:
+        free: bool | None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
         except OSError:
-            yield False
-        else:
-            yield True
+            free = None
+        yield free
     finally:
         os.close(handle)
 

@@ -14,7 +14,7 @@ from torchrl.data.datasets.common import BaseDatasetExperienceReplay
 from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter, Writer
 
-from torchrl_pwm.data.files import replaced_file
+from torchrl_pwm.data.files import default_root, replaced_file
 from torchrl_pwm.data.sampler import EpisodeSliceSampler
 from torchrl_pwm.data.storage import EpisodeStorage
 from torchrl_pwm.data.store import EpisodeStore
@@ -45,7 +45,9 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
         root: folder that holds the published data sets; default ``~/.cache/torchrl/torchrl_pwm``.
         slice_len: transitions of a slice, T.
         tasks: names or indices of the tasks to draw from; None draws from all. Nothing is copied.
-        download: fetch and convert the published data set if ``root`` does not hold it. Needs the ``hub`` extra.
+        download: fetch and convert the published data set if ``root`` does not hold it. An interrupted download goes
+            on where it stopped, and every file is compared with the checksum that the hub states. The shards are kept
+            in ``<root>/shards`` and can then be deleted. Needs the ``hub`` extra.
         sampler: TorchRL sampler in place of the slice sampler; ``slice_len`` is then not used.
         writer: TorchRL writer; default refuses to write.
         collate_fn: applied to a read batch; default none.
@@ -61,6 +63,7 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
         FileNotFoundError: if there is no such data set.
         ValueError: if the data set is damaged or of another task set, a task is unknown or has no data, or no slice
             of ``slice_len`` fits.
+        ConnectionError: if a download stops.
         ImportError: for a download without the ``hub`` extra.
 
     Examples:
@@ -101,7 +104,7 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
         check_finite: bool = True,
     ) -> None:
         self.dataset_id = os.fspath(dataset_id)
-        self.root = Path(root) if root is not None else _default_root()
+        self.root = Path(root) if root is not None else default_root()
         if download and not self._is_downloaded():
             self._download()
         self.store = self._open(verify)
@@ -147,7 +150,7 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
         from torchrl_pwm.data.convert import convert_shards
         from torchrl_pwm.data.download import download_shards
 
-        shards = download_shards(self.dataset_id)
+        shards = download_shards(self.dataset_id, self.root / "shards")
         convert_shards(shards, self.data_path, task_set=self.dataset_id)
 
     def _is_downloaded(self) -> bool:
@@ -227,7 +230,3 @@ def _unchanged(data: Any) -> Any:
 
 def _as_list(tasks: str | int | Iterable[str | int]) -> list[str | int]:
     return [tasks] if isinstance(tasks, (str, int)) else list(tasks)
-
-
-def _default_root() -> Path:
-    return Path.home() / ".cache" / "torchrl" / "torchrl_pwm"
