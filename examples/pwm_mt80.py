@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -42,8 +43,8 @@ def with_preset(arguments: list[str]) -> list[str]:
     return [*arguments, "preset=published"] if published and not named else arguments
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="pwm_mt80")
-def main(config: DictConfig) -> None:
+def run(config: DictConfig) -> Path:
+    """Runs what the configuration asks for, prints the scores, and returns the run's folder."""
     choices = HydraConfig.get()
     with open_dict(config):
         config.preset = choices.runtime.choices["preset"]
@@ -55,6 +56,12 @@ def main(config: DictConfig) -> None:
             raise
         sys.exit(f"{type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows where this was raised.)")
     print(format_table(read_summary(summary), task_set=config.task_set), summary, sep="\n\n")
+    return folder
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="pwm_mt80")
+def main(config: DictConfig) -> None:
+    run(config)
 
 
 if __name__ == "__main__":

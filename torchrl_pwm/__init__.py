@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "modules": (
         "PWMWorldModel",
+        "DynamicsEnsemble",
         "make_pwm_actor",
         "make_value_ensemble",
         "SimNorm",

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from torchrl_pwm.data.collect import collect_dataset
     from torchrl_pwm.data.convert import convert_shards
     from torchrl_pwm.data.download import download_shards
+    from torchrl_pwm.data.mixture import ReplayMixture
     from torchrl_pwm.data.replay import TDMPC2ExperienceReplay
     from torchrl_pwm.data.sac import SACConfig
     from torchrl_pwm.data.sampler import EpisodeSliceSampler
+    from torchrl_pwm.data.starts import start_states
     from torchrl_pwm.data.storage import EpisodeStorage
     from torchrl_pwm.data.store import EpisodeStore
     from torchrl_pwm.data.writer import EpisodeStoreWriter
@@ -25,11 +27,13 @@ _HOME = {
     "EpisodeStorage": "storage",
     "EpisodeStore": "store",
     "EpisodeStoreWriter": "writer",
+    "ReplayMixture": "mixture",
     "SACConfig": "sac",
     "TDMPC2ExperienceReplay": "replay",
     "collect_dataset": "collect",
     "convert_shards": "convert",
     "download_shards": "download",
+    "start_states": "starts",
 }
 
 __all__ = [
@@ -37,11 +41,13 @@ __all__ = [
     "EpisodeStorage",
     "EpisodeStore",
     "EpisodeStoreWriter",
+    "ReplayMixture",
     "SACConfig",
     "TDMPC2ExperienceReplay",
     "collect_dataset",
     "convert_shards",
     "download_shards",
+    "start_states",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOME)

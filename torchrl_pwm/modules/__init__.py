@@ -9,24 +9,32 @@ from torchrl_pwm.modules.actor_critic import (
     make_pwm_actor,
     make_value_ensemble,
 )
+from torchrl_pwm.modules.disagreement import DynamicsEnsemble
 from torchrl_pwm.modules.layers import NormedLinear, SimNorm, make_mlp
+from torchrl_pwm.modules.quickstart import QUICKSTART_FILE, Quickstart, load_quickstart, pack_quickstart
 from torchrl_pwm.modules.running_moments import RunningMoments
+from torchrl_pwm.modules.task_context import TaskContext
 from torchrl_pwm.modules.two_hot import TwoHotCodec, symexp, symlog
-from torchrl_pwm.modules.world_model import PWMWorldModel, TaskContext
+from torchrl_pwm.modules.world_model import PWMWorldModel
 
 __all__ = [
+    "QUICKSTART_FILE",
+    "DynamicsEnsemble",
     "GaussianHead",
     "NormedLinear",
     "PWMActor",
     "PWMWorldModel",
+    "Quickstart",
     "RunningMoments",
     "SimNorm",
     "TaskContext",
     "TwoHotCodec",
     "ValueEnsemble",
+    "load_quickstart",
     "make_mlp",
     "make_pwm_actor",
     "make_value_ensemble",
+    "pack_quickstart",
     "symexp",
     "symlog",
 ]

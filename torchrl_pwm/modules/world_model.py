@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -17,19 +17,8 @@ from torchrl.modules import WorldModel
 from torchrl_pwm.modules.layers import SimNorm, make_mlp, run_from_first_linear
 from torchrl_pwm.modules.masks import action_masks
 from torchrl_pwm.modules.presets import PRESETS, Preset
+from torchrl_pwm.modules.task_context import TaskContext
 from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
-
-
-class TaskContext(NamedTuple):
-    """The task's share of the first dynamics and reward layers, computed once for many steps.
-
-    ``*_weight`` are the columns that read latent and action; ``*_bias`` [*, units] holds bias and embedding.
-    """
-
-    dynamics_weight: Tensor
-    dynamics_bias: Tensor
-    reward_weight: Tensor
-    reward_bias: Tensor
 
 
 class PWMWorldModel(WorldModel):
@@ -193,6 +182,18 @@ class PWMWorldModel(WorldModel):
         model.load_state_dict(weights)
         return model
 
+    @classmethod
+    def from_quickstart(cls, file: str | os.PathLike[str] | None = None) -> PWMWorldModel:
+        """The small, frozen model of a few MT80 tasks that comes with the package; see :func:`load_quickstart`.
+
+        Examples:
+            >>> PWMWorldModel.from_quickstart().num_tasks
+            80
+        """
+        from torchrl_pwm.modules.quickstart import load_quickstart
+
+        return load_quickstart(file).world_model
+
     def reset_parameters(self) -> None:
         """Truncated normal weights (std 0.02), zero biases, embedding in [-0.02, 0.02], last reward weight 0."""
         for module in self.modules():
@@ -247,7 +248,7 @@ class PWMWorldModel(WorldModel):
         if self.observation_mean is not None and self.observation_std is not None:
             row = task if self.num_tasks and task is not None else 0
             observation = (observation - self.observation_mean[row]) / self.observation_std[row]
-        return self._encoder(self._join(observation, task))
+        return self._encoder(self.join(observation, task))
 
     def next_latent(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
         """z' = dyn(z, e, a): ``[*, D]`` and ``[*, A]`` to ``[*, D]``."""
@@ -255,7 +256,7 @@ class PWMWorldModel(WorldModel):
         if isinstance(task, TaskContext):
             joint = torch.cat([latent, action], -1)
             return run_from_first_linear(self._dynamics, joint, task.dynamics_weight, task.dynamics_bias)
-        return self._dynamics(self._join(latent, task, action))
+        return self._dynamics(self.join(latent, task, action))
 
     def reward_logits(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
         """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``."""
@@ -263,7 +264,7 @@ class PWMWorldModel(WorldModel):
         if isinstance(task, TaskContext):
             joint = torch.cat([latent, action], -1)
             return run_from_first_linear(self._reward, joint, task.reward_weight, task.reward_bias)
-        return self._reward(self._join(latent, task, action))
+        return self._reward(self.join(latent, task, action))
 
     def decode_reward(self, logits: Tensor, space: RewardSpace = "raw") -> Tensor:
         """Logits ``[*, K]`` to rewards ``[*, 1]``, in raw units or left in symlog space (same for a scalar head)."""
@@ -288,7 +289,8 @@ class PWMWorldModel(WorldModel):
 
         return TaskContext(*split(self._dynamics[0]), *split(self._reward[0]))
 
-    def _join(self, first: Tensor, task: Tensor | int | None, action: Tensor | None = None) -> Tensor:
+    def join(self, first: Tensor, task: Tensor | int | None, action: Tensor | None = None) -> Tensor:
+        """What encoder (observation first) and heads (latent first, with action) read: [*, first + E + action]."""
         parts = [first]
         if self._task_emb is not None:
             parts.append(self._embed(task, first.device).expand(*first.shape[:-1], -1))

@@ -14,6 +14,7 @@ from torchrl.modules import TanhNormal
 
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.two_hot import RewardSpace
+from torchrl_pwm.objectives.entries import require
 from torchrl_pwm.objectives.first_order import Bootstrap, FirstOrderLoss
 
 
@@ -42,14 +43,21 @@ class PWMLoss(FirstOrderLoss):
             space, as published; ``"raw"`` decodes it to the task's units. A scalar head gives the same in both.
         mask_actions (bool): zero the padded entries of the action before the model sees them (needs a model with
             ``action_dims``). Default: ``False``, as published.
+        behavior_coef (float): weight of ``loss_behavior``, the squared distance of the mean action at the start
+            states to the data's ``action`` [B, A] there, as in TD3+BC (arXiv 2106.06860); padded entries do not count
+            if the model has ``action_dims``. Default: 0, no such loss, as published.
+        disagreement (nn.Module): a :class:`~torchrl_pwm.DynamicsEnsemble` trained on this model's latents.
+        disagreement_coef (float): the ensemble's disagreement times this is taken off each imagined reward, in the
+            space that is summed, as in MOPO (arXiv 2005.13239). Default: 0.
         normalize_returns, bootstrap, loss_function, reduction: see :class:`FirstOrderLoss`.
 
     Raises:
         ValueError: if an option is unknown or the actor is not probabilistic; at the call, if neither observation nor
             latent is there.
 
-    Reads ``observation`` [B, O], or else ``latent`` [B, D], and ``task`` [B] (int64) for a multi-task model. Returns
-    scalars ``loss_actor``, ``loss_value`` and detached metrics.
+    Reads ``observation`` [B, O], or else ``latent`` [B, D], ``task`` [B] (int64) for a multi-task model and ``action``
+    [B, A] with a behaviour term. Returns scalars ``loss_actor``, ``loss_value``, ``loss_behavior`` where there is one,
+    and detached metrics.
 
     Examples:
         >>> import torch
@@ -86,6 +94,9 @@ class PWMLoss(FirstOrderLoss):
         normalize_returns: bool = True,
         bootstrap: Bootstrap = "standard",
         mask_actions: bool = False,
+        behavior_coef: float = 0.0,
+        disagreement: nn.Module | None = None,
+        disagreement_coef: float = 0.0,
         loss_function: str = "l2",
         reduction: str = "mean",
     ) -> None:
@@ -95,6 +106,11 @@ class PWMLoss(FirstOrderLoss):
             raise ValueError(f'reward_space must be "raw" or "symlog", found {reward_space!r}.')
         if mask_actions and getattr(world_model, "action_masks", None) is None:
             raise ValueError("mask_actions=True needs a world model built with action_dims.")
+        for name, coefficient in (("behavior_coef", behavior_coef), ("disagreement_coef", disagreement_coef)):
+            if not 0.0 <= coefficient < float("inf"):
+                raise ValueError(f"{name} must be finite and at least 0, found {coefficient}.")
+        if disagreement_coef and disagreement is None:
+            raise ValueError("disagreement_coef needs disagreement=, a DynamicsEnsemble of the model's latents.")
         if not hasattr(actor_network, "get_dist"):
             raise ValueError(
                 "actor_network must be a TorchRL probabilistic actor (make_pwm_actor, ProbabilisticActor), found "
@@ -102,6 +118,7 @@ class PWMLoss(FirstOrderLoss):
             )
         # In a tuple, torch does not take the frozen model for a submodule, nor TorchRL for one to reset.
         self.__dict__["_world_model"] = (world_model,)
+        self.__dict__["_disagreement"] = (disagreement,)
         super().__init__(
             actor_network,
             value_network,
@@ -114,6 +131,11 @@ class PWMLoss(FirstOrderLoss):
         self.detach_latent = detach_latent
         self.reward_space = reward_space
         self.mask_actions = mask_actions
+        self.behavior_coef = behavior_coef
+        self.disagreement_coef = disagreement_coef
+        if behavior_coef:
+            self.out_keys = [*self.out_keys, "loss_behavior"]
+            self._set_in_keys()
         self._tanh_gaussian = _is_tanh_gaussian(actor_network)
 
     @property
@@ -121,14 +143,51 @@ class PWMLoss(FirstOrderLoss):
         """The frozen model."""
         return self.__dict__["_world_model"][0]
 
+    @property
+    def disagreement(self) -> Any:
+        """The ensemble whose disagreement is penalised, or None."""
+        return self.__dict__["_disagreement"][0]
+
     def _set_in_keys(self) -> None:
         keys = self.tensor_keys
         self.in_keys = [keys.observation, *([keys.task] if getattr(self.world_model, "num_tasks", 0) else [])]
+        # set first by the base class's constructor
+        if getattr(self, "behavior_coef", 0.0):
+            self.in_keys.append(keys.action)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Both losses and detached metrics from start states ``[B]``, which are left unchanged."""
-        return self._losses(self.imagine(tensordict))
+        losses = self._losses(self.imagine(tensordict))
+        return losses.set("loss_behavior", self.behavior_loss(tensordict)) if self.behavior_coef else losses
+
+    def behavior_loss(self, tensordict: TensorDictBase) -> Tensor:
+        """``behavior_coef`` times :meth:`behavior_distance`."""
+        return self.behavior_coef * self.behavior_distance(tensordict)
+
+    def behavior_distance(self, tensordict: TensorDictBase) -> Tensor:
+        """Squared distance of the mean action to the data's action at start states [B], per entry of the action.
+
+        Raises:
+            ValueError: if the start states carry no action, or the actor is no tanh-Gaussian.
+        """
+        if not self._tanh_gaussian:
+            raise ValueError("the behaviour term needs a tanh-Gaussian actor with actions in [-1, 1].")
+        keys, model = self.tensor_keys, self.world_model
+        wanted = require(tensordict, keys.action, self)
+        task = tensordict.get(keys.task, None)
+        with frozen(model):
+            state = TensorDict({keys.latent: self._start(model, tensordict, task)}, tensordict.batch_size)
+        if task is not None:
+            state.set(keys.task, task)
+        with self.actor_network_params.to_module(self.actor_network):
+            action = torch.tanh(self.actor_network.get_dist_params(state).get("loc"))
+        distance = (action - wanted).square()
+        masks = getattr(model, "action_masks", None)
+        if masks is None:
+            return self._reduce_loss(distance.mean(-1), None)
+        mask = masks[task if task is not None else 0].expand_as(distance)
+        return self._reduce_loss((distance * mask).sum(-1) / mask.sum(-1), None)
 
     def imagine(self, tensordict: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
         """Rolls the policy out inside the model.
@@ -166,6 +225,10 @@ class PWMLoss(FirstOrderLoss):
                 latents.append(latent)
             visited, taken = torch.stack(latents), torch.stack(actions)
             reward = model.decode_reward(model.reward_logits(visited[:-1], taken, context), self.reward_space)
+        if self.disagreement_coef:
+            with frozen(self.disagreement):
+                doubt = self.disagreement(visited[:-1], taken, task)
+            reward = reward - self.disagreement_coef * doubt
         return self._as_rollout(task, visited, taken, reward)
 
     def _as_rollout(self, task: Tensor | None, visited: Tensor, taken: Tensor, reward: Tensor) -> TensorDictBase:

@@ -14,7 +14,7 @@ from torchrl.objectives import LossModule
 from torchrl.record.loggers import Logger
 from torchrl.trainers import OptimizationStepper, Trainer, TrainerHookBase
 
-from torchrl_pwm.data.replay import TDMPC2ExperienceReplay
+from torchrl_pwm.data import ReplayMixture, TDMPC2ExperienceReplay
 from torchrl_pwm.trainers.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_pwm.trainers.metrics import rewind_metrics
 
@@ -51,7 +51,7 @@ class ReplaySampling(TrainerHookBase):
     def __init__(self, replay_buffer: ReplayBuffer, device: torch.device | None, *, saves: bool = False) -> None:
         self.replay_buffer = replay_buffer
         self.device = device
-        self._saves_itself = isinstance(replay_buffer, TDMPC2ExperienceReplay)
+        self._saves_itself = isinstance(replay_buffer, (TDMPC2ExperienceReplay, ReplayMixture))
         if saves and not self._saves_itself and getattr(replay_buffer, "_prefetch", False):
             raise ValueError(
                 f"A trainer with a save_folder needs a {type(replay_buffer).__name__} without prefetch: the batches "

@@ -106,6 +106,9 @@ class PWMLossConfig(FirstOrderLossConfig):
     detach_latent: bool = True
     reward_space: str = "symlog"
     mask_actions: bool = False
+    behavior_coef: float = 0.0
+    disagreement: Any = None
+    disagreement_coef: float = 0.0
 
 
 @dataclass

@@ -15,19 +15,23 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
+from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives.utils import ValueEstimators
 from torchrl.record.loggers import get_logger
 
-from torchrl_pwm.data import TDMPC2ExperienceReplay
+from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation import evaluate_policy
-from torchrl_pwm.modules import PWMWorldModel, symexp
+from torchrl_pwm.evaluation.trust import probe_trust
+from torchrl_pwm.modules import PWMWorldModel, load_quickstart, symexp
 from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.trainers.checkpoint import replace_file
 from torchrl_pwm.trainers.models import load_world_model
 from torchrl_pwm.trainers.pwm import PWMTrainer
+from torchrl_pwm.trainers.warm_start import warm_start
 
 Report = Callable[[str, int, Mapping[str, float]], None]
 
@@ -41,7 +45,7 @@ class ExtractionJob:
         task: name of the task.
         seed: seed of the networks, the samples and the policy noise.
         folder: where checkpoint, metrics and result go.
-        data: folder of the data set that gives start states.
+        data: folder of the data set that gives start states; None for those of the quickstart.
         world_model: file of the frozen model.
         threads: torch threads of the process.
         device: where it runs.
@@ -51,7 +55,7 @@ class ExtractionJob:
     task: str
     seed: int
     folder: Path
-    data: Path
+    data: Path | None
     world_model: Path
     threads: int
     device: str
@@ -121,16 +125,14 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     index = task_set[job.task].index
     torch.manual_seed(1_000_003 * job.seed + index)
     model = load_world_model(config, job.world_model).to(job.device)
-    replay = TDMPC2ExperienceReplay(
-        job.data, config.extraction.batch_size, slice_len=1, tasks=[job.task], seed=job.seed, check_finite=False
-    )
+    replay = make_starts(job, config)
     loss = make_loss(config, model, task_set.action_dim).to(job.device)
     stepper = instantiate(config.stepper, loss, iterations=config.extraction.iterations)
-    starts = replay.sample()[:, 0].to(job.device)
+    shown = first_states(replay.sample()).to(job.device)
     best = BestPolicy(loss.actor_network)
 
     def evaluate() -> dict[str, float]:
-        metrics = _compare(loss, model, starts, job, config)
+        metrics = _compare(loss, model, shown, job, config)
         best.offer(metrics["real_return"])
         return metrics
 
@@ -154,6 +156,10 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     if report is not None:
         trainer.register_op("post_steps_log", _reporter(report, trainer, job))
     trainer.resume(required=False)
+    if trainer.collected_frames == 0:
+        warm_start(loss, stepper, replay, **config.extraction.warm_start, device=job.device)
+        if config.extraction.warm_start.behavior_updates and config.extraction.select == "best":
+            evaluate()
     trainer.train()
     seconds = stopwatch.seconds
     if config.extraction.select == "best":
@@ -179,6 +185,29 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     return result
 
 
+def make_starts(job: ExtractionJob, config: Any) -> ReplayBuffer:
+    """The start states of a job: drawn uniformly from all data as published, or from a few chosen ones."""
+    settings = config.extraction
+    if job.data is not None and not settings.starts:
+        return TDMPC2ExperienceReplay(
+            job.data, settings.batch_size, slice_len=1, tasks=[job.task], seed=job.seed, check_finite=False
+        )
+    if job.data is None:
+        chosen = load_quickstart().starts[job.task]
+    else:
+        chosen = start_states(EpisodeStore(job.data), job.task, seed=job.seed, **settings.starts)
+    return TensorDictReplayBuffer(
+        storage=TensorStorage(chosen),
+        batch_size=settings.batch_size,
+        generator=torch.Generator().manual_seed(job.seed),
+    )
+
+
+def first_states(batch: TensorDictBase) -> TensorDictBase:
+    """The start states of a sample: itself, or the first step of each sequence."""
+    return batch[:, 0] if batch.ndim == 2 else batch
+
+
 def make_loss(config: Any, model: PWMWorldModel, action_dim: int) -> PWMLoss:
     """A new actor and critics, and the objective, as configured."""
     actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=action_dim)
@@ -199,28 +228,37 @@ def save_policy(loss: PWMLoss, path: Path) -> None:
     replace_file(path, buffer.getvalue())
 
 
+def load_actor(config: Any, model: PWMWorldModel, folder: Path, task: str) -> TensorDictModule:
+    """The first seed's policy of a task, from the folder of a run."""
+    actor = make_loss(config, model, model.action_dim).actor_network
+    saved = folder / "policies" / task / f"seed-{config.seed}" / "policy.pt"
+    actor.load_state_dict(torch.load(saved, weights_only=True)["actor"])
+    return actor
+
+
 def _compare(
     loss: PWMLoss, model: PWMWorldModel, starts: TensorDictBase, job: ExtractionJob, config: Any
 ) -> dict[str, float]:
-    """What the model promises beside what the simulator pays: the mean action's return over an episode."""
+    """What the model promises beside what the simulator pays: the mean action's return, and the trust probe."""
     task = get_task_set(config.task_set)[job.task]
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         noise = torch.zeros(loss.horizon, len(starts), model.action_dim, device=job.device)
         reward = loss.imagine(starts, noise)["next", "reward"]
     if model.num_bins and loss.reward_space == "symlog":
         reward = symexp(reward)
-    found = evaluate_policy(
+    probe = probe_trust(
         loss.actor_network,
+        model,
         job.task,
         task_set=config.task_set,
-        world_model=model,
         episodes=config.extraction.eval_episodes,
         seed=config.evaluation.seed + 1,
     )
     return {
         "predicted_return": float(reward.mean()) * task.episode_length,
-        "real_return": found.return_mean,
-        **({} if found.success is None else {"real_success": found.success}),
+        "real_return": float(probe.returns.mean()),
+        **({} if probe.successes is None else {"real_success": float(probe.successes.mean())}),
+        **probe.metrics(),
     }
 
 

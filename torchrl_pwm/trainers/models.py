@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 
 from torchrl_pwm.envs import TaskSet, get_task_set
-from torchrl_pwm.modules import PWMWorldModel
+from torchrl_pwm.modules import PWMWorldModel, load_quickstart
 
 
 def make_world_model(config: Any) -> PWMWorldModel:
@@ -33,6 +33,8 @@ def load_world_model(config: Any, file: str | os.PathLike[str]) -> PWMWorldModel
         FileNotFoundError: if there is no such file.
         ValueError: if its layout is not known or its sizes are not those of the configured task set.
     """
+    if config.checkpoint == "quickstart":
+        return load_quickstart(file).world_model
     if not config.checkpoint:
         model = make_world_model(config)
         model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
@@ -54,3 +56,8 @@ def check_sizes(model: PWMWorldModel, task_set: TaskSet, source: Any) -> None:
             f"The checkpoint {source} does not fit {task_set.name}: {wrong}. "
             "Choose the task_set it was trained on, or another checkpoint."
         )
+
+
+def choose_device(device: str | None) -> str:
+    """The device asked for, or the best there is."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")

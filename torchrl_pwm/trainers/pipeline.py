@@ -6,35 +6,24 @@ is there and goes on from its checkpoint when it was interrupted.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
-import multiprocessing
-import os
-import queue
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torchrl._utils import logger as torchrl_logger
-from torchrl.record.loggers import get_logger
-from tqdm import tqdm
 
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, collect_dataset, convert_shards
-from torchrl_pwm.data.processes import end_with_parent
-from torchrl_pwm.data.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
-from torchrl_pwm.trainers.checkpoint import replace_file
-from torchrl_pwm.trainers.extraction import ExtractionJob, Report, extract_policy
+from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart
 from torchrl_pwm.trainers.folders import claim_folder
 from torchrl_pwm.trainers.models import load_world_model, make_world_model
+from torchrl_pwm.trainers.pool import extract_policies
+from torchrl_pwm.trainers.pretraining import family, improve_world_model, prepare_world_model
 from torchrl_pwm.trainers.report import write_report
-from torchrl_pwm.trainers.world_model import WorldModelTrainer
 
 
 def run_pipeline(config: DictConfig, folder: Path) -> Path:
@@ -46,16 +35,20 @@ def run_pipeline(config: DictConfig, folder: Path) -> Path:
     """
     start = time.perf_counter()
     tasks = check_config(config)
-    store = None if config.data.source == "collect" else open_data(config, tasks)
+    source = config.data.source
+    store = open_data(config, tasks) if source in ("published", "open") else None
     claim_folder(config, folder)
     torchrl_logger.info(f"run folder: {folder}")
     if config.threads:
         torch.set_num_threads(config.threads)
-    if store is None:
+    if source == "collect":
         store = collect_data(config, folder, tasks)
     model_file = prepare_world_model(config, folder, store, tasks)
-    results = extract_policies(config, folder, store, model_file, tasks)
-    return write_report(config, folder, store, model_file, results, seconds=time.perf_counter() - start)
+    if config.rounds.count and store is not None:
+        model_file = improve_world_model(config, folder, store, model_file, tasks)
+    results = extract_policies(config, folder, None if store is None else Path(store.root), model_file, tasks)
+    behavior = load_quickstart() if store is None else store
+    return write_report(config, folder, behavior, model_file, results, seconds=time.perf_counter() - start)
 
 
 def check_config(config: DictConfig) -> list[str]:
@@ -73,12 +66,32 @@ def check_config(config: DictConfig) -> list[str]:
     for package in sorted({"metaworld" if task_set[task].suite == "metaworld" else "dm_control" for task in tasks}):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f'these tasks need {package}, which is not installed; pip install "torchrl-pwm[mt80]"')
-    if config.checkpoint:
+    if config.data.source == "quickstart":
+        _check_quickstart(config, tasks)
+    if config.checkpoint == "quickstart":
+        load_world_model(config, QUICKSTART_FILE)
+    elif config.checkpoint:
         load_world_model(config, config.checkpoint)
     else:
         with torch.device("meta"):
             make_world_model(config)
     return tasks
+
+
+def _check_quickstart(config: DictConfig, tasks: list[str]) -> None:
+    quickstart = load_quickstart()
+    missing = [task for task in tasks if task not in quickstart.tasks]
+    if missing or config.task_set != quickstart.task_set:
+        raise ValueError(
+            f"The world model that comes with the package knows {', '.join(quickstart.tasks)} of "
+            f"{quickstart.task_set}, not {', '.join(missing) or config.task_set}. Choose among these, or train a "
+            "model: preset=from_scratch, or data=published with the published data."
+        )
+    if config.checkpoint != "quickstart" or config.rounds.count:
+        raise ValueError(
+            "data=quickstart has start states and no episodes: it goes with checkpoint=quickstart and rounds.count=0, "
+            f"found checkpoint={config.checkpoint} and rounds.count={config.rounds.count}."
+        )
 
 
 def select_tasks(task: str | Iterable[str], task_set: TaskSet) -> list[str]:
@@ -95,19 +108,23 @@ def select_tasks(task: str | Iterable[str], task_set: TaskSet) -> list[str]:
 def collect_data(config: DictConfig, folder: Path, tasks: list[str]) -> EpisodeStore:
     """Collects the run's data, or goes on with a collection that was interrupted."""
     data = config.data
-    suites = {name: get_task_set(config.task_set)[name].suite for name in tasks}
-    families = {name: "metaworld" if suite == "metaworld" else "dm_control" for name, suite in suites.items()}
+    families = {name: family(get_task_set(config.task_set)[name].suite) for name in tasks}
     return collect_dataset(
         tasks,
         Path(data.root) if data.root else folder / "data",
-        episodes={name: data.episodes[family] for name, family in families.items()},
-        behavior={name: data.behavior[family] for name, family in families.items()},
+        episodes={name: of_task(data.episodes, name, kind) for name, kind in families.items()},
+        behavior={name: of_task(data.behavior, name, kind) for name, kind in families.items()},
         noise=list(data.noise),
         task_set=config.task_set,
         seed=config.seed,
         workers=config.workers,
         progress=config.progress,
     )
+
+
+def of_task(settings: DictConfig, task: str, kind: str) -> Any:
+    """A setting that is given for a task by name, or for all tasks of its kind."""
+    return settings[task] if task in settings else settings[kind]
 
 
 def open_data(config: DictConfig, tasks: list[str]) -> EpisodeStore:
@@ -139,124 +156,3 @@ def open_data(config: DictConfig, tasks: list[str]) -> EpisodeStore:
         )
     store.select(tasks)
     return store
-
-
-def prepare_world_model(config: DictConfig, folder: Path, store: EpisodeStore, tasks: list[str]) -> Path:
-    """The file of the frozen model: the given checkpoint, or one that is trained here."""
-    if config.checkpoint:
-        return Path(config.checkpoint).absolute()
-    file = folder / "world_model" / "world_model.pt"
-    if file.exists():
-        return file
-    settings = config.world_model
-    device = choose_device(config.device)
-    torch.manual_seed(config.seed)
-    model = make_world_model(config).to(device)
-    if settings.normalize_observations:
-        model.set_observation_statistics(*observation_statistics(store))
-    replay = TDMPC2ExperienceReplay(
-        store.root, settings.batch_size, slice_len=settings.slice_len, tasks=tasks, seed=config.seed
-    )
-    loss = instantiate(config.model_loss, model)
-    trainer = WorldModelTrainer(
-        loss,
-        replay,
-        iterations=settings.iterations,
-        optimization_stepper=instantiate(config.model_stepper, loss, iterations=settings.iterations),
-        device=device,
-        logger=get_logger(config.logger, str(folder), "world_model"),
-        log_interval=settings.log_interval,
-        save_folder=folder / "world_model" / "checkpoint",
-        save_interval=settings.save_interval,
-        progress_bar=config.progress,
-    )
-    trainer.resume(required=False)
-    torchrl_logger.info(f"world model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tasks)} tasks")
-    trainer.train()
-    buffer = io.BytesIO()
-    torch.save({"model": model.cpu().state_dict()}, buffer)
-    replace_file(file, buffer.getvalue())
-    return file
-
-
-def extract_policies(
-    config: DictConfig, folder: Path, store: EpisodeStore, model_file: Path, tasks: list[str]
-) -> list[dict[str, Any]]:
-    """Extracts a policy for every task and seed, several at a time where there are several cores."""
-    device = choose_device(config.device)
-    count = len(tasks) * config.seeds
-    cores = os.cpu_count() or 1
-    workers = 1 if device != "cpu" else max(1, min(config.workers or cores, count))
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    jobs = [
-        ExtractionJob(
-            config=plain,
-            task=task,
-            seed=config.seed + number,
-            folder=folder / "policies" / task / f"seed-{config.seed + number}",
-            data=Path(store.root),
-            world_model=model_file,
-            # One thread each also makes the numbers independent of how many run at once.
-            threads=1 if device == "cpu" else cores,
-            device=device,
-        )
-        for task in tasks
-        for number in range(config.seeds)
-    ]
-    total = count * config.extraction.iterations
-    with tqdm(total=total, desc="policies", unit="update", disable=not config.progress) as bar:
-        if workers == 1:
-            return [extract_policy(job, _Progress(bar)) for job in jobs]
-        return list(_in_processes(jobs, workers, _Progress(bar)))
-
-
-class _Progress:
-    """Adds what the workers report to one progress bar."""
-
-    def __init__(self, bar: tqdm) -> None:
-        self.bar, self.done = bar, {}  # type: ignore[var-annotated]
-
-    def __call__(self, name: str, done: int, metrics: Any) -> None:
-        self.bar.update(done - self.done.get(name, 0))
-        self.done[name] = done
-        self.bar.set_postfix_str(f"{name} " + " ".join(f"{key}={value:.4g}" for key, value in metrics.items()))
-
-
-def _in_processes(jobs: list[ExtractionJob], workers: int, report: Report) -> Iterator[dict[str, Any]]:
-    context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(messages,)) as pool:
-        futures: list[Future[dict[str, Any]]] = [pool.submit(_work, job) for job in jobs]
-        waiting = set(futures)
-        try:
-            while waiting:
-                finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                with contextlib.suppress(queue.Empty):
-                    while True:
-                        report(*messages.get_nowait())
-                for future in finished:
-                    future.result()
-        except BaseException:
-            # What runs goes on to its end, so that finished policies are kept; what waits does not start.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        for future in futures:
-            yield future.result()
-
-
-_messages: Any = None  # queue to the parent, in a worker
-
-
-def _start_worker(messages: Any) -> None:
-    global _messages
-    _messages = messages
-    end_with_parent()
-
-
-def _work(job: ExtractionJob) -> dict[str, Any]:
-    return extract_policy(job, lambda *message: _messages.put(message))
-
-
-def choose_device(device: str | None) -> str:
-    """The device asked for, or the best there is."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -91,14 +91,15 @@ class PWMOptimizationStepper(OptimizationStepper):
         rollout = loss.imagine(start, noise)
         scale_before = {name: buffer.clone() for name, buffer in loss.return_moments.state_dict().items()}
         actor_loss = loss.actor_loss(rollout)
+        behavior = {"loss_behavior": loss.behavior_loss(start)} if loss.behavior_coef else {}
         self.actor_optimizer.zero_grad()
-        actor_loss.backward()
+        sum(behavior.values(), actor_loss).backward()
         actor_norm = nn.utils.clip_grad_norm_(self.actor_params, self.actor_clip)
         target = loss.value_target(rollout)
         found = {"loss": actor_loss.detach(), "gradient norm": actor_norm, "value target": target.sum()}
         if _all_finite(found.values()):
             self.actor_optimizer.step()
-            critic = self._critic_pass(rollout, target, batch)
+            critic = self.update_critics(rollout, target, batch)
         else:
             # One such batch would make the running moments, and all later losses, non-finite.
             loss.return_moments.load_state_dict(scale_before)
@@ -106,6 +107,7 @@ class PWMOptimizationStepper(OptimizationStepper):
             nothing = torch.full_like(actor_loss.detach(), torch.nan)
             critic = {"loss_value": nothing, "critic_grad_norm": nothing}
         metrics: dict[str, Any] = {"loss_actor": actor_loss.detach(), "actor_grad_norm": actor_norm, **critic}
+        metrics |= {name: value.detach() for name, value in behavior.items()}
         metrics |= loss.rollout_metrics(rollout)
         metrics["actor_lr"] = self.schedulers[0].get_last_lr()[0]
         metrics["skipped"] = float(self.skipped)
@@ -113,7 +115,8 @@ class PWMOptimizationStepper(OptimizationStepper):
             scheduler.step()
         return TensorDict(metrics)
 
-    def _critic_pass(self, rollout: TensorDictBase, target: Tensor, batch: TensorDictBase) -> dict[str, Tensor]:
+    def update_critics(self, rollout: TensorDictBase, target: Tensor, batch: TensorDictBase) -> dict[str, Tensor]:
+        """The critic pass on a rollout [B, H] with its targets; ``batch``, where it began, is named in errors."""
         loss = self.loss_module
         keys = [*loss.value_network.in_keys, loss.tensor_keys.value_target]
         rollout = rollout.detach().set(loss.tensor_keys.value_target, target)

@@ -1,0 +1,130 @@
+"""The world model that comes with the package, with the start states that policy extraction needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import save
+from tensordict import TensorDict
+
+from torchrl_pwm.modules.layers import SimNorm
+from torchrl_pwm.modules.world_model import PWMWorldModel
+
+__all__ = ["QUICKSTART_FILE", "Quickstart", "load_quickstart", "pack_quickstart"]
+
+QUICKSTART_FILE = Path(__file__).parent.parent / "assets" / "quickstart.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Quickstart:
+    """A world model of a few tasks, ready for extraction.
+
+    Args:
+        world_model: the model, frozen, with the sizes of its task set.
+        task_set: name of the task set whose observation and action sizes and task indices it has.
+        starts: start states [N] of each task: ``observation`` [N, O], the data's ``action`` [N, A] there, ``task`` [N].
+        behavior: what the data's behaviour earned in each task, as
+            :meth:`EpisodeStore.statistics <torchrl_pwm.data.EpisodeStore.statistics>` has it.
+        source: how model and data were made.
+    """
+
+    world_model: PWMWorldModel
+    task_set: str
+    starts: dict[str, TensorDict]
+    behavior: dict[str, dict[str, Any]]
+    source: dict[str, Any]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(self.starts)
+
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """Per task: what is known of the data's behaviour."""
+        return self.behavior
+
+
+def load_quickstart(file: str | os.PathLike[str] | None = None) -> Quickstart:
+    """Reads the quickstart of the package, or another file of its form; no code is executed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or of another form.
+
+    Examples:
+        >>> quickstart = load_quickstart()
+        >>> len(quickstart.tasks) >= 8, quickstart.world_model.num_tasks
+        (True, 80)
+    """
+    path = Path(QUICKSTART_FILE if file is None else file)
+    if not path.is_file():
+        raise FileNotFoundError(f"no quickstart in {path}: install the package anew, or name a file that exists")
+    try:
+        with safetensors.safe_open(path, "pt") as archive:
+            header = json.loads((archive.metadata() or {})["quickstart"])
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+        weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
+        model = PWMWorldModel.from_tdmpc2(weights, **header["model"])
+        starts = {
+            task: TensorDict(
+                {key: tensors[f"starts.{task}.{key}"] for key in ("observation", "action", "task")},
+                tensors[f"starts.{task}.task"].shape,
+            )
+            for task in header["behavior"]
+        }
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} is no quickstart file, or damaged ({error}): install the package anew") from error
+    return Quickstart(model.requires_grad_(False), header["task_set"], starts, header["behavior"], header["source"])
+
+
+def pack_quickstart(
+    world_model: PWMWorldModel,
+    starts: Mapping[str, TensorDict],
+    behavior: Mapping[str, Mapping[str, Any]],
+    *,
+    task_set: str,
+    source: Mapping[str, Any],
+) -> bytes:
+    """The bytes of a quickstart file: safetensors, with the sizes and the provenance in its header.
+
+    Args:
+        world_model: the model; all of it is stored, and which sizes it has.
+        starts: start states of each task, as :func:`~torchrl_pwm.data.start_states` draws them.
+        behavior: statistics of the data of the same tasks.
+        task_set: name of the task set.
+        source: anything worth knowing, as plain numbers, strings, lists and dictionaries.
+
+    Raises:
+        ValueError: if starts and statistics are not of the same tasks.
+    """
+    if set(starts) != set(behavior):
+        raise ValueError(f"starts are of {sorted(starts)}, statistics of {sorted(behavior)}: give the same tasks")
+    tensors = {f"model.{name}": value.detach().cpu() for name, value in world_model.state_dict().items()}
+    for task, states in starts.items():
+        tensors |= {f"starts.{task}.{key}": states[key].cpu() for key in ("observation", "action", "task")}
+    header = {
+        "task_set": task_set,
+        "model": _unsaid(world_model),
+        "behavior": {task: dict(behavior[task]) for task in starts},
+        "source": dict(source),
+    }
+    plain = {name: value.contiguous().clone() for name, value in tensors.items()}
+    return save(plain, {"quickstart": json.dumps(header)})
+
+
+def _unsaid(world_model: PWMWorldModel) -> dict[str, Any]:
+    """What the weights of a model do not tell."""
+    masks, codec = world_model.action_masks, world_model.codec
+    (groups,) = (module.dim for module in world_model._encoder.modules() if isinstance(module, SimNorm))
+    return {
+        "action_dims": None if masks is None else masks.sum(-1).int().tolist(),
+        "simnorm_dim": groups,
+        "vmin": codec.vmin,
+        "vmax": codec.vmax,
+    }
