@@ -184,7 +184,8 @@ class FirstOrderLoss(LossModule):
         )
         self._clear_weakrefs(rollout, with_target, out)
         # TensorDict's own selection does nothing where an entry of in_keys, here a flag, is missing.
-        return out.select(*self.out_keys)
+        # A subclass may add entries of its own.
+        return out.select(*self.out_keys, strict=False)
 
     def rollout_metrics(self, rollout: TensorDictBase) -> dict[str, Tensor]:
         """Detached numbers worth a look: the mean reward of a step, and the return scale."""

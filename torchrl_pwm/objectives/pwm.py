@@ -159,7 +159,9 @@ class PWMLoss(FirstOrderLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Both losses and detached metrics from start states ``[B]``, which are left unchanged."""
         losses = self._losses(self.imagine(tensordict))
-        return losses.set("loss_behavior", self.behavior_loss(tensordict)) if self.behavior_coef else losses
+        if "loss_behavior" in self.out_keys:
+            losses.set("loss_behavior", self.behavior_loss(tensordict))
+        return losses
 
     def behavior_loss(self, tensordict: TensorDictBase) -> Tensor:
         """``behavior_coef`` times :meth:`behavior_distance`."""

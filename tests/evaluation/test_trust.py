@@ -1,0 +1,68 @@
+"""Predicted beside real rewards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+pytest.importorskip("dm_control")
+
+from torchrl_pwm import PWMWorldModel, make_pwm_actor
+from torchrl_pwm.envs import MT80
+from torchrl_pwm.evaluation.trust import open_loop_rewards, probe_trust
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = PWMWorldModel(39, 6, latent_dim=16, encoder_units=(16,), units=(16,), num_bins=11, num_tasks=80, task_dim=4)
+    torch.nn.init.normal_(model._reward[-1].weight, std=0.1)
+    return model.requires_grad_(False)
+
+
+def test_open_loop_rewards_are_those_of_single_steps(model):
+    batch = TensorDict(
+        {
+            "observation": torch.randn(3, 4, 39),
+            "action": torch.rand(3, 4, 6),
+            "task": torch.tensor([[1], [4], [7]]).expand(3, 4),
+        },
+        [3, 4],
+    )
+    found = open_loop_rewards(model, batch)
+    latent, task = model.encode_observation(batch["observation"][:, 0], batch["task"][:, 0]), batch["task"][:, 0]
+    for step in range(4):
+        action = batch["action"][:, step]
+        torch.testing.assert_close(found[:, step], model.decode_reward(model.reward_logits(latent, action, task))[:, 0])
+        latent = model.next_latent(latent, action, task)
+
+
+def test_a_model_that_promises_one_more_than_the_env_pays_shows_it(model):
+    actor = make_pwm_actor(16, 6, units=(8,))
+    # a pendulum that hangs is paid nothing: the constant that the model promises is its error
+    torch.nn.init.zeros_(model._reward[-1].weight)
+    bins = torch.full((11,), -30.0)
+    bins[6] = 30.0
+    model._reward[-1].bias.copy_(bins)
+    promised = float(model.decode_reward(bins[None]))
+    probe = probe_trust(actor, model, "pendulum-swingup", episodes=1, seed=1)
+    paid = probe.returns[0] / MT80["pendulum-swingup"].episode_length
+    assert set(probe.errors) == {1, 4, 8, 16} and probe.successes is None
+    assert abs(probe.errors[1] - (promised - paid)) < 0.05
+    assert probe.metrics() == {f"trust_step{step}": error for step, error in probe.errors.items()}
+    assert all(probe.absolute_errors[step] >= abs(error) - 1e-6 for step, error in probe.errors.items())
+
+
+def test_success_is_that_of_the_last_step_and_seeds_repeat(model):
+    pytest.importorskip("metaworld")
+    actor = make_pwm_actor(16, 6, units=(8,))
+    first, second = (probe_trust(actor, model, "mw-reach", episodes=2, seed=3) for _ in range(2))
+    assert first.successes.shape == (2,)
+    assert first.errors == second.errors and (first.returns == second.returns).all()
+
+
+@pytest.mark.parametrize("options", [{"steps": (0, 4)}, {"steps": (501,)}, {"episodes": 0}])
+def test_steps_that_no_episode_has_are_refused(model, options):
+    with pytest.raises(ValueError, match="steps must lie in 1 to 500"):
+        probe_trust(make_pwm_actor(16, 6), model, "pendulum-swingup", **options)
