@@ -42,27 +42,21 @@ def write_sparse_store(root: Path, rows_per_task: int, dtype: str = "float32") -
 
 
 class HotReplay:
-    """Draws the same ``batches`` batches again and again: from all over the data, but of pages that are cached."""
+    """Draws the same batches again and again: from all over the data, but of pages that are in the system's cache."""
 
-    def __init__(self, root: Path, batches: int = 150) -> None:
+    def __init__(self, root: Path, batches: int = 40) -> None:
         self.replay = TDMPC2ExperienceReplay(root, SLICES, slice_len=TRANSITIONS)
         self.batches = batches
-        self._drawn = 0
-        for _ in range(2 * batches):  # the first time reads the files, the second is for the tables of pages
-            self.sample()
-
-    def sample(self) -> None:
-        if self._drawn % self.batches == 0:
-            self.replay.sampler.generator.manual_seed(0)
-        self._drawn += 1
-        self.replay.sample()
+        for _ in range(2):  # the first time reads the files, the second is for the tables of pages
+            self.round()
 
     def round(self) -> list[float]:
         """Seconds of each batch, in one go through them."""
+        self.replay.sampler.generator.manual_seed(0)
         times = []
         for _ in range(self.batches):
             start = time.perf_counter()
-            self.sample()
+            self.replay.sample()
             times.append(time.perf_counter() - start)
         return times
 
@@ -72,7 +66,7 @@ class HotReplay:
         return self.round()
 
 
-def in_turn(functions: Sequence[Callable[[], list[float]]], rounds: int = 4) -> list[dict[str, float]]:
+def in_turn(functions: Sequence[Callable[[], list[float]]], rounds: int = 5) -> list[dict[str, float]]:
     """Milliseconds of functions that are called in turn, so that other work on the machine slows all of them alike."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):

@@ -51,24 +51,21 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in values.items()}
 
 
-def test_sampling_at_any_size(benchmark: Any, stores: dict[str, Path]) -> None:
-    """512 slices of 16 transitions (17 observations), cached: pages mapped, and pages that have to be mapped again."""
-    hot = {name: HotReplay(root) for name, root in stores.items()}
-    mapped = in_turn([replay.round for replay in hot.values()])
-    unmapped = in_turn([replay.unmapped_round for replay in hot.values()])
-    found = {}
-    for name, a, b in zip(hot, mapped, unmapped, strict=True):
-        found[f"{name}, mapped"], found[f"{name}, unmapped"] = rounded(a), rounded(b)
-    benchmark.pedantic(hot["550 M"].sample, rounds=100)
-    report(benchmark, found)
+@pytest.mark.parametrize(("batches", "pages"), [(40, "hot"), (300, "many"), (300, "unmapped")])
+def test_sampling_at_any_size(benchmark: Any, stores: dict[str, Path], batches: int, pages: str) -> None:
+    """512 slices of 16 transitions (17 observations), cached: from a few hot places, from many, from unmapped pages."""
+    hot = {name: HotReplay(root, batches) for name, root in stores.items()}
+    found = in_turn([x.unmapped_round if pages == "unmapped" else x.round for x in hot.values()])
+    benchmark.pedantic(hot["550 M"].replay.sample, rounds=3)
+    report(benchmark, {name: rounded(times) for name, times in zip(hot, found, strict=True)})
 
 
 def test_sampling_with_two_threads(benchmark: Any, stores: dict[str, Path]) -> None:
     torch.set_num_threads(2)
     hot = HotReplay(stores["550 M"])
     mapped, unmapped = in_turn([hot.round, hot.unmapped_round])
-    benchmark.pedantic(hot.sample, rounds=100)
-    report(benchmark, {"550 M, mapped": rounded(mapped), "550 M, unmapped": rounded(unmapped)})
+    benchmark.pedantic(hot.replay.sample, rounds=3)
+    report(benchmark, {"550 M, hot": rounded(mapped), "550 M, unmapped": rounded(unmapped)})
 
 
 def test_opening(benchmark: Any, stores: dict[str, Path]) -> None:
@@ -84,7 +81,7 @@ def test_opening(benchmark: Any, stores: dict[str, Path]) -> None:
 @pytest.mark.parametrize("readers", [1, 2, 4])
 def test_readers_at_once(benchmark: Any, stores: dict[str, Path], readers: int) -> None:
     """Processes that read the same data set at the same time, one thread each."""
-    batches = 900
+    batches = 800
 
     def read() -> list[dict[str, float]]:
         processes = [start_reader("read", stores["550 M"], batches) for _ in range(readers)]

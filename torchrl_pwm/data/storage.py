@@ -15,6 +15,10 @@ from torchrl_pwm.data.store import EpisodeStore
 
 __all__ = ["EpisodeStorage"]
 
+# Numbers up to which torch leaves a copy to the calling thread (at::internal::GRAIN_SIZE). A sample takes less than a
+# millisecond, but waiting for threads that have no core to run on takes many.
+_ONE_THREAD = 1 << 15
+
 
 class _Floats(NamedTuple):
     """The numbers of a batch, each float32 of its own memory: [..., O], [..., O], [..., A], [..., 1]."""
@@ -150,7 +154,9 @@ class EpisodeStorage(Storage):
         parts = torch.empty(sum(counts)).split(counts)
         floats = _Floats(*(part.view(len(row), length, size) for part, size in zip(parts, sizes)))
         _read_blocks(self._flat["observation"], first_observation, floats.observation)
-        _read_blocks(self._flat["observation"], first_observation + 1, floats.next_observation)
+        following = floats.next_observation.numpy()
+        following[:, :-1] = floats.observation.numpy()[:, 1:]
+        following[:, -1] = store.observation.reshape(-1, sizes[0])[first_observation.numpy() + length]
         _read_blocks(self._flat["action"], first, floats.action)
         _read_blocks(self._flat["reward"], first, floats.reward)
         return floats
@@ -166,8 +172,7 @@ class EpisodeStorage(Storage):
         )
 
     def _pack(self, floats: _Floats, row: np.ndarray, step: np.ndarray) -> TensorDict:
-        # one pass without a mask; a sum may overflow, so look closer before complaining
-        if self.check_finite and not all(tensor.sum().isfinite() for tensor in floats):
+        if self.check_finite and not all(_is_finite(tensor.numpy()) for tensor in floats):
             self._refuse_non_finite(floats, row, step)
         task = self._task_ids[self._row_tasks(row)]
         truncated = torch.from_numpy(np.asarray(step == self.row_length - 1))[..., None]
@@ -250,10 +255,18 @@ def _read_blocks(flat: torch.Tensor, start: torch.Tensor, out: torch.Tensor) -> 
     """
     _, length, size = out.shape
     view = flat.as_strided((len(flat) // size - length + 1, length * size), (size, 1))
-    if flat.dtype == out.dtype:
-        torch.index_select(view, 0, start, out=out.view(len(start), -1))
-    else:
-        out.view(len(start), -1).copy_(view.index_select(0, start))
+    rows = out.view(len(start), -1)
+    at_once = max(1, _ONE_THREAD // rows.shape[1])
+    for here, place in zip(start.split(at_once), rows.split(at_once), strict=True):
+        if flat.dtype == out.dtype:
+            torch.index_select(view, 0, here, out=place)
+        else:
+            place.copy_(view.index_select(0, here))
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    # both extremes are NaN if anything is, and no mask is made
+    return array.size == 0 or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
 
 
 def _float32(array: np.ndarray) -> torch.Tensor:
