@@ -14,8 +14,7 @@ import torch
 
 from tests.data.killed import REPOSITORY
 from tests.data.shards import make_shard
-from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, download_shards
-from torchrl_pwm.data.download import download_checkpoint
+from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, download_checkpoint, download_shards
 from torchrl_pwm.data.files import locked
 from torchrl_pwm.envs.tasks import MT30, MT80
 

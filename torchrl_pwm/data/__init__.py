@@ -12,7 +12,7 @@ from torchrl_pwm._lazy import lazy_exports
 if TYPE_CHECKING:
     from torchrl_pwm.data.collect import collect_dataset
     from torchrl_pwm.data.convert import convert_shards
-    from torchrl_pwm.data.download import download_shards
+    from torchrl_pwm.data.download import download_checkpoint, download_shards
     from torchrl_pwm.data.mixture import ReplayMixture
     from torchrl_pwm.data.replay import TDMPC2ExperienceReplay
     from torchrl_pwm.data.sac import SACConfig
@@ -32,6 +32,7 @@ _HOME = {
     "TDMPC2ExperienceReplay": "replay",
     "collect_dataset": "collect",
     "convert_shards": "convert",
+    "download_checkpoint": "download",
     "download_shards": "download",
     "start_states": "starts",
 }
@@ -46,6 +47,7 @@ __all__ = [
     "TDMPC2ExperienceReplay",
     "collect_dataset",
     "convert_shards",
+    "download_checkpoint",
     "download_shards",
     "start_states",
 ]

@@ -104,7 +104,7 @@ def download_checkpoint(
 
     Examples:
         >>> from torchrl_pwm import PWMWorldModel
-        >>> from torchrl_pwm.data.download import download_checkpoint
+        >>> from torchrl_pwm.data import download_checkpoint
         >>> PWMWorldModel.from_tdmpc2(download_checkpoint("mt80-48M"))  # doctest: +SKIP
     """
     path = name if "/" in name else f"multitask/{name}"
