@@ -1,7 +1,8 @@
 """PWM on the MT30 and MT80 tasks: data, world model, a policy per task, evaluation and report.
 
-    python examples/pwm_mt80.py                                  # from scratch, about ten minutes on two cores
-    python examples/pwm_mt80.py task=mw-reach seeds=3
+    python examples/pwm_mt80.py                                  # eight tasks, from the model of the package
+    python examples/pwm_mt80.py task=walker-stand seeds=3
+    python examples/pwm_mt80.py preset=from_scratch task=mw-reach
     python examples/pwm_mt80.py data=published data.root=/data/mt80 model=48M task=walker-run
     python examples/pwm_mt80.py checkpoint=mt80-48M.pt data=published data.root=/data/mt80 task=mt80
     python examples/pwm_mt80.py resume=runs/2026-11-21_walker-run
@@ -37,10 +38,13 @@ USER_ERRORS = (
 
 
 def with_preset(arguments: list[str]) -> list[str]:
-    """The command line with the published settings for published data or models, where it names no preset."""
-    published = any(argument.startswith(("data=published", "checkpoint=")) for argument in arguments)
-    named = any(argument.startswith("preset=") for argument in arguments)
-    return [*arguments, "preset=published"] if published and not named else arguments
+    """The command line with the preset that its data or model call for, where it names none."""
+    if any(argument.startswith("preset=") for argument in arguments):
+        return arguments
+    given = {argument for argument in arguments if argument.startswith(("data=", "checkpoint="))}
+    if given & {"data=collect", "data=open"}:
+        return [*arguments, "preset=from_scratch"]
+    return [*arguments, "preset=published"] if given - {"data=quickstart", "checkpoint=quickstart"} else arguments
 
 
 def run(config: DictConfig) -> Path:

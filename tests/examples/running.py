@@ -20,7 +20,11 @@ EXTRACTION = ["extraction.iterations=40", "extraction.batch_size=8", "extraction
 EXTRACTION += ["extraction.eval_interval=10", "extraction.eval_episodes=1", "extraction.save_interval=2"]
 EVALUATION = ["evaluation.episodes=2", "evaluation.film=0", "progress=false"]
 DATA = ["data.episodes.dm_control=2", "data.episodes.metaworld=3", "data.noise=[random,0.5]"]
-TINY = [*NETWORKS, *MODEL, *WORLD_MODEL, *EXTRACTION, *EVALUATION, *DATA, "task=[pendulum-swingup,mw-reach]"]
+EXTRACTION += ["extraction.starts={count: 20, resets: 0.1, top: 0.5}", "loss.behavior_coef=0.1"]
+EXTRACTION += ["extraction.warm_start={behavior_updates: 4, value_updates: 1}"]
+ROUNDS = ["rounds.count=1", "rounds.iterations=4", "rounds.episodes={dm_control: 1, metaworld: 1}"]
+TASKS = ["preset=from_scratch", "task=[pendulum-swingup,mw-reach]"]
+TINY = [*NETWORKS, *MODEL, *WORLD_MODEL, *EXTRACTION, *EVALUATION, *DATA, *ROUNDS, *TASKS]
 
 
 def start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:

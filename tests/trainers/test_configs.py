@@ -16,6 +16,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from torchrl_pwm import PWMWorldModel, PWMWorldModelLoss
+from torchrl_pwm.modules import load_quickstart
 from torchrl_pwm.trainers import ReplayTrainer, configs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -135,8 +136,22 @@ def test_a_preset_that_is_named_goes_first(example):
     assert example.with_preset(["task=mw-reach"]) == ["task=mw-reach"]
 
 
-def test_without_arguments_a_small_model_is_trained_from_scratch(example):
+def test_without_arguments_policies_come_from_the_model_of_the_package(example):
     config = composed(example=example)
+    assert (config.checkpoint, config.data.source) == ("quickstart", "quickstart")
+    assert tuple(config.task) == load_quickstart().tasks
+    assert config.extraction.iterations < 10_000 and config.rounds.count == 0
+
+
+def test_data_of_ones_own_call_for_a_model_from_scratch(example):
+    for data in ("collect", "open"):
+        line = [f"data={data}", *(["data.root=mine"] if data == "open" else [])]
+        assert example.with_preset(line) == [*line, "preset=from_scratch"]
+    assert example.with_preset(["checkpoint=quickstart"]) == ["checkpoint=quickstart"]
+
+
+def test_a_small_model_is_trained_from_scratch(example):
+    config = composed("preset=from_scratch", example=example)
     assert config.data.source == "collect"
     assert (config.checkpoint, config.resume, config.device, config.logger) == (None, None, None, "csv")
     assert config.model._target_ == "torchrl_pwm.PWMWorldModel" and config.model.latent_dim < 512

@@ -121,10 +121,10 @@ def pack_quickstart(
 def _unsaid(world_model: PWMWorldModel) -> dict[str, Any]:
     """What the weights of a model do not tell."""
     masks, codec = world_model.action_masks, world_model.codec
-    (groups,) = (module.dim for module in world_model._encoder.modules() if isinstance(module, SimNorm))
+    groups = [module.dim for module in world_model._encoder.modules() if isinstance(module, SimNorm)]
     return {
         "action_dims": None if masks is None else masks.sum(-1).int().tolist(),
-        "simnorm_dim": groups,
+        "simnorm_dim": groups[0] if groups else 0,
         "vmin": codec.vmin,
         "vmax": codec.vmax,
     }

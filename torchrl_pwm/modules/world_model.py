@@ -35,7 +35,7 @@ class PWMWorldModel(WorldModel):
     Keyword Args:
         latent_dim (int): size D of ``latent`` [*, D], a multiple of ``simnorm_dim``.
         encoder_units, units (sequence of int): hidden layers of the encoder, and of dynamics and reward head.
-        simnorm_dim (int): SimNorm group size.
+        simnorm_dim (int): SimNorm group size; 0 for plain Mish latents.
         num_bins (int, optional): number K of reward bins; ``None`` for a scalar head.
         vmin, vmax (float): range of the bins, in symlog space.
         num_tasks (int): number of tasks; ``0`` for a single-task model, which has no embedding.
@@ -89,7 +89,7 @@ class PWMWorldModel(WorldModel):
     ) -> None:
         # WorldModel's own constructor registers each part three times, which would triple the state dict.
         TensorDictModuleBase.__init__(self)
-        if latent_dim % simnorm_dim:
+        if simnorm_dim and latent_dim % simnorm_dim:
             raise ValueError(f"latent_dim must be a multiple of simnorm_dim={simnorm_dim}, found {latent_dim}.")
         if bool(num_tasks) != bool(task_dim):
             raise ValueError(
@@ -101,10 +101,11 @@ class PWMWorldModel(WorldModel):
         self.num_bins = num_bins
         self.codec = TwoHotCodec(num_bins or 0, vmin, vmax)
         joint = latent_dim + task_dim + action_dim
+        shape = (lambda: SimNorm(simnorm_dim)) if simnorm_dim else nn.Mish
         # In the published order, so that state dicts and optimiser states line up.
         self._task_emb = nn.Embedding(num_tasks, task_dim, max_norm=1) if num_tasks else None
-        self._encoder = make_mlp(observation_dim + task_dim, encoder_units, latent_dim, SimNorm(simnorm_dim))
-        self._dynamics = make_mlp(joint, units, latent_dim, SimNorm(simnorm_dim))
+        self._encoder = make_mlp(observation_dim + task_dim, encoder_units, latent_dim, shape())
+        self._dynamics = make_mlp(joint, units, latent_dim, shape())
         self._reward = make_mlp(joint, units, max(num_bins or 0, 1))
         self.register_buffer("action_masks", action_masks(action_dims, num_tasks, action_dim), persistent=False)
         self.register_buffer("observation_mean", None)

@@ -26,9 +26,10 @@ from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation import evaluate_policy
 from torchrl_pwm.evaluation.trust import probe_trust
-from torchrl_pwm.modules import PWMWorldModel, load_quickstart, symexp
+from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart, symexp
 from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.trainers.checkpoint import replace_file
+from torchrl_pwm.trainers.disagreement import disagreement_file, load_disagreement
 from torchrl_pwm.trainers.models import load_world_model
 from torchrl_pwm.trainers.pwm import PWMTrainer
 from torchrl_pwm.trainers.warm_start import warm_start
@@ -126,7 +127,10 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     torch.manual_seed(1_000_003 * job.seed + index)
     model = load_world_model(config, job.world_model).to(job.device)
     replay = make_starts(job, config)
-    loss = make_loss(config, model, task_set.action_dim).to(job.device)
+    doubt = None
+    if config.loss.disagreement_coef:
+        doubt = load_disagreement(disagreement_file(job.world_model), model).to(job.device)
+    loss = make_loss(config, model, task_set.action_dim, doubt).to(job.device)
     stepper = instantiate(config.stepper, loss, iterations=config.extraction.iterations)
     shown = first_states(replay.sample()).to(job.device)
     best = BestPolicy(loss.actor_network)
@@ -208,11 +212,13 @@ def first_states(batch: TensorDictBase) -> TensorDictBase:
     return batch[:, 0] if batch.ndim == 2 else batch
 
 
-def make_loss(config: Any, model: PWMWorldModel, action_dim: int) -> PWMLoss:
+def make_loss(
+    config: Any, model: PWMWorldModel, action_dim: int, disagreement: DynamicsEnsemble | None = None
+) -> PWMLoss:
     """A new actor and critics, and the objective, as configured."""
     actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=action_dim)
     value = instantiate(config.value, latent_dim=model.latent_dim)
-    loss = instantiate(config.loss, actor, value, model)
+    loss = instantiate(config.loss, actor, value, model, disagreement=disagreement)
     hyperparameters = {"gamma": config.extraction.gamma}
     value_type = ValueEstimators[config.extraction.value_estimator]
     if value_type is ValueEstimators.TDLambda:
@@ -230,7 +236,7 @@ def save_policy(loss: PWMLoss, path: Path) -> None:
 
 def load_actor(config: Any, model: PWMWorldModel, folder: Path, task: str) -> TensorDictModule:
     """The first seed's policy of a task, from the folder of a run."""
-    actor = make_loss(config, model, model.action_dim).actor_network
+    actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=model.action_dim)
     saved = folder / "policies" / task / f"seed-{config.seed}" / "policy.pt"
     actor.load_state_dict(torch.load(saved, weights_only=True)["actor"])
     return actor

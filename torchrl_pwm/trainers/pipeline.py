@@ -22,7 +22,12 @@ from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart
 from torchrl_pwm.trainers.folders import claim_folder
 from torchrl_pwm.trainers.models import load_world_model, make_world_model
 from torchrl_pwm.trainers.pool import extract_policies
-from torchrl_pwm.trainers.pretraining import family, improve_world_model, prepare_world_model
+from torchrl_pwm.trainers.pretraining import (
+    family,
+    improve_world_model,
+    prepare_disagreement,
+    prepare_world_model,
+)
 from torchrl_pwm.trainers.report import write_report
 
 
@@ -46,6 +51,8 @@ def run_pipeline(config: DictConfig, folder: Path) -> Path:
     model_file = prepare_world_model(config, folder, store, tasks)
     if config.rounds.count and store is not None:
         model_file = improve_world_model(config, folder, store, model_file, tasks)
+    if config.loss.disagreement_coef and store is not None:
+        prepare_disagreement(config, store, model_file, tasks)
     results = extract_policies(config, folder, None if store is None else Path(store.root), model_file, tasks)
     behavior = load_quickstart() if store is None else store
     return write_report(config, folder, behavior, model_file, results, seconds=time.perf_counter() - start)
@@ -87,10 +94,11 @@ def _check_quickstart(config: DictConfig, tasks: list[str]) -> None:
             f"{quickstart.task_set}, not {', '.join(missing) or config.task_set}. Choose among these, or train a "
             "model: preset=from_scratch, or data=published with the published data."
         )
-    if config.checkpoint != "quickstart" or config.rounds.count:
+    if config.checkpoint != "quickstart" or config.rounds.count or config.loss.disagreement_coef:
         raise ValueError(
-            "data=quickstart has start states and no episodes: it goes with checkpoint=quickstart and rounds.count=0, "
-            f"found checkpoint={config.checkpoint} and rounds.count={config.rounds.count}."
+            "data=quickstart has start states and no episodes: it goes with checkpoint=quickstart, rounds.count=0 and "
+            f"loss.disagreement_coef=0, found {config.checkpoint}, {config.rounds.count} and "
+            f"{config.loss.disagreement_coef}."
         )
 
 

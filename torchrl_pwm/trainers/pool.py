@@ -47,7 +47,7 @@ def extract_policies(
     with tqdm(total=total, desc="policies", unit="update", disable=not config.progress) as bar:
         if workers == 1:
             return [extract_policy(job, _Progress(bar)) for job in jobs]
-        return list(_in_processes(jobs, workers, _Progress(bar)))
+        return list(run_jobs(jobs, workers, _Progress(bar)))
 
 
 class _Progress:
@@ -62,7 +62,8 @@ class _Progress:
         self.bar.set_postfix_str(f"{name} " + " ".join(f"{key}={value:.4g}" for key, value in metrics.items()))
 
 
-def _in_processes(jobs: list[ExtractionJob], workers: int, report: Report) -> Iterator[dict[str, Any]]:
+def run_jobs(jobs: list[ExtractionJob], workers: int, report: Report) -> Iterator[dict[str, Any]]:
+    """Runs the jobs, ``workers`` at a time, and yields their results in order; what a failure leaves is kept."""
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(messages,)) as pool:

@@ -17,6 +17,7 @@ from torchrl_pwm.envs import WorldModelWrapper, get_task_set
 from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.modules.quickstart import QUICKSTART_FILE
 from torchrl_pwm.trainers.checkpoint import replace_file
+from torchrl_pwm.trainers.disagreement import disagreement_file, save_disagreement, train_disagreement
 from torchrl_pwm.trainers.extraction import load_actor
 from torchrl_pwm.trainers.models import choose_device, load_world_model, make_world_model
 from torchrl_pwm.trainers.pool import extract_policies
@@ -120,6 +121,25 @@ def improve_world_model(config: DictConfig, folder: Path, store: EpisodeStore, f
             config, here / "world_model", model, ReplayMixture(replays), iterations=settings.iterations
         )
     return file
+
+
+def prepare_disagreement(config: DictConfig, store: EpisodeStore, file: Path, tasks: list[str]) -> None:
+    """Trains the ensemble of the model in ``file`` beside it, unless it is there."""
+    target = disagreement_file(file)
+    if target.exists():
+        return
+    settings = config.world_model
+    replay = TDMPC2ExperienceReplay(
+        store.root, settings.batch_size, slice_len=settings.slice_len, tasks=tasks, seed=config.seed
+    )
+    ensemble = train_disagreement(
+        load_world_model(config, file),
+        replay,
+        iterations=settings.disagreement_iterations,
+        seed=config.seed,
+        progress=config.progress,
+    )
+    save_disagreement(ensemble, target)
 
 
 def latest_world_model(folder: Path) -> Path:

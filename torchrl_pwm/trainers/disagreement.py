@@ -1,0 +1,92 @@
+"""Training of the ensemble whose disagreement is penalised."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import ReplayBuffer
+from tqdm import tqdm
+
+from torchrl_pwm.data import ReplayMixture
+from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
+from torchrl_pwm.trainers.checkpoint import replace_file
+from torchrl_pwm.trainers.steppers import raise_non_finite
+
+
+def train_disagreement(
+    world_model: PWMWorldModel,
+    replay: ReplayBuffer | ReplayMixture,
+    *,
+    iterations: int,
+    lr: float = 1e-3,
+    seed: int = 0,
+    progress: bool = False,
+) -> DynamicsEnsemble:
+    """Trains a :class:`~torchrl_pwm.DynamicsEnsemble` on the latents of a frozen model, and returns it frozen.
+
+    Args:
+        world_model: the model; it is not changed.
+        replay: gives sequences [B, T] of real transitions, all steps of which are used.
+        iterations: updates with Adam; its learning rate falls from ``lr`` to zero along a cosine.
+        lr: first learning rate.
+        seed: seed of the heads' weights.
+        progress: whether to show progress.
+
+    Raises:
+        FloatingPointError: if the loss is not finite.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        ensemble = DynamicsEnsemble(world_model).to(next(world_model.parameters()).device)
+    optimizer = torch.optim.Adam(ensemble.parameters(), lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(iterations, 1))
+    for update in tqdm(range(iterations), desc="disagreement", unit="update", disable=not progress):
+        batch = replay.sample()
+        loss = ensemble.loss(*_transitions(world_model, batch))
+        if not loss.isfinite():
+            raise_non_finite("disagreement", update + 1, batch, {"loss": loss.detach()})
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return ensemble.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def _transitions(model: PWMWorldModel, batch: TensorDictBase) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    task = batch["task"] if model.num_tasks else None
+    latent = model.encode_observation(batch["observation"], task)
+    following = model.encode_observation(batch["next", "observation"], task)
+    return latent, batch["action"], following, batch["next", "reward"], task
+
+
+def disagreement_file(world_model: Path) -> Path:
+    """Where the ensemble of a world model's file is kept."""
+    return world_model.with_name("disagreement.pt")
+
+
+def save_disagreement(ensemble: DynamicsEnsemble, file: Path) -> None:
+    """Writes the ensemble's weights to a file of tensors only."""
+    buffer = io.BytesIO()
+    torch.save(ensemble.state_dict(), buffer)
+    replace_file(file, buffer.getvalue())
+
+
+def load_disagreement(file: Path, world_model: PWMWorldModel) -> DynamicsEnsemble:
+    """The frozen ensemble of a model.
+
+    Raises:
+        FileNotFoundError: if none was trained for it.
+    """
+    if not file.exists():
+        raise FileNotFoundError(
+            f"loss.disagreement_coef needs the ensemble {file}, which a run trains with its world model; with a model "
+            "that was given, leave it at 0."
+        )
+    ensemble = DynamicsEnsemble(world_model)
+    ensemble.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    return ensemble.requires_grad_(False).eval()
