@@ -14,6 +14,7 @@ OPTIONAL = (
     "mujoco",
     "omegaconf",
     "pandas",
+    "rliable",
     "tensorboard",
     "wandb",
 )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         reference_score,
         reference_scores,
     )
+    from torchrl_pwm.evaluation.statistics import aggregate_scores
     from torchrl_pwm.evaluation.summary import (
         format_table,
         make_summary,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "EvaluationResult": "results",
+    "aggregate_scores": "statistics",
     "evaluate_policy": "rollouts",
     "film_strip": "films",
     "format_table": "summary",
@@ -49,6 +51,7 @@ _HOME = {
 
 __all__ = [
     "EvaluationResult",
+    "aggregate_scores",
     "evaluate_policy",
     "film_strip",
     "format_table",
