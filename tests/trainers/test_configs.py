@@ -165,7 +165,8 @@ def test_a_resumed_run_is_named_by_its_folder(example):
 
 
 def test_an_option_of_the_command_line_goes_before_the_preset():
-    config = composed("extraction.batch_size=7", "model.latent_dim=24", "stepper.critic_iterations=5")
+    small = ["extraction.batch_size=7", "model.latent_dim=24", "stepper.critic_iterations=5"]
+    config = composed("preset=from_scratch", *small)
     assert (config.extraction.batch_size, config.model.latent_dim, config.stepper.critic_iterations) == (7, 24, 5)
 
 
