@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import itertools
 import subprocess
 import sys
@@ -9,7 +10,16 @@ import pytest
 from PIL import Image
 
 from torchrl_pwm.envs import MT80
-from torchrl_pwm.evaluation import film_strip, make_summary, plot_scores, plot_training, plots, read_metrics, save_video
+from torchrl_pwm.evaluation import (
+    film_pictures,
+    film_strip,
+    make_summary,
+    plot_scores,
+    plot_training,
+    plots,
+    read_metrics,
+    save_video,
+)
 from torchrl_pwm.evaluation.scores import find_task_spec
 
 
@@ -204,3 +214,15 @@ assert "matplotlib.pyplot" not in sys.modules
 assert set(evaluation.__all__) == set(evaluation._HOME) and all(hasattr(evaluation, n) for n in evaluation.__all__)
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], check=True, timeout=120)
+
+
+def test_pictures_of_a_film_are_its_frames_evenly_spaced_in_time():
+    pictures = film_pictures(film(21) * 10, num_frames=5)
+    assert [step for step, _ in pictures] == [0, 5, 10, 15, 20]
+    for step, content in pictures:
+        image = Image.open(io.BytesIO(content))
+        assert image.format == "JPEG" and image.size == (30, 20)
+        assert np.asarray(image).mean() == pytest.approx(10 * step, abs=2)
+    assert [step for step, _ in film_pictures(film(3))] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"must be uint8 of shape"):
+        film_pictures(np.zeros((4, 8, 8, 3)))

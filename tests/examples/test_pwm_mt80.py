@@ -41,6 +41,9 @@ ROW = {
     "behavior_return_mean",
     "episodes",
     "seconds_extraction",
+    "seeds",
+    "baselines",
+    "published",
 }
 
 
@@ -86,11 +89,12 @@ def test_the_last_line_is_the_path_of_the_summary(whole):
 
 def test_the_summary_has_exactly_the_promised_entries(whole):
     summary = read_summary(whole[0])
-    assert set(summary) == {"tasks", "score_mean", "seconds_total", "seed", "versions"}
+    assert set(summary) == {"tasks", "score_mean", "statistics", "seconds_total", "seed", "versions"}
     assert [row["task"] for row in summary["tasks"]] == list(TASKS)
     for row in summary["tasks"]:
         assert set(row) == ROW
         assert row["episodes"] == 2 and row["seconds_extraction"] > 0
+        assert set(row["baselines"]) == {"random", "cloning", "data"}
     pendulum, reach = summary["tasks"]
     assert pendulum["success"] is None and pendulum["score"] == pendulum["return_mean"] / 1000
     assert reach["success"] == reach["score"] and reach["return_mean"] > 0
@@ -102,6 +106,8 @@ def test_a_run_leaves_its_configuration_metrics_policies_and_pictures(whole):
     folder, _ = whole
     assert (folder / "config.yaml").read_text().count("pendulum-swingup") == 1
     assert (folder / "scores.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(text in page for text in (*TASKS, "behaviour<br>cloning", "Trust probe", "critic_iterations"))
     assert (folder / "world_model" / "world_model.pt").is_file()
     steps = [line.split(",")[0] for line in (folder / "world_model/scalars/loss_reward.csv").read_text().splitlines()]
     assert steps == ["2", "4", "6"]

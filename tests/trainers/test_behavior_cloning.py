@@ -38,7 +38,9 @@ def replay_of(data, seed=0):
 
 
 def clone(data, **options):
-    return clone_behavior(replay_of(data), OBSERVATION, ACTION, **{"units": (32,), "updates": 1000, "lr": 3e-3, **options})
+    return clone_behavior(
+        replay_of(data), OBSERVATION, ACTION, **{"units": (32,), "updates": 1000, "lr": 3e-3, **options}
+    )
 
 
 def error_of(actor, observation, scale=1.0, shift=0.0):

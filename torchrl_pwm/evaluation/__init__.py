@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from torchrl_pwm._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from torchrl_pwm.evaluation.films import film_strip, save_video
+    from torchrl_pwm.evaluation.films import film_pictures, film_strip, save_video
+    from torchrl_pwm.evaluation.html_report import Film, write_html_report
     from torchrl_pwm.evaluation.plots import plot_scores, plot_training, read_metrics
     from torchrl_pwm.evaluation.results import EvaluationResult
     from torchrl_pwm.evaluation.rollouts import evaluate_policy
@@ -22,19 +23,21 @@ if TYPE_CHECKING:
     )
     from torchrl_pwm.evaluation.statistics import aggregate_scores
     from torchrl_pwm.evaluation.summary import (
-        format_table,
         make_summary,
         package_versions,
         read_summary,
         write_summary,
     )
+    from torchrl_pwm.evaluation.table import format_table
 
 _HOME = {
     "EvaluationResult": "results",
     "aggregate_scores": "statistics",
     "evaluate_policy": "rollouts",
+    "Film": "html_report",
+    "film_pictures": "films",
     "film_strip": "films",
-    "format_table": "summary",
+    "format_table": "table",
     "make_summary": "summary",
     "normalized_score": "scores",
     "package_versions": "summary",
@@ -46,13 +49,16 @@ _HOME = {
     "reference_score": "scores",
     "reference_scores": "scores",
     "save_video": "films",
+    "write_html_report": "html_report",
     "write_summary": "summary",
 }
 
 __all__ = [
     "EvaluationResult",
+    "Film",
     "aggregate_scores",
     "evaluate_policy",
+    "film_pictures",
     "film_strip",
     "format_table",
     "make_summary",
@@ -66,6 +72,7 @@ __all__ = [
     "reference_score",
     "reference_scores",
     "save_video",
+    "write_html_report",
     "write_summary",
 ]
 

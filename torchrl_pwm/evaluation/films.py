@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from torchrl_pwm.data.files import replaced_file
 from torchrl_pwm.envs._extras import require
 
-__all__ = ["film_strip", "save_video"]
+__all__ = ["film_pictures", "film_strip", "save_video"]
 
 _GAP, _HEADER, _LABEL_SIZE = 4, 22, 15
 _INK, _PAPER = (27, 31, 36), (255, 255, 255)
@@ -61,7 +62,7 @@ def film_strip(
     rows = []
     for label, film in films.items():
         film = _checked(film, label)
-        steps = np.unique(np.linspace(0, len(film) - 1, num_frames).round().astype(int))
+        steps = _steps(film, num_frames)
         width = max(1, round(height * film.shape[2] / film.shape[1]))
         pictures = [image_module.fromarray(film[step]).resize((width, height)) for step in steps]
         rows.append((label, steps, pictures, width))
@@ -126,6 +127,39 @@ def save_video(frames: np.ndarray, path: str | os.PathLike[str], *, fps: int = 2
     with replaced_file(target) as temporary:
         temporary.write_bytes(content)
     return target
+
+
+def film_pictures(frames: np.ndarray, *, num_frames: int = 8) -> list[tuple[int, bytes]]:
+    """Frames evenly spaced in time, from the first to the last, as JPEG files.
+
+    Args:
+        frames: uint8 [T, H, W, 3].
+        num_frames: number of pictures; a film of fewer frames gives all it has.
+
+    Returns:
+        Number of the step and content of the file of each picture.
+
+    Raises:
+        ImportError: if Pillow is not installed.
+        ValueError: for frames of another shape or dtype.
+
+    Examples:
+        >>> import numpy as np
+        >>> [step for step, _ in film_pictures(np.zeros((101, 8, 8, 3), np.uint8), num_frames=5)]
+        [0, 25, 50, 75, 100]
+    """
+    image_module = require("PIL.Image", extra="plots", purpose="drawing a film")
+    frames = _checked(frames, "the film")
+    pictures = []
+    for step in _steps(frames, num_frames).tolist():
+        buffer = io.BytesIO()
+        image_module.fromarray(frames[step]).save(buffer, format="JPEG", quality=85)
+        pictures.append((step, buffer.getvalue()))
+    return pictures
+
+
+def _steps(frames: np.ndarray, count: int) -> np.ndarray:
+    return np.unique(np.linspace(0, len(frames) - 1, count).round().astype(int))
 
 
 def _checked(frames: np.ndarray, label: str) -> np.ndarray:

@@ -14,7 +14,9 @@ import numpy as np
 from torchrl_pwm.data.files import replaced_file
 from torchrl_pwm.envs._extras import require
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
+from torchrl_pwm.evaluation.comparison import headline, method_scores
 from torchrl_pwm.evaluation.scores import find_task_spec, reference_scores
+from torchrl_pwm.evaluation.table import format_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +32,11 @@ _CURVES = (_POLICY, _PWM, "#3a9e6e", _TDMPC2, "#7b5ea7", _DATA)
 _MARKS = {
     "pwm": ("D", _PWM, "published PWM", -0.16),
     "tdmpc2": ("o", _TDMPC2, "published TD-MPC2", 0.16),
+}
+_BASELINES = {
+    "cloning": ("^", "#3a9e6e", "behaviour cloning", 0.06),
+    "data": ("s", _DATA, "the data's behaviour", 0.2),
+    "random": ("x", "#1b1f24", "random actions", 0.34),
 }
 _PANELS: Mapping[str, Sequence[str]] = {"return of an episode": ("predicted_return", "real_return")}
 
@@ -47,7 +54,8 @@ def plot_scores(
     The left panel holds the normalised score (return / 1000 for DMControl, success rate for Meta-World) with the
     published scores of the 48M multi-task models, which were trained on other, much larger data. The right panel
     holds the return, as a share of the largest possible one, beside the mean return of the training data: the only
-    comparison with the data that makes sense for every task. Error bars are standard errors over episodes.
+    comparison with the data that makes sense for every task. Where there are several seeds, each is a dot on its bar;
+    of a single one, error bars are standard errors over episodes.
 
     Args:
         summary: of :func:`~torchrl_pwm.evaluation.make_summary` or ``read_summary``.
@@ -210,16 +218,23 @@ def _draw_scores(
     known: Mapping[str, Mapping[str, float]],
 ) -> None:
     scored = [(y, row, spec) for y, (row, spec) in enumerate(zip(rows, specs)) if row["score"] is not None]
+    # marks of baselines stand below the bar
+    beside = any(_baseline_score(row, method) for row in rows for method in _BASELINES)
+    shift, height = (-0.16, 0.32) if beside else (0.0, 0.62)
     if scored:
         axes.barh(
-            [y for y, _, _ in scored],
+            [y + shift for y, _, _ in scored],
             [row["score"] for _, row, _ in scored],
             xerr=_clipped_errors([(row["score"], _score_error(row, spec)) for _, row, spec in scored]),
             color=_POLICY,
-            height=0.62,
+            height=height,
             label="policy",
             **_ERROR_STYLE,
         )
+    _draw_seeds(axes, [(run["score"], y + shift) for y, row, _ in scored for run in _seeds(row)])
+    for method, (marker, color, label, offset) in _BASELINES.items():
+        found = [(values[0], y + offset) for y, row in enumerate(rows) if (values := _baseline_score(row, method))]
+        _draw_points(axes, found, marker=marker, s=32, color=color, lw=1.6, zorder=4, label=label)
     for y, row in enumerate(rows):
         if row["score"] is None:
             axes.text(
@@ -248,13 +263,12 @@ def _draw_returns(axes: Axes, rows: Sequence[Mapping[str, Any]], specs: Sequence
     axes.barh(
         [y - 0.16 for y, _, _ in found],
         [row["return_mean"] / top for _, row, top in found],
-        xerr=_clipped_errors(
-            [(row["return_mean"] / top, row["return_std"] / top / math.sqrt(row["episodes"])) for _, row, top in found]
-        ),
+        xerr=_clipped_errors([(row["return_mean"] / top, _return_error(row) / top) for _, row, top in found]),
         color=_POLICY,
         height=0.32,
         **_ERROR_STYLE,
     )
+    _draw_seeds(axes, [(run["return_mean"] / top, y - 0.16) for y, row, top in found for run in _seeds(row)])
     data = [(y, row["behavior_return_mean"] / top) for y, row, top in found if row["behavior_return_mean"] is not None]
     if data:
         axes.barh([y + 0.16 for y, _ in data], [x for _, x in data], color=_DATA, height=0.32, label="mean of the data")
@@ -262,20 +276,46 @@ def _draw_returns(axes: Axes, rows: Sequence[Mapping[str, Any]], specs: Sequence
     axes.set_xlabel("return / largest possible return", fontsize=9)
 
 
+def _draw_seeds(axes: Axes, places: Sequence[tuple[float, float]]) -> None:
+    style = {"s": 26, "facecolor": "white", "edgecolor": _POLICY, "lw": 1.6, "zorder": 5}
+    _draw_points(axes, places, label="policy, each seed", **style)
+
+
+def _draw_points(axes: Axes, places: Sequence[tuple[float, float]], **style: Any) -> None:
+    if places:
+        axes.scatter([x for x, _ in places], [y for _, y in places], **style)
+
+
+def _seeds(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The policies of a task, where there are several."""
+    return row.get("seeds", ()) if len(row.get("seeds", ())) > 1 else ()
+
+
+def _baseline_score(row: Mapping[str, Any], method: str) -> list[float]:
+    values = method_scores(row, method)
+    return [float(np.mean(values))] if values else []
+
+
 _ERROR_STYLE: dict[str, Any] = {"error_kw": {"ecolor": "#1b1f24", "elinewidth": 1.1, "capsize": 2.5}}
 
 
 def _clipped_errors(points: Sequence[tuple[float, float]]) -> np.ndarray:
     """Error bars [2, n] that stay inside [0, 1]: scores do."""
-    below = [max(min(error, value), 0.0) for value, error in points]
-    above = [max(min(error, 1.0 - value), 0.0) for value, error in points]
+    # nan, for no error bar, passes through
+    below = [max(min(error, value), 0.0) if math.isfinite(error) else error for value, error in points]
+    above = [max(min(error, 1.0 - value), 0.0) if math.isfinite(error) else error for value, error in points]
     return np.array([below, above]).reshape(2, len(points))
 
 
+def _return_error(row: Mapping[str, Any]) -> float:
+    """Standard error of the return over the episodes of a single policy; of several, nan."""
+    return math.nan if _seeds(row) else row["return_std"] / math.sqrt(row["episodes"])
+
+
 def _score_error(row: Mapping[str, Any], spec: TaskSpec | None) -> float:
-    """Standard error of the score over the episodes."""
-    if spec is None:
-        return 0.0
+    """Standard error of the score likewise: one for the episodes of several policies would hide how they differ."""
+    if spec is None or _seeds(row):
+        return math.nan
     if spec.score_rule == "success":
         deviation = math.sqrt(row["score"] * (1.0 - row["score"]))
     else:
@@ -289,11 +329,18 @@ def _score_title(summary: Mapping[str, Any]) -> str:
     if not scored:
         return f"{count} task{'s' if count > 1 else ''}"
     which = f"{scored} task{'s' if scored > 1 else ''}" + (f" of {count}" if scored < count else "")
-    return f"mean normalised score {summary['score_mean']:.3f} over {which}"
+    own = summary.get("statistics", {}).get("policy")
+    if own is None or own["mean"]["low"] is None:
+        return f"mean normalised score {summary['score_mean']:.3f} over {which}"
+    key, name = headline(own)
+    return f"{name} of the normalised score {format_interval(own, key)} over {which}"
 
 
 def _caption(summary: Mapping[str, Any]) -> str:
     episodes = " or ".join(str(n) for n in sorted({row["episodes"] for row in summary["tasks"]}))
+    seeds = " or ".join(str(n) for n in sorted({len(_seeds(row)) for row in summary["tasks"]} - {0}))
+    if seeds:
+        return f"Bars: mean of {episodes} episodes over {seeds} seeds from seed {summary['seed']}"
     return f"Bars: mean ± standard error of {episodes} episodes, seed {summary['seed']}"
 
 

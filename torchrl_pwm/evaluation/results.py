@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,16 +64,29 @@ class EvaluationResult(Mapping[str, Any]):
         """Mean normalised score, or None for an env that is in no task table."""
         return None if self.scores is None else float(self.scores.mean())
 
+    def outcome(self) -> dict[str, Any]:
+        """The summary numbers alone: return, its deviation, success, score and the number of episodes."""
+        return {key: getattr(self, key) for key in ("return_mean", "return_std", "success", "score", "episodes")}
+
     def summary_row(
-        self, *, behavior_return_mean: float | None = None, seconds_extraction: float | None = None
+        self,
+        *,
+        behavior_return_mean: float | None = None,
+        seconds_extraction: float | None = None,
+        seeds: Sequence[Mapping[str, Any]] | None = None,
+        baselines: Mapping[str, Mapping[str, Any]] | None = None,
+        published: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
         """The row of this task in ``summary.json``.
 
         Args:
             behavior_return_mean: mean return of whole episodes in the training data, where there is data.
             seconds_extraction: time spent on extracting the policy.
+            seeds: ``seed`` and :meth:`outcome` of each policy, where these episodes are those of several.
+            baselines: by name, :meth:`outcome` of each baseline; of several policies with ``seeds`` likewise.
+            published: by method, the published score.
         """
-        return {
+        row = {
             "task": self.task,
             "return_mean": self.return_mean,
             "return_std": self.return_std,
@@ -83,6 +96,8 @@ class EvaluationResult(Mapping[str, Any]):
             "episodes": self.episodes,
             "seconds_extraction": seconds_extraction,
         }
+        more = {"seeds": seeds, "baselines": baselines, "published": published}
+        return {**row, **{key: value for key, value in more.items() if value is not None}}
 
     def __getitem__(self, key: str) -> Any:
         if key not in _ROW_KEYS:

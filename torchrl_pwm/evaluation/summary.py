@@ -1,4 +1,4 @@
-"""``summary.json``: what a run achieved, and the table printed from it."""
+"""``summary.json``: what a run achieved."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torchrl_pwm.data.files import replaced_file
-from torchrl_pwm.envs.tasks import TaskSet, get_task_set
-from torchrl_pwm.evaluation.scores import reference_scores
+from torchrl_pwm.evaluation.comparison import METHODS, compare_methods
 
-__all__ = ["format_table", "make_summary", "package_versions", "read_summary", "write_summary"]
+__all__ = ["make_summary", "package_versions", "read_summary", "write_summary"]
 
 # Which entries of a row may be null: success where a task has none, score where an env is in no table, the data's
 # mean and the extraction time where there was no data or no extraction.
@@ -29,7 +28,11 @@ _ROW = {
     "episodes": False,
     "seconds_extraction": True,
 }
+_ROW_MORE = ("seeds", "baselines", "published")
+# A policy or a baseline: where the spread of the data's returns is not known, and how many episodes there were, null.
+_OUTCOME = {"return_mean": False, "return_std": True, "success": True, "score": True, "episodes": True}
 _TOP = ("tasks", "score_mean", "seconds_total", "seed", "versions")
+_TOP_MORE = ("statistics",)
 _PACKAGES = {
     "torch": "torch",
     "torchrl": "torchrl",
@@ -71,6 +74,11 @@ def make_summary(
     "seconds_extraction"}], "score_mean", "seconds_total", "seed", "versions"}``; ``score_mean`` is the mean over the
     tasks that have a score.
 
+    A row may have three more entries: ``seeds``, the policy of each seed by itself; ``baselines``, of ``"random"``,
+    ``"cloning"`` and ``"data"``, in the same form; and ``published``, the scores of ``"pwm"`` and ``"tdmpc2"``. With
+    ``seeds`` there is a further entry ``statistics``: interquartile mean, mean and median of each method with its
+    confidence interval, see :func:`~torchrl_pwm.evaluation.comparison.compare_methods`.
+
     Args:
         rows: one mapping per task, see :meth:`EvaluationResult.summary_row`.
         seed: seed of the run.
@@ -78,7 +86,8 @@ def make_summary(
         versions: package versions. Default: :func:`package_versions`.
 
     Raises:
-        ValueError: if a row lacks an entry, has one more, repeats a task or holds a number that is not finite.
+        ValueError: if a row lacks an entry, has one more, repeats a task or holds a number that is not finite, or if
+            one task has more seeds than another.
 
     Examples:
         >>> row = dict(task="walker-run", return_mean=600.0, return_std=10.0, success=None, score=0.6,
@@ -88,7 +97,7 @@ def make_summary(
     """
     tasks = [_plain(dict(row)) for row in rows]
     scores = [row["score"] for row in tasks if row.get("score") is not None]
-    summary = {
+    summary: dict[str, Any] = {
         "tasks": tasks,
         "score_mean": sum(scores) / len(scores) if scores else None,
         "seconds_total": float(seconds_total),
@@ -96,6 +105,8 @@ def make_summary(
         "versions": dict(package_versions() if versions is None else versions),
     }
     _check(summary, "the summary")
+    if any("seeds" in row for row in tasks):
+        summary["statistics"] = compare_methods(tasks)
     return summary
 
 
@@ -142,110 +153,73 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
     return summary
 
 
-def format_table(
-    summary: Mapping[str, Any], *, task_set: str | TaskSet = "mt80", references: Sequence[str] = ("pwm", "tdmpc2")
-) -> str:
-    """The table of a summary as text for a terminal.
-
-    Columns: task, return and its standard deviation over episodes, mean return of the data, their ratio, success
-    rate, normalised score, and the published scores, which come from other data.
-
-    Args:
-        summary: of :func:`make_summary` or :func:`read_summary`.
-        task_set: ``"mt30"`` or ``"mt80"``: whose published scores are shown.
-        references: published methods to show.
-
-    Examples:
-        >>> row = dict(task="walker-run", return_mean=600.0, return_std=10.0, success=None, score=0.6,
-        ...            behavior_return_mean=300.0, episodes=10, seconds_extraction=42.0)
-        >>> print(format_table(make_summary([row], seed=0, seconds_total=60.0), references=("pwm",)))
-        task               return  data mean  ratio  success  score   PWM*
-        ------------------------------------------------------------------
-        walker-run  600.0 +- 10.0      300.0   2.00        -  0.600  0.824
-        ------------------------------------------------------------------
-        mean                                                  0.600  0.824
-        10 episodes per task, seed 0, 60 s in all.  * published 48M multi-task results (mt80), trained on other data.
-    """
-    titles = {"pwm": "PWM*", "tdmpc2": "TD-MPC2*"}
-    known = {method: reference_scores(task_set, method) for method in references}  # type: ignore[arg-type]
-    head = ["task", "return", "data mean", "ratio", "success", "score", *(titles[method] for method in known)]
-    body = []
-    for row in summary["tasks"]:
-        data = row["behavior_return_mean"]
-        # a ratio says nothing where the data earned nothing or lost
-        ratio = row["return_mean"] / data if data is not None and data > 0 else None
-        body.append(
-            [
-                row["task"],
-                f"{row['return_mean']:.1f} +- {row['return_std']:.1f}",
-                _cell(data, ".1f"),
-                _cell(ratio, ".2f"),
-                _cell(row["success"], ".0%"),
-                _cell(row["score"], ".3f"),
-                *(_cell(scores.get(row["task"]), ".3f") for scores in known.values()),
-            ]
-        )
-    published = [[scores[row[0]] for row in body if row[0] in scores] for scores in known.values()]
-    foot = ["mean", "", "", "", "", _cell(summary["score_mean"], ".3f")]
-    foot += [_cell(sum(scores) / len(scores) if scores else None, ".3f") for scores in published]
-    widths = [max(len(row[column]) for row in [head, *body, foot]) for column in range(len(head))]
-    lines = [_line(row, widths) for row in [head, *body, foot]]
-    rule = "-" * max(map(len, lines))
-    episodes = sorted({row["episodes"] for row in summary["tasks"]})
-    count = " or ".join(map(str, episodes)) or "no"
-    note = f"{count} episodes per task, seed {summary['seed']}, {summary['seconds_total']:.0f} s in all."
-    if known:
-        name = get_task_set(task_set).name
-        note += f"  * published 48M multi-task results ({name}), trained on other data."
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], note])
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first = cells[0].ljust(widths[0])
-    return "  ".join([first, *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:]))]).rstrip()
-
-
-def _cell(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
-
-
 def _file(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     return path / "summary.json" if path.is_dir() else path
 
 
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
+def _plain(value: Any) -> Any:
     """Numbers of numpy or torch as Python's own, which JSON can write."""
-    return {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value.item() if hasattr(value, "item") else value
 
 
 def _check(summary: Any, where: str) -> None:
-    _check_keys(summary, _TOP, where)
+    _check_keys(summary, _TOP, _TOP_MORE, where)
     if not isinstance(summary["tasks"], list):
         raise ValueError(f"tasks of {where} must be a list of rows, found {type(summary['tasks']).__name__}")
     for number, row in enumerate(summary["tasks"]):
-        _check_keys(row, tuple(_ROW), f"task row {number} of {where}")
+        _check_keys(row, tuple(_ROW), _ROW_MORE, f"task row {number} of {where}")
         if not isinstance(row["task"], str):
             raise ValueError(f"task of row {number} of {where} must be a name, found {row['task']!r}")
-        for key, optional in _ROW.items():
-            if key != "task":
-                _check_number(row[key], f"{key} of {row['task']} in {where}", optional)
+        _check_numbers(row, {key: null for key, null in _ROW.items() if key != "task"}, f"{row['task']} in {where}")
+        _check_more(row, f"{row['task']} in {where}")
     names = [row["task"] for row in summary["tasks"]]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"{where} must have one row per task, but repeats {repeated}")
-    for key in ("score_mean", "seconds_total", "seed"):
-        _check_number(summary[key], f"{key} of {where}", optional=key == "score_mean")
+    _check_numbers(summary, {"score_mean": True, "seconds_total": False, "seed": False}, where)
+    if not isinstance(summary.get("statistics", {}), dict):
+        raise ValueError(f"statistics of {where} must be a mapping by method, found {summary['statistics']!r}")
     if not isinstance(summary["versions"], dict):
         raise ValueError(f"versions of {where} must map package names to versions, found {summary['versions']!r}")
 
 
-def _check_keys(value: Any, keys: tuple[str, ...], where: str) -> None:
+def _check_more(row: dict[str, Any], where: str) -> None:
+    """The entries that a row may have."""
+    _check_seeds(row, where)
+    for key in ("baselines", "published"):
+        if not isinstance(row.get(key, {}), dict) or not set(row.get(key, {})) <= set(METHODS):
+            raise ValueError(f"{key} of {where} must be a mapping of {', '.join(METHODS)}, found {row[key]!r}")
+    for name, entry in row.get("baselines", {}).items():
+        _check_keys(entry, tuple(_OUTCOME), ("seeds",), f"{name} of {where}")
+        _check_numbers(entry, _OUTCOME, f"{name} of {where}")
+        _check_seeds(entry, f"{name} of {where}")
+    _check_numbers(row.get("published", {}), dict.fromkeys(row.get("published", {}), False), where)
+
+
+def _check_seeds(entry: dict[str, Any], where: str) -> None:
+    if not isinstance(entry.get("seeds", []), list):
+        raise ValueError(f"seeds of {where} must be a list, found {type(entry['seeds']).__name__}")
+    for run in entry.get("seeds", []):
+        _check_keys(run, ("seed", *_OUTCOME), (), f"a seed of {where}")
+        _check_numbers(run, {"seed": False, **_OUTCOME}, f"seed {run['seed']} of {where}")
+
+
+def _check_keys(value: Any, keys: tuple[str, ...], more: tuple[str, ...], where: str) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be a mapping with the entries {list(keys)}, found {type(value).__name__}")
-    missing, extra = [key for key in keys if key not in value], [key for key in value if key not in keys]
+    missing, extra = [key for key in keys if key not in value], [key for key in value if key not in (*keys, *more)]
     if missing or extra:
         raise ValueError(f"{where} must have the entries {list(keys)}; missing {missing}, unknown {extra}")
+
+
+def _check_numbers(entry: Mapping[str, Any], keys: Mapping[str, bool], where: str) -> None:
+    for key, optional in keys.items():
+        _check_number(entry[key], f"{key} of {where}", optional)
 
 
 def _check_number(value: Any, where: str, optional: bool) -> None:

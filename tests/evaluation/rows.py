@@ -1,0 +1,38 @@
+"""Rows of summaries with several seeds, baselines and published scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchrl_pwm.envs import MT80
+
+
+def outcome(task: str, score: float, episodes: int | None = 5) -> dict[str, Any]:
+    spec = MT80[task]
+    return {
+        "return_mean": score * spec.max_return,
+        "return_std": 0.1 * spec.max_return,
+        "success": score if spec.score_rule == "success" else None,
+        "score": score,
+        "episodes": episodes,
+    }
+
+
+def seeded(task: str, scores: list[float]) -> dict[str, Any]:
+    """The outcome of several policies together, and each by itself."""
+    runs = [{"seed": seed, **outcome(task, score)} for seed, score in enumerate(scores)]
+    return {**outcome(task, sum(scores) / len(scores), 5 * len(scores)), "seeds": runs}
+
+
+def full_row(task: str, policy: list[float], cloning: list[float] | None = None, **changes: Any) -> dict[str, Any]:
+    """A row with every entry that there may be; the data score 0.3, random actions 0.05."""
+    cloned = {} if cloning is None else {"cloning": seeded(task, cloning)}
+    return {
+        "task": task,
+        **seeded(task, policy),
+        "behavior_return_mean": 0.3 * MT80[task].max_return,
+        "seconds_extraction": 40.0,
+        "baselines": {"random": outcome(task, 0.05), **cloned, "data": outcome(task, 0.3, None)},
+        "published": {"pwm": 0.9, "tdmpc2": 0.7},
+        **changes,
+    }

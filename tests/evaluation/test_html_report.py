@@ -1,0 +1,198 @@
+"""The page of a run: well formed, self-contained, and with the numbers of its summary."""
+
+from __future__ import annotations
+
+import re
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jinja2")
+
+from tests.evaluation.rows import full_row, outcome
+from torchrl_pwm.envs import MT80
+from torchrl_pwm.evaluation import Film, film_pictures, make_summary, write_html_report
+from torchrl_pwm.evaluation.html_report import _side_by_side
+
+VOID = {"meta", "img", "br"}
+ROWS = [full_row("walker-run", [0.2, 0.6], [0.5, 0.4]), full_row("mw-reach", [1.0, 0.8], [0.9, 0.9])]
+
+
+class Page(HTMLParser):
+    """The elements of a page, their text, and whether every tag is closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.texts, self.ids = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style" and data.strip():
+            self.texts.append(" ".join(data.split()))
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+    @property
+    def text(self):
+        return " ".join(self.texts)
+
+
+def series(*values):
+    return np.arange(1, len(values) + 1) * 50.0, np.array(values, dtype=float)
+
+
+CURVES = {
+    "walker-run": {
+        seed: {
+            "predicted_return": series(100, 200, 300 + seed),
+            "real_return": series(90, 100, 80 + 20 * seed),
+            **{f"trust_step{step}": series(0.0, 0.1 * step, 0.01 * step) for step in (1, 4, 8, 16)},
+        }
+        for seed in (0, 1)
+    }
+}
+
+
+def page(tmp_path, rows=ROWS, **options):
+    pytest.importorskip("rliable")
+    summary = make_summary(rows, seed=0, seconds_total=100.0)
+    path = write_html_report(summary, tmp_path / "deep" / "report.html", **options)
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+    return Page(path.read_text(encoding="utf-8")), summary, path.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def whole(tmp_path):
+    pytest.importorskip("PIL")
+    frames = np.zeros((11, 8, 8, 3), np.uint8)
+    films = {"walker-run": Film(film_pictures(frames, num_frames=3), "First episode: return 7.")}
+    return page(tmp_path, curves=CURVES, films=films, config="seed: 0\nnote: '<b>&'\n", made="2026-11-21")
+
+
+def test_page_needs_nothing_from_elsewhere(whole):
+    found, _, text = whole
+    assert not found.all("script") and not found.all("link")
+    for tag, attrs in found.elements:
+        for name in ("src", "href", "xlink:href"):
+            if name in attrs:
+                assert attrs[name].startswith(("#", "data:image/jpeg;base64,")), (tag, attrs[name])
+    assert "url(" not in text and "@import" not in text and "http" not in text
+
+
+def test_links_and_labels_lead_somewhere_and_ids_are_unique(whole):
+    found, _, _ = whole
+    assert len(found.ids) == len(set(found.ids))
+    targets = [attrs["href"][1:] for tag, attrs in found.elements if attrs.get("href", "").startswith("#")]
+    targets += [attrs["aria-labelledby"] for _, attrs in found.elements if "aria-labelledby" in attrs]
+    assert targets and set(targets) <= set(found.ids)
+
+
+def test_pictures_and_charts_are_described(whole):
+    found, _, _ = whole
+    assert [image["alt"] for image in found.all("img")] == [f"walker-run at step {step}" for step in (0, 5, 10)]
+    plots = [attrs for attrs in found.all("svg") if "plot" in attrs.get("class", "")]
+    assert len(plots) == 2 and all(attrs["role"] == "img" for attrs in plots)
+    assert plots[0]["aria-label"].endswith("at its end: predicted return 300.5, real return 90.0.")
+    assert "imagined step 16 +0.160" in plots[1]["aria-label"]
+    for attrs in found.all("svg"):
+        assert attrs.get("aria-hidden") == "true" or "aria-label" in attrs or "mark" in attrs["class"]
+    assert found.all("html")[0]["lang"] == "en" and found.all("meta")[1]["name"] == "viewport"
+
+
+def test_headline_and_table_hold_the_numbers_of_the_summary(whole):
+    found, summary, _ = whole
+    own = summary["statistics"]["policy"]
+    assert "0.650" in found.text and f"{own['mean']['low']:.3f} to {own['mean']['high']:.3f}" in found.text
+    # 0.4 against 0.45, 0.9 against 0.9
+    assert "0 of 2" in found.text and "as good in 1 more" in found.text
+    for number in ("0.20 0.60", "0.450", "0.300", "0.050", "0.900", "0.700", "400.0 ± 100.0", "90%"):
+        assert number in found.text, number
+    assert "First episode: return 7." in found.text and "2026-11-21" in found.text
+
+
+def test_best_of_what_had_the_same_data_is_bold(whole):
+    text = whole[2]
+    assert re.findall(r'<td class="best">([\d.]+)</td>', text) == ["0.450", "0.900", "0.900"]
+
+
+def test_every_seed_is_on_the_bar_of_its_task(whole):
+    lefts = [attrs["style"] for attrs in whole[0].all("span") if attrs.get("class") == "seed-dot"]
+    assert lefts == ["left:20.00%", "left:60.00%", "left:100.00%", "left:80.00%"]
+
+
+def test_text_of_others_is_escaped(tmp_path):
+    content = page(tmp_path, title="<script>alert(1)</script>", config="<img src=x>")[2]
+    assert "<script>" not in content and "<img src=x>" not in content
+    assert "&lt;script&gt;" in content
+
+
+def test_curves_of_each_seed_and_their_mean_are_drawn(whole):
+    found, _, _ = whole
+    classes = [attrs["class"] for attrs in found.all("path") if "curve" in attrs.get("class", "")]
+    assert classes.count("curve predicted seed") == classes.count("curve real seed") == 2
+    assert classes.count("curve predicted") == classes.count("curve trust3") == 1
+    levels = [attrs["class"] for attrs in found.all("line") if "level" in attrs["class"]]
+    assert levels == ["level m-random", "level m-cloning", "level m-data", "level zero"]
+
+
+def test_missing_curves_films_and_baselines_are_left_out(tmp_path):
+    plain = {
+        **outcome("walker-run", 0.5),
+        "task": "walker-run",
+        "behavior_return_mean": None,
+        "seconds_extraction": None,
+    }
+    unscored = {**plain, "task": "Pendulum-v1", "score": None}
+    only = {0: {"real_return": series(1.0), "trust_step4": series(0.1, float("nan"))}}
+    found, _, text = page(tmp_path, [plain, unscored], curves={"walker-run": only})
+    assert "one seed: no confidence interval" in found.text and "No curves or pictures were recorded." in found.text
+    assert "no score" in found.text and "Baselines" not in found.text and "Configuration" not in found.text
+    assert "Better than behaviour cloning" not in found.text and text.count('class="plot"') == 2
+    assert "predicted return" not in found.text and "imagined step 4" in found.text
+    assert "step 16, " not in found.text
+
+
+@pytest.mark.parametrize("score", [None, 0.5])
+def test_an_env_outside_the_tables_alone_has_a_report(tmp_path, score):
+    row = {**outcome("walker-run", 0.5), "task": "Pendulum-v1", "score": score}
+    assert "Pendulum-v1" in page(tmp_path, [{**row, "behavior_return_mean": 1.0, "seconds_extraction": 1.0}])[0].text
+
+
+def test_eighty_tasks_have_closed_sections(tmp_path):
+    found, _, _ = page(tmp_path, [full_row(task, [0.5], [0.4]) for task in MT80.names])
+    sections = [attrs for attrs in found.all("details") if attrs.get("class") == "task"]
+    assert len(sections) == 80 and not any("open" in attrs for attrs in sections)
+    assert "80 of 80" in found.text
+
+
+def test_marks_of_equal_scores_stand_side_by_side_inside_the_scale():
+    found = {method: (value, shift) for method, value, shift in _side_by_side({"a": 1.0, "b": 0.99, "c": 0.5})}
+    assert found == {"c": (0.5, 0), "b": (0.99, -1), "a": (1.0, 0)}
+    assert [shift for _, _, shift in _side_by_side({"a": 0.0, "b": 0.0, "c": 0.01})] == [0, 1, 2]
+    assert [shift for _, _, shift in _side_by_side({"a": 0.5, "b": 0.5, "c": 0.5})] == [-1, 0, 1]
+
+
+def test_empty_summary_and_missing_jinja_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no task"):
+        write_html_report(make_summary([], seed=0, seconds_total=1), tmp_path / "a.html")
+    from torchrl_pwm.evaluation import html_report
+
+    html_report._template.cache_clear()
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r'pip install "torchrl-pwm\[plots\]"'):
+        write_html_report(make_summary(ROWS, seed=0, seconds_total=1), tmp_path / "a.html")
+    assert not list(tmp_path.iterdir())

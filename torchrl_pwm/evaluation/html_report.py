@@ -1,0 +1,221 @@
+"""The report of a run: one HTML page with its scores, baselines, learning curves, films and configuration."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_pwm.data.files import replaced_file
+from torchrl_pwm.envs._extras import require
+from torchrl_pwm.envs.tasks import TaskSet, get_task_set
+from torchrl_pwm.evaluation.charts import Curve, Series, line_chart, mean_curve
+from torchrl_pwm.evaluation.comparison import METHODS, compare_methods, headline, method_scores
+
+__all__ = ["Film", "write_html_report"]
+
+Runs = Mapping[int, Mapping[str, Series]]
+_TRUST = {"trust_step1": "step 1", "trust_step4": "step 4", "trust_step8": "step 8", "trust_step16": "step 16"}
+_OPEN_TASKS = 8  # the sections of more tasks are closed at first
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """Pictures of one episode.
+
+    Args:
+        pictures: number of the step and JPEG file of each.
+        caption: which episode it is.
+    """
+
+    pictures: Sequence[tuple[int, bytes]]
+    caption: str
+
+
+def write_html_report(
+    summary: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    task_set: str | TaskSet = "mt80",
+    title: str | None = None,
+    curves: Mapping[str, Runs] | None = None,
+    films: Mapping[str, Film] | None = None,
+    config: str | None = None,
+    made: str | None = None,
+) -> Path:
+    """Writes a page that needs nothing but itself: no script, no font and no picture from elsewhere.
+
+    Args:
+        summary: of :func:`~torchrl_pwm.evaluation.make_summary` or ``read_summary``.
+        path: the file.
+        task_set: ``"mt30"`` or ``"mt80"``: whose published scores the summary holds.
+        title: heading. Default: the number of tasks.
+        curves: by task and seed, metrics as :func:`~torchrl_pwm.evaluation.read_metrics` reads them. Those shown are
+            ``predicted_return`` beside ``real_return``, and ``trust_step1`` to ``trust_step16``; any may be missing.
+        films: by task, pictures of an episode.
+        config: the run's configuration as text.
+        made: when the report was made.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ImportError: if jinja2 is not installed.
+        ValueError: if the summary has no task.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_pwm.evaluation import make_summary
+        >>> row = dict(task="walker-run", return_mean=600.0, return_std=10.0, success=None, score=0.6,
+        ...            behavior_return_mean=300.0, episodes=10, seconds_extraction=42.0)
+        >>> summary = make_summary([row], seed=0, seconds_total=60.0)
+        >>> write_html_report(summary, tempfile.mkdtemp() + "/report.html").name
+        'report.html'
+    """
+    rows = summary["tasks"]
+    if not rows:
+        raise ValueError("there is nothing to report: the summary has no task")
+    statistics = summary.get("statistics") or compare_methods(rows)
+    own = statistics.get("policy") or next(iter(statistics.values()), {"tasks": 0})
+    page = _template().render(
+        title=title or f"PWM on {len(rows)} task{'s' if len(rows) > 1 else ''}",
+        made=made,
+        episodes=" or ".join(str(count) for count in sorted({row["episodes"] for row in rows})),
+        summary=summary,
+        methods=METHODS,
+        statistics=statistics,
+        headline=headline(own),
+        shown=[method for method in METHODS if any(method_scores(row, method) for row in rows)],
+        beaten=_beaten(rows),
+        tasks=[_task(row, (curves or {}).get(row["task"], {}), (films or {}).get(row["task"])) for row in rows],
+        open_tasks=len(rows) <= _OPEN_TASKS,
+        published=get_task_set(task_set).name.upper(),
+        config=config,
+    )
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(target) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return target
+
+
+@functools.cache
+def _template() -> Any:
+    jinja2 = require("jinja2", extra="plots", purpose="the HTML report")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = lambda value: f"{100.0 * min(max(value, 0.0), 1.0):.2f}%"
+    environment.filters["data_uri"] = lambda data: "data:image/jpeg;base64," + base64.b64encode(data).decode()
+    environment.filters["number"] = lambda value, spec=".3f": "-" if value is None else format(value, spec)
+    text = resources.files("torchrl_pwm.evaluation").joinpath("templates/report.html").read_text("utf-8")
+    return environment.from_string(text)
+
+
+def _beaten(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """In how many tasks the policy scores more than behaviour cloning, and as much."""
+    pairs = [
+        (row["score"], row["baselines"]["cloning"]["score"])
+        for row in rows
+        if row["score"] is not None and row.get("baselines", {}).get("cloning", {}).get("score") is not None
+    ]
+    if not pairs:
+        return None
+    equal = sum(abs(own - other) <= 1e-9 for own, other in pairs)
+    better = sum(own > other + 1e-9 for own, other in pairs)
+    return {"better": better, "equal": equal, "tasks": len(pairs)}
+
+
+def _task(row: Mapping[str, Any], runs: Runs, film: Film | None) -> dict[str, Any]:
+    """What the page shows of one task."""
+    scores = {method: method_scores(row, method) for method in METHODS}
+    means = {method: float(np.mean(values)) for method, values in scores.items() if values}
+    # the methods that had the same data; several may be equally good
+    own = {method: means[method] for method in ("policy", "cloning", "data") if method in means}
+    best = {method for method, value in own.items() if len(own) > 1 and value >= max(own.values()) - 1e-9}
+    return {
+        "row": row,
+        "scores": scores,
+        "means": means,
+        "best": best,
+        "marks": _side_by_side({method: value for method, value in means.items() if method != "policy"}),
+        "film": film,
+        "learning": _learning(row, runs),
+        "trust": _trust(runs),
+    }
+
+
+def _side_by_side(means: Mapping[str, float], near: float = 0.02) -> list[tuple[str, float, int]]:
+    """Method, score and a shift in widths of a mark, so that marks of equal scores do not cover each other."""
+    placed: list[tuple[str, float, int]] = []
+    group: list[tuple[str, float]] = []
+    for method, value in [*sorted(means.items(), key=lambda item: item[1]), ("", np.inf)]:
+        if group and value - group[-1][1] > near:
+            # inwards at the ends of the scale
+            first = 0 if group[0][1] < 0.1 else 1 - len(group) if group[-1][1] > 0.9 else -((len(group) - 1) // 2)
+            placed += [(*mark, first + number) for number, mark in enumerate(group)]
+            group = []
+        group.append((method, value))
+    return placed
+
+
+def _learning(row: Mapping[str, Any], runs: Runs) -> dict[str, Any] | None:
+    """Predicted beside real return: each seed, and their mean."""
+    curves, last = [], {}
+    for metric in ("predicted_return", "real_return"):
+        name = metric.replace("_", " ")
+        found, lines = _lines(metric, name, metric.split("_")[0], runs)
+        curves += lines
+        if found is not None:
+            last[name] = float(found[1][-1])
+    if not curves:
+        return None
+    levels = {
+        f"{METHODS[name]}: {entry['return_mean']:.0f}": (f"m-{name}", entry["return_mean"])
+        for name, entry in row.get("baselines", {}).items()
+    }
+    if not levels and row["behavior_return_mean"] is not None:
+        levels = {f"{METHODS['data']}: {row['behavior_return_mean']:.0f}": ("m-data", row["behavior_return_mean"])}
+    ends = ", ".join(f"{name} {value:.1f}" for name, value in last.items())
+    alt = f"Return of an episode of {row['task']} along the extraction; at its end: {ends}."
+    return {"chart": line_chart(curves, levels=levels), "alt": alt, "last": last, "levels": levels, "seeds": len(runs)}
+
+
+def _trust(runs: Runs) -> dict[str, Any] | None:
+    """Predicted minus real reward by imagined step: each seed, and their mean."""
+    curves, last = [], {}
+    for number, (metric, name) in enumerate(_TRUST.items()):
+        found, lines = _lines(metric, name, f"trust{number}", runs)
+        curves += lines
+        if found is not None:
+            last[name] = float(found[1][-1])
+    if not curves:
+        return None
+    styles = {name: f"trust{number}" for number, name in enumerate(_TRUST.values()) if name in last}
+    ends = ", ".join(f"imagined {name} {value:+.3f}" for name, value in last.items())
+    alt = f"Predicted minus real reward of a step along the extraction; at its end: {ends}."
+    return {
+        "chart": line_chart(curves, levels={"no error": ("zero", 0.0)}),
+        "alt": alt,
+        "last": last,
+        "styles": styles,
+    }
+
+
+def _lines(metric: str, name: str, style: str, runs: Runs) -> tuple[Series | None, list[Curve]]:
+    """A faint curve for each seed, and their mean where they have steps in common."""
+    series = {seed: metrics[metric] for seed, metrics in runs.items() if metric in metrics and len(metrics[metric][0])}
+    if not any(np.isfinite(y).any() for _, y in series.values()):
+        return None, []
+    mean = mean_curve(list(series.values()))
+    curves = [Curve(f"{name}, seed {seed}", f"{style} seed", x, y) for seed, (x, y) in series.items()]
+    if len(series) == 1:
+        return mean, [Curve(name, style, *mean)]
+    return (mean, [*curves, Curve(f"{name}, mean", style, *mean)]) if len(mean[0]) else (None, curves)

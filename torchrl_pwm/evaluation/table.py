@@ -1,0 +1,134 @@
+"""The table of a summary as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from torchrl_pwm.envs.tasks import TaskSet, get_task_set
+from torchrl_pwm.evaluation.comparison import METHODS, headline, method_scores
+from torchrl_pwm.evaluation.scores import reference_scores
+from torchrl_pwm.evaluation.statistics import aggregate_scores
+
+__all__ = ["format_interval", "format_table"]
+
+_TITLES = {"cloning": "BC", "data": "data", "random": "random", "pwm": "PWM*", "tdmpc2": "TD-MPC2*"}
+
+
+def format_table(
+    summary: Mapping[str, Any], *, task_set: str | TaskSet = "mt80", references: Sequence[str] = ("pwm", "tdmpc2")
+) -> str:
+    """The table of a summary as text for a terminal.
+
+    Columns: task, return and its standard deviation over episodes, mean return of the data, their ratio, success
+    rate, normalised score, and the published scores, which come from other data. A summary that has them also shows
+    the lowest and highest score of a seed, and the scores of the baselines; then the interquartile mean follows the
+    mean, with its confidence interval.
+
+    Args:
+        summary: of :func:`make_summary` or :func:`read_summary`.
+        task_set: ``"mt30"`` or ``"mt80"``: whose published scores are shown.
+        references: published methods to show.
+
+    Examples:
+        >>> row = dict(task="walker-run", return_mean=600.0, return_std=10.0, success=None, score=0.6,
+        ...            behavior_return_mean=300.0, episodes=10, seconds_extraction=42.0)
+        >>> print(format_table(make_summary([row], seed=0, seconds_total=60.0), references=("pwm",)))
+        task               return  data mean  ratio  success  score   PWM*
+        ------------------------------------------------------------------
+        walker-run  600.0 +- 10.0      300.0   2.00        -  0.600  0.824
+        ------------------------------------------------------------------
+        mean                                                  0.600  0.824
+        10 episodes per task, seed 0, 60 s in all.  * published 48M multi-task results (mt80), trained on other data.
+    """
+    rows = summary["tasks"]
+    known = {method: reference_scores(task_set, method) for method in references}  # type: ignore[arg-type]
+    shown = [method for method in ("cloning", "data", "random") if any(method_scores(row, method) for row in rows)]
+    spread = any(len(method_scores(row, "policy")) > 1 for row in rows)
+    scores = [[_mean(method_scores(row, method)) for method in shown] for row in rows]
+    scores = [[*line, *(table.get(row["task"]) for table in known.values())] for row, line in zip(rows, scores)]
+    head = ["task", "return", "data mean", "ratio", "success", "score", *(["by seed"] if spread else [])]
+    head += [_TITLES[method] for method in (*shown, *known)]
+    body = []
+    for row, others in zip(rows, scores):
+        data = row["behavior_return_mean"]
+        # a ratio says nothing where the data earned nothing or lost
+        ratio = row["return_mean"] / data if data is not None and data > 0 else None
+        seeds = method_scores(row, "policy")
+        body.append(
+            [
+                row["task"],
+                f"{row['return_mean']:.1f} +- {row['return_std']:.1f}",
+                _cell(data, ".1f"),
+                _cell(ratio, ".2f"),
+                _cell(row["success"], ".0%"),
+                _cell(row["score"], ".3f"),
+                *([f"{min(seeds):.2f}-{max(seeds):.2f}" if seeds else "-"] if spread else []),
+                *(_cell(score, ".3f") for score in others),
+            ]
+        )
+    columns = [[score for score in column if score is not None] for column in zip(*scores)] if scores else []
+    columns += [[]] * (len(shown) + len(known) - len(columns))
+    gap = [""] * spread
+    foot = [["mean", "", "", "", "", _cell(summary["score_mean"], ".3f"), *gap]]
+    foot[0] += [_cell(_mean(column), ".3f") for column in columns]
+    statistics = summary.get("statistics", {})
+    if "policy" in statistics:
+        middle = [aggregate_scores([column], reps=0).iqm.value if column else None for column in columns]
+        for number, method in enumerate(shown):
+            middle[number] = statistics[method]["iqm"]["value"]
+        own = statistics["policy"]["iqm"]["value"]
+        foot.append(["IQM", "", "", "", "", _cell(own, ".3f"), *gap, *(_cell(score, ".3f") for score in middle)])
+    widths = [max(len(row[column]) for row in [head, *body, *foot]) for column in range(len(head))]
+    lines = [_line(row, widths) for row in [head, *body, *foot]]
+    rule = "-" * max(map(len, lines))
+    return "\n".join(
+        [lines[0], rule, *lines[1 : -len(foot)], rule, *lines[-len(foot) :], *_notes(summary, known, task_set)]
+    )
+
+
+def format_interval(statistics: Mapping[str, Any], key: str = "iqm") -> str:
+    """An aggregate with its confidence interval, such as ``"0.512 [0.430, 0.571]"``."""
+    found = statistics[key]
+    if found["low"] is None:
+        return f"{found['value']:.3f}"
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def _notes(summary: Mapping[str, Any], known: Mapping[str, Any], task_set: str | TaskSet) -> list[str]:
+    episodes = sorted({row["episodes"] for row in summary["tasks"]})
+    count = " or ".join(map(str, episodes)) or "no"
+    note = f"{count} episodes per task, seed {summary['seed']}, {summary['seconds_total']:.0f} s in all."
+    if known:
+        name = get_task_set(task_set).name
+        note += f"  * published 48M multi-task results ({name}), trained on other data."
+    statistics = summary.get("statistics", {})
+    if "policy" not in statistics:
+        return [note]
+    own = statistics["policy"]
+    key, name = headline(own)
+    text = f"{name.capitalize()} {format_interval(own, key)}"
+    if own[key]["low"] is not None:
+        text += f", {own['confidence']:.0%} stratified bootstrap interval over {own['seeds']} seeds per task."
+    elif own["seeds"] == 1:
+        text += "; one seed per task gives no confidence interval, seeds=3 does."
+    else:
+        text += '; its confidence interval needs pip install "torchrl-pwm[stats]".'
+    if "cloning" not in statistics:
+        return [text, note]
+    return [text, f"BC, {METHODS['cloning']} on the same data: {format_interval(statistics['cloning'], key)}.", note]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first = cells[0].ljust(widths[0])
+    return "  ".join([first, *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:]))]).rstrip()
+
+
+def _cell(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
