@@ -100,6 +100,15 @@ def test_table_shows_spread_baselines_and_both_means():
     assert len({len(line) for line in lines[:7]}) == 1
 
 
+def test_notes_are_kept_and_shown(tmp_path):
+    written = write(tmp_path, ROWS, seed=0, seconds_total=1.0, notes=["The policy is the best of ten."])
+    assert read_summary(tmp_path)["notes"] == written["notes"] == ["The policy is the best of ten."]
+    assert format_table(written).splitlines()[-1] == "The policy is the best of ten."
+    (tmp_path / "summary.json").write_text(json.dumps({**written, "notes": [3]}))
+    with pytest.raises(ValueError, match=r"notes of .* must be a list of sentences"):
+        read_summary(tmp_path)
+
+
 def test_table_of_one_seed_says_that_there_is_no_interval():
     text = format_table(make([full_row("walker-run", [0.5], [0.4])]))
     assert "by seed" not in text and "one seed per task gives no confidence interval" in text

@@ -89,7 +89,7 @@ def test_the_last_line_is_the_path_of_the_summary(whole):
 
 def test_the_summary_has_exactly_the_promised_entries(whole):
     summary = read_summary(whole[0])
-    assert set(summary) == {"tasks", "score_mean", "statistics", "seconds_total", "seed", "versions"}
+    assert set(summary) == {"tasks", "score_mean", "statistics", "notes", "seconds_total", "seed", "versions"}
     assert [row["task"] for row in summary["tasks"]] == list(TASKS)
     for row in summary["tasks"]:
         assert set(row) == ROW

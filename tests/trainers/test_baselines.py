@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from tensordict import TensorDict
 
 pytest.importorskip("omegaconf")
@@ -15,7 +16,9 @@ pytest.importorskip("metaworld")
 from omegaconf import OmegaConf
 
 from tests.trainers.tiny import write_store
+from torchrl_pwm import PWMWorldModel
 from torchrl_pwm.envs import make_task_env
+from torchrl_pwm.modules import pack_quickstart
 from torchrl_pwm.trainers.baselines import RandomPolicy, measure_baselines
 
 TASKS = ("pendulum-swingup", "mw-reach")
@@ -79,6 +82,42 @@ def test_random_episodes_are_those_of_uniform_actions_in_the_evaluation_s_env(fo
         total += float(step["next", "reward"])
     env.close()
     assert found[0]["pendulum-swingup"]["random"][0]["returns"][0] == pytest.approx(total, abs=1e-3)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_episodes_start_alike_for_every_policy_padded_or_not(task):
+    starts = []
+    for task_set, seed in (("mt80", 0), (None, 1)):
+        env = make_task_env(task, task_set=task_set, seed=7)
+        env.set_seed(7)
+        policy = RandomPolicy(env.action_spec.shape[-1], seed)
+        states = [env.reset()["observation"]]
+        for _ in range(2):
+            td = env.rollout(1000, policy, auto_reset=False, tensordict=env.reset())
+            assert td["next", "done"][-1]
+            states.append(td["observation"][0])
+        starts.append(states)
+        env.close()
+    for padded, plain in zip(*starts):
+        assert padded[: len(plain)].tolist() == plain.tolist() and not padded[len(plain) :].any()
+
+
+def test_behaviour_is_cloned_from_the_start_states_of_a_quickstart(tmp_path, monkeypatch):
+    draws = torch.Generator().manual_seed(0)
+    starts = TensorDict(
+        {
+            "observation": torch.randn(20, 39, generator=draws),
+            "action": torch.rand(20, 6, generator=draws) * 2 - 1,
+            "task": torch.full((20,), 65),
+        },
+        [20],
+    )
+    model = PWMWorldModel(39, 6, latent_dim=16, encoder_units=(8,), units=(8,), num_bins=11, num_tasks=80, task_dim=4)
+    content = pack_quickstart(model, {"mw-reach": starts}, {"mw-reach": {}}, task_set="mt80", source={})
+    (tmp_path / "quickstart.safetensors").write_bytes(content)
+    monkeypatch.setattr("torchrl_pwm.modules.quickstart.QUICKSTART_FILE", tmp_path / "quickstart.safetensors")
+    results = measure_baselines(config(), tmp_path, None, ["mw-reach"])
+    assert [run["seed"] for run in results["mw-reach"]["cloning"]] == [5, 6]
 
 
 def test_random_actions_fill_the_range_evenly():

@@ -19,7 +19,7 @@ from torchrl.record.loggers import CSVLogger
 
 from tests.trainers.tiny import write_store
 from torchrl_pwm.data import EpisodeStore
-from torchrl_pwm.evaluation import read_summary, reference_score
+from torchrl_pwm.evaluation import format_table, read_summary, reference_score
 from torchrl_pwm.trainers.report import write_report
 
 RESULTS = [
@@ -35,6 +35,8 @@ CONFIG = {
     "workers": 1,
     "progress": False,
     "logger": "csv",
+    "extraction": {"select": "best"},
+    "rounds": {"count": 2},
     "evaluation": {
         "episodes": 1,
         "seed": 1000,
@@ -92,6 +94,13 @@ def test_statistics_are_over_seeds_and_tasks(run):
     assert (found["seeds"], found["tasks"]) == (2, 2)
     assert found["mean"]["value"] == pytest.approx(0.6)
     assert found["mean"]["low"] < 0.6 < found["mean"]["high"]
+
+
+def test_what_the_policies_had_before_the_baselines_is_said(run):
+    notes = read_summary(run[0])["notes"]
+    assert len(notes) == 2 and "extraction.select=best" in notes[0] and "2 round(s)" in notes[1]
+    page = (run[1] / "report.html").read_text(encoding="utf-8")
+    assert all(note.replace("'", "&#39;") in page and note in format_table(read_summary(run[0])) for note in notes)
 
 
 def test_the_page_holds_curves_configuration_and_no_film(run):

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ _ROW_MORE = ("seeds", "baselines", "published")
 # A policy or a baseline: where the spread of the data's returns is not known, and how many episodes there were, null.
 _OUTCOME = {"return_mean": False, "return_std": True, "success": True, "score": True, "episodes": True}
 _TOP = ("tasks", "score_mean", "seconds_total", "seed", "versions")
-_TOP_MORE = ("statistics",)
+_TOP_MORE = ("statistics", "notes")
 _PACKAGES = {
     "torch": "torch",
     "torchrl": "torchrl",
@@ -67,6 +67,7 @@ def make_summary(
     seed: int,
     seconds_total: float,
     versions: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of ``summary.json``.
 
@@ -84,6 +85,7 @@ def make_summary(
         seed: seed of the run.
         seconds_total: wall time of the run.
         versions: package versions. Default: :func:`package_versions`.
+        notes: sentences that a reader of the numbers must know; an entry of the summary where there are any.
 
     Raises:
         ValueError: if a row lacks an entry, has one more, repeats a task or holds a number that is not finite, or if
@@ -107,6 +109,8 @@ def make_summary(
     _check(summary, "the summary")
     if any("seeds" in row for row in tasks):
         summary["statistics"] = compare_methods(tasks)
+    if notes:
+        summary["notes"] = list(notes)
     return summary
 
 
@@ -117,6 +121,7 @@ def write_summary(
     seed: int,
     seconds_total: float,
     versions: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write ``summary.json``, whole or not at all; arguments and errors as in :func:`make_summary`.
 
@@ -126,7 +131,7 @@ def write_summary(
     Returns:
         What was written.
     """
-    summary = make_summary(rows, seed=seed, seconds_total=seconds_total, versions=versions)
+    summary = make_summary(rows, seed=seed, seconds_total=seconds_total, versions=versions, notes=notes)
     target = _file(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(target) as temporary:
@@ -184,6 +189,9 @@ def _check(summary: Any, where: str) -> None:
     _check_numbers(summary, {"score_mean": True, "seconds_total": False, "seed": False}, where)
     if not isinstance(summary.get("statistics", {}), dict):
         raise ValueError(f"statistics of {where} must be a mapping by method, found {summary['statistics']!r}")
+    notes = summary.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise ValueError(f"notes of {where} must be a list of sentences, found {notes!r}")
     if not isinstance(summary["versions"], dict):
         raise ValueError(f"versions of {where} must map package names to versions, found {summary['versions']!r}")
 

@@ -104,9 +104,10 @@ def _notes(summary: Mapping[str, Any], known: Mapping[str, Any], task_set: str |
     if known:
         name = get_task_set(task_set).name
         note += f"  * published 48M multi-task results ({name}), trained on other data."
+    remarks = [note, *summary.get("notes", [])]
     statistics = summary.get("statistics", {})
     if "policy" not in statistics:
-        return [note]
+        return remarks
     own = statistics["policy"]
     key, name = headline(own)
     text = f"{name.capitalize()} {format_interval(own, key)}"
@@ -117,8 +118,12 @@ def _notes(summary: Mapping[str, Any], known: Mapping[str, Any], task_set: str |
     else:
         text += '; its confidence interval needs pip install "torchrl-pwm[stats]".'
     if "cloning" not in statistics:
-        return [text, note]
-    return [text, f"BC, {METHODS['cloning']} on the same data: {format_interval(statistics['cloning'], key)}.", note]
+        return [text, *remarks]
+    return [
+        text,
+        f"BC, {METHODS['cloning']} on the same data: {format_interval(statistics['cloning'], key)}.",
+        *remarks,
+    ]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 from tqdm import tqdm
 
@@ -34,7 +35,7 @@ DEFAULT_BASELINES: dict[str, Any] = {
 }
 
 
-class RandomPolicy:
+class RandomPolicy(TensorDictModuleBase):
     """Uniform actions in [-1, 1] from a generator of its own.
 
     Args:
@@ -47,12 +48,13 @@ class RandomPolicy:
         torch.Size([2, 3])
     """
 
-    in_keys: tuple[str, ...] = ()
-
     def __init__(self, action_dim: int, seed: int) -> None:
+        super().__init__()
+        self.in_keys: list[str] = []
+        self.out_keys = ["action"]
         self.action_dim, self.generator = action_dim, torch.Generator().manual_seed(seed)
 
-    def __call__(self, td: TensorDictBase) -> TensorDictBase:
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
         draw = torch.rand(*td.batch_size, self.action_dim, generator=self.generator)
         return td.set("action", (2.0 * draw - 1.0).to(td.device or "cpu"))
 

@@ -77,7 +77,8 @@ def write_report(
         )
         rows.append(row)
     path = folder / "summary.json"
-    summary = write_summary(path, rows, seed=config.seed, seconds_total=round(seconds, 1))
+    notes = _notes(config, store, any("cloning" in found for found in baselines.values()))
+    summary = write_summary(path, rows, seed=config.seed, seconds_total=round(seconds, 1), notes=notes)
     plot_scores(summary, folder / "scores.png", task_set=task_set)
     write_html_report(
         summary,
@@ -90,6 +91,26 @@ def write_report(
         made=datetime.date.today().isoformat(),
     )
     return path
+
+
+def _notes(config: DictConfig, store: EpisodeStore | Quickstart, cloning: bool) -> list[str]:
+    """What the policies had and the baselines did not."""
+    notes = []
+    if OmegaConf.select(config, "extraction.select") == "best":
+        notes.append(
+            "Each policy is the best of its evaluations in the environment along the way (extraction.select=best), on "
+            "seeds apart from those of the score; the baselines had no such choice."
+        )
+    if cloning and OmegaConf.select(config, "rounds.count"):
+        notes.append(
+            f"The world model also saw {config.rounds.count} round(s) of its policies' own episodes; behaviour cloning "
+            "has the data before them."
+        )
+    if cloning and not isinstance(store, EpisodeStore):
+        notes.append(
+            "Behaviour cloning has the start states and actions that come with the world model, not all of its data."
+        )
+    return notes
 
 
 def _merged(spec: TaskSpec, runs: list[dict[str, Any]]) -> EvaluationResult:
