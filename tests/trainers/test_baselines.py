@@ -17,9 +17,16 @@ from omegaconf import OmegaConf
 
 from tests.trainers.tiny import write_store
 from torchrl_pwm import PWMWorldModel
+from torchrl_pwm.data import EpisodeStoreWriter
 from torchrl_pwm.envs import make_task_env
 from torchrl_pwm.modules import pack_quickstart
-from torchrl_pwm.trainers.baselines import RandomPolicy, measure_baselines
+from torchrl_pwm.trainers.baselines import (
+    DEFAULT_BASELINES,
+    BaselineJob,
+    RandomPolicy,
+    baseline_settings,
+    measure_baselines,
+)
 
 TASKS = ("pendulum-swingup", "mw-reach")
 SETTINGS = {"cloning": {"updates": 3, "units": [8], "batch_size": 4}}
@@ -108,6 +115,7 @@ def test_behaviour_is_cloned_from_the_start_states_of_a_quickstart(tmp_path, mon
         {
             "observation": torch.randn(20, 39, generator=draws),
             "action": torch.rand(20, 6, generator=draws) * 2 - 1,
+            "behavior_weight": torch.ones(20, 1),
             "task": torch.full((20,), 65),
         },
         [20],
@@ -118,6 +126,29 @@ def test_behaviour_is_cloned_from_the_start_states_of_a_quickstart(tmp_path, mon
     monkeypatch.setattr("torchrl_pwm.modules.quickstart.QUICKSTART_FILE", tmp_path / "quickstart.safetensors")
     results = measure_baselines(config(), tmp_path, None, ["mw-reach"])
     assert [run["seed"] for run in results["mw-reach"]["cloning"]] == [5, 6]
+
+
+def test_the_best_episodes_alone_are_cloned_where_the_run_starts_from_them(tmp_path):
+    """Three episodes of return 0, 100 and 200 in which the action is -1, 0 and 1."""
+    with EpisodeStoreWriter(tmp_path / "data", "mt80", {"mw-reach": 3}, row_length=100, whole_episodes=True) as writer:
+        level = np.arange(3.0)[:, None]
+        action = np.broadcast_to((level - 1.0)[..., None], (3, 100, 6))
+        writer.write("mw-reach", np.zeros((3, 101, 39)), action, np.broadcast_to(level, (3, 100)))
+    job = BaselineJob({}, "mw-reach", "mt80", tmp_path / "data", (0,), 1, 0, tmp_path / "none")
+    for top, expected in ((1.0, {-1.0, 0.0, 1.0}), (0.67, {0.0, 1.0}), (0.3, {1.0})):
+        drawn = job._replay(0, top).sample(500)["action"].flatten().tolist()
+        assert set(drawn) == expected
+
+
+def test_the_share_that_is_cloned_is_that_of_the_start_states():
+    assert baseline_settings(config())["cloning"] == {**DEFAULT_BASELINES["cloning"], **SETTINGS["cloning"], "top": 1.0}
+    assert baseline_settings(config(extraction={"starts": None}))["cloning"]["top"] == 1.0
+    assert baseline_settings(config(extraction={"starts": {"top": 0.5}}))["cloning"]["top"] == 0.5
+    named = config({"cloning": {"top": 0.2}}, extraction={"starts": {"top": 0.5}})
+    assert baseline_settings(named)["cloning"]["top"] == 0.2
+    plain = config()
+    del plain.evaluation["baselines"]
+    assert baseline_settings(plain)["cloning"]["updates"] == 2000
 
 
 def test_random_actions_fill_the_range_evenly():

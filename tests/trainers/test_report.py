@@ -35,7 +35,7 @@ CONFIG = {
     "workers": 1,
     "progress": False,
     "logger": "csv",
-    "extraction": {"select": "best"},
+    "extraction": {"select": "best", "starts": {"top": 0.5}},
     "rounds": {"count": 2},
     "evaluation": {
         "episodes": 1,
@@ -98,7 +98,7 @@ def test_statistics_are_over_seeds_and_tasks(run):
 
 def test_what_the_policies_had_before_the_baselines_is_said(run):
     notes = read_summary(run[0])["notes"]
-    assert len(notes) == 2 and "extraction.select=best" in notes[0] and "2 round(s)" in notes[1]
+    assert len(notes) == 3 and "extraction.select=best" in notes[0] and "2 round(s)" in notes[1] and "50%" in notes[2]
     page = (run[1] / "report.html").read_text(encoding="utf-8")
     assert all(note.replace("'", "&#39;") in page and note in format_table(read_summary(run[0])) for note in notes)
 

@@ -18,7 +18,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 from tqdm import tqdm
 
-from torchrl_pwm.data import TDMPC2ExperienceReplay
+from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.data.processes import end_with_parent
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy
@@ -28,11 +28,13 @@ from torchrl_pwm.trainers.checkpoint import replace_file
 
 __all__ = ["DEFAULT_BASELINES", "BaselineJob", "RandomPolicy", "measure_baselines"]
 
-# Options of clone_behavior beside the switch; updates=0 leaves behaviour cloning out.
+# Options of clone_behavior; updates=0 leaves behaviour cloning out. top is the share of the episodes, those of the
+# highest return, that are cloned; by default that of the run's start states, all where it has none.
 DEFAULT_BASELINES: dict[str, Any] = {
     "random": True,
-    "cloning": {"updates": 2000, "batch_size": 256, "units": [256, 256], "lr": 1e-3},
+    "cloning": {"updates": 2000, "batch_size": 256, "units": [256, 256], "lr": 1e-3, "top": None},
 }
+_CHOSEN = 30_000  # transitions of the best episodes
 
 
 class RandomPolicy(TensorDictModuleBase):
@@ -107,10 +109,11 @@ class BaselineJob:
         if self.settings["random"]:
             yield "random", [_record(self.seed, self._evaluate(RandomPolicy(spec.action_dim, self.seed)))]
         options = dict(self.settings["cloning"] or {"updates": 0})
+        top = options.pop("top", None)
         if options["updates"]:
             runs = []
             for seed in self.seeds:
-                replay = self._replay(seed)
+                replay = self._replay(seed, 1.0 if top is None else top)
                 actor = clone_behavior(replay, spec.observation_dim, spec.action_dim, seed=seed, **options)
                 runs.append(_record(seed, self._evaluate(actor)))
             yield "cloning", runs
@@ -119,13 +122,17 @@ class BaselineJob:
         # without the task set: these policies read the task's own observation and write its own action
         return evaluate_policy(policy, self.task, episodes=self.episodes, seed=self.seed)
 
-    def _replay(self, seed: int) -> ReplayBuffer:
-        if self.data is not None:
+    def _replay(self, seed: int, top: float) -> ReplayBuffer:
+        if self.data is not None and top == 1.0:
             return TDMPC2ExperienceReplay(self.data, slice_len=1, tasks=[self.task], seed=seed, check_finite=False)
-        return TensorDictReplayBuffer(
-            storage=TensorStorage(load_quickstart().starts[self.task]),
-            generator=torch.Generator().manual_seed(seed),
-        )
+        if self.data is not None:
+            states = start_states(EpisodeStore(self.data), self.task, _CHOSEN, resets=0.0, top=top, seed=seed)
+        else:
+            states = load_quickstart().starts[self.task]
+        weight = states.get("behavior_weight", None)
+        if weight is not None:
+            states = states[weight.squeeze(-1) > 0]
+        return TensorDictReplayBuffer(storage=TensorStorage(states), generator=torch.Generator().manual_seed(seed))
 
 
 def measure_baselines(
@@ -177,15 +184,19 @@ def baseline_settings(config: DictConfig) -> dict[str, Any] | None:
     Raises:
         ValueError: for a setting that there is none of.
     """
-    if "baselines" not in config.evaluation:
-        return DEFAULT_BASELINES
-    given: Any = config.evaluation.baselines
+    given: Any = config.evaluation.get("baselines", DEFAULT_BASELINES)
     if given is None:
         return None
     if unknown := sorted(set(given) - set(DEFAULT_BASELINES)):
         raise ValueError(f"evaluation.baselines has {sorted(DEFAULT_BASELINES)}, not {unknown}")
-    settings: Any = OmegaConf.to_container(given, resolve=True)
-    return {**DEFAULT_BASELINES, **settings}
+    named: Any = OmegaConf.to_container(OmegaConf.create(given), resolve=True)
+    settings = {**DEFAULT_BASELINES, **named}
+    if settings["cloning"]:
+        settings["cloning"] = {**DEFAULT_BASELINES["cloning"], **settings["cloning"]}
+        if settings["cloning"]["top"] is None:
+            # policies that stay near the best episodes are to beat their clone, not that of all
+            settings["cloning"]["top"] = OmegaConf.select(config, "extraction.starts.top", default=1.0)
+    return settings
 
 
 def _run(jobs: list[BaselineJob], workers: int) -> Iterator[dict[str, Any]]:

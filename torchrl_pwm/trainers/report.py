@@ -30,7 +30,7 @@ from torchrl_pwm.evaluation import (
 )
 from torchrl_pwm.evaluation.plots import Series
 from torchrl_pwm.modules import Quickstart
-from torchrl_pwm.trainers.baselines import measure_baselines
+from torchrl_pwm.trainers.baselines import baseline_settings, measure_baselines
 from torchrl_pwm.trainers.checkpoint import replace_file
 from torchrl_pwm.trainers.extraction import load_actor
 from torchrl_pwm.trainers.models import load_world_model
@@ -106,10 +106,14 @@ def _notes(config: DictConfig, store: EpisodeStore | Quickstart, cloning: bool) 
             f"The world model also saw {config.rounds.count} round(s) of its policies' own episodes; behaviour cloning "
             "has the data before them."
         )
+    top = ((baseline_settings(config) or {}).get("cloning") or {}).get("top", 1.0)
     if cloning and not isinstance(store, EpisodeStore):
         notes.append(
-            "Behaviour cloning has the start states and actions that come with the world model, not all of its data."
+            "Behaviour cloning has the start states and actions of good episodes that come with the world model, not "
+            "all of its data."
         )
+    elif cloning and top < 1.0:
+        notes.append(f"Behaviour cloning copies the {top:.0%} of the episodes that have the highest return.")
     return notes
 
 
