@@ -33,6 +33,7 @@ def format_table(
         references: published methods to show.
 
     Examples:
+        >>> from torchrl_pwm.evaluation import make_summary
         >>> row = dict(task="walker-run", return_mean=600.0, return_std=10.0, success=None, score=0.6,
         ...            behavior_return_mean=300.0, episodes=10, seconds_extraction=42.0)
         >>> print(format_table(make_summary([row], seed=0, seconds_total=60.0), references=("pwm",)))

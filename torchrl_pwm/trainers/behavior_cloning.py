@@ -87,7 +87,7 @@ def clone_behavior(
         >>> replay = ReplayBuffer(storage=LazyTensorStorage(500))
         >>> observation = torch.randn(500, 3)
         >>> _ = replay.extend(TensorDict({"observation": observation, "action": observation[:, :1].sign()}, [500]))
-        >>> actor = clone_behavior(replay, 3, 1, updates=200, units=(32,))
+        >>> actor = clone_behavior(replay, 3, 1, updates=200, units=(32,), lr=1e-2)
         >>> actor(TensorDict({"observation": torch.tensor([[2.0, 0.0, 0.0]])}, [1]))["action"].item() > 0.8
         True
     """
