@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import save
 from tensordict import TensorDict
+from torch import Tensor
+from torch.nn import functional
 
 from torchrl_pwm.modules.layers import SimNorm
 from torchrl_pwm.modules.world_model import PWMWorldModel
@@ -71,13 +74,7 @@ def load_quickstart(file: str | os.PathLike[str] | None = None) -> Quickstart:
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
         weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
         model = PWMWorldModel.from_tdmpc2(weights, **header["model"])
-        starts = {
-            task: TensorDict(
-                {key: tensors[f"starts.{task}.{key}"] for key in ("observation", "action", "task")},
-                tensors[f"starts.{task}.task"].shape,
-            )
-            for task in header["behavior"]
-        }
+        starts = {task: _unpacked(tensors, task, header["indices"][task], model) for task in header["behavior"]}
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{path} is no quickstart file, or damaged ({error}): install the package anew") from error
     return Quickstart(model.requires_grad_(False), header["task_set"], starts, header["behavior"], header["source"])
@@ -107,10 +104,16 @@ def pack_quickstart(
         raise ValueError(f"starts are of {sorted(starts)}, statistics of {sorted(behavior)}: give the same tasks")
     tensors = {f"model.{name}": value.detach().cpu() for name, value in world_model.state_dict().items()}
     for task, states in starts.items():
-        tensors |= {f"starts.{task}.{key}": states[key].cpu() for key in ("observation", "action", "task")}
+        observation, action = states["observation"].cpu(), states["action"].cpu()
+        if world_model.action_masks is not None:
+            # the padding holds random numbers in collected as in published data
+            action = action * world_model.action_masks[int(states["task"][0])].cpu()
+        tensors[f"starts.{task}.observation"] = _without_padding(observation)
+        tensors[f"starts.{task}.action"] = _without_padding(action)
     header = {
         "task_set": task_set,
         "model": _unsaid(world_model),
+        "indices": {task: int(states["task"][0]) for task, states in starts.items()},
         "behavior": {task: dict(behavior[task]) for task in starts},
         "source": dict(source),
     }
@@ -128,3 +131,19 @@ def _unsaid(world_model: PWMWorldModel) -> dict[str, Any]:
         "vmin": codec.vmin,
         "vmax": codec.vmax,
     }
+
+
+def _without_padding(entry: Tensor) -> Tensor:
+    """[N, K] without the last columns that are zero throughout."""
+    used = entry.abs().amax(0).nonzero()
+    return entry[:, : int(used.max()) + 1 if len(used) else 1]
+
+
+def _unpacked(tensors: Mapping[str, Tensor], task: str, index: int, model: PWMWorldModel) -> TensorDict:
+    """The start states of a task, padded with zeros to the sizes of the model."""
+    count = len(tensors[f"starts.{task}.observation"])
+    states = TensorDict({"task": torch.full((count,), index, dtype=torch.int64)}, [count])
+    for key, size in (("observation", model.observation_dim), ("action", model.action_dim)):
+        entry = tensors[f"starts.{task}.{key}"]
+        states.set(key, functional.pad(entry, (0, size - entry.shape[1])))
+    return states

@@ -129,9 +129,6 @@ class BaselineJob:
             states = start_states(EpisodeStore(self.data), self.task, _CHOSEN, resets=0.0, top=top, seed=seed)
         else:
             states = load_quickstart().starts[self.task]
-        weight = states.get("behavior_weight", None)
-        if weight is not None:
-            states = states[weight.squeeze(-1) > 0]
         return TensorDictReplayBuffer(storage=TensorStorage(states), generator=torch.Generator().manual_seed(seed))
 
 
