@@ -59,7 +59,8 @@ def run(config: DictConfig) -> Path:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         sys.exit(f"{type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows where this was raised.)")
-    print(format_table(read_summary(summary), task_set=config.task_set), summary, sep="\n\n")
+    print(format_table(read_summary(summary), task_set=config.task_set), end="\n\n")
+    print(f"To look at in a browser: {folder / 'report.html'}", summary, sep="\n")
     return folder
 
 

@@ -185,7 +185,7 @@ def test_every_model_of_the_group_is_built(model):
 
 def test_every_component_is_built_from_its_group():
     config = composed("model=small", "model.latent_dim=16", "model.units=[16]", "model.encoder_units=[16]")
-    model = instantiate(config.model, observation_dim=39, action_dim=6, num_tasks=80)
+    model = instantiate(config.model, observation_dim=39, action_dim=6, num_tasks=80, action_dims=[6] * 80)
     actor = instantiate(config.actor, latent_dim=16, action_dim=6)
     value = instantiate(config.value, latent_dim=16)
     loss = instantiate(config.loss, actor, value, model)

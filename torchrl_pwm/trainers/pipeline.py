@@ -19,6 +19,7 @@ from torchrl._utils import logger as torchrl_logger
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, collect_dataset, convert_shards
 from torchrl_pwm.envs import TaskSet, get_task_set
 from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart
+from torchrl_pwm.trainers.baselines import baseline_settings
 from torchrl_pwm.trainers.folders import claim_folder
 from torchrl_pwm.trainers.models import load_world_model, make_world_model
 from torchrl_pwm.trainers.pool import extract_policies
@@ -70,6 +71,7 @@ def check_config(config: DictConfig) -> list[str]:
         raise ValueError(f"seeds is the number of policies per task and at least 1, found {config.seeds}")
     if config.extraction.select not in ("last", "best"):
         raise ValueError(f"extraction.select must be last or best, found {config.extraction.select!r}")
+    baseline_settings(config)
     for package in sorted({"metaworld" if task_set[task].suite == "metaworld" else "dm_control" for task in tasks}):
         if importlib.util.find_spec(package) is None:
             raise ImportError(f'these tasks need {package}, which is not installed; pip install "torchrl-pwm[mt80]"')
