@@ -33,7 +33,7 @@ from torchrl_pwm.trainers.disagreement import save_disagreement, train_disagreem
 from torchrl_pwm.trainers.extraction import ExtractionJob
 from torchrl_pwm.trainers.models import load_world_model, make_world_model
 from torchrl_pwm.trainers.pool import run_jobs
-from torchrl_pwm.trainers.pretraining import train_world_model
+from torchrl_pwm.trainers.pretraining import improve_world_model, train_world_model
 
 matplotlib.use("Agg")
 
@@ -65,7 +65,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {
         "quickstart",
     ),
     "disagreement penalty": (("loss.disagreement_coef=0.1",), "quickstart"),
-    "no rounds": ((), "first"),
+    "one round": ((), "round"),
     "short training, SimNorm": ((), "simnorm"),
     "short training, Mish": ((), "mish"),
 }
@@ -94,7 +94,9 @@ def make_models(run: Path, folder: Path, updates: int) -> None:
     replay = TDMPC2ExperienceReplay(store.root, 128, slice_len=8, tasks=list(TASKS), seed=0)
     ensemble = train_disagreement(quickstart.world_model, replay, iterations=3000, progress=True)
     save_disagreement(ensemble, folder / "quickstart" / "disagreement.pt")
-    pack(load_world_model(config, run / "world_model" / "world_model.pt"), "first")
+    one_round: Any = OmegaConf.merge(config, {"rounds": {"count": 1}})
+    first = run / "world_model" / "world_model.pt"
+    pack(load_world_model(config, improve_world_model(one_round, folder / "round", store, first, list(TASKS))), "round")
     for name, size in (("simnorm", 8), ("mish", 0)):
         torch.manual_seed(0)
         model = make_world_model(OmegaConf.merge(config, {"model": {"simnorm_dim": size}}))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -85,26 +86,26 @@ class Stopwatch:
 
 
 class BestPolicy:
-    """The actor that earned most in the real environment so far; part of the checkpoint."""
+    """The actor that did best in the real environment so far; part of the checkpoint."""
 
     def __init__(self, actor: nn.Module) -> None:
         self.actor = actor
-        self.real_return, self.weights = -math.inf, copy_state(actor)
+        self.result, self.weights = (-math.inf, -math.inf), copy_state(actor)
 
-    def offer(self, real_return: float) -> None:
-        """Keeps the actor as it is now if it earned more than any before."""
-        if real_return > self.real_return:
-            self.real_return, self.weights = real_return, copy_state(self.actor)
+    def offer(self, score: float, real_return: float) -> None:
+        """Keeps the actor as it is now if its score is above any before, or equal and its return is."""
+        if (score, real_return) > self.result:
+            self.result, self.weights = (score, real_return), copy_state(self.actor)
 
     def restore(self) -> None:
         """Puts the best weights back into the actor."""
         self.actor.load_state_dict(self.weights)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"real_return": self.real_return, "weights": self.weights}
+        return {"result": self.result, "weights": self.weights}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.real_return, self.weights = state_dict["real_return"], dict(state_dict["weights"])
+        self.result, self.weights = tuple(state_dict["result"]), dict(state_dict["weights"])
 
 
 def copy_state(module: nn.Module) -> dict[str, Tensor]:
@@ -137,7 +138,7 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
 
     def evaluate() -> dict[str, float]:
         metrics = _compare(loss, model, shown, job, config)
-        best.offer(metrics["real_return"])
+        best.offer(metrics["real_score"], metrics["real_return"])
         return metrics
 
     trainer = PWMTrainer(
@@ -263,6 +264,7 @@ def _compare(
     return {
         "predicted_return": float(reward.mean()) * task.episode_length,
         "real_return": float(probe.returns.mean()),
+        "real_score": float(np.mean(task.score(probe.returns, probe.successes))),
         **({} if probe.successes is None else {"real_success": float(probe.successes.mean())}),
         **probe.metrics(),
     }
