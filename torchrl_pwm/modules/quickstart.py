@@ -92,7 +92,8 @@ def pack_quickstart(
 
     Args:
         world_model: the model; all of it is stored, and which sizes it has.
-        starts: start states of each task, as :func:`~torchrl_pwm.data.start_states` draws them.
+        starts: start states of each task, as :func:`~torchrl_pwm.data.start_states` draws them; stored in half
+            precision, without padding.
         behavior: statistics of the data of the same tasks.
         task_set: name of the task set.
         source: anything worth knowing, as plain numbers, strings, lists and dictionaries.
@@ -108,8 +109,8 @@ def pack_quickstart(
         if world_model.action_masks is not None:
             # the padding holds random numbers in collected as in published data
             action = action * world_model.action_masks[int(states["task"][0])].cpu()
-        tensors[f"starts.{task}.observation"] = _without_padding(observation)
-        tensors[f"starts.{task}.action"] = _without_padding(action)
+        tensors[f"starts.{task}.observation"] = _without_padding(observation).half()
+        tensors[f"starts.{task}.action"] = _without_padding(action).half()
     header = {
         "task_set": task_set,
         "model": _unsaid(world_model),
@@ -145,5 +146,5 @@ def _unpacked(tensors: Mapping[str, Tensor], task: str, index: int, model: PWMWo
     states = TensorDict({"task": torch.full((count,), index, dtype=torch.int64)}, [count])
     for key, size in (("observation", model.observation_dim), ("action", model.action_dim)):
         entry = tensors[f"starts.{task}.{key}"]
-        states.set(key, functional.pad(entry, (0, size - entry.shape[1])))
+        states.set(key, functional.pad(entry.float(), (0, size - entry.shape[1])))
     return states
