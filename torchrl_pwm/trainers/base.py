@@ -205,9 +205,10 @@ class ReplayTrainer(Trainer):
         source = folder if folder is not None else self.save_trainer_file
         if source is None:
             raise ValueError("resume() needs a folder, or a trainer that was given save_folder.")
-        if required or has_checkpoint(source):
+        found = required or has_checkpoint(source)
+        if found:
             self.load_state_dict(load_checkpoint(source))
-        rewind_metrics(self.logger, self.collected_frames)
+        rewind_metrics(self.logger, self.collected_frames if found else -1)
 
     def _show_progress(self) -> None:
         if self.progress_bar:
@@ -226,7 +227,13 @@ class ReplayTrainer(Trainer):
 
     def _log_evaluation(self, batch: TensorDictBase) -> None:
         done = self.collected_frames
-        if self.evaluate is None or (done % self.eval_interval and done != self.total_frames):
-            return
-        for key, value in self.evaluate().items():
-            self._log(**{key: float(value)}, log_pbar=True)
+        if done % self.eval_interval == 0 or done == self.total_frames:
+            self.log_evaluation()
+
+    def log_evaluation(self) -> None:
+        """Calls ``evaluate`` now, and logs what it returns at the current step."""
+        if self.evaluate is not None:
+            for key, value in self.evaluate().items():
+                # TorchRL's Trainer logs nothing before the first step.
+                self._last_log.setdefault(key, -1)
+                self._log(**{key: float(value)}, log_pbar=True)

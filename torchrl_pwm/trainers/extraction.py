@@ -29,6 +29,7 @@ from torchrl_pwm.evaluation import evaluate_policy
 from torchrl_pwm.evaluation.trust import probe_trust
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart, symexp
 from torchrl_pwm.objectives import PWMLoss
+from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.checkpoint import replace_file
 from torchrl_pwm.trainers.disagreement import disagreement_file, load_disagreement
 from torchrl_pwm.trainers.models import load_world_model
@@ -135,10 +136,12 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     stepper = instantiate(config.stepper, loss, iterations=config.extraction.iterations)
     shown = first_states(replay.sample()).to(job.device)
     best = BestPolicy(loss.actor_network)
+    average = PolicyAverage(loss.actor_network, config.extraction.average)
 
     def evaluate() -> dict[str, float]:
-        metrics = _compare(loss, model, shown, job, config)
-        best.offer(metrics["real_score"], metrics["real_return"])
+        with average.applied():
+            metrics = _compare(loss, model, shown, job, config)
+            best.offer(metrics["real_score"], metrics["real_return"])
         return metrics
 
     trainer = PWMTrainer(
@@ -158,17 +161,19 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     stopwatch = Stopwatch()
     trainer.register_module("stopwatch", stopwatch)
     trainer.register_module("best_policy", best)
+    trainer.register_module("policy_average", average)
+    trainer.register_op("post_optim", average.update)
     if report is not None:
         trainer.register_op("post_steps_log", _reporter(report, trainer, job))
     trainer.resume(required=False)
     if trainer.collected_frames == 0:
         warm_start(loss, stepper, replay, **config.extraction.warm_start, device=job.device)
+        average.restart()
         if config.extraction.warm_start.behavior_updates and config.extraction.select == "best":
-            evaluate()
+            trainer.log_evaluation()
     trainer.train()
     seconds = stopwatch.seconds
-    if config.extraction.select == "best":
-        best.restore()
+    (best if config.extraction.select == "best" else average).restore()
     save_policy(loss, job.folder / "policy.pt")
 
     found = evaluate_policy(
