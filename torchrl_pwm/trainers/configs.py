@@ -93,6 +93,7 @@ class FirstOrderLossConfig:
     _target_: str = "torchrl_pwm.FirstOrderLoss"
     normalize_returns: bool = True
     bootstrap: str = "standard"
+    delay_value: bool = False
     loss_function: str = "l2"
     reduction: str = "mean"
 
