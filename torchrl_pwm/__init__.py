@@ -18,9 +18,10 @@ _EXPORTS = {
         "make_value_ensemble",
         "SimNorm",
         "NormedLinear",
+        "ObservationNormalizer",
         "TwoHotCodec",
     ),
-    "objectives": ("FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss"),
+    "objectives": ("FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss", "SHACLoss"),
     "envs": (
         "WorldModelWrapper",
         "ImaginedEnv",
