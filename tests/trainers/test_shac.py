@@ -10,6 +10,7 @@ from torchrl.record.loggers import CSVLogger
 from tests.objectives.quadratic_env import QuadraticEnv, make_shac
 from tests.trainers import tiny
 from torchrl_pwm import SHACTrainer, evaluate_policy
+from torchrl_pwm.envs.simulators import AnalyticEnv
 from torchrl_pwm.trainers import SHACOptimizationStepper, load_checkpoint
 
 ROWS, ITERATIONS = 4, 7
@@ -169,10 +170,16 @@ def test_without_skipping_a_run_stops():
         make_trainer(make_env(BrokenEnv)).train()
 
 
+def make_simulator():
+    return AnalyticEnv("synthetic", ROWS, observation_size=2, action_size=2, episode_length=5, requires_grad=True)
+
+
 KINDS = {
     "plain": ({}, {}, lambda: make_env()),
     "delayed": ({"delay_value": True}, {}, lambda: make_env()),
     "transformed": ({}, {}, lambda: TransformedEnv(make_env(), Compose(RewardSum()))),
+    "simulator": ({}, {}, lambda: make_simulator()),
+    "transformed simulator": ({}, {}, lambda: TransformedEnv(make_simulator(), RewardSum())),
 }
 
 
