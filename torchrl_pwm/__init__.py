@@ -18,9 +18,10 @@ _EXPORTS = {
         "make_value_ensemble",
         "SimNorm",
         "NormedLinear",
+        "ObservationNormalizer",
         "TwoHotCodec",
     ),
-    "objectives": ("FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss"),
+    "objectives": ("FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss", "SHACLoss"),
     "envs": (
         "WorldModelWrapper",
         "ImaginedEnv",
@@ -31,7 +32,7 @@ _EXPORTS = {
     ),
     "data": ("TDMPC2ExperienceReplay", "convert_shards", "collect_dataset"),
     "evaluation": ("evaluate_policy",),
-    "trainers": ("PWMTrainer", "WorldModelTrainer"),
+    "trainers": ("PWMTrainer", "SHACTrainer", "WorldModelTrainer"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -11,6 +11,7 @@ from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.modules import IndependentNormal, ProbabilisticActor, ValueOperator
 from torchrl.objectives.utils import ValueEstimators
 
+from tests.objectives.quadratic_env import make_shac, make_window
 from torchrl_pwm import FirstOrderLoss, PWMLoss, PWMWorldModel, PWMWorldModelLoss, make_pwm_actor, make_value_ensemble
 
 BATCH, HORIZON, OBSERVATION, ACTION, LATENT, TASKS = 6, 4, 5, 2, 16, 3
@@ -65,6 +66,7 @@ def make_first_order(**options) -> FirstOrderLoss:
 
 LOSSES = {
     "first_order": (make_first_order, ending_rollouts),
+    "shac": (make_shac, make_window),
     "pwm": (make_pwm, starts),
     "pwm_multitask": (lambda **o: make_pwm(TASKS, **o), lambda: starts(TASKS)),
     "world_model": (lambda **o: PWMWorldModelLoss(make_model(), **o), sequences),

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from torchrl_pwm import PWMWorldModel, PWMWorldModelLoss
 from torchrl_pwm.modules import load_quickstart
-from torchrl_pwm.trainers import ReplayTrainer, configs
+from torchrl_pwm.trainers import configs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -26,10 +26,13 @@ POSITIONAL = {
     configs.PWMWorldModelLossConfig: {"world_model"},
     configs.FirstOrderLossConfig: {"actor_network", "value_network"},
     configs.PWMLossConfig: {"actor_network", "value_network", "world_model"},
+    configs.SHACLossConfig: {"actor_network", "value_network"},
     configs.PWMStepperConfig: {"loss_module"},
+    configs.SHACStepperConfig: {"loss_module"},
     configs.WorldModelStepperConfig: {"loss_module"},
     configs.PWMTrainerConfig: {"loss_module", "replay_buffer"},
     configs.WorldModelTrainerConfig: {"loss_module", "replay_buffer"},
+    configs.SHACTrainerConfig: {"loss_module", "env"},
 }
 COMPONENTS = [
     config
@@ -44,10 +47,16 @@ def keywords(target):
     parameters = dict(inspect.signature(target.__init__ if inspect.isclass(target) else target).parameters)
     parameters.pop("self", None)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        further = PWMWorldModel if target == PWMWorldModel.from_preset else ReplayTrainer
-        parameters = {**inspect.signature(further.__init__).parameters, **parameters}
+        preset = target == PWMWorldModel.from_preset
+        for further in (PWMWorldModel,) if preset else bases_of_this_package(target):
+            parameters = {**inspect.signature(further.__init__).parameters, **parameters}
         parameters.pop("self")
+        parameters.pop("source", None)
     return {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+
+
+def bases_of_this_package(target):
+    return [base for base in target.__mro__[1:] if base.__module__.startswith("torchrl_pwm.")]
 
 
 def plain(value):
@@ -200,7 +209,17 @@ def test_every_component_is_built_from_its_group():
 
 
 @pytest.mark.parametrize(
-    ("group", "name"), [("loss", "first_order"), ("replay", "tdmpc2"), ("trainer", "pwm"), ("model_trainer", "pwm")]
+    ("group", "name"),
+    [
+        ("loss", "first_order"),
+        ("replay", "tdmpc2"),
+        ("trainer", "pwm"),
+        ("model_trainer", "pwm"),
+        ("loss", "shac"),
+        ("stepper", "shac"),
+        ("trainer", "shac"),
+        ("normalizer", "moments"),
+    ],
 )
 def test_further_groups_are_in_the_store(group, name):
     from hydra.core.config_store import ConfigStore

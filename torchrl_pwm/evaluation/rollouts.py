@@ -136,7 +136,7 @@ def evaluate_policy(
     if isinstance(env_or_task, EnvBase):
         env = _with_latent(env_or_task, policy, world_model)
         spec = _task_spec_of(env, task, task_set)
-        label = task or (type(_innermost(env)).__name__ if spec is None else spec.name)
+        label = task or (type(innermost_env(env)).__name__ if spec is None else spec.name)
         return run(policy, env, label=label, spec=spec)
 
     names = [env_or_task] if isinstance(env_or_task, str) else list(env_or_task)
@@ -257,11 +257,12 @@ def _policy_for(policy: Any, task: str) -> Policy:
 def _task_spec_of(env: EnvBase, task: str | None, task_set: str | TaskSet | None) -> TaskSpec | None:
     if task is not None:
         return find_task_spec(task, task_set)
-    spec = vars(_innermost(env)).get("task_spec")
+    spec = vars(innermost_env(env)).get("task_spec")
     return spec if isinstance(spec, TaskSpec) else None
 
 
-def _innermost(env: EnvBase) -> EnvBase:
+def innermost_env(env: EnvBase) -> EnvBase:
+    """The env without its transforms."""
     while isinstance(env, TransformedEnv):
         env = env.base_env
     return env

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchrl_pwm.objectives.first_order import FirstOrderLoss
 from torchrl_pwm.objectives.pwm import PWMLoss
+from torchrl_pwm.objectives.shac import SHACLoss
 from torchrl_pwm.objectives.world_model import PWMWorldModelLoss
 
-__all__ = ["FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss"]
+__all__ = ["FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss", "SHACLoss"]

@@ -42,6 +42,8 @@ class FirstOrderLoss(LossModule):
         normalize_returns (bool): divide by the running standard deviation of the returns (a saved buffer), else by H.
         bootstrap (str): ``"standard"`` closes a rollout with gamma^H; ``"reference"`` reproduces the published code,
             which uses gamma^(H+1) and forgets the rewards of a row that is done exactly at the last step.
+        delay_value (bool): take v from a slowly moving copy of the value network, which TorchRL's ``SoftUpdate``
+            moves (SHAC as first published). Default: ``False``.
         loss_function (str): distance of the value regression. Default: ``"l2"``.
         reduction (str): ``"mean"``, ``"sum"`` or ``"none"``.
 
@@ -96,6 +98,7 @@ class FirstOrderLoss(LossModule):
         *,
         normalize_returns: bool = True,
         bootstrap: Bootstrap = "standard",
+        delay_value: bool = False,
         loss_function: str = "l2",
         reduction: str = "mean",
     ) -> None:
@@ -105,9 +108,10 @@ class FirstOrderLoss(LossModule):
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f'reduction must be "mean", "sum" or "none", found {reduction!r}.')
         self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
-        self.convert_to_functional(value_network, "value_network", create_target_params=False)
+        self.convert_to_functional(value_network, "value_network", create_target_params=delay_value)
         self.normalize_returns = normalize_returns
         self.bootstrap = bootstrap
+        self.delay_value = delay_value
         self.loss_function = loss_function
         self.reduction = reduction
         self.return_moments = RunningMoments()
@@ -154,14 +158,8 @@ class FirstOrderLoss(LossModule):
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         if self._value_estimator is not None:
-            keys = self.tensor_keys
-            self._value_estimator.set_keys(
-                reward=keys.reward,
-                done=keys.done,
-                terminated=keys.terminated,
-                value=keys.value,
-                value_target=keys.value_target,
-            )
+            names = ("reward", "done", "terminated", "value", "value_target")
+            self._value_estimator.set_keys(**{name: getattr(self.tensor_keys, name) for name in names})
         self._set_in_keys()
 
     @dispatch
@@ -229,7 +227,7 @@ class FirstOrderLoss(LossModule):
         begins = torch.cat([torch.ones_like(done[..., :1]), done[..., :-1]], -1)
         start = torch.where(begins, steps, 0).cummax(-1).values
         weight = torch.pow(gamma, (steps - start).to(reward.dtype))
-        closes = done * gamma * weight
+        closes = gamma * weight * done
         if self.bootstrap == "reference":
             # Published code: a row done at the last step has been reset before its return is booked.
             forgotten = done[..., -1:]
@@ -277,7 +275,8 @@ class FirstOrderLoss(LossModule):
     def _next_value(self, rollout: TensorDictBase) -> Tensor:
         """Minimum over the ensemble at next states, ``[*, 1]``; the gradient reaches the states, not the weights."""
         inputs = self._critic_inputs(rollout, "next")
-        with frozen(self.value_network, self.value_network_params):
+        # TorchRL gives the network's own weights, detached, where there is no delayed copy.
+        with frozen(self.value_network, self.target_value_network_params):
             value = self.value_network(inputs).get(self.tensor_keys.value)
         if value.ndim > inputs.ndim + 1:
             value = value.min(0).values

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
-from torchrl.modules import TanhNormal
 
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.two_hot import RewardSpace
+from torchrl_pwm.objectives.acting import is_tanh_gaussian, reparameterized_action, require_probabilistic
 from torchrl_pwm.objectives.entries import require
 from torchrl_pwm.objectives.first_order import Bootstrap, FirstOrderLoss
 
@@ -49,7 +49,7 @@ class PWMLoss(FirstOrderLoss):
         disagreement (nn.Module): a :class:`~torchrl_pwm.DynamicsEnsemble` trained on this model's latents.
         disagreement_coef (float): the ensemble's disagreement times this is taken off each imagined reward, in the
             space that is summed, as in MOPO (arXiv 2005.13239). Default: 0.
-        normalize_returns, bootstrap, loss_function, reduction: see :class:`FirstOrderLoss`.
+        normalize_returns, bootstrap, delay_value, loss_function, reduction: see :class:`FirstOrderLoss`.
 
     Raises:
         ValueError: if an option is unknown or the actor is not probabilistic; at the call, if neither observation nor
@@ -93,6 +93,7 @@ class PWMLoss(FirstOrderLoss):
         reward_space: RewardSpace = "symlog",
         normalize_returns: bool = True,
         bootstrap: Bootstrap = "standard",
+        delay_value: bool = False,
         mask_actions: bool = False,
         behavior_coef: float = 0.0,
         disagreement: nn.Module | None = None,
@@ -111,11 +112,7 @@ class PWMLoss(FirstOrderLoss):
                 raise ValueError(f"{name} must be finite and at least 0, found {coefficient}.")
         if disagreement_coef and disagreement is None:
             raise ValueError("disagreement_coef needs disagreement=, a DynamicsEnsemble of the model's latents.")
-        if not hasattr(actor_network, "get_dist"):
-            raise ValueError(
-                "actor_network must be a TorchRL probabilistic actor (make_pwm_actor, ProbabilisticActor), found "
-                f"{type(actor_network).__name__}, which has no get_dist()."
-            )
+        require_probabilistic(actor_network)
         # In a tuple, torch does not take the frozen model for a submodule, nor TorchRL for one to reset.
         self.__dict__["_world_model"] = (world_model,)
         self.__dict__["_disagreement"] = (disagreement,)
@@ -124,6 +121,7 @@ class PWMLoss(FirstOrderLoss):
             value_network,
             normalize_returns=normalize_returns,
             bootstrap=bootstrap,
+            delay_value=delay_value,
             loss_function=loss_function,
             reduction=reduction,
         )
@@ -136,7 +134,7 @@ class PWMLoss(FirstOrderLoss):
         if behavior_coef:
             self.out_keys = [*self.out_keys, "loss_behavior"]
             self._set_in_keys()
-        self._tanh_gaussian = _is_tanh_gaussian(actor_network)
+        self._tanh_gaussian = is_tanh_gaussian(actor_network)
 
     @property
     def world_model(self) -> Any:
@@ -220,7 +218,12 @@ class PWMLoss(FirstOrderLoss):
                 state = {keys.latent: latent.detach() if self.detach_latent else latent}
                 if task is not None:
                     state[keys.task] = task
-                action = self._act(TensorDict(state, latent.shape[:-1]), None if noise is None else noise[step])
+                action = reparameterized_action(
+                    self.actor_network,
+                    TensorDict(state, latent.shape[:-1]),
+                    None if noise is None else noise[step],
+                    tanh_gaussian=self._tanh_gaussian,
+                )
                 action = action if mask is None else action * mask
                 latent = model.next_latent(latent, action, context)
                 actions.append(action)
@@ -258,29 +261,3 @@ class PWMLoss(FirstOrderLoss):
                 f"{sorted(map(str, tensordict.keys()))}. Rename with loss.set_keys(observation=...)."
             )
         return latent.detach()
-
-    def _act(self, state: TensorDictBase, noise: Tensor | None) -> Tensor:
-        """A reparameterised action; TorchRL's losses run in deterministic mode, which would return the mean."""
-        actor = self.actor_network
-        if not self._tanh_gaussian:
-            if noise is not None:
-                raise ValueError("noise needs a tanh-Gaussian actor with actions in [-1, 1].")
-            return actor.get_dist(state).rsample()
-        params = actor.get_dist_params(state)
-        loc, scale = params.get("loc"), params.get("scale")
-        if noise is not None and noise.shape != loc.shape:
-            raise ValueError(
-                f"noise must be [H, B, A]: expected {tuple(loc.shape)} a step, found {tuple(noise.shape)}."
-            )
-        return torch.tanh(loc + scale * (torch.randn_like(loc) if noise is None else noise))
-
-
-def _is_tanh_gaussian(actor: TensorDictModule) -> bool:
-    """Whether the actor is tanh(loc + scale * noise) with bounds of -1 and 1."""
-    heads = [module for module in actor.modules() if isinstance(module, ProbabilisticTensorDictModule)]
-    if len(heads) != 1 or heads[0].distribution_class is not TanhNormal or heads[0].in_keys != ["loc", "scale"]:
-        return False
-    kwargs = dict(heads[0].distribution_kwargs)
-    bounds = torch.as_tensor(kwargs.pop("low", -1.0)), torch.as_tensor(kwargs.pop("high", 1.0))
-    unit = bool((bounds[0] == -1).all() and (bounds[1] == 1).all())
-    return unit and not kwargs.pop("tanh_loc", False) and not set(kwargs) - {"event_dims", "safe_tanh", "upscale"}

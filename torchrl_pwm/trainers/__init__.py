@@ -1,17 +1,26 @@
-"""Trainers: world-model pre-training and policy extraction from replay buffers."""
+"""Trainers: world-model pre-training, policy extraction from replay buffers, and SHAC in simulators."""
 
 from __future__ import annotations
 
-from torchrl_pwm.trainers.base import ReplayTrainer
+from torchrl_pwm.trainers.base import ReplayTrainer, UpdateTrainer
 from torchrl_pwm.trainers.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_pwm.trainers.pwm import PWMTrainer
-from torchrl_pwm.trainers.steppers import PWMOptimizationStepper, WorldModelOptimizationStepper
+from torchrl_pwm.trainers.shac import SHACOptimizationStepper, SHACTrainer
+from torchrl_pwm.trainers.steppers import (
+    FirstOrderOptimizationStepper,
+    PWMOptimizationStepper,
+    WorldModelOptimizationStepper,
+)
 from torchrl_pwm.trainers.world_model import WorldModelTrainer
 
 __all__ = [
+    "FirstOrderOptimizationStepper",
     "PWMOptimizationStepper",
     "PWMTrainer",
     "ReplayTrainer",
+    "SHACOptimizationStepper",
+    "SHACTrainer",
+    "UpdateTrainer",
     "WorldModelOptimizationStepper",
     "WorldModelTrainer",
     "has_checkpoint",

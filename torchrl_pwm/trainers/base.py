@@ -1,4 +1,4 @@
-"""What both offline trainers share: TorchRL's Trainer fed from a replay buffer, one update at a time."""
+"""What the trainers share: TorchRL's Trainer one update at a time, without a collector."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ class TorchGenerators:
             torch.cuda.set_rng_state_all(state_dict["cuda"])
 
 
-class ReplayTrainer(Trainer):
-    """TorchRL's :class:`~torchrl.trainers.Trainer` for training from a replay buffer, without a collector.
+class UpdateTrainer(Trainer):
+    """TorchRL's :class:`~torchrl.trainers.Trainer` one update at a time, without a collector.
 
     One frame is one update. Metrics go to the logger and the progress bar every ``log_interval`` updates; an optional
     ``evaluate`` function adds its own every ``eval_interval``. With a ``save_folder``, everything that decides the
@@ -125,12 +125,11 @@ class ReplayTrainer(Trainer):
 
     Args:
         loss_module (LossModule): the objective.
-        replay_buffer (ReplayBuffer): gives batches by ``sample()``.
+        source (TrainerHookBase): makes the batch of each update, and saves where it stands.
         optimization_stepper (OptimizationStepper): what one update does.
 
     Keyword Args:
         iterations (int): number of updates.
-        device (optional): where batches are moved.
         logger (torchrl Logger, optional): for instance a ``CSVLogger``.
         log_interval, eval_interval, save_interval (int): in updates.
         evaluate (callable, optional): returns a mapping of named numbers.
@@ -143,11 +142,10 @@ class ReplayTrainer(Trainer):
     def __init__(
         self,
         loss_module: LossModule,
-        replay_buffer: ReplayBuffer,
+        source: TrainerHookBase,
         optimization_stepper: OptimizationStepper,
         *,
         iterations: int,
-        device: torch.device | str | None = None,
         logger: Logger | None = None,
         log_interval: int = 100,
         evaluate: Evaluation | None = None,
@@ -175,8 +173,7 @@ class ReplayTrainer(Trainer):
         self._last_log: dict[str, Any] = {}
         self.metrics_interval = log_interval
         self.evaluate, self.eval_interval = evaluate, eval_interval
-        place = torch.device(device) if device is not None else None
-        ReplaySampling(replay_buffer, place, saves=save_folder is not None).register(self)
+        source.register(self)
         self.register_module("generators", TorchGenerators())
         self.register_op("setup", self._show_progress)
         self.register_op("post_optim_complete_log", self._log_metrics)
@@ -237,3 +234,36 @@ class ReplayTrainer(Trainer):
                 # TorchRL's Trainer logs nothing before the first step.
                 self._last_log.setdefault(key, -1)
                 self._log(**{key: float(value)}, log_pbar=True)
+
+
+class ReplayTrainer(UpdateTrainer):
+    """An :class:`UpdateTrainer` whose batches come from a replay buffer.
+
+    Args:
+        loss_module (LossModule): the objective.
+        replay_buffer (ReplayBuffer): gives batches by ``sample()``.
+        optimization_stepper (OptimizationStepper): what one update does.
+
+    Keyword Args:
+        iterations (int): number of updates.
+        device (optional): where batches are moved.
+        save_folder (path, optional): folder of the checkpoint.
+        **kwargs: see :class:`UpdateTrainer`.
+    """
+
+    def __init__(
+        self,
+        loss_module: LossModule,
+        replay_buffer: ReplayBuffer,
+        optimization_stepper: OptimizationStepper,
+        *,
+        iterations: int,
+        device: torch.device | str | None = None,
+        save_folder: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        place = torch.device(device) if device is not None else None
+        source = ReplaySampling(replay_buffer, place, saves=save_folder is not None)
+        super().__init__(
+            loss_module, source, optimization_stepper, iterations=iterations, save_folder=save_folder, **kwargs
+        )

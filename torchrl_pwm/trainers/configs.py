@@ -6,6 +6,7 @@ Each has the component's ``_target_`` and one field for every keyword of its con
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,6 +94,7 @@ class FirstOrderLossConfig:
     _target_: str = "torchrl_pwm.FirstOrderLoss"
     normalize_returns: bool = True
     bootstrap: str = "standard"
+    delay_value: bool = False
     loss_function: str = "l2"
     reduction: str = "mean"
 
@@ -109,6 +111,26 @@ class PWMLossConfig(FirstOrderLossConfig):
     behavior_coef: float = 0.0
     disagreement: Any = None
     disagreement_coef: float = 0.0
+
+
+@dataclass
+class ObservationNormalizerConfig:
+    """:class:`torchrl_pwm.ObservationNormalizer`."""
+
+    _target_: str = "torchrl_pwm.ObservationNormalizer"
+    observation_dim: Any = None
+    clip: float = math.inf
+    in_key: Any = "observation"
+    out_key: Any = "normalized_observation"
+
+
+@dataclass
+class SHACLossConfig(FirstOrderLossConfig):
+    """:class:`torchrl_pwm.SHACLoss`."""
+
+    _target_: str = "torchrl_pwm.SHACLoss"
+    horizon: int = 32
+    normalizer: Any = None
 
 
 @dataclass
@@ -152,6 +174,17 @@ class PWMStepperConfig:
 
 
 @dataclass
+class SHACStepperConfig(PWMStepperConfig):
+    """:class:`torchrl_pwm.trainers.SHACOptimizationStepper`."""
+
+    _target_: str = "torchrl_pwm.trainers.SHACOptimizationStepper"
+    iterations: int = 2000
+    actor_lr: float = 2e-3
+    critic_iterations: int = 16
+    target_tau: float = 0.8
+
+
+@dataclass
 class WorldModelStepperConfig:
     """:class:`torchrl_pwm.trainers.WorldModelOptimizationStepper`."""
 
@@ -164,12 +197,11 @@ class WorldModelStepperConfig:
 
 
 @dataclass
-class ReplayTrainerConfig:
-    """What both trainers share: :class:`torchrl_pwm.trainers.ReplayTrainer`."""
+class UpdateTrainerConfig:
+    """What all trainers share: :class:`torchrl_pwm.trainers.UpdateTrainer`."""
 
     iterations: int = 10_000
     optimization_stepper: Any = None
-    device: Any = None
     logger: Any = None
     log_interval: int = 100
     evaluate: Any = None
@@ -177,6 +209,13 @@ class ReplayTrainerConfig:
     save_folder: Any = None
     save_interval: int = 1000
     progress_bar: bool = True
+
+
+@dataclass
+class ReplayTrainerConfig(UpdateTrainerConfig):
+    """What those that draw from a buffer share: :class:`torchrl_pwm.trainers.ReplayTrainer`."""
+
+    device: Any = None
 
 
 @dataclass
@@ -193,6 +232,14 @@ class WorldModelTrainerConfig(ReplayTrainerConfig):
     _target_: str = "torchrl_pwm.WorldModelTrainer"
 
 
+@dataclass
+class SHACTrainerConfig(UpdateTrainerConfig):
+    """:class:`torchrl_pwm.SHACTrainer`."""
+
+    _target_: str = "torchrl_pwm.SHACTrainer"
+    iterations: int = 2000
+
+
 def register() -> None:
     """Puts every configuration into Hydra's store, by group and name."""
     store = ConfigStore.instance().store
@@ -204,10 +251,14 @@ def register() -> None:
     store(group="model_loss", name="pwm", node=PWMWorldModelLossConfig)
     store(group="loss", name="first_order", node=FirstOrderLossConfig)
     store(group="loss", name="pwm", node=PWMLossConfig)
+    store(group="loss", name="shac", node=SHACLossConfig)
+    store(group="normalizer", name="moments", node=ObservationNormalizerConfig)
     store(group="replay", name="tdmpc2", node=ReplayConfig)
     store(group="stepper", name="pwm", node=PWMStepperConfig)
+    store(group="stepper", name="shac", node=SHACStepperConfig)
     store(group="model_stepper", name="pwm", node=WorldModelStepperConfig)
     store(group="trainer", name="pwm", node=PWMTrainerConfig)
+    store(group="trainer", name="shac", node=SHACTrainerConfig)
     store(group="model_trainer", name="pwm", node=WorldModelTrainerConfig)
 
 

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.trainers import OptimizationStepper
 
-from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
+from torchrl_pwm.modules import RunningMoments
+from torchrl_pwm.objectives import FirstOrderLoss, PWMLoss, PWMWorldModelLoss
 
 
-class PWMOptimizationStepper(OptimizationStepper):
-    """One actor step and the critic pass of PWM, with linear learning-rate schedules.
+class FirstOrderOptimizationStepper(OptimizationStepper):
+    """One actor step and the critic pass on a differentiable rollout, with linear learning-rate schedules.
 
-    Each update imagines one rollout from the batch's start states, takes one clipped Adam step on the actor, then
-    regresses the critics on targets fixed before they change: ``critic_iterations`` passes over
-    ``critic_batches`` consecutive, unshuffled minibatches of the rollout in time-major order.
-    Source: PWM (arXiv 2407.02466), algorithm 1 and appendix; the defaults are the published ones.
+    The actor takes one clipped Adam step; the critics then regress on targets fixed before they change:
+    ``critic_iterations`` passes over ``critic_batches`` consecutive, unshuffled minibatches of the rollout in
+    time-major order. Its subclasses for PWM and SHAC say where rollouts come from.
 
     Args:
-        loss_module (PWMLoss): the objective; its actor and critics are optimised.
+        loss_module (FirstOrderLoss): the objective; its actor and critics are optimised.
 
     Keyword Args:
         iterations (int): number of updates over which the learning rates fall linearly to ``final_lr``.
@@ -34,23 +34,13 @@ class PWMOptimizationStepper(OptimizationStepper):
             default it raises instead.
 
     Raises:
-        FloatingPointError: if a loss, value target or gradient is not finite, naming the update, the entry of the
-            batch and its tasks. Neither parameters nor the return scale have changed then, unless it is a critic
-            minibatch alone that overflows, after the actor's step.
-
-    Examples:
-        >>> from torchrl_pwm import PWMLoss, PWMWorldModel, make_pwm_actor, make_value_ensemble
-        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
-        >>> loss = PWMLoss(make_pwm_actor(16, 2), make_value_ensemble(16), model, horizon=4)
-        >>> stepper = PWMOptimizationStepper(loss, iterations=100)
-        >>> metrics = stepper.update(TensorDict({"observation": torch.randn(8, 5)}, [8]))
-        >>> sorted(metrics.keys())[:3]
-        ['actor_grad_norm', 'actor_lr', 'critic_grad_norm']
+        FloatingPointError: if a loss, value target or gradient is not finite. Neither parameters nor the running
+            moments have changed then, unless it is a critic minibatch alone that overflows, after the actor's step.
     """
 
     def __init__(
         self,
-        loss_module: PWMLoss,
+        loss_module: FirstOrderLoss,
         *,
         iterations: int = 10_000,
         actor_lr: float = 5e-4,
@@ -81,19 +71,23 @@ class PWMOptimizationStepper(OptimizationStepper):
     def step(self, trainer: Any, sub_batch: TensorDictBase) -> TensorDictBase:
         return self.update(sub_batch)
 
-    def update(self, batch: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
-        """One update from ``[B]`` start states, or the first steps of ``[B, T]`` sequences.
+    def update(self, batch: TensorDictBase) -> TensorDictBase:
+        """One update from a rollout ``[B, H]`` with its graph."""
+        return self.optimize(batch, batch)
 
-        ``noise`` [H, B, A] replaces the sampled policy noise.
+    def optimize(
+        self, rollout: TensorDictBase, batch: TensorDictBase, further: Mapping[str, Tensor] | None = None
+    ) -> TensorDictBase:
+        """Actor step and critic pass on a rollout [B, H].
+
+        ``batch``, where it came from, is named in errors; ``further`` losses are added to the actor's.
         """
-        loss = self.loss_module
-        start = batch[:, 0] if batch.ndim == 2 else batch
-        rollout = loss.imagine(start, noise)
-        scale_before = {name: buffer.clone() for name, buffer in loss.return_moments.state_dict().items()}
+        loss, further = self.loss_module, further or {}
+        moments = [module for module in loss.modules() if isinstance(module, RunningMoments)]
+        before = [{name: buffer.clone() for name, buffer in module.state_dict().items()} for module in moments]
         actor_loss = loss.actor_loss(rollout)
-        behavior = {"loss_behavior": loss.behavior_loss(start)} if loss.behavior_coef else {}
         self.actor_optimizer.zero_grad()
-        sum(behavior.values(), actor_loss).backward()
+        sum(further.values(), actor_loss).backward()
         actor_norm = nn.utils.clip_grad_norm_(self.actor_params, self.actor_clip)
         target = loss.value_target(rollout)
         found = {"loss": actor_loss.detach(), "gradient norm": actor_norm, "value target": target.sum()}
@@ -102,12 +96,13 @@ class PWMOptimizationStepper(OptimizationStepper):
             critic = self.update_critics(rollout, target, batch)
         else:
             # One such batch would make the running moments, and all later losses, non-finite.
-            loss.return_moments.load_state_dict(scale_before)
+            for module, state in zip(moments, before):
+                module.load_state_dict(state)
             self._refuse("actor", batch, found, changed=False)
             nothing = torch.full_like(actor_loss.detach(), torch.nan)
             critic = {"loss_value": nothing, "critic_grad_norm": nothing}
         metrics: dict[str, Any] = {"loss_actor": actor_loss.detach(), "actor_grad_norm": actor_norm, **critic}
-        metrics |= {name: value.detach() for name, value in behavior.items()}
+        metrics |= {name: value.detach() for name, value in further.items()}
         metrics |= loss.rollout_metrics(rollout)
         metrics["actor_lr"] = self.schedulers[0].get_last_lr()[0]
         metrics["skipped"] = float(self.skipped)
@@ -139,8 +134,13 @@ class PWMOptimizationStepper(OptimizationStepper):
 
     def _refuse(self, name: str, batch: TensorDictBase, found: dict[str, Tensor], *, changed: bool) -> None:
         if not self.skip_non_finite:
-            raise_non_finite(name, self.schedulers[0].last_epoch + 1, batch, found, changed=changed)
+            update = self.schedulers[0].last_epoch + 1
+            raise_non_finite(name, update, batch, found, changed=changed, where=self.locate(batch))
         self.skipped += 1
+
+    def locate(self, batch: TensorDictBase) -> str:
+        """What is not finite in a batch that was refused, and what to do, for the error."""
+        return describe_batch(batch)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -156,6 +156,44 @@ class PWMOptimizationStepper(OptimizationStepper):
         for scheduler, state in zip(self.schedulers, state_dict["schedulers"]):
             scheduler.load_state_dict(state)
         self.skipped = state_dict["skipped"]
+
+
+class PWMOptimizationStepper(FirstOrderOptimizationStepper):
+    """One update of PWM: a rollout imagined from the batch's start states, an actor step, and the critic pass.
+
+    Source: PWM (arXiv 2407.02466), algorithm 1 and appendix; the defaults are the published ones.
+
+    Args:
+        loss_module (PWMLoss): the objective; its actor and critics are optimised.
+
+    Keyword Args:
+        **kwargs: see :class:`FirstOrderOptimizationStepper`.
+
+    Raises:
+        FloatingPointError: as there, naming the update, the entry of the batch and its tasks.
+
+    Examples:
+        >>> from torchrl_pwm import PWMLoss, PWMWorldModel, make_pwm_actor, make_value_ensemble
+        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
+        >>> loss = PWMLoss(make_pwm_actor(16, 2), make_value_ensemble(16), model, horizon=4)
+        >>> stepper = PWMOptimizationStepper(loss, iterations=100)
+        >>> metrics = stepper.update(TensorDict({"observation": torch.randn(8, 5)}, [8]))
+        >>> sorted(metrics.keys())[:3]
+        ['actor_grad_norm', 'actor_lr', 'critic_grad_norm']
+    """
+
+    loss_module: PWMLoss
+
+    def update(self, batch: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
+        """One update from ``[B]`` start states, or the first steps of ``[B, T]`` sequences.
+
+        ``noise`` [H, B, A] replaces the sampled policy noise.
+        """
+        loss = self.loss_module
+        start = batch[:, 0] if batch.ndim == 2 else batch
+        rollout = loss.imagine(start, noise)
+        behavior = {"loss_behavior": loss.behavior_loss(start)} if loss.behavior_coef else {}
+        return self.optimize(rollout, batch, behavior)
 
 
 class WorldModelOptimizationStepper(OptimizationStepper):
@@ -241,18 +279,28 @@ def linear_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
 
 
-def raise_non_finite(
-    name: str, update: int, batch: TensorDictBase, found: dict[str, Tensor], *, changed: bool = False
-) -> None:
-    """Raises FloatingPointError, naming the batch entry and the tasks that are not finite, if there are any."""
-    where = "every entry of the batch is finite, so the networks have diverged: lower the learning rate"
+def describe_batch(batch: TensorDictBase) -> str:
+    """The entry of a batch and the tasks that are not finite, if there are any."""
     for key, value in batch.items(include_nested=True, leaves_only=True):
         rows = ~value.isfinite().reshape(len(value), -1).all(1)
         if rows.any():
             task = batch.get("task", None)
             named = "" if task is None else f" of task {sorted(set(task[rows].flatten().tolist()))}"
-            where = f"the batch has non-finite {key}{named} in {int(rows.sum())} of {len(rows)} rows: check the data"
-            break
+            return f"the batch has non-finite {key}{named} in {int(rows.sum())} of {len(rows)} rows: check the data"
+    return "every entry of the batch is finite, so the networks have diverged: lower the learning rate"
+
+
+def raise_non_finite(
+    name: str,
+    update: int,
+    batch: TensorDictBase,
+    found: Mapping[str, Tensor],
+    *,
+    changed: bool = False,
+    where: str | None = None,
+) -> NoReturn:
+    """Raises FloatingPointError with the numbers that were found, and ``where`` they may come from."""
+    where = where or describe_batch(batch)
     numbers = ", ".join(f"{what} {float(value):g}" for what, value in found.items()) or "others"
     state = "Earlier steps of this update were taken" if changed else "No parameter was changed"
     raise FloatingPointError(

@@ -1,0 +1,26 @@
+"""Differentiable simulators as batched TorchRL envs.
+
+Every name is imported on first use, so that this folder loads without a simulator installed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torchrl_pwm._lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from torchrl_pwm.envs.simulators.analytic import AnalyticEnv
+    from torchrl_pwm.envs.simulators.base import Simulator, SimulatorStep
+    from torchrl_pwm.envs.simulators.env import SimulatorEnv
+
+_HOME = {
+    "AnalyticEnv": "analytic",
+    "Simulator": "base",
+    "SimulatorEnv": "env",
+    "SimulatorStep": "base",
+}
+
+__all__ = ["AnalyticEnv", "Simulator", "SimulatorEnv", "SimulatorStep"]
+
+__getattr__, __dir__ = lazy_exports(__name__, _HOME)

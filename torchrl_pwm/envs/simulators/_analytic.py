@@ -1,0 +1,83 @@
+"""What the closed-form tasks share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from torchrl_pwm.envs.simulators.base import Simulator, SimulatorStep
+
+RewardTiming = Literal["after", "before"]
+
+
+class AnalyticSimulator(Simulator):
+    """A task whose state is one tensor [N, S] and whose parts are functions of it.
+
+    Args:
+        num_envs (int): number of rows N.
+
+    Keyword Args:
+        episode_length (int, optional): instead of the task's own.
+        stochastic_init (bool): whether starts are drawn. Default: ``True``.
+        reward_timing (str): ``"after"`` rewards the state that the step reaches, ``"before"`` the one it leaves.
+        device, dtype, seed: of :class:`Simulator`.
+
+    Raises:
+        ValueError: for an option out of range.
+    """
+
+    state_size: int
+    episode_length: int = 240
+
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        episode_length: int | None = None,
+        stochastic_init: bool = True,
+        reward_timing: RewardTiming = "after",
+        **options: Any,
+    ) -> None:
+        super().__init__(num_envs, **options)
+        if reward_timing not in ("after", "before"):
+            raise ValueError(f'reward_timing must be "after" or "before", found {reward_timing!r}')
+        if episode_length is not None:
+            self.episode_length = episode_length
+        self.stochastic_init = stochastic_init
+        self.reward_timing = reward_timing
+        self.state = torch.zeros(num_envs, self.state_size, dtype=self.dtype, device=self.device)
+
+    def reset(self, rows: Tensor) -> Tensor:
+        self.state = torch.where(rows[:, None], self.start(), self.state)
+        return self.observe(self.state)
+
+    def step(self, actions: Tensor) -> SimulatorStep:
+        """Actions beyond [-1, 1] act as the bound, with zero gradient."""
+        actions = actions.clamp(-1, 1)
+        before = self.state
+        self.state = self.advance(before, actions)
+        rewarded = self.state if self.reward_timing == "after" else before
+        return SimulatorStep(self.observe(self.state), self.reward(rewarded, actions), self.terminated(self.state))
+
+    def terminated(self, state: Tensor) -> Tensor:
+        """Whether the episode ended at ``state``, bool [N]: here never."""
+        return torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+
+    @abstractmethod
+    def start(self) -> Tensor:
+        """A start state for every row, [N, S]."""
+
+    @abstractmethod
+    def advance(self, state: Tensor, actions: Tensor) -> Tensor:
+        """The state one control step later, [N, S]."""
+
+    @abstractmethod
+    def observe(self, state: Tensor) -> Tensor:
+        """The observation of ``state``, [N, O]."""
+
+    @abstractmethod
+    def reward(self, state: Tensor, actions: Tensor) -> Tensor:
+        """The reward of ``state`` and the actions of the same step, [N]."""

@@ -1,0 +1,368 @@
+"""Differentiable simulators as TorchRL envs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from torchrl_pwm.envs.simulators.base import Simulator, SimulatorStep
+
+__all__ = ["SimulatorEnv"]
+
+NonFinite = Literal["raise", "terminate"]
+
+
+class SimulatorEnv(EnvBase):
+    """A batched TorchRL env of a differentiable :class:`Simulator`.
+
+    With ``requires_grad``, ``rollout`` and ``step_and_maybe_reset`` build the graph from rewards and observations back
+    through the physics to the actions. Rows that are done are reset alone, the others keep their graph; the terminal
+    observation stays in ``("next", "observation")``. :meth:`truncate_graph` ends a window of short-horizon learning
+    (SHAC, arXiv 2204.07137), a full :meth:`reset` cuts every graph.
+
+    Keys, all with batch [N]: reads ``action`` [N, A] in [-1, 1]; writes ``observation`` [N, O] and ``reward``,
+    ``done``, ``terminated``, ``truncated`` [N, 1]. Both ``terminated`` and ``truncated`` may be set at once.
+
+    Args:
+        simulator (Simulator): the simulated task. Its device and dtype are the env's.
+
+    Keyword Args:
+        requires_grad (bool): whether gradients flow through steps. Default: ``False``, which runs under ``no_grad``.
+            TorchRL's collectors and ``ParallelEnv`` give data without a graph in either case.
+        non_finite (str): what a NaN or an infinity in a row's observation or reward does. ``"raise"`` (default) stops.
+            ``"terminate"`` ends the row's episode: terminated, reward 0, its last finite observation repeated, no
+            gradient to the actions of that episode, and ``non_finite_count`` (int) grows by one.
+
+    Raises:
+        ValueError: for an unknown option; at a step, for actions of wrong shape, dtype or device.
+        RuntimeError: at a step before the first reset, or if actions that require gradients, with gradients enabled,
+            meet an env without ``requires_grad``: a loss would lose its gradient there unnoticed. Evaluation belongs
+            under ``torch.no_grad()``.
+        FloatingPointError: with ``non_finite="raise"``, naming the rows and their step.
+
+    Examples:
+        >>> from torchrl_pwm.envs.simulators import AnalyticEnv
+        >>> from tensordict.nn import TensorDictModule
+        >>> from torch import nn
+        >>> env = AnalyticEnv("double_pendulum", num_envs=4, requires_grad=True)
+        >>> policy = TensorDictModule(nn.Sequential(nn.Linear(6, 1), nn.Tanh()), ["observation"], ["action"])
+        >>> carrier = env.reset()
+        >>> for window in range(2):
+        ...     carrier = env.truncate_graph(carrier)
+        ...     reward = 0.0
+        ...     for step in range(16):
+        ...         transition, carrier = env.step_and_maybe_reset(policy(carrier))
+        ...         reward = reward + transition["next", "reward"].mean()
+        ...     (-reward).backward()
+        >>> bool(policy.module[0].weight.grad.isfinite().all())
+        True
+    """
+
+    def __init__(self, simulator: Simulator, *, requires_grad: bool = False, non_finite: NonFinite = "raise") -> None:
+        if non_finite not in ("raise", "terminate"):
+            raise ValueError(f'non_finite must be "raise" or "terminate", found {non_finite!r}')
+        length = simulator.episode_length
+        if length is not None and length < 1:
+            raise ValueError(f"episode_length must be at least 1, found {length}")
+        super().__init__(device=simulator.device, batch_size=torch.Size([simulator.num_envs]))
+        self.simulator = simulator
+        self.requires_grad = requires_grad
+        self.non_finite = non_finite
+        self.non_finite_count = 0
+        self._steps = self._zeros(torch.int64)
+        self._observation: Tensor | None = None
+        # Rows that the simulator itself reset in its last step, and that await their reset here.
+        self._already_reset = self._zeros(torch.bool)
+        self._gates = _Gates(simulator.num_envs, simulator.device)
+        self._make_specs()
+
+    def _zeros(self, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(self.batch_size, dtype=dtype, device=self.device)
+
+    def _make_specs(self) -> None:
+        n, kind = self.num_envs, {"dtype": self.simulator.dtype, "device": self.device}
+        batch: dict[str, Any] = {"shape": self.batch_size, "device": self.device}
+        self.observation_spec = Composite(observation=Unbounded((n, self.simulator.observation_size), **kind), **batch)
+        self.action_spec = Bounded(-1.0, 1.0, (n, self.simulator.action_size), **kind)
+        self.reward_spec = Unbounded((n, 1), **kind)
+        flags = {key: Binary(1, (n, 1), dtype=torch.bool) for key in ("done", "terminated", "truncated")}
+        self.done_spec = Composite(flags, **batch)
+
+    @property
+    def num_envs(self) -> int:
+        """Number N of rows."""
+        return self.simulator.num_envs
+
+    @property
+    def episode_length(self) -> int | None:
+        """Steps after which a row is truncated, or None for never."""
+        return self.simulator.episode_length
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        if mask is None:
+            rows = needed = ~self._zeros(torch.bool)
+        else:
+            self._check_started("partially reset")
+            rows = mask.reshape(self.num_envs)
+            needed = rows & ~self._already_reset
+        everything = bool(rows.all())
+        with self._grad_mode():
+            if needed.any():
+                self._observation = self.simulator.reset(needed)
+        assert self._observation is not None
+        self._check_start(rows)
+        self._steps = torch.where(rows, 0, self._steps)
+        self._already_reset = self._already_reset & ~rows
+        self._gates.restart(rows)
+        if everything:
+            self._cut()
+        return self._pack(self._observation, self._zeros(torch.bool), self._zeros(torch.bool))
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self._check_started("stepped")
+        action = self._checked_action(tensordict.get("action"))
+        with self._grad_mode():
+            differentiable = torch.is_grad_enabled() and action.requires_grad
+            gated = self._gates(action) if differentiable and self.non_finite == "terminate" else action
+            step = self._checked_step(self.simulator.step(gated))
+            if differentiable and not (step.observation.requires_grad or step.reward.requires_grad):
+                raise RuntimeError(
+                    f"{type(self.simulator).__name__}.step returned an observation and a reward without a graph, "
+                    "though the actions require gradients: it must use differentiable torch operations only, outside "
+                    "no_grad and without detach or numpy"
+                )
+            self._steps = self._steps + 1
+            truncated = self._out_of_time() if step.truncated is None else step.truncated
+            if step.after_reset is not None:
+                self._already_reset = step.terminated | truncated
+            step = self._without_non_finite(step, action)
+            self._observation = step.observation if step.after_reset is None else step.after_reset
+            return self._pack(step.observation, step.terminated, truncated).set("reward", step.reward[:, None].clone())
+
+    def _out_of_time(self) -> Tensor:
+        length = self.episode_length
+        return self._zeros(torch.bool) if length is None else self._steps >= length
+
+    def _pack(self, observation: Tensor, terminated: Tensor, truncated: Tensor) -> TensorDict:
+        flags = {"done": terminated | truncated, "terminated": terminated, "truncated": truncated}
+        # Copies, as these may be the simulator's own tensors, and users write into their TensorDicts.
+        columns = {key: flag[:, None].clone() for key, flag in flags.items()}
+        return TensorDict({"observation": observation.clone(), **columns}, self.batch_size, device=self.device)
+
+    def _grad_mode(self) -> torch.set_grad_enabled:
+        return torch.set_grad_enabled(self.requires_grad and torch.is_grad_enabled())
+
+    def truncate_graph(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
+        """Cuts the graph here, between two windows of first-order learning.
+
+        The simulator's state keeps its values and loses its graph, and so does everything that is carried on: the
+        whole ``tensordict``, with the state of transforms such as ``RewardSum``. It works the same through a
+        ``TransformedEnv`` around this env.
+
+        Args:
+            tensordict: where the env stands: what :meth:`reset` returned, the second value of
+                :meth:`step_and_maybe_reset`, or, after a rollout, ``env.maybe_reset(env.step_mdp(rollout[:, -1]))``.
+                Without it, the present ``observation`` and flags are returned as a new TensorDict, as after
+                :meth:`load_state_dict`; transforms around this env have no part in that.
+
+        Returns:
+            The detached carrier, a new TensorDict with the present observation at its root, from which the next window
+            starts: ``env.rollout(H, policy, tensordict=carrier, auto_reset=False, break_when_any_done=False)``.
+
+        Raises:
+            RuntimeError: before the first reset.
+            ValueError: if the TensorDict is a finished step (it has ``"next"``), or has rows that are done.
+        """
+        self._check_started("cut")
+        if tensordict is not None and "next" in tensordict:
+            raise ValueError(
+                'expected the TensorDict of the next step, found a finished step (it has "next"): pass '
+                "env.maybe_reset(env.step_mdp(tensordict)), or the second value of step_and_maybe_reset"
+            )
+        if tensordict is not None and any(bool(tensordict[key].any()) for key in self.done_keys if key in tensordict):
+            raise ValueError(
+                "found rows that are done, which must be reset before the next window: pass "
+                "env.maybe_reset(tensordict), or the second value of step_and_maybe_reset"
+            )
+        self._cut()
+        if tensordict is not None:
+            return tensordict.detach()
+        assert self._observation is not None
+        return self._pack(self._observation, self._zeros(torch.bool), self._zeros(torch.bool))
+
+    def _cut(self) -> None:
+        self.simulator.cut()
+        assert self._observation is not None
+        self._observation = self._observation.detach()
+        self._gates.clear()
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is None:
+            raise ValueError("a simulator needs an integer seed, found None")
+        self.simulator.set_seed(seed)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """All that later steps and resets depend on: simulator, step counts and the state of the generator.
+
+        Around this env, a ``TransformedEnv`` saves only its transforms: save ``env.base_env.state_dict()`` beside it.
+        """
+        observation = self._observation if self._observation is None else self._observation.detach().clone()
+        return {
+            "simulator": self.simulator.state_dict(),
+            "steps": self._steps.clone(),
+            "observation": observation,
+            "already_reset": self._already_reset.clone(),
+            "non_finite_count": self.non_finite_count,
+        }
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> None:
+        """Goes on from a state of :meth:`state_dict`, bit for bit, from ``env.truncate_graph()`` or a saved carrier.
+
+        Raises:
+            KeyError, ValueError: if the state is not one of this kind of env and ``num_envs``.
+        """
+        self.simulator.load_state_dict(state_dict["simulator"])
+        self._steps = state_dict["steps"].to(self._steps, copy=True)
+        observation = state_dict["observation"]
+        self._observation = None if observation is None else observation.to(self.device, copy=True)
+        self._already_reset = state_dict["already_reset"].to(self._already_reset, copy=True)
+        self.non_finite_count = int(state_dict["non_finite_count"])
+        self._gates.clear()
+
+    def to(self, device: torch.device | str | int) -> SimulatorEnv:
+        """This env, if ``device`` is its own; a simulator cannot be moved.
+
+        Raises:
+            ValueError: for another device.
+        """
+        if torch.empty(0, device=device).device != self.device:
+            raise ValueError(f"the simulator lives on {self.device}: build the env with device={str(device)!r}")
+        return self
+
+    def _check_started(self, what: str) -> None:
+        if self._observation is None:
+            raise RuntimeError(f"the env was {what} before its first reset: call reset()")
+
+    def _checked_action(self, action: Tensor) -> Tensor:
+        expected = (self.num_envs, self.simulator.action_size)
+        if tuple(action.shape) != expected:
+            raise ValueError(
+                f"expected actions of shape {expected} (num_envs, action size), found {tuple(action.shape)}: "
+                "does the policy fit env.action_spec?"
+            )
+        if action.dtype != self.simulator.dtype:
+            raise ValueError(
+                f"expected actions of dtype {self.simulator.dtype}, found {action.dtype}: convert the policy, or build "
+                "the env with the policy's dtype"
+            )
+        if action.device != self.device:
+            raise ValueError(
+                f"expected actions on {self.device}, found {action.device}: move the policy there, or build the env "
+                "with the policy's device"
+            )
+        if action.requires_grad and torch.is_grad_enabled() and not self.requires_grad:
+            raise RuntimeError(
+                "the actions require gradients, but this env was built with requires_grad=False and would drop them: "
+                "build it with requires_grad=True to learn through it, or step it under torch.no_grad()"
+            )
+        return action
+
+    def _checked_step(self, result: Any) -> SimulatorStep:
+        step = SimulatorStep(*result)
+        rows, kind = (self.num_envs,), self.simulator.dtype
+        wide = ((*rows, self.simulator.observation_size), kind)
+        flag = (rows, torch.bool)
+        expected = (wide, (rows, kind), flag, flag, wide)
+        for key, value, (shape, dtype) in zip(SimulatorStep._fields, step, expected):
+            if value is not None and (tuple(value.shape), value.dtype) != (shape, dtype):
+                raise ValueError(
+                    f"{type(self.simulator).__name__}.step must return {key} of shape {shape} and {dtype}, "
+                    f"found {tuple(value.shape)} and {value.dtype}"
+                )
+        return step
+
+    def _check_start(self, rows: Tensor) -> None:
+        assert self._observation is not None
+        expected = (self.num_envs, self.simulator.observation_size)
+        if tuple(self._observation.shape) != expected:
+            raise ValueError(
+                f"{type(self.simulator).__name__}.reset must return the observation of every row, of shape {expected}, "
+                f"found {tuple(self._observation.shape)}"
+            )
+        bad = rows & ~self._observation.isfinite().all(-1)
+        if bad.any():
+            raise FloatingPointError(f"the start of rows {_listed(bad)} is not finite: check the simulator's reset")
+
+    def _without_non_finite(self, step: SimulatorStep, action: Tensor) -> SimulatorStep:
+        finite = step.observation.isfinite().all(-1) & step.reward.isfinite()
+        if finite.all():
+            return step
+        bad = ~finite
+        if self.non_finite == "raise":
+            steps = self._steps[bad].tolist()
+            actions = bad & ~action.isfinite().all(-1)
+            cause = (
+                f"the actions of rows {_listed(actions)} were not finite already: look for a NaN in the policy"
+                if actions.any()
+                else "the actions were finite: the simulation is unstable there. Use smaller actions or, to end such "
+                'episodes and go on, non_finite="terminate"'
+            )
+            raise FloatingPointError(
+                f"observation or reward of rows {_listed(bad)} became non-finite at step {steps[:8]} of their episodes;"
+                f" {cause}"
+            )
+        assert self._observation is not None
+        self.non_finite_count += int(bad.sum())
+        self._gates.close(bad)
+        last = self._observation.detach()
+        return step._replace(
+            observation=torch.where(bad[:, None], last, step.observation),
+            reward=torch.where(bad, 0.0, step.reward),
+            terminated=step.terminated | bad,
+        )
+
+
+class _Gates:
+    """Lets the gradient of actions through, except in rows that turned non-finite later in the same episode.
+
+    A zero gradient that meets a NaN on its way back is NaN: replacing the reward is not enough.
+    """
+
+    def __init__(self, num_envs: int, device: torch.device | None) -> None:
+        self._open: list[Tensor] = []  # per gate since the last cut: bool [N, 1]
+        self._first = torch.zeros(num_envs, dtype=torch.int64, device=device)  # first gate of each row's episode
+
+    def __call__(self, action: Tensor) -> Tensor:
+        is_open = torch.ones_like(action[:, :1], dtype=torch.bool)
+        self._open.append(is_open)
+        action = action.clone()
+        action.register_hook(partial(_masked, is_open))
+        return action
+
+    def restart(self, rows: Tensor) -> None:
+        self._first = torch.where(rows, len(self._open), self._first)
+
+    def close(self, rows: Tensor) -> None:
+        for index, is_open in enumerate(self._open):
+            is_open &= ~(rows & (self._first <= index))[:, None]
+
+    def clear(self) -> None:
+        self._open = []
+        self._first = torch.zeros_like(self._first)
+
+
+def _masked(is_open: Tensor, grad: Tensor) -> Tensor:
+    return torch.where(is_open, grad, 0.0)
+
+
+def _listed(rows: Tensor) -> str:
+    """Up to eight indices of True rows."""
+    indices = rows.nonzero().flatten().tolist()
+    return f"{indices[:8]}{'' if len(indices) <= 8 else f' and {len(indices) - 8} more'}"

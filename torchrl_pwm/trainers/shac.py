@@ -1,0 +1,251 @@
+"""Policy learning through a differentiable simulator as a TorchRL trainer."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl._utils import logger as torchrl_logger
+from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.objectives import SoftUpdate
+from torchrl.trainers import Trainer, TrainerHookBase
+
+from torchrl_pwm.evaluation.rollouts import innermost_env
+from torchrl_pwm.objectives import SHACLoss
+from torchrl_pwm.trainers.base import UpdateTrainer
+from torchrl_pwm.trainers.steppers import FirstOrderOptimizationStepper
+
+
+class SHACOptimizationStepper(FirstOrderOptimizationStepper):
+    """One update of SHAC from a window of the simulator: an actor step and the critic pass.
+
+    The defaults are those of the PWM paper's SHAC runs (arXiv 2407.02466): 16 passes over 4 minibatches.
+
+    Args:
+        loss_module (SHACLoss): the objective; its actor and critics are optimised.
+
+    Keyword Args:
+        target_tau (float): with a delayed value network, how far it moves after each critic pass: target = tau value +
+            (1 - tau) target. Published (arXiv 2204.07137): 0.8, and 0.005 for the humanoid.
+        **kwargs: see :class:`FirstOrderOptimizationStepper`.
+
+    Raises:
+        FloatingPointError: as there, naming the update, and the step and row of the window in which the first number
+            was not finite; if all are, those that the gradient reached last on its way back.
+
+    Examples:
+        >>> from torchrl_pwm import SHACLoss, make_pwm_actor, make_value_ensemble
+        >>> from torchrl_pwm.envs.simulators import AnalyticEnv
+        >>> env = AnalyticEnv("double_pendulum", 8, requires_grad=True)
+        >>> size = env.observation_spec["observation"].shape[-1]
+        >>> actor = make_pwm_actor(size, env.action_spec.shape[-1], in_key="observation")
+        >>> loss = SHACLoss(actor, make_value_ensemble(size, in_key="observation"), horizon=4)
+        >>> stepper = SHACOptimizationStepper(loss, iterations=100)
+        >>> rollout, td = loss.rollout(env, env.reset())
+        >>> sorted(stepper.update(rollout).keys())[:3]
+        ['actor_grad_norm', 'actor_lr', 'critic_grad_norm']
+    """
+
+    loss_module: SHACLoss
+
+    def __init__(
+        self,
+        loss_module: SHACLoss,
+        *,
+        iterations: int = 2000,
+        actor_lr: float = 2e-3,
+        critic_lr: float = 5e-4,
+        final_lr: float = 1e-5,
+        betas: tuple[float, float] = (0.7, 0.95),
+        actor_clip: float = 1.0,
+        critic_clip: float = 100.0,
+        critic_iterations: int = 16,
+        critic_batches: int = 4,
+        target_tau: float = 0.8,
+        skip_non_finite: bool = False,
+    ) -> None:
+        if not 0.0 < target_tau <= 1.0:
+            raise ValueError(f"target_tau must be above 0 and at most 1, found {target_tau}.")
+        super().__init__(
+            loss_module,
+            iterations=iterations,
+            actor_lr=actor_lr,
+            critic_lr=critic_lr,
+            final_lr=final_lr,
+            betas=betas,
+            actor_clip=actor_clip,
+            critic_clip=critic_clip,
+            critic_iterations=critic_iterations,
+            critic_batches=critic_batches,
+            skip_non_finite=skip_non_finite,
+        )
+        self.target_tau = target_tau
+        self._target = _soft_update(loss_module, target_tau) if loss_module.delay_value else None
+        self._gradients: list[Tensor | None] = []
+
+    def update(self, batch: TensorDictBase) -> TensorDictBase:
+        """One update from a window ``[N, H]`` of :meth:`SHACLoss.rollout`, with its graph."""
+        self._gradients = _keep_gradients(batch.get(self.loss_module.tensor_keys.action))
+        metrics = self.optimize(batch, batch)
+        self._gradients = []
+        return metrics
+
+    def update_critics(self, rollout: TensorDictBase, target: Tensor, batch: TensorDictBase) -> dict[str, Tensor]:
+        metrics = super().update_critics(rollout, target, batch)
+        if self._target is not None:
+            self._target.step()
+        return metrics
+
+    def locate(self, batch: TensorDictBase) -> str:
+        places = []
+        for key, value in batch.items(include_nested=True, leaves_only=True):
+            bad = ~value.isfinite().reshape(*batch.shape, -1).all(-1)
+            if bad.any():
+                step = int(bad.any(0).nonzero()[0])
+                places.append((step, "next" in key, key, bad[:, step]))
+        if places:
+            step, _, key, rows = min(places, key=lambda place: place[:2])
+            return (
+                f"{key} of the window is not finite from step {step} on, in {_named(rows)}: the simulation diverged; "
+                "take smaller steps in the simulator, bound its state, or end such rows there"
+            )
+        for step, gradient in reversed(list(enumerate(self._gradients))):
+            rows = torch.zeros(len(batch), dtype=torch.bool) if gradient is None else ~gradient.isfinite().all(-1)
+            if rows.any():
+                return (
+                    "every number of the window is finite, but the gradient is not where, on its way back through the "
+                    f"simulator, it reaches the action of step {step}, in {_named(rows)}: shorten the horizon, or "
+                    "leave such updates out with skip_non_finite=True"
+                )
+        return "every number of the window is finite, so the networks have diverged: lower the learning rate"
+
+
+class SimulatorWindows(TrainerHookBase):
+    """Rolls out one window after the other, and saves where the simulator stands.
+
+    Args:
+        loss_module (SHACLoss): whose :meth:`~torchrl_pwm.SHACLoss.rollout` is called.
+        env (EnvBase): the simulator; its state is saved by its ``state_dict()``.
+
+    Keyword Args:
+        restart (bool): reset the rows that a window left with a number that is not finite, and warn. Without it they
+            stop the run.
+    """
+
+    def __init__(self, loss_module: SHACLoss, env: EnvBase, *, restart: bool = False) -> None:
+        self.loss_module, self.env, self.restart = loss_module, env, restart
+        self.carrier: TensorDictBase | None = None
+        self.restarted = 0
+
+    def sample(self, tick: TensorDictBase) -> TensorDictBase:
+        carrier = self.env.reset() if self.carrier is None else self.carrier
+        if self.restart:
+            carrier = self._restart_lost_rows(carrier)
+        window, self.carrier = self.loss_module.rollout(self.env, carrier)
+        return window
+
+    def _restart_lost_rows(self, carrier: TensorDictBase) -> TensorDictBase:
+        leaves = [value.isfinite().reshape(len(carrier), -1).all(-1) for value in carrier.values(True, True)]
+        lost = ~torch.stack(leaves).all(0)
+        if not lost.any():
+            return carrier
+        self.restarted += int(lost.sum())
+        torchrl_logger.warning(f"{_named(lost)} of the simulator not finite: reset ({self.restarted} so far)")
+        return self.env.reset(carrier.detach().set("_reset", lost.unsqueeze(-1))).exclude("_reset")
+
+    def state_dict(self) -> dict[str, Any]:
+        env = self.env
+        return {
+            "simulator": innermost_env(env).state_dict(),
+            # Of a TransformedEnv, TorchRL saves the transforms alone.
+            "transforms": env.state_dict() if isinstance(env, TransformedEnv) else None,
+            "carrier": None if self.carrier is None else self.carrier.detach().to_dict(),
+            "restarted": self.restarted,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        env = self.env
+        innermost_env(env).load_state_dict(state_dict["simulator"])
+        if isinstance(env, TransformedEnv):
+            env.load_state_dict(state_dict["transforms"])
+        carrier = state_dict["carrier"]
+        self.carrier = None if carrier is None else TensorDict(carrier, env.batch_size, device=env.device)
+        self.restarted = state_dict["restarted"]
+
+    def register(self, trainer: Trainer, name: str = "simulator_windows") -> None:
+        trainer.register_op("process_optim_batch", self.sample)
+        trainer.register_module(name, self)
+
+
+class SHACTrainer(UpdateTrainer):
+    """Learns a policy through a differentiable simulator, one window after the other.
+
+    TorchRL's collectors hand back rewards without a graph, so that the simulator is stepped by the trainer itself. A
+    checkpoint holds the state of the simulator, where it has a ``state_dict()``, beside networks, optimisers, moments
+    and generators.
+
+    Args:
+        loss_module (SHACLoss): the objective.
+        env (EnvBase): a differentiable simulator of batch [N], built with ``requires_grad=True``.
+
+    Keyword Args:
+        iterations (int): number of windows; published: 2000 for hopper and ant, 200 for cart-pole.
+        optimization_stepper (SHACOptimizationStepper, optional): default: one with the published settings. With its
+            ``skip_non_finite``, rows that the simulator lost are reset, with a warning.
+        **kwargs: see :class:`~torchrl_pwm.trainers.UpdateTrainer`.
+
+    Examples:
+        >>> from torchrl_pwm import SHACLoss, make_pwm_actor, make_value_ensemble
+        >>> from torchrl_pwm.envs.simulators import AnalyticEnv
+        >>> env = AnalyticEnv("cartpole_swingup", 8, requires_grad=True)
+        >>> size = env.observation_spec["observation"].shape[-1]
+        >>> actor = make_pwm_actor(size, 1, in_key="observation")
+        >>> value = make_value_ensemble(size, in_key="observation")
+        >>> SHACTrainer(SHACLoss(actor, value, horizon=4), env, iterations=2, progress_bar=False).train()
+    """
+
+    progress_keys = ("loss_actor", "loss_value", "reward_mean")
+
+    def __init__(
+        self,
+        loss_module: SHACLoss,
+        env: EnvBase,
+        *,
+        iterations: int = 2000,
+        optimization_stepper: SHACOptimizationStepper | None = None,
+        **kwargs: Any,
+    ) -> None:
+        stepper = optimization_stepper or SHACOptimizationStepper(loss_module, iterations=iterations)
+        windows = SimulatorWindows(loss_module, env, restart=stepper.skip_non_finite)
+        super().__init__(loss_module, windows, stepper, iterations=iterations, **kwargs)
+
+
+def _soft_update(loss: SHACLoss, tau: float) -> SoftUpdate:
+    with warnings.catch_warnings():
+        # SHAC's target moves further in an update than TorchRL expects, because there is one a window.
+        warnings.filterwarnings("ignore", message="Found an eps value < 0.5")
+        return SoftUpdate(loss, tau=tau)
+
+
+def _keep_gradients(actions: Tensor) -> list[Tensor | None]:
+    """A list that the backward pass fills with the gradient of each step's actions, [N, A], from stacked ones."""
+    steps = actions.grad_fn.next_functions if actions.grad_fn is not None else ()
+    gradients: list[Tensor | None] = [None] * len(steps)
+
+    def keep(step: int, arriving: tuple[Tensor, ...]) -> None:
+        gradients[step] = arriving[0]
+
+    for step, (node, _) in enumerate(steps):
+        if node is not None:
+            node.register_prehook(functools.partial(keep, step))
+    return gradients
+
+
+def _named(rows: Tensor) -> str:
+    found = rows.nonzero().flatten().tolist()
+    return f"row {found[0]}" if len(found) == 1 else f"{len(found)} of {len(rows)} rows, the first {found[0]}"
