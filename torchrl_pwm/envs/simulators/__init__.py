@@ -12,6 +12,7 @@ from torchrl_pwm._lazy import lazy_exports
 if TYPE_CHECKING:
     from torchrl_pwm.envs.simulators.analytic import AnalyticEnv
     from torchrl_pwm.envs.simulators.base import Simulator, SimulatorStep
+    from torchrl_pwm.envs.simulators.controllers import SwingUpController
     from torchrl_pwm.envs.simulators.env import SimulatorEnv
 
 _HOME = {
@@ -19,8 +20,9 @@ _HOME = {
     "Simulator": "base",
     "SimulatorEnv": "env",
     "SimulatorStep": "base",
+    "SwingUpController": "controllers",
 }
 
-__all__ = ["AnalyticEnv", "Simulator", "SimulatorEnv", "SimulatorStep"]
+__all__ = ["AnalyticEnv", "Simulator", "SimulatorEnv", "SimulatorStep", "SwingUpController"]
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOME)

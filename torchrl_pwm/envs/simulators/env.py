@@ -222,12 +222,20 @@ class SimulatorEnv(EnvBase):
             "non_finite_count": self.non_finite_count,
         }
 
-    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> None:
+    def load_state_dict(self, state_dict: Any, strict: bool = True, **kwargs: Any) -> None:
         """Goes on from a state of :meth:`state_dict`, bit for bit, from ``env.truncate_graph()`` or a saved carrier.
+
+        Without ``strict``, an incomplete state changes nothing: TorchRL's ``EnvCreator`` hands on parts of the state
+        of another env.
 
         Raises:
             KeyError, ValueError: if the state is not one of this kind of env and ``num_envs``.
         """
+        expected = self.state_dict().keys()
+        if state_dict.keys() != expected:
+            if not strict:
+                return
+            raise KeyError(f"expected the entries {sorted(expected)} of a simulator env, found {sorted(state_dict)}")
         self.simulator.load_state_dict(state_dict["simulator"])
         self._steps = state_dict["steps"].to(self._steps, copy=True)
         observation = state_dict["observation"]

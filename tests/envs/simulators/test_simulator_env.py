@@ -1,0 +1,315 @@
+"""The TorchRL side of a simulator: keys, resets, gradients, graph truncation."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.collectors import Collector
+from torchrl.envs import (
+    Compose,
+    EnvCreator,
+    ParallelEnv,
+    RewardSum,
+    SerialEnv,
+    StepCounter,
+    TransformedEnv,
+    check_env_specs,
+)
+
+from tests.envs.simulators.hover import Hover, SelfResetting
+from torchrl_pwm.envs.simulators import AnalyticEnv, SimulatorEnv
+
+KINDS = {"hover": Hover, "self-resetting": SelfResetting}
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def kind(request):
+    return request.param
+
+
+def follow(env, actions, carrier=None):
+    """Steps through ``actions`` [T, N, A]; the transitions and the last carrier."""
+    carrier = env.reset() if carrier is None else carrier
+    transitions = []
+    for action in actions:
+        transition, carrier = env.step_and_maybe_reset(carrier.set("action", action))
+        transitions.append(transition)
+    return transitions, carrier
+
+
+def linear_policy(inputs=2, outputs=2):
+    return TensorDictModule(nn.Linear(inputs, outputs), ["observation"], ["action"])
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_specs_hold(kind, num_envs, requires_grad):
+    env = SimulatorEnv(kind(num_envs, dtype=torch.float64), requires_grad=requires_grad)
+    check_env_specs(env)
+    assert env.batch_size == (num_envs,) and env.batch_locked and env.num_envs == num_envs
+    rollout = env.rollout(8, break_when_any_done=False)
+    for key in ("reward", "done", "terminated", "truncated"):
+        assert rollout["next", key].shape == (num_envs, 8, 1)
+    assert rollout["observation"].dtype == rollout["next", "reward"].dtype == torch.float64
+
+
+def test_gradient_flows_from_rewards_to_policy_through_resets(kind):
+    env = SimulatorEnv(kind(4, seed=1), requires_grad=True)
+    policy = linear_policy()
+    rollout = env.rollout(16, policy, break_when_any_done=False)
+    assert rollout["next", "done"].sum() > 4
+    rollout["next", "reward"].sum().backward()
+    assert policy.module.weight.grad.norm() > 0
+
+
+def test_without_requires_grad_nothing_carries_a_graph():
+    env = SimulatorEnv(Hover(4))
+    with torch.no_grad():
+        rollout = env.rollout(8, linear_policy(), break_when_any_done=False)
+    assert not any(value.requires_grad for value in rollout.values(True, True))
+    assert env.simulator.position.grad_fn is None
+
+
+def test_an_env_with_gradients_runs_without_them_under_no_grad():
+    env = SimulatorEnv(Hover(4), requires_grad=True)
+    with torch.no_grad():
+        assert not env.rollout(3, linear_policy())["next", "reward"].requires_grad
+
+
+def test_terminal_observation_is_kept_and_the_next_root_is_a_start(kind):
+    env = SimulatorEnv(kind(3))
+    carrier = env.reset()
+    env.simulator.position = torch.tensor([[1.9, 0.0], [0.0, 0.0], [0.5, 0.0]])
+    transition, following = env.step_and_maybe_reset(carrier.set("action", torch.full((3, 2), 2.0)))
+    push = 0.5 * torch.tensor(2.0).tanh()
+    assert transition["next", "done"].flatten().tolist() == [True, False, False]
+    torch.testing.assert_close(transition["next", "observation"][0], torch.stack([1.9 + push, push]))
+    assert following["observation"][0].abs().max() < 1
+    assert torch.equal(following["observation"][1:], transition["next", "observation"][1:])
+    assert not following["done"].any()
+    assert torch.equal(env.simulator.position, following["observation"])
+
+
+def test_termination_and_truncation_are_told_apart(kind):
+    env = SimulatorEnv(kind(2))
+    carrier = env.reset()
+    env.simulator.position = torch.tensor([[0.0, 0.0], [0.1, 0.0]])
+    actions = torch.zeros(6, 2, 2)
+    actions[3:, 1] = 20.0  # row 1 leaves the circle only at the last step
+    transitions, _ = follow(env, actions, carrier)
+    flags = {key: torch.stack([t["next", key] for t in transitions])[..., 0] for key in ("terminated", "truncated")}
+    assert not flags["terminated"][:5].any() and not flags["truncated"][:5].any()
+    assert flags["truncated"][5].tolist() == [True, True]
+    assert flags["terminated"][5].tolist() == [False, True]
+
+
+def test_a_simulator_that_never_ends_is_never_truncated():
+    class Endless(Hover):
+        episode_length = None
+
+    rollout = SimulatorEnv(Endless(2)).rollout(20, lambda td: td.set("action", torch.zeros(2, 2)))
+    assert rollout.shape == (2, 20) and not rollout["next", "done"].any()
+
+
+def test_partial_reset_leaves_gradients_of_other_rows_bit_identical(kind):
+    def gradients(first_row):
+        env = SimulatorEnv(kind(3, seed=3), requires_grad=True)
+        carrier = env.reset()
+        env.simulator.position = torch.tensor([[first_row, 0.0], [0.1, 0.2], [0.3, -0.1]])
+        generator = torch.Generator().manual_seed(0)
+        actions = (0.3 * torch.rand(5, 3, 2, generator=generator)).requires_grad_()
+        transitions, _ = follow(env, actions, carrier)
+        rewards = torch.stack([t["next", "reward"] for t in transitions])
+        rewards.sum().backward()
+        return actions.grad, torch.stack([t["next", "done"] for t in transitions])[..., 0]
+
+    undisturbed, none = gradients(0.0)
+    disturbed, done = gradients(1.99)
+    assert not none.any() and done[:, 0].any() and not done[:, 1:].any()
+    assert torch.equal(undisturbed[:, 1:], disturbed[:, 1:])
+    assert not torch.equal(undisturbed[:, 0], disturbed[:, 0])
+
+
+def test_no_gradient_crosses_the_reset_of_a_row(kind):
+    env = SimulatorEnv(kind(2, seed=3), requires_grad=True)
+    carrier = env.reset()
+    env.simulator.position = torch.tensor([[1.99, 0.0], [0.1, 0.2]])
+    actions = torch.full((4, 2, 2), 0.3, requires_grad=True)
+    transitions, _ = follow(env, actions, carrier)
+    assert transitions[0]["next", "done"].flatten().tolist() == [True, False]
+    transitions[-1]["next", "reward"].sum().backward()
+    assert torch.equal(actions.grad[0, 0], torch.zeros(2))
+    assert actions.grad[1:, 0].all() and actions.grad[:, 1].all()
+
+
+def test_full_reset_cuts_every_graph(kind):
+    env = SimulatorEnv(kind(2), requires_grad=True)
+    actions = torch.full((3, 2, 2), 0.1, requires_grad=True)
+    follow(env, actions)
+    carrier = env.reset()
+    assert not carrier["observation"].requires_grad
+    assert env.simulator.position.grad_fn is None
+
+
+def test_self_resetting_rows_are_not_reset_twice():
+    simulator = SelfResetting(3)
+    env = SimulatorEnv(simulator)
+    env.rollout(20, lambda td: td.set("action", torch.zeros(3, 2)), break_when_any_done=False)
+    assert simulator.asked == [[True] * 3]
+    # The env still resets rows that it is asked to.
+    carrier = env.reset()
+    carrier["_reset"] = torch.tensor([[True], [False], [True]])
+    env.reset(carrier)
+    assert simulator.asked[-1] == [True, False, True]
+
+
+@pytest.mark.parametrize("wrap", [False, True], ids=["bare", "transformed"])
+def test_truncate_graph_frees_the_graph_and_keeps_the_values(kind, wrap):
+    env = SimulatorEnv(kind(4), requires_grad=True)
+    if wrap:
+        env = TransformedEnv(env, Compose(RewardSum(), StepCounter()))
+    policy = linear_policy()
+    carrier = env.reset()
+    for _ in range(3):
+        before = carrier.detach().clone()
+        carrier = env.truncate_graph(carrier)
+        assert not any(value.requires_grad for value in carrier.values(True, True))
+        assert (carrier == before).all()
+        rewards = []
+        for _ in range(5):
+            transition, carrier = env.step_and_maybe_reset(policy(carrier))
+            rewards.append(transition["next", "reward"])
+        if wrap:
+            assert carrier["episode_reward"].requires_grad
+        torch.stack(rewards).sum().backward()  # fails with a freed graph, had anything kept it
+
+
+def test_truncated_windows_of_rollout_follow_each_other(kind):
+    """Two windows with a truncation between are, in values, the rollout in one piece."""
+    policy = linear_policy()
+    whole = SimulatorEnv(kind(3, seed=5), requires_grad=True).rollout(10, policy, break_when_any_done=False)
+    env = SimulatorEnv(kind(3, seed=5), requires_grad=True)
+    first = env.rollout(4, policy, break_when_any_done=False)
+    carrier = env.truncate_graph(env.maybe_reset(env.step_mdp(first[:, -1])))
+    second = env.rollout(6, policy, tensordict=carrier, auto_reset=False, break_when_any_done=False)
+    assert (torch.cat([first, second], 1).detach() == whole.detach()).all()
+    second["next", "reward"].sum().backward()
+
+
+def test_truncate_graph_without_carrier_gives_the_present_root(kind):
+    env = SimulatorEnv(kind(3), requires_grad=True)
+    _, carrier = follow(env, torch.full((3, 3, 2), 0.2, requires_grad=True))
+    root = env.truncate_graph()
+    assert set(root.keys()) == {"observation", "done", "terminated", "truncated"}
+    assert torch.equal(root["observation"], carrier["observation"]) and not root["observation"].requires_grad
+
+
+def test_truncate_graph_refuses_a_finished_step_and_done_rows():
+    env = SimulatorEnv(Hover(2), requires_grad=True)
+    with pytest.raises(RuntimeError, match="before its first reset"):
+        env.truncate_graph()
+    rollout = env.rollout(6, lambda td: td.set("action", torch.zeros(2, 2)), break_when_any_done=False)
+    with pytest.raises(ValueError, match=r"finished step.*step_mdp"):
+        env.truncate_graph(rollout[:, -1])
+    with pytest.raises(ValueError, match=r"rows that are done.*maybe_reset"):
+        env.truncate_graph(env.step_mdp(rollout[:, -1]))
+
+
+def test_one_seed_gives_one_course_bit_for_bit(kind):
+    actions = torch.rand(15, 3, 2, generator=torch.Generator().manual_seed(0))
+
+    def course(env):
+        return torch.stack(follow(env, actions)[0])
+
+    one, same, other = (course(SimulatorEnv(kind(3, seed=seed))) for seed in (7, 7, 8))
+    assert (one == same).all() and not (one == other).all()
+    reseeded = SimulatorEnv(kind(3, seed=1))
+    reseeded.set_seed(7)
+    assert (course(reseeded) == one).all()
+
+
+def test_building_and_running_leaves_the_global_generator_alone(kind):
+    state = torch.get_rng_state()
+    env = SimulatorEnv(kind(3))
+    follow(env, torch.zeros(8, 3, 2))
+    env.set_seed(3)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("steps", [0, 2, 5])
+def test_a_restored_env_goes_on_bit_for_bit(kind, steps):
+    actions = torch.rand(12, 3, 2, generator=torch.Generator().manual_seed(0))
+    env = SimulatorEnv(kind(3, seed=2))
+    _, carrier = follow(env, actions[:steps])
+    saved, root = env.state_dict(), carrier.clone()
+    straight = torch.stack(follow(env, actions[steps:], carrier)[0])
+
+    again = SimulatorEnv(kind(3, seed=99))
+    again.load_state_dict(saved)
+    assert torch.equal(again.truncate_graph()["observation"], root["observation"])
+    assert (torch.stack(follow(again, actions[steps:], again.truncate_graph())[0]) == straight).all()
+
+
+def test_a_state_of_another_size_or_kind_is_refused():
+    state = SimulatorEnv(Hover(3)).state_dict()
+    with pytest.raises(ValueError, match="num_envs"):
+        SimulatorEnv(Hover(2)).load_state_dict(state)
+    with pytest.raises(KeyError, match="state entries"):
+        SimulatorEnv(SelfResetting(3)).load_state_dict(state)
+    with pytest.raises(KeyError, match=r"entries .*'steps'.* found \['weight'\]"):
+        SimulatorEnv(Hover(3)).load_state_dict({"weight": torch.zeros(1)})
+
+
+def test_env_creator_leaves_every_env_its_own_seed():
+    """It loads parts of the state of a shadow env, which has been stepped, into each env that it makes."""
+    creator = EnvCreator(lambda: SimulatorEnv(Hover(3, seed=5)))
+    assert torch.equal(creator().reset()["observation"], SimulatorEnv(Hover(3, seed=5)).reset()["observation"])
+
+
+def test_collector_gives_batches_without_a_graph():
+    env = SimulatorEnv(Hover(4), requires_grad=True)
+    collector = Collector(env, linear_policy(), frames_per_batch=32, total_frames=64)
+    batches = list(collector)
+    assert [batch.shape for batch in batches] == [(4, 8)] * 2
+    assert not batches[0]["next", "reward"].requires_grad
+
+
+def test_serial_env_over_simulators():
+    env = SerialEnv(2, [partial(AnalyticEnv, "cartpole_swingup", 3, seed=seed, episode_length=4) for seed in (0, 1)])
+    check_env_specs(env)
+    rollout = env.rollout(10, break_when_any_done=False)
+    assert rollout.shape == (2, 3, 10) and rollout["next", "truncated"].sum() == 12
+    env.close()
+
+
+def test_parallel_env_over_simulators_gives_the_same_numbers():
+    makers = [partial(AnalyticEnv, "cartpole_swingup", 3, seed=seed, episode_length=4) for seed in (0, 1)]
+
+    def policy(td):
+        return td.set("action", td["observation"][..., :1].clamp(-1, 1))
+
+    parallel = ParallelEnv(2, makers)
+    try:
+        rollout = parallel.rollout(6, policy, break_when_any_done=False)
+        states = parallel.state_dict()
+    finally:
+        parallel.close()
+    assert set(states) == {"worker0", "worker1"}
+    for row, make in enumerate(makers):
+        alone = make().rollout(6, policy, break_when_any_done=False)
+        for key in ("observation", ("next", "reward"), ("next", "done")):
+            assert torch.equal(rollout[row][key], alone[key])
+
+
+def test_stored_transitions_do_not_change_with_later_steps():
+    env = SimulatorEnv(Hover(2))
+    transition, carrier = env.step_and_maybe_reset(env.reset().set("action", torch.zeros(2, 2)))
+    kept = transition.clone()
+    follow(env, torch.ones(8, 2, 2), carrier)
+    assert (transition == kept).all()
+    env.reset().zero_()  # nor does writing into them change the simulator
+    assert env.simulator.position.all()
