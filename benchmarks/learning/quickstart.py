@@ -39,9 +39,10 @@ def data_table(store: EpisodeStore) -> str:
     return "\n".join(lines)
 
 
-def plot_curve(folder: Path, file: Path) -> None:
-    """Losses and errors of the training batches over updates."""
-    metrics = read_metrics(folder)
+def plot_curve(run: Path, file: Path) -> None:
+    """Losses and errors of the training batches over updates; a line marks where each round begins."""
+    rounds = sorted((run / "rounds").glob("*/world_model"), key=lambda folder: int(folder.parent.name))
+    parts = [read_metrics(folder) for folder in (run / "world_model", *rounds)]
     shown = {
         "loss_consistency": "consistency loss",
         "loss_reward": "reward loss",
@@ -50,11 +51,16 @@ def plot_curve(folder: Path, file: Path) -> None:
     }
     figure = Figure(figsize=(11, 2.8), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(1, len(shown)), shown.items()):
-        steps, values = metrics[name]
-        axes.plot(steps, values, color="#9db8d2", linewidth=0.8)
-        window = min(20, len(values))
-        smooth = np.convolve(values, np.ones(window) / window, "valid")
-        axes.plot(steps[window - 1 :], smooth, color="#1f4e79")
+        before = 0.0
+        for number, metrics in enumerate(parts):
+            steps, values = before + np.asarray(metrics[name][0]), metrics[name][1]
+            if number:
+                axes.axvline(before, color="#c0504d", linewidth=0.8)
+            axes.plot(steps, values, color="#9db8d2", linewidth=0.8)
+            window = min(20, len(values))
+            smooth = np.convolve(values, np.ones(window) / window, "valid")
+            axes.plot(steps[window - 1 :], smooth, color="#1f4e79")
+            before = steps[-1]
         axes.set_yscale("log")
         axes.set_title(title, loc="left", fontsize=9)
         axes.set_xlabel("updates")
@@ -83,7 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(data_table(EpisodeStore(options.run / "data")), end="\n\n")
-    plot_curve(options.run / "world_model", ROOT / "docs" / "images" / "quickstart_training.png")
+    plot_curve(options.run, ROOT / "docs" / "images" / "quickstart_training.png")
     if options.policies:
         print(error_table(options.policies, options.episodes))
 

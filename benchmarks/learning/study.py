@@ -80,6 +80,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {
     "short training, SimNorm": ((), "simnorm"),
     "short training, Mish": ((), "mish"),
 }
+EXPLAINING = ("no warm start", "neither", "no averaging", "fast critics")
 
 
 def settings(*overrides: str) -> Any:
@@ -135,8 +136,8 @@ def make_jobs(folder: Path) -> list[ExtractionJob]:
             for seed in SEEDS
             for task in TASKS
         ]
-    # seed by seed, so that an unfinished study has every variant
-    return sorted(jobs, key=lambda job: job.seed)
+    # Seed by seed, so that an unfinished study has every variant; those that only explain others come last.
+    return sorted(jobs, key=lambda job: (job.folder.parts[-3] in EXPLAINING, job.seed))
 
 
 def report(folder: Path) -> None:
