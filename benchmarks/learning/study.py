@@ -2,7 +2,7 @@
 
     python -m benchmarks.learning.study models --run runs/quickstart   # from the run of examples/make_quickstart.py
     python -m benchmarks.learning.study run                            # resumable; every variant, task and seed
-    python -m benchmarks.learning.study report                         # benchmarks/results/study.{csv,png}
+    python -m benchmarks.learning.study report                         # benchmarks/results/study.{csv,png}, and a table
 
 Every variant differs in one setting from the default, which is preset=quickstart with 150 updates, of which the last
 policy counts: a choice among policies by their real returns would hide what a setting does. The variants that need
@@ -176,10 +176,25 @@ def report(folder: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     plot(rows, RESULTS / "study.png")
-    for row in rows:
-        print(
-            "  ".join(f"{value!s:>24}" if key in ("variant", "task") else f"{value!s:>8}" for key, value in row.items())
-        )
+    print(markdown(rows))
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A line per variant: mean and standard deviation over seeds of each task's return, and the mean change."""
+    found = {(row["variant"], row["task"]): row for row in rows}
+    lines = [f"| variant | {' | '.join(TASKS)} | mean change |", "|---" * (len(TASKS) + 2) + "|"]
+    for name in VARIANTS:
+        cells = [found.get((name, task)) for task in TASKS]
+        if any(cell is None for cell in cells):
+            continue
+        changes = [
+            cell["return_mean"] / found[DEFAULT, task]["return_mean"] - 1 for cell, task in zip(cells, TASKS) if cell
+        ]
+        shown = [f"{cell['return_mean']:.0f} ± {cell['return_std']:.0f}" for cell in cells if cell]
+        seeds = min(cell["seeds"] for cell in cells if cell)
+        note = "" if seeds == len(SEEDS) else f" ({seeds} seeds)"
+        lines.append(f"| {name}{note} | {' | '.join(shown)} | {np.mean(changes):+.0%} |")
+    return "\n".join(lines)
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
