@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import mmap
+import hashlib
+import multiprocessing
 import pickle
 import sys
 
@@ -12,6 +13,7 @@ from torchrl.data.replay_buffers.samplers import RandomSampler
 from torchrl.envs.transforms import RewardScaling
 
 from tests.data.counting import COUNTS, write_counting_store
+from tests.data.killed import run
 from torchrl_pwm.data import (
     EpisodeSliceSampler,
     EpisodeStorage,
@@ -19,8 +21,6 @@ from torchrl_pwm.data import (
     EpisodeStoreWriter,
     TDMPC2ExperienceReplay,
 )
-from torchrl_pwm.data.storage import _read_blocks
-from torchrl_pwm.data.store import _mapped_bytes
 from torchrl_pwm.envs.tasks import MT80
 
 LENGTH = 12
@@ -224,10 +224,8 @@ def test_the_buffer_is_read_only(counting_root):
 
 
 def test_a_value_that_turned_into_nan_is_named_when_sampled(counting_root):
-    store = EpisodeStore(counting_root)
-    offset = int(np.ravel_multi_index((7, 4), store.reward.shape)) * 4
-    with open(counting_root / "reward.bin", "r+b") as file:
-        file.seek(offset)
+    with open(counting_root / "steps.bin", "r+b") as file:
+        file.seek(np.ravel_multi_index((7, 4, 45), (9, 13, 46)) * 4)
         file.write(np.float32(np.nan).tobytes())
     replay = TDMPC2ExperienceReplay(counting_root, 256, slice_len=5, tasks=["mw-reach"])
     with pytest.raises(
@@ -266,50 +264,65 @@ def test_the_wrong_set_under_a_published_name_is_refused(tmp_path):
         TDMPC2ExperienceReplay("mt30", 4, root=tmp_path)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_blocks_reach_the_last_steps_and_no_further(dtype):
-    flat = torch.arange(24, dtype=dtype)
-    out = torch.full((2, 2, 2), -1.0)
-    _read_blocks(flat, torch.tensor([0, 10]), out)
-    assert out.tolist() == [[[0, 1], [2, 3]], [[20, 21], [22, 23]]]
-    with pytest.raises(IndexError):
-        _read_blocks(flat, torch.tensor([11, 0]), out)
+def _digests(replay, batches=20):
+    """What ``batches`` samples hold, to the last bit."""
+    return [
+        hashlib.sha256(b"".join(t.numpy().tobytes() for t in replay.sample().values(True, True))).hexdigest()
+        for _ in range(batches)
+    ]
 
 
-@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="pages cannot be unmapped here")
-def test_unmapping_what_was_read_changes_no_sample(counting_root):
-    replay, plain = (TDMPC2ExperienceReplay(counting_root, 64, slice_len=5, seed=2) for _ in range(2))
-    for _ in range(3):
-        assert (replay.sample() == plain.sample()).all()
-        assert replay.store.limit_memory(-1)
-        assert not plain.store.limit_memory(1 << 60)
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_readers_in_other_processes_agree_bit_for_bit(tmp_path, method, dtype):
+    replay = TDMPC2ExperienceReplay(write_counting_store(tmp_path / "d", dtype=dtype), 64, slice_len=5, seed=4)
+    replay.sample()
+    context = multiprocessing.get_context(method)
+    with context.Pool(2) as pool:  # all read at the same time, the forked ones through one open file
+        others = [pool.apply_async(_digests, (replay,)) for _ in range(2)]
+        own = _digests(pickle.loads(pickle.dumps(replay)))
+        assert own == others[0].get() == others[1].get()
+    assert own == _digests(replay), "the copies have left the original where it was"
+
+
+MEMORY = """
+import re, sys, torch
+from pathlib import Path
+from torchrl_pwm.data import TDMPC2ExperienceReplay
+
+def mib(key):
+    return int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+torch.set_num_threads(1)
+replay = TDMPC2ExperienceReplay(sys.argv[1], 64, slice_len=100)
+rows = torch.arange(replay.storage.num_rows)[:, None] * 100
+read = 0
+for number, some in enumerate(rows.split(64)):
+    if number == 5:
+        before = mib("VmRSS")
+    read += replay.storage[some + torch.arange(100)]["action"].shape[0]
+    replay.sample()
+assert read == len(rows)
+print(mib("VmRSS") - before)
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_memory_of_sampling_is_limited(tmp_path, monkeypatch):
-    """A store of 300 MB, of which 32 MB may stay in memory."""
+def test_reading_a_whole_data_set_takes_no_memory(tmp_path):
+    """A store of 300 MB, read to the last step in a process of its own."""
     with EpisodeStoreWriter(tmp_path / "d", "mt30", {"walker-run": 25_000}, row_length=100) as writer:
+        zeros = np.zeros((5000, 101, 24), np.float32)
         for _ in range(5):
-            zeros = np.zeros((5000, 101, 24), np.float32)
             writer.write("walker-run", zeros, zeros[:, 1:, :6], zeros[:, 1:, 0])
-    grown = []
-    for limit in (32 << 20, 1 << 40):
-        monkeypatch.setattr("torchrl_pwm.data.store._MAPPED_LIMIT", limit)
-        replay = TDMPC2ExperienceReplay(tmp_path / "d", 4)
-        before, peak = _mapped_bytes(), 0
-        for _ in range(2000):
-            replay.sample()
-            peak = max(peak, _mapped_bytes())
-        grown.append((peak - before) >> 20)
-        del replay
-    assert grown[1] > 200, "without a limit nearly all of the file is counted"
-    assert grown[0] < 80, "the limit, and what is read between two looks"
+    assert float(run(MEMORY, tmp_path / "d").stdout) < 30
 
 
-def test_sampling_looks_at_the_memory_of_mapped_files(counting_root, monkeypatch):
-    looks = []
-    monkeypatch.setattr(EpisodeStore, "limit_memory", lambda self: looks.append(self.root))
-    replay = TDMPC2ExperienceReplay(counting_root, 4, slice_len=5)
-    for _ in range(3):
+def test_a_data_set_cut_while_it_is_sampled_is_named(counting_root):
+    replay = TDMPC2ExperienceReplay(counting_root, 64, slice_len=5)
+    replay.sample()
+    with open(counting_root / "steps.bin", "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(ValueError, match=r"steps\.bin has 1000 bytes, .*make the data set again"):
         replay.sample()
-    assert looks == [counting_root] * 3

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -24,21 +22,7 @@ def store(tmp_path) -> EpisodeStore:
     return EpisodeStore(tmp_path / "d")
 
 
-@pytest.fixture
-def old_store(store: EpisodeStore) -> EpisodeStore:
-    """The same data with a manifest from before it had statistics and a checksum."""
-    path = store.root / "manifest.json"
-    record = json.loads(path.read_text())
-    del record["sha256"]
-    for task in record["tasks"]:
-        del task["observation_mean"], task["observation_std"]
-    path.write_text(json.dumps(record))
-    return EpisodeStore(store.root, verify=True)
-
-
-@pytest.mark.parametrize("kind", ["store", "old_store"])
-def test_statistics_are_those_of_each_task_even_far_from_zero(kind: str, request: pytest.FixtureRequest) -> None:
-    store = request.getfixturevalue(kind)
+def test_statistics_are_those_of_each_task_even_far_from_zero(store: EpisodeStore) -> None:
     mean, std = observation_statistics(store)
     for task in store.manifest.tasks:
         data = np.asarray(store.observation[task.start : task.stop], np.float64).reshape(-1, 24)
@@ -52,25 +36,10 @@ def test_statistics_of_the_manifest_are_read_from_no_other_file(store: EpisodeSt
     assert all(map(torch.equal, observation_statistics(store), expected))
 
 
-def test_an_old_manifest_gives_the_same_statistics(store: EpisodeStore, request: pytest.FixtureRequest) -> None:
-    expected = observation_statistics(store)
-    old = request.getfixturevalue("old_store")
-    assert all(task.observation_mean is None for task in old.manifest.tasks)
-    assert all(map(torch.equal, observation_statistics(old), expected))
-
-
 def test_tasks_without_data_are_left_as_they_are(store: EpisodeStore) -> None:
     mean, std = observation_statistics(store)
     absent = [i for i in range(30) if i not in {task.index for task in store.manifest.tasks}]
     assert not mean[absent].any() and (std[absent] == 1).all()
-
-
-def test_a_few_rows_of_an_old_data_set_give_nearly_the_same(old_store: EpisodeStore) -> None:
-    mean, std = observation_statistics(old_store)
-    some_mean, some_std = observation_statistics(old_store, max_rows=300)
-    assert not torch.equal(some_mean, mean)
-    torch.testing.assert_close(some_mean, mean, rtol=0, atol=0.01)
-    torch.testing.assert_close(some_std[2], std[2], rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize("size", [1, 7, 300, 1000])

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +33,7 @@ def test_rows_may_be_written_in_pieces_and_in_any_order_of_tasks(tmp_path):
             for task, rows in reversed(COUNTS.items()):
                 if first < rows:
                     writer.write(task, *(a[first : first + 1] for a in counting_rows("mt80", task, rows, 12)))
-    for name in ("observation", "action", "reward"):
+    for name in ("steps", "returns"):
         assert (tmp_path / "pieces" / f"{name}.bin").read_bytes() == (whole / f"{name}.bin").read_bytes()
 
 
@@ -63,24 +66,24 @@ def test_statistics_of_whole_episodes_join_their_rows(tmp_path):
 
 
 def test_a_truncated_file_is_found_when_opening(counting_root):
-    with open(counting_root / "action.bin", "r+b") as file:
+    with open(counting_root / "steps.bin", "r+b") as file:
         file.truncate(1000)
-    with pytest.raises(ValueError, match=r"action\.bin has 1000 bytes, the manifest says 2592"):
+    with pytest.raises(ValueError, match=r"steps\.bin has 1000 bytes, the manifest says 21528"):
         EpisodeStore(counting_root)
 
 
 def test_a_missing_file_is_found_when_opening(counting_root):
-    (counting_root / "reward.bin").unlink()
-    with pytest.raises(FileNotFoundError, match=r"reward\.bin is missing"):
+    (counting_root / "returns.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"returns\.bin is missing"):
         EpisodeStore(counting_root)
 
 
-@pytest.mark.parametrize("name", ["observation", "action", "reward"])
-def test_one_flipped_bit_is_found_by_verify_only(counting_root, name):
+@pytest.mark.parametrize(("name", "place"), [("steps", 101), ("steps", 39 * 4), ("steps", 21527), ("returns", 7)])
+def test_one_flipped_bit_is_found_by_verify_only(counting_root, name, place):
     with open(counting_root / f"{name}.bin", "r+b") as file:
-        file.seek(101)
+        file.seek(place)
         byte = file.read(1)[0]
-        file.seek(101)
+        file.seek(place)
         file.write(bytes([byte ^ 1]))
     EpisodeStore(counting_root)
     with pytest.raises(ValueError, match=rf"{name}\.bin has sha256 .* the manifest says"):
@@ -99,18 +102,22 @@ def _edited(root, edit):
     ("edit", "message"),
     [
         (lambda m: m.update(format="other"), "not a manifest of this package"),
-        (lambda m: m.update(version=99), "format version 99, this package reads version 1"),
+        (lambda m: m.update(version=99), "format version 99, this package reads version 2"),
+        (lambda m: m.update(version=1), r"version 1, which kept .* apart; write .* anew with .*upgrade_dataset\('"),
         (lambda m: m.pop("tasks"), "lacks or misnames an entry"),
-        (lambda m: m["fields"].pop("reward"), r"lists no file for \['reward'\]"),
-        (lambda m: m["fields"]["reward"].update(file="../reward.bin"), "not a file name inside its folder"),
-        (lambda m: m["fields"]["reward"].update(dtype="object"), "dtype 'object'"),
-        (lambda m: m["fields"]["reward"].update(shape=[9, 11]), "expected"),
+        (lambda m: m["fields"].pop("steps"), r"lists no file for \['steps'\]"),
+        (lambda m: m["fields"]["returns"].update(file="../returns.bin"), "not a file name inside its folder"),
+        (lambda m: m["fields"]["steps"].update(dtype="object"), "dtype 'object'"),
+        (lambda m: m["fields"]["steps"].update(dtype="bool"), "dtype 'bool'"),
+        (lambda m: m["fields"]["steps"].update(shape=[9, 12, 46]), "expected"),
+        (lambda m: m["fields"].update(other=m["fields"]["returns"]), "gives other the shape"),
         (lambda m: m["tasks"][1].update(start=3), "expected 2 on"),
         (lambda m: m["tasks"][1].update(index=0), "another task's"),
         (lambda m: m["tasks"].clear(), "describes no data"),
         (lambda m: m["tasks"][0]["observation_std"].pop(), "gives walker-stand the statistics of 38 .*expected 39"),
         (lambda m: m["tasks"][0].update(return_mean=1.0), "changed after it was written: .* checksum that it holds"),
-        (lambda m: m["fields"]["action"].update(sha256="0" * 64), "changed after it was written"),
+        (lambda m: m["tasks"][0].pop("observation_mean"), "lacks or misnames an entry"),
+        (lambda m: m["fields"]["steps"].update(sha256="0" * 64), "changed after it was written"),
         (lambda m: m["source"].update(kind="other"), "changed after it was written"),
     ],
 )
@@ -119,21 +126,73 @@ def test_a_damaged_manifest_is_refused(counting_root, edit, message):
         EpisodeStore(_edited(counting_root, edit))
 
 
-def test_a_manifest_of_before_it_had_statistics_and_a_checksum_is_read(counting_root):
-    def age(record):
+def test_a_manifest_changed_on_purpose_is_read_without_its_checksum(counting_root):
+    def change(record):
         del record["sha256"]
-        for task in record["tasks"]:
-            del task["observation_mean"], task["observation_std"]
+        record["source"]["note"] = "mine"
 
-    expected = EpisodeStore(counting_root).statistics()
-    store = EpisodeStore(_edited(counting_root, age), verify=True)
-    assert store.statistics() == expected and store.manifest.tasks[0].observation_mean is None
+    assert EpisodeStore(_edited(counting_root, change), verify=True).manifest.source == {"note": "mine"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_step_is_its_observation_action_and_reward_one_after_the_other(tmp_path, dtype):
+    store = EpisodeStore(write_counting_store(tmp_path / "d", dtype=dtype))
+    steps = np.fromfile(store.root / "steps.bin", dtype).reshape(9, 13, 39 + 6 + 1)
+    assert np.array_equal(steps[..., :39], store.observation)
+    assert np.array_equal(steps[:, :-1, 39:45], store.action)
+    assert np.array_equal(steps[:, :-1, 45], store.reward)
+    assert not steps[:, -1, 39:].any(), "no action is taken at the last step"
+    assert np.array_equal(store.returns, store.reward.astype(np.float64).sum(1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("has_preadv", [True, False])
+def test_blocks_reach_the_last_step_and_are_new(tmp_path, monkeypatch, dtype, has_preadv):
+    if not has_preadv:
+        monkeypatch.setattr("torchrl_pwm.data.steps._HAS_PREADV", False)
+    store = EpisodeStore(write_counting_store(tmp_path / "d", dtype=dtype))
+    row, step = np.array([8, 0, 3]), np.array([9, 0, 4])
+    found = store.read(row, step, 3)
+    for i in range(3):
+        at = slice(step[i], step[i] + 3)
+        assert np.array_equal(found.observation[i], store.observation[row[i], at.start : at.stop + 1])
+        assert np.array_equal(found.action[i], store.action[row[i], at])
+        assert np.array_equal(found.reward[i], store.reward[row[i], at])
+    found.observation[...] = 7
+    assert not (store.observation[row] == 7).all() and store.read(row[:0], step[:0], 3).action.shape == (0, 3, 6)
+
+
+def test_a_file_cut_after_it_was_opened_is_named_when_read(counting_root):
+    store = EpisodeStore(counting_root)
+    with open(counting_root / "steps.bin", "r+b") as file:
+        file.truncate(21_000)
+    assert store.read(np.array([8]), np.array([5]), 3).reward.shape == (1, 3)
+    with pytest.raises(ValueError, match=r"steps\.bin has 21000 bytes, .* was cut .*: restore it or make"):
+        store.read(np.array([0, 8]), np.array([0, 9]), 3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_file_is_closed_with_the_store(counting_root):
+    def opened():
+        return [link for link in Path("/proc/self/fd").iterdir() if _target(link).startswith(str(counting_root))]
+
+    store = EpisodeStore(counting_root)
+    assert opened()
+    del store
+    assert not opened()
+
+
+def _target(link):
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:  # that of the listing itself
+        return ""
 
 
 def test_the_manifest_names_every_file_with_its_size_and_checksum(counting_root):
     record = json.loads((counting_root / "manifest.json").read_text())
     assert record["task_set"] == "mt80" and record["task_names"] == list(MT80.names)
-    for name in ("observation", "action", "reward"):
+    for name in ("steps", "returns"):
         content = (counting_root / f"{name}.bin").read_bytes()
         field = record["fields"][name]
         assert (field["size"], field["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
@@ -265,6 +324,7 @@ def test_arrays_of_a_store_are_read_only(counting_root):
 
 
 def test_a_store_too_large_to_read_ahead_gives_the_same_values(counting_root, monkeypatch):
-    expected = EpisodeStore(counting_root).observation.copy()
-    monkeypatch.setattr("torchrl_pwm.data.store._READAHEAD_LIMIT", 0)
-    assert np.array_equal(EpisodeStore(counting_root, verify=True).observation, expected)
+    row, step = np.arange(9), np.arange(9) % 5
+    expected = EpisodeStore(counting_root).read(row, step, 4).observation
+    monkeypatch.setattr("torchrl_pwm.data.steps._READAHEAD_LIMIT", 0)
+    assert np.array_equal(EpisodeStore(counting_root, verify=True).read(row, step, 4).observation, expected)

@@ -13,7 +13,7 @@ from tests.data.shards import LENGTH, SHARDS, convert, make_shard, refused, save
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
 from torchrl_pwm.data.shards import check_bytes
 
-FILES = ("observation.bin", "action.bin", "reward.bin")
+FILES = ("steps.bin", "returns.bin")
 
 
 def flip(path, place):

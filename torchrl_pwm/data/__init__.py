@@ -1,4 +1,4 @@
-"""Offline data: memory-mapped episodes, their replay buffer, conversion of published shards, and collection.
+"""Offline data: episodes on disk, their replay buffer, conversion of published shards, and collection.
 
 Every name is imported on first use, so that this folder loads without a simulator or hub client installed.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torchrl_pwm.data.starts import start_states
     from torchrl_pwm.data.storage import EpisodeStorage
     from torchrl_pwm.data.store import EpisodeStore
+    from torchrl_pwm.data.upgrade import upgrade_dataset
     from torchrl_pwm.data.writer import EpisodeStoreWriter
 
 _HOME = {
@@ -35,6 +36,7 @@ _HOME = {
     "download_checkpoint": "download",
     "download_shards": "download",
     "start_states": "starts",
+    "upgrade_dataset": "upgrade",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "download_checkpoint",
     "download_shards",
     "start_states",
+    "upgrade_dataset",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOME)

@@ -15,10 +15,11 @@ from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 __all__ = ["FORMAT", "MANIFEST_NAME", "VERSION", "FieldRecord", "Manifest", "TaskRows"]
 
 FORMAT = "torchrl_pwm.episodes"
-VERSION = 1
+VERSION = 2
 MANIFEST_NAME = "manifest.json"
-_REQUIRED_FIELDS = ("observation", "action", "reward")
-_ITEM_SIZES = {"float32": 4, "float16": 2, "bool": 1}
+_REQUIRED_FIELDS = ("steps", "returns")
+_DTYPES = {"steps": ("float32", "float16"), "returns": ("float64",), "success": ("bool",)}
+_ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bool": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class FieldRecord:
 
     Args:
         file: file name inside the data set's folder.
-        dtype: ``"float32"``, ``"float16"`` or ``"bool"``.
+        dtype: ``"float64"``, ``"float32"``, ``"float16"`` or ``"bool"``.
         shape: shape of the array, rows first.
         sha256: checksum of the file.
     """
@@ -55,12 +56,11 @@ class TaskRows:
         return_mean: mean undiscounted reward sum of a row.
         return_std: standard deviation of it over rows (population form).
         behavior_return_mean: ``return_mean`` scaled from a row to a whole episode of the task.
+        observation_mean: mean of each observation entry over all steps, O numbers.
+        observation_std: standard deviation likewise (population form).
         behavior_return_std: standard deviation of the return of whole episodes, None where it is not known (rows
             of published data are parts of episodes).
         success_mean: rate of success at the last step of episodes, None where it is not known.
-        observation_mean: mean of each observation entry over all steps, O numbers; None where the data set was written
-            before it was recorded.
-        observation_std: standard deviation likewise (population form).
     """
 
     name: str
@@ -70,10 +70,10 @@ class TaskRows:
     return_mean: float
     return_std: float
     behavior_return_mean: float
+    observation_mean: tuple[float, ...]
+    observation_std: tuple[float, ...]
     behavior_return_std: float | None = None
     success_mean: float | None = None
-    observation_mean: tuple[float, ...] | None = None
-    observation_std: tuple[float, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +86,7 @@ class Manifest:
         row_length: transitions of a row, L.
         observation_dim: padded observation size, O.
         action_dim: padded action size, A.
-        fields: the files: ``observation`` [N, L + 1, O], ``action`` [N, L, A], ``reward`` [N, L] and optionally
-            ``success`` [N, L].
+        fields: the files: ``steps`` [N, L + 1, O + A + 1], ``returns`` [N] and optionally ``success`` [N, L].
         tasks: row ranges; they follow each other without gaps.
         source: how the data was made.
     """
@@ -115,7 +114,7 @@ class Manifest:
         record = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
         for name, field in self.fields.items():
             record["fields"][name]["size"] = field.size
-        record["sha256"] = _checksum(record)
+        record["sha256"] = record_checksum(record)
         return json.dumps(record, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -139,6 +138,11 @@ class Manifest:
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             found = record.get("format") if isinstance(record, dict) else type(record).__name__
             raise ValueError(f"{path} is not a manifest of this package: expected format {FORMAT!r}, found {found!r}")
+        if record.get("version") == 1:
+            raise ValueError(
+                f"{path} has format version 1, which kept observations, actions and rewards apart; write the data "
+                f"set anew with torchrl_pwm.data.upgrade_dataset({str(root)!r}, 'another folder')"
+            )
         if record.get("version") != VERSION:
             raise ValueError(
                 f"{path} has format version {record.get('version')!r}, this package reads version {VERSION}; convert "
@@ -149,7 +153,7 @@ class Manifest:
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} lacks or misnames an entry ({error}); the data set is damaged") from error
         manifest._check(path)
-        if record.get("sha256", _checksum(record)) != _checksum(record):
+        if record.get("sha256", record_checksum(record)) != record_checksum(record):
             raise ValueError(
                 f"{path} was changed after it was written: it does not have the checksum that it holds itself; restore "
                 "it or make the data set again (or remove its entry sha256, if you changed it on purpose)"
@@ -177,9 +181,8 @@ class Manifest:
         """Everything that later arithmetic relies on."""
         rows, length = self.num_rows, self.row_length
         shapes = {
-            "observation": (rows, length + 1, self.observation_dim),
-            "action": (rows, length, self.action_dim),
-            "reward": (rows, length),
+            "steps": (rows, length + 1, self.observation_dim + self.action_dim + 1),
+            "returns": (rows,),
             "success": (rows, length),
         }
         if rows < 1 or length < 1 or self.observation_dim < 1 or self.action_dim < 1:
@@ -189,8 +192,8 @@ class Manifest:
         for name, field in self.fields.items():
             if shapes.get(name) != field.shape:
                 raise ValueError(f"{path} gives {name} the shape {field.shape}, expected {shapes.get(name)}")
-            if field.dtype not in _ITEM_SIZES:
-                raise ValueError(f"{path} gives {name} the dtype {field.dtype!r}, known are {sorted(_ITEM_SIZES)}")
+            if field.dtype not in _DTYPES[name]:
+                raise ValueError(f"{path} gives {name} the dtype {field.dtype!r}, expected one of {_DTYPES[name]}")
             if Path(field.file).name != field.file:
                 raise ValueError(f"{path} points at {field.file!r}, which is not a file name inside its folder")
         start = 0
@@ -200,7 +203,7 @@ class Manifest:
             if not 0 <= task.index < len(self.task_names) or self.task_names[task.index] != task.name:
                 raise ValueError(f"{path} gives {task.name} the index {task.index}, which is another task's")
             for values in (task.observation_mean, task.observation_std):
-                if values is not None and len(values) != self.observation_dim:
+                if len(values) != self.observation_dim:
                     raise ValueError(
                         f"{path} gives {task.name} the statistics of {len(values)} observation entries, expected "
                         f"{self.observation_dim}"
@@ -215,7 +218,7 @@ def _task_rows(record: Mapping[str, Any]) -> TaskRows:
     return TaskRows(**entries)
 
 
-def _checksum(record: Mapping[str, Any]) -> str:
+def record_checksum(record: Mapping[str, Any]) -> str:
     """Of everything a manifest says, in one form whatever its layout."""
     said = {key: value for key, value in record.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

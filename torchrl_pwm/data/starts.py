@@ -63,7 +63,7 @@ def start_states(
     # where a set's tasks differ in length, an episode is several rows that follow each other
     whole = rows.behavior_return_std is not None
     parts = store.task_set[rows.name].episode_length // length if whole else 1
-    returns = np.asarray(store.reward[rows.start : rows.stop], np.float64).reshape(-1, parts * length).sum(1)
+    returns = store.returns[rows.start : rows.stop].reshape(-1, parts).sum(1)
     episodes = np.argsort(-returns, kind="stable")[: max(round(top * len(returns)), 1)]
 
     draws = np.random.default_rng(seed)
@@ -76,11 +76,11 @@ def start_states(
     chosen = draws.permuted(np.concatenate(rounds)[:count])
     order = draws.permutation(count)
     row, step = np.divmod(chosen[order] * parts * length + times[order], length)
-    row += rows.start
+    found = store.read(row + rows.start, step, 1)
     return TensorDict(
         {
-            "observation": torch.from_numpy(np.asarray(store.observation[row, step], np.float32)),
-            "action": torch.from_numpy(np.asarray(store.action[row, step], np.float32)),
+            "observation": torch.from_numpy(found.observation[:, 0].astype(np.float32)),
+            "action": torch.from_numpy(found.action[:, 0].astype(np.float32)),
             "task": torch.full((count,), rows.index, dtype=torch.int64),
         },
         [count],

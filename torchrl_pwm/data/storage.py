@@ -1,8 +1,7 @@
-"""A TorchRL storage over memory-mapped episodes."""
+"""A TorchRL storage over episodes on disk."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +13,6 @@ from torchrl_pwm.data.manifest import TaskRows
 from torchrl_pwm.data.store import EpisodeStore
 
 __all__ = ["EpisodeStorage"]
-
-# Numbers up to which torch leaves a copy to the calling thread (at::internal::GRAIN_SIZE). A sample takes less than a
-# millisecond, but waiting for threads that have no core to run on takes many.
-_ONE_THREAD = 1 << 15
 
 
 class _Floats(NamedTuple):
@@ -66,20 +61,7 @@ class EpisodeStorage(Storage):
         self._offsets = np.array([rows.start for rows in self.task_rows]) - (self._ends - counts)
         self._task_ids = np.array([rows.index for rows in self.task_rows])
         self.num_rows = int(self._ends[-1])
-        self._map()
         super().__init__(max_size=self.num_rows * store.row_length)
-
-    def _map(self) -> None:
-        self._flat = {name: _flat(getattr(self.store, name)) for name in ("observation", "action", "reward")}
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        del state["_flat"]  # the data stays in its files
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._map()
 
     @property
     def row_length(self) -> int:
@@ -111,15 +93,13 @@ class EpisodeStorage(Storage):
             ValueError: if the data holds a NaN or infinity.
         """
         items = self._items(index)
-        self.store.limit_memory()  # at each read: the system may map megabytes around every place that is read
-        if items.ndim == 2 and items.shape[1] > 1 and len(items):
-            row, step = np.divmod(items[:, 0], self.row_length)
-            offset = np.arange(items.shape[1])
-            if (step + offset[-1] < self.row_length).all() and (items == items[:, :1] + offset).all():
-                floats = self._windows(row, step, items.shape[1])
-                return self._pack(floats, np.repeat(row[:, None], len(offset), 1), step[:, None] + offset)
         row, step = np.divmod(items, self.row_length)
-        return self._pack(self._single(row, step), row, step)
+        if _is_sliced(items, step, self.row_length):
+            floats = self._read(row[:, 0], step[:, 0], items.shape[1])
+        else:
+            floats = self._read(row.reshape(-1), step.reshape(-1), 1)
+        floats = _Floats(*(tensor.reshape(*items.shape, tensor.shape[-1]) for tensor in floats))
+        return self._pack(floats, row, step)
 
     def _items(self, index: Any) -> np.ndarray:
         if isinstance(index, slice) or index is Ellipsis:
@@ -142,34 +122,19 @@ class EpisodeStorage(Storage):
         """Position of each selected row's task in ``task_rows``."""
         return np.searchsorted(self._ends, row, side="right")
 
-    def _windows(self, row: np.ndarray, step: np.ndarray, length: int) -> _Floats:
-        """Blocks of ``length`` transitions from row and step [B]."""
-        store, steps = self.store, self.row_length
-        at = row + self._offsets[self._row_tasks(row)]
-        first = torch.from_numpy(at * steps + step)
-        first_observation = first + torch.from_numpy(at)  # rows hold one observation more
-        sizes = (store.observation.shape[2], store.observation.shape[2], store.action.shape[2], 1)
+    def _read(self, row: np.ndarray, step: np.ndarray, length: int) -> _Floats:
+        """Blocks of ``length`` transitions from row and step [B], each [B, length, size]."""
+        observation, action, reward = self.store.read(row + self._offsets[self._row_tasks(row)], step, length)
+        sizes = (observation.shape[2], observation.shape[2], action.shape[2], 1)
         # one piece of memory for all: several large ones are given back to the system and fetched again at each batch
         counts = [len(row) * length * size for size in sizes]
         parts = torch.empty(sum(counts)).split(counts)
         floats = _Floats(*(part.view(len(row), length, size) for part, size in zip(parts, sizes)))
-        _read_blocks(self._flat["observation"], first_observation, floats.observation)
-        following = floats.next_observation.numpy()
-        following[:, :-1] = floats.observation.numpy()[:, 1:]
-        following[:, -1] = store.observation.reshape(-1, sizes[0])[first_observation.numpy() + length]
-        _read_blocks(self._flat["action"], first, floats.action)
-        _read_blocks(self._flat["reward"], first, floats.reward)
+        floats.observation.numpy()[...] = observation[:, :-1]
+        floats.next_observation.numpy()[...] = observation[:, 1:]
+        floats.action.numpy()[...] = action
+        floats.reward.numpy()[..., 0] = reward
         return floats
-
-    def _single(self, row: np.ndarray, step: np.ndarray) -> _Floats:
-        store = self.store
-        at = row + self._offsets[self._row_tasks(row)]
-        return _Floats(
-            _float32(store.observation[at, step]),
-            _float32(store.observation[at, step + 1]),
-            _float32(store.action[at, step]),
-            _float32(np.asarray(store.reward[at, step])[..., None]),
-        )
 
     def _pack(self, floats: _Floats, row: np.ndarray, step: np.ndarray) -> TensorDict:
         if self.check_finite and not all(_is_finite(tensor.numpy()) for tensor in floats):
@@ -241,34 +206,14 @@ class EpisodeStorage(Storage):
         return f"EpisodeStorage({self.store!r}, tasks={self.tasks}, transitions={len(self)})"
 
 
-def _flat(array: np.ndarray) -> torch.Tensor:
-    """The numbers of an array, one after the other, as a tensor that must not be written to."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that it is read-only
-        return torch.from_numpy(array.reshape(-1))
-
-
-def _read_blocks(flat: torch.Tensor, start: torch.Tensor, out: torch.Tensor) -> None:
-    """Copies blocks of consecutive steps: steps ``start`` [B] of the array -> ``out`` [B, length, size].
-
-    A strided view makes every block one contiguous row, so a block is one copy instead of ``length``.
-    """
-    _, length, size = out.shape
-    view = flat.as_strided((len(flat) // size - length + 1, length * size), (size, 1))
-    rows = out.view(len(start), -1)
-    at_once = max(1, _ONE_THREAD // rows.shape[1])
-    for here, place in zip(start.split(at_once), rows.split(at_once), strict=True):
-        if flat.dtype == out.dtype:
-            torch.index_select(view, 0, here, out=place)
-        else:
-            place.copy_(view.index_select(0, here))
+def _is_sliced(items: np.ndarray, step: np.ndarray, row_length: int) -> bool:
+    """Whether each row of items [B, T] is consecutive and within one row of the data, from step ``step[:, 0]`` on."""
+    if items.ndim != 2 or not items.size:
+        return False
+    offset = np.arange(items.shape[1])
+    return bool((step[:, 0] + offset[-1] < row_length).all() and (items == items[:, :1] + offset).all())
 
 
 def _is_finite(array: np.ndarray) -> bool:
     # both extremes are NaN if anything is, and no mask is made
     return array.size == 0 or bool(np.isfinite(array.max()) and np.isfinite(array.min()))
-
-
-def _float32(array: np.ndarray) -> torch.Tensor:
-    """A tensor of its own memory: the source may be a read-only view, or shared by two keys."""
-    return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))

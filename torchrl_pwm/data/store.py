@@ -1,9 +1,8 @@
-"""Memory-mapped episodes: the one place that knows the format on disk."""
+"""Episodes on disk, opened for reading."""
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,28 +12,27 @@ import numpy as np
 from tqdm import tqdm
 
 from torchrl_pwm.data.files import file_sha256
-from torchrl_pwm.data.manifest import MANIFEST_NAME, Manifest, TaskRows
+from torchrl_pwm.data.manifest import MANIFEST_NAME, FieldRecord, Manifest, TaskRows
+from torchrl_pwm.data.steps import Steps, StepsFile, split_steps
 from torchrl_pwm.envs.tasks import TaskSet
 
 __all__ = ["EpisodeStore"]
 
-# Slices are drawn anywhere in a file. Reading ahead fills the cache of a file that fits into it, but around each slice
-# of a larger one it only reads what is thrown away again.
-_READAHEAD_LIMIT = 4 << 30
 _BAR_DELAY = 1.0  # seconds before progress is shown
-# Pages of the files that were read count as memory of the process until they are unmapped.
-_MAPPED_LIMIT = 6 << 30
 
 
 class EpisodeStore:
     """A data set on disk, opened for reading.
 
-    A data set is a folder with ``manifest.json`` and one plain row-major array per field. A *row* holds L transitions
-    and L + 1 observations: transition t is ``observation[t], action[t], reward[t], observation[t + 1]``. All rows are
-    equally long and the rows of a task follow each other, so the place of any transition is arithmetic. A row is an
-    episode or, where the tasks of a set differ in length, an equal part of one.
+    A data set is a folder with ``manifest.json`` and ``steps.bin``, one plain row-major array [N, L + 1, O + A + 1] of
+    steps: observation, action and reward. A *row* holds L transitions and L + 1 observations: transition t is
+    ``observation[t], action[t], reward[t], observation[t + 1]``; the action and reward of its last step are zero and
+    mean nothing. All rows are equally long and the rows of a task follow each other, so the place of any transition is
+    arithmetic, and consecutive transitions are one piece of the file. A row is an episode or, where the tasks of a set
+    differ in length, an equal part of one. The return of each row is in ``returns.bin``.
 
-    The arrays are read-only views of memory maps: opening reads the manifest only.
+    The arrays are read-only views of memory maps: opening reads the manifest only. The pages of a view that were
+    looked at count as memory of the process; :meth:`read` copies what is wanted and maps nothing.
 
     Args:
         root: folder of the data set.
@@ -44,6 +42,7 @@ class EpisodeStore:
         manifest: the :class:`~torchrl_pwm.data.manifest.Manifest`.
         observation: [N, L + 1, O] array. ``action`` [N, L, A] and ``reward`` [N, L] likewise; ``success`` is bool
             [N, L] or None.
+        returns: undiscounted reward sum of each row, float64 [N].
 
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
@@ -63,33 +62,37 @@ class EpisodeStore:
     observation: np.ndarray
     action: np.ndarray
     reward: np.ndarray
+    returns: np.ndarray
     success: np.ndarray | None
 
     def __init__(self, root: str | os.PathLike[str], *, verify: bool = False) -> None:
         self.root = Path(root)
         self.manifest = Manifest.read(self.root)
         self.digest = hashlib.sha256((self.root / MANIFEST_NAME).read_bytes()).hexdigest()
-        self.success = None
-        self._mappings: list[mmap.mmap] = []
-        self._others = _mapped_bytes()  # files in memory that are none of these
-        for name, field in self.manifest.fields.items():
-            path = self.root / field.file
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} is missing, though the manifest lists it; the data set is damaged")
-            size = path.stat().st_size
-            if size != field.size:
-                raise ValueError(
-                    f"{path} has {size} bytes, the manifest says {field.size}; the file was cut or replaced: restore "
-                    "it or make the data set again"
-                )
-            with open(path, "rb") as file:
-                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if size > _READAHEAD_LIMIT and hasattr(mmap, "MADV_RANDOM"):
-                mapping.madvise(mmap.MADV_RANDOM)
-            self._mappings.append(mapping)
-            setattr(self, name, np.frombuffer(mapping, dtype=field.dtype).reshape(field.shape))
+        fields = self.manifest.fields
+        for field in fields.values():
+            self._check_size(field)
+        steps = fields["steps"]
+        self._steps = StepsFile(self.root / steps.file, steps.dtype, steps.shape)
+        self.observation, self.action, self.reward = split_steps(self._steps.array, self.manifest.action_dim)
+        self.returns = self._mapped(fields["returns"])
+        self.success = self._mapped(fields["success"]) if "success" in fields else None
         if verify:
             self.verify()
+
+    def _check_size(self, field: FieldRecord) -> None:
+        path = self.root / field.file
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing, though the manifest lists it; the data set is damaged")
+        size = path.stat().st_size
+        if size != field.size:
+            raise ValueError(
+                f"{path} has {size} bytes, the manifest says {field.size}; the file was cut or replaced: restore it or "
+                "make the data set again"
+            )
+
+    def _mapped(self, field: FieldRecord) -> np.ndarray:
+        return np.asarray(np.memmap(self.root / field.file, field.dtype, mode="r", shape=field.shape))
 
     def verify(self, *, progress: bool = True) -> None:
         """Compares the checksum of every file with the manifest.
@@ -118,35 +121,22 @@ class EpisodeStore:
                         "data set again"
                     )
 
-    def limit_memory(self, limit: int | None = None) -> bool:
-        """Unmaps pages that were read, if the process has more than ``limit`` bytes more of files in memory than when
-        the data set was opened.
-
-        The system counts every page of a file that a process has read as its memory (RssFile), which at random places
-        of a large file grows up to the size of the file. Unmapped pages stay in the system's cache, and reading them
-        again is no disk access; it costs about a microsecond a page. Other threads may read meanwhile.
+    def read(self, row: np.ndarray, step: np.ndarray, length: int) -> Steps:
+        """Copies blocks of ``length`` transitions, each by one read of the file.
 
         Args:
-            limit: bytes; default 6 GiB.
+            row: rows of the store [B].
+            step: first transition of each block [B].
+            length: transitions of a block, T; they must not go beyond the row.
 
         Returns:
-            Whether pages were unmapped; False where the system does not tell or cannot do it.
+            observation [B, T + 1, O], action [B, T, A] and reward [B, T] in the type on disk, views of one array that
+            is new.
+
+        Raises:
+            ValueError: if the file was cut after the data set was opened.
         """
-        limit = _MAPPED_LIMIT if limit is None else limit
-        if sum(map(len, self._mappings)) <= limit:
-            return False
-        mapped = _mapped_bytes()
-        self._others = min(self._others, mapped)
-        if not hasattr(mmap, "MADV_DONTNEED") or mapped - self._others <= limit:
-            return False
-        # the largest first: the small ones are soon read whole and then cost nothing, if they stay
-        for mapping in sorted(self._mappings, key=len, reverse=True):
-            mapping.madvise(mmap.MADV_DONTNEED)
-            if _mapped_bytes() - self._others <= limit // 2:
-                break
-        else:
-            self._others = _mapped_bytes()
-        return True
+        return split_steps(self._steps.read(row, step, length + 1), self.manifest.action_dim)
 
     @property
     def task_set(self) -> TaskSet:
@@ -225,15 +215,6 @@ class EpisodeStore:
             f"EpisodeStore({str(self.root)!r}, {self.manifest.task_set}, {len(self.tasks)} tasks, "
             f"{self.num_rows} rows of {self.row_length} transitions)"
         )
-
-
-def _mapped_bytes() -> int:
-    """Files in the memory of this process, 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[2]) * mmap.PAGESIZE
-    except (OSError, IndexError, ValueError):
-        return 0
 
 
 def _shortened(names: tuple[str, ...], limit: int = 8) -> str:

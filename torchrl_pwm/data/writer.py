@@ -14,6 +14,7 @@ import numpy as np
 from torchrl_pwm.data.files import file_sha256, staged_folder
 from torchrl_pwm.data.manifest import MANIFEST_NAME, FieldRecord, Manifest, TaskRows
 from torchrl_pwm.data.moments import ObservationMoments
+from torchrl_pwm.data.steps import split_steps
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 
 __all__ = ["EpisodeStoreWriter"]
@@ -23,8 +24,8 @@ class EpisodeStoreWriter:
     """Writes a data set for :class:`~torchrl_pwm.data.EpisodeStore`; a context manager.
 
     The files are preallocated and rows are written to their place at once, so memory holds no more than what is
-    passed to :meth:`write`. When the block ends, the files are flushed, hashed and published under ``root`` in one
-    rename; after an exception nothing is left behind.
+    passed to :meth:`write` and a copy of it. When the block ends, the files are flushed, hashed and published under
+    ``root`` in one rename; after an exception nothing is left behind.
 
     Args:
         root: folder to make; must not hold anything.
@@ -80,21 +81,20 @@ class EpisodeStoreWriter:
         self._returns = {name: np.zeros(rows[name]) for name in self._start}
         self._success = {name: np.zeros(rows[name], dtype=bool) for name in self._start} if success else None
         self._moments = {name: ObservationMoments() for name in self._start}
-        length = row_length
-        self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {
-            "observation": (dtype, (total, length + 1, self.task_set.observation_dim)),
-            "action": (dtype, (total, length, self.task_set.action_dim)),
-            "reward": (dtype, (total, length)),
+        width = self.task_set.observation_dim + self.task_set.action_dim + 1
+        self._fields: dict[str, tuple[str, tuple[int, ...]]] = {
+            "steps": (dtype, (total, row_length + 1, width)),
+            "returns": ("float64", (total,)),
         }
         if success:
-            self._shapes["success"] = ("bool", (total, length))
+            self._fields["success"] = ("bool", (total, row_length))
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> EpisodeStoreWriter:
         with contextlib.ExitStack() as stack:
             self._stage = stack.enter_context(staged_folder(self.root))
             self._files: dict[str, BinaryIO] = {}
-            for name, (dtype, shape) in self._shapes.items():
+            for name, (dtype, shape) in self._fields.items():
                 file = stack.enter_context(open(self._stage / f"{name}.bin", "w+b"))
                 file.truncate(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
                 self._files[name] = file
@@ -136,38 +136,43 @@ class EpisodeStoreWriter:
         """
         if task not in self._start:
             raise ValueError(f"{task!r} was not announced to the writer; its tasks are {list(self._start)}")
-        if (success is not None) != ("success" in self._shapes):
+        if (success is not None) != (self._success is not None):
             raise ValueError("success must be given exactly when the data set is written with success=True")
         count, first = len(reward), self._written[task]
         if first + count > len(self._returns[task]):
             raise ValueError(
                 f"{task} has {len(self._returns[task])} rows, but row {first + count - 1} was to be written"
             )
-        arrays = {"observation": observation, "action": action, "reward": reward, "success": success}
-        for name, (dtype, shape) in self._shapes.items():
-            array = np.asarray(arrays[name])
-            if array.shape != (count, *shape[1:]):
-                raise ValueError(f"{name} of {task} must have shape {(count, *shape[1:])}, found {array.shape}")
+        dtype, shape = self._fields["steps"]
+        steps = np.zeros((count, *shape[1:]), dtype)
+        parts = split_steps(steps, self.task_set.action_dim)
+        for name, given, part in zip(parts._fields, (observation, action, reward), parts, strict=True):
+            _check_shape(given, part.shape, name, task)
             with np.errstate(over="ignore"):  # an overflow of the cast is an infinity, which is named below
-                array = np.ascontiguousarray(array, dtype=dtype)
-            if name != "success":
-                refuse_non_finite(array, name, task, range(first, first + count))
-            if name == "observation":
-                self._moments[task].update(array)
-            file = self._files[name]
-            file.seek((self._start[task] + first) * int(np.prod(shape[1:])) * array.itemsize)
-            file.write(array.data)
-        self._returns[task][first : first + count] = np.asarray(reward, dtype=np.float64).sum(1)
+                part[...] = given
+            refuse_non_finite(part, name, task, range(first, first + count))
         if success is not None and self._success is not None:
+            _check_shape(success, parts.reward.shape, "success", task)
+            self._put("success", task, np.ascontiguousarray(success, dtype=bool))
             self._success[task][first : first + count] = success[:, -1]
+        self._put("steps", task, steps)
+        self._moments[task].update(parts.observation)
+        self._returns[task][first : first + count] = np.asarray(reward, dtype=np.float64).sum(1)
         self._written[task] += count
+
+    def _put(self, name: str, task: str, rows: np.ndarray) -> None:
+        """Writes the next rows of a task to their place."""
+        file = self._files[name]
+        file.seek((self._start[task] + self._written[task]) * rows.strides[0])
+        file.write(rows.data)
 
     def _finish(self) -> None:
         for name, count in self._written.items():
             if count != len(self._returns[name]):
                 raise ValueError(f"{name} was announced with {len(self._returns[name])} rows, but {count} were written")
+        self._files["returns"].write(np.concatenate(list(self._returns.values())).data)
         fields = {}
-        for name, (dtype, shape) in self._shapes.items():
+        for name, (dtype, shape) in self._fields.items():
             file = self._files[name]
             file.flush()
             os.fsync(file.fileno())
@@ -205,11 +210,16 @@ class EpisodeStoreWriter:
             return_mean=float(returns.mean()),
             return_std=float(returns.std()),
             behavior_return_mean=float(returns.mean() * spec.episode_length / self.row_length),
-            behavior_return_std=episode_std,
-            success_mean=success_mean,
             observation_mean=tuple(moments.mean.tolist()),
             observation_std=tuple(moments.std.tolist()),
+            behavior_return_std=episode_std,
+            success_mean=success_mean,
         )
+
+
+def _check_shape(array: np.ndarray, shape: tuple[int, ...], name: str, task: str) -> None:
+    if np.shape(array) != shape:
+        raise ValueError(f"{name} of {task} must have shape {shape}, found {np.shape(array)}")
 
 
 def refuse_non_finite(array: np.ndarray, key: str, task: str, rows: Sequence[int | str]) -> None:
