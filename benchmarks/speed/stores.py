@@ -23,18 +23,18 @@ def write_sparse_store(root: Path, rows_per_task: int, dtype: str = "float32") -
     """A data set in the shape of MT80 whose files are one hole each. 68,125 rows a task are 550 M entries, 102 GB."""
     root.mkdir(parents=True)
     rows, length = rows_per_task * len(MT80), 100
-    shapes = {
-        "observation": (rows, length + 1, MT80.observation_dim),
-        "action": (rows, length, MT80.action_dim),
-        "reward": (rows, length),
+    width = MT80.observation_dim + MT80.action_dim + 1
+    fields = {
+        "steps": FieldRecord("steps.bin", dtype, (rows, length + 1, width), "0" * 64),
+        "returns": FieldRecord("returns.bin", "float64", (rows,), "0" * 64),
     }
-    fields = {name: FieldRecord(f"{name}.bin", dtype, shape, "0" * 64) for name, shape in shapes.items()}
     for field in fields.values():
         with open(root / field.file, "wb") as file:
             file.truncate(field.size)
+    mean, std = (0.0,) * MT80.observation_dim, (1.0,) * MT80.observation_dim
     tasks = tuple(
-        TaskRows(spec.name, spec.index, spec.index * rows_per_task, (spec.index + 1) * rows_per_task, 0.0, 0.0, 0.0)
-        for spec in MT80
+        TaskRows(spec.name, spec.index, start, start + rows_per_task, 0.0, 0.0, 0.0, mean, std)
+        for spec, start in zip(MT80, range(0, rows, rows_per_task))
     )
     manifest = Manifest("mt80", MT80.names, length, MT80.observation_dim, MT80.action_dim, fields, tasks, {})
     (root / MANIFEST_NAME).write_text(manifest.to_json())
@@ -47,8 +47,7 @@ class HotReplay:
     def __init__(self, root: Path, batches: int = 40) -> None:
         self.replay = TDMPC2ExperienceReplay(root, SLICES, slice_len=TRANSITIONS)
         self.batches = batches
-        for _ in range(2):  # the first time reads the files, the second is for the tables of pages
-            self.round()
+        self.round()
 
     def round(self) -> list[float]:
         """Seconds of each batch, in one go through them."""
@@ -59,11 +58,6 @@ class HotReplay:
             self.replay.sample()
             times.append(time.perf_counter() - start)
         return times
-
-    def unmapped_round(self) -> list[float]:
-        """The same after all pages were unmapped; they are still in the system's cache."""
-        self.replay.store.limit_memory(-1)
-        return self.round()
 
 
 def in_turn(functions: Sequence[Callable[[], list[float]]], rounds: int = 5) -> list[dict[str, float]]:
@@ -115,14 +109,11 @@ def _read(root: str, batches: str) -> None:
     print(json.dumps({"median_ms": 1e3 * statistics.median(times), "seconds": time.perf_counter() - start}))
 
 
-def _train(root: str, batches: str, limited: str) -> None:
+def _train(root: str, batches: str) -> None:
     """Updates a world model on places all over the data, never the same, and reads from the system what it took."""
     from torchrl_pwm import PWMWorldModel, PWMWorldModelLoss
-    from torchrl_pwm.data import store
     from torchrl_pwm.trainers import WorldModelOptimizationStepper
 
-    if limited == "no":
-        store._MAPPED_LIMIT = 1 << 60
     model = PWMWorldModel.from_preset("5M", observation_dim=39, action_dim=6, num_tasks=80)
     stepper = WorldModelOptimizationStepper(PWMWorldModelLoss(model), iterations=1000)
     replay = TDMPC2ExperienceReplay(root, SLICES, slice_len=TRANSITIONS)

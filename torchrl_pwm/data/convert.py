@@ -1,4 +1,4 @@
-"""Converts the published TD-MPC2 shards to memory-mapped episodes."""
+"""Converts the published TD-MPC2 shards to episodes on disk."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
     states are ``sample()[:, 0]``. Entries beyond a task's own observation are zero; entries beyond its own action
     hold random numbers, in published as in collected data.
 
-    Data is read through memory maps: opening is immediate and memory use does not grow with the data. The buffer is
+    A slice is one read of a file: opening is immediate and memory use does not grow with the data. The buffer is
     read-only, owns its generator, and a restored ``state_dict`` goes on with the same samples bit for bit, with
     prefetching too.
 
