@@ -12,11 +12,13 @@ OPTIONAL = (
     "matplotlib",
     "metaworld",
     "mujoco",
+    "newton",
     "omegaconf",
     "pandas",
     "rliable",
     "tensorboard",
     "wandb",
+    "warp",
 )
 
 

@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from torchrl_pwm.envs.simulators.base import Simulator, SimulatorStep
     from torchrl_pwm.envs.simulators.controllers import SwingUpController
     from torchrl_pwm.envs.simulators.env import SimulatorEnv
+    from torchrl_pwm.envs.simulators.newton.env import NewtonEnv
 
 _HOME = {
     "AnalyticEnv": "analytic",
+    "NewtonEnv": "newton.env",
     "Simulator": "base",
     "SimulatorEnv": "env",
     "SimulatorStep": "base",
     "SwingUpController": "controllers",
 }
 
-__all__ = ["AnalyticEnv", "Simulator", "SimulatorEnv", "SimulatorStep", "SwingUpController"]
+__all__ = ["AnalyticEnv", "NewtonEnv", "Simulator", "SimulatorEnv", "SimulatorStep", "SwingUpController"]
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOME)

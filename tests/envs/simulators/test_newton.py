@@ -1,0 +1,254 @@
+"""Newton's tasks as envs: specs, seeds, resets, and gradients that agree with finite differences."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.envs import check_env_specs
+
+from torchrl_pwm.envs.simulators import AnalyticEnv, NewtonEnv, SwingUpController
+
+newton = pytest.importorskip("newton")
+
+SIZES = {"cartpole": (5, 1), "double_pendulum": (6, 1), "ant": (37, 8), "hopper": (11, 3)}
+LENGTHS = {"cartpole": 240, "double_pendulum": 240, "ant": 1000, "hopper": 1000}
+WALKERS = ["ant", "hopper"]
+CLOSED_FORMS = {"cartpole": "cartpole_swingup", "double_pendulum": "double_pendulum"}
+
+
+def draw_actions(env, steps, scale=1.0, seed=0, rows=None):
+    shape = (steps, env.num_envs if rows is None else rows, env.action_spec.shape[-1])
+    return scale * (2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1)
+
+
+def play(env, carrier, actions):
+    """Rewards [T, N, 1] of actions [T, N, A], and where the env stands then."""
+    rewards = []
+    for action in actions:
+        transition, carrier = env.step_and_maybe_reset(carrier.set("action", action))
+        rewards.append(transition["next", "reward"])
+    return torch.stack(rewards), carrier
+
+
+def stand(env, state):
+    """Puts every row into the same ``state`` [S]."""
+    env.reset()
+    env.simulator.state = state.detach().expand_as(env.simulator.state).clone()
+    return env.truncate_graph()
+
+
+def gradient_error(task, start, steps, scale, directions=3):
+    """Largest error of a derivative along random unit directions of all actions.
+
+    Each is compared with central differences at several step sizes, in other rows of the same batch, and measured at
+    the best of them, relative to that derivative or to 5 % of the gradient's norm, whichever is larger.
+    """
+    sizes = torch.tensor([0.1, 0.03, 0.01, 0.003])
+    env = NewtonEnv(task, 1 + 2 * directions * len(sizes), requires_grad=True)
+    base = draw_actions(env, steps, scale, seed=1, rows=1)
+    along = torch.randn(directions, *base.shape, generator=torch.Generator().manual_seed(2))
+    along = along / along.flatten(1).norm(dim=1)[:, None, None, None]
+    moves = torch.stack([along * size for size in sizes])  # [E, K, T, 1, A]
+    moves = torch.stack([moves, -moves]).flatten(0, 2).squeeze(2).transpose(0, 1)  # [T, 2 E K, A]
+    actions = torch.cat([base, base + moves], 1).requires_grad_()
+    rewards, _ = play(env, stand(env, start), actions)
+    totals = rewards.double().sum(0).squeeze(-1)
+    (gradient,) = torch.autograd.grad(totals[0], actions)
+    assert not gradient[:, 1:].any()
+    gradient = gradient[:, :1].double()
+    up, down = totals[1:].detach().view(2, len(sizes), directions)
+    differences = (up - down) / (2 * sizes[:, None])
+    derivatives = (along.double() * gradient).flatten(1).sum(1)
+    floor = 0.05 * gradient.norm()
+    errors = (derivatives - differences).abs() / differences.abs().clamp(min=floor)
+    return errors.min(0).values.max().item()
+
+
+@pytest.mark.parametrize("task", list(CLOSED_FORMS))
+def test_pendulum_gradients_of_16_steps_agree_with_finite_differences(task):
+    start = torch.tensor([0.3, 0.5, 0.4, -0.8])
+    assert gradient_error(task, start, steps=16, scale=0.7) < 1e-3
+
+
+def on_the_ground(task, steps=30):
+    """A state [S] some steps of random actions after a start in the air: without ground, it would be far below."""
+    env = NewtonEnv(task, 1, seed=3)
+    play(env, env.reset(), draw_actions(env, steps, 0.5))
+    return env.simulator.state[0]
+
+
+@pytest.mark.parametrize("task", WALKERS)
+def test_walker_gradients_of_4_steps_on_the_ground_agree_with_finite_differences(task):
+    assert gradient_error(task, on_the_ground(task), steps=4, scale=0.7) < 2e-2
+
+
+@pytest.mark.parametrize("task", SIZES)
+def test_specs_hold(task):
+    env = NewtonEnv(task, 2, requires_grad=True)
+    check_env_specs(env)
+    assert (env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]) == SIZES[task]
+    assert env.episode_length == LENGTHS[task] and env.task == task
+    assert task in NewtonEnv.available_envs
+
+
+@pytest.mark.parametrize("task", SIZES)
+def test_same_seed_gives_same_rewards_and_gradients_bit_for_bit(task):
+    def run(seed):
+        env = NewtonEnv(task, 3, requires_grad=True, seed=seed)
+        actions = draw_actions(env, 6, 0.5).requires_grad_()
+        rewards, _ = play(env, env.reset(), actions)
+        (gradient,) = torch.autograd.grad(rewards.sum(), actions)
+        return rewards.detach(), gradient
+
+    one, again, other = run(5), run(5), run(6)
+    assert all(map(torch.equal, one, again))
+    assert not torch.equal(one[0], other[0])
+
+
+@pytest.mark.parametrize("task", ["double_pendulum", "ant"])
+def test_reset_of_one_row_leaves_the_gradients_of_the_others_bit_identical(task):
+    gradients = []
+    for resets in (False, True):
+        env = NewtonEnv(task, 3, requires_grad=True, seed=1)
+        actions = draw_actions(env, 6, 0.5).requires_grad_()
+        before, carrier = play(env, env.reset(), actions[:3])
+        if resets:
+            carrier = env.reset(carrier.set("_reset", torch.tensor([[False], [True], [False]])))
+        after, _ = play(env, carrier, actions[3:])
+        gradients.append(torch.autograd.grad(after.sum(), actions)[0])
+        assert before.isfinite().all()
+    whole, cut = gradients
+    assert torch.equal(whole[:, [0, 2]], cut[:, [0, 2]])
+    assert not cut[:3, 1].any() and whole[:3, 1].any() and cut[3:, 1].any()
+
+
+def test_actor_learns_through_the_physics():
+    env = NewtonEnv("ant", num_envs=2, requires_grad=True)
+    actor = TensorDictModule(nn.Sequential(nn.Linear(37, 8), nn.Tanh()), ["observation"], ["action"])
+    rollout = env.rollout(5, actor, break_when_any_done=False)
+    rollout["next", "reward"].mean().backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in actor.parameters())
+
+
+@pytest.mark.parametrize("task", WALKERS)
+def test_following_the_gradient_of_16_actions_raises_their_return(task):
+    env = NewtonEnv(task, 2, requires_grad=True, seed=3)
+    start = on_the_ground(task)
+    actions = torch.zeros(16, *env.action_spec.shape)
+    totals = []
+    for _ in range(5):
+        actions = actions.detach().requires_grad_()
+        total = play(env, stand(env, start), actions)[0].sum()
+        (gradient,) = torch.autograd.grad(total, actions)
+        totals.append(total.item())
+        actions = (actions + 0.5 * gradient / gradient.norm()).clamp(-1, 1)
+    assert totals == sorted(totals) and totals[-1] > totals[0] + 1
+
+
+@pytest.mark.parametrize("task", WALKERS)
+def test_rows_that_fall_end_and_start_anew(task):
+    env = NewtonEnv(task, 2, requires_grad=True, seed=0)
+    env.reset()
+    height = 2 if task == "ant" else 1
+    state = env.simulator.state.clone()
+    # Legs drawn up, so that none stands on the ground.
+    if task == "ant":
+        state[0, 7:15] = 0.0
+    else:
+        state[0, 3:6] = torch.tensor([-1.5, 2.4, 0.0])
+    state[0, height] = env.simulator.lowest + 0.001
+    state[0, env.simulator.sizes[0] + height] = -1.0
+    env.simulator.state = state
+    carrier = env.truncate_graph().set("action", torch.zeros(env.action_spec.shape))
+    transition, carrier = env.step_and_maybe_reset(carrier)
+    assert transition["next", "terminated"].flatten().tolist() == [True, False]
+    assert not carrier["done"].any()
+    assert env.simulator.state[0, height] > env.simulator.lowest + 0.2
+
+
+@pytest.mark.parametrize("task", list(CLOSED_FORMS))
+def test_pendulums_move_as_in_closed_form(task):
+    simulated, exact = NewtonEnv(task, 4, seed=7, substeps=32), AnalyticEnv(CLOSED_FORMS[task], 4, seed=7)
+    carriers = simulated.reset(), exact.reset()
+    torch.testing.assert_close(carriers[0]["observation"], carriers[1]["observation"])
+    actions = draw_actions(simulated, 20, 0.5)
+    ends = [play(env, carrier, actions)[1]["observation"] for env, carrier in zip((simulated, exact), carriers)]
+    torch.testing.assert_close(*ends, atol=0.05, rtol=0.05)
+
+
+def test_controller_of_the_closed_form_swings_the_simulated_cartpole_up():
+    env = NewtonEnv("cartpole", 4, seed=2)
+    rollout = env.rollout(240, SwingUpController("cartpole_swingup"))
+    assert (rollout["next", "reward"][:, -20:] > -0.2).all()
+
+
+@pytest.mark.parametrize("task", WALKERS)
+def test_a_long_way_from_the_origin_everything_is_the_same(task):
+    states = []
+    for way in (0.0, 4096.0):
+        env = NewtonEnv(task, 2, seed=1)
+        env.reset()
+        state = env.simulator.state.clone()
+        state[:, 0] += way - state[:, 0].round()
+        env.simulator.state = state
+        play(env, env.truncate_graph(), draw_actions(env, 10, 0.5))
+        states.append(env.simulator.state)
+    assert torch.equal(states[0][:, 2:], states[1][:, 2:])
+
+
+def test_states_go_on_bit_for_bit_after_saving_and_loading():
+    env, twin = NewtonEnv("hopper", 2, seed=1), NewtonEnv("hopper", 2, seed=9)
+    actions = draw_actions(env, 12)
+    _, carrier = play(env, env.reset(), actions[:6])
+    twin.reset()
+    twin.load_state_dict(env.state_dict())
+    rewards, _ = play(env, carrier, actions[6:])
+    again, _ = play(twin, twin.truncate_graph(), actions[6:])
+    assert torch.equal(rewards, again)
+
+
+def test_envs_of_several_sizes_work_side_by_side():
+    together = [NewtonEnv("hopper", n, seed=1, stochastic_init=False, requires_grad=True) for n in (1, 3)]
+    ends = []
+    for env in together:
+        actions = draw_actions(env, 4, rows=1).expand(-1, env.num_envs, -1).clone().requires_grad_()
+        rewards, _ = play(env, env.reset(), actions)
+        ends.append((rewards[:, :1].detach(), torch.autograd.grad(rewards.sum(), actions)[0][:, :1]))
+    assert all(map(torch.equal, *ends))
+
+
+@pytest.mark.parametrize("task", WALKERS)
+def test_1000_random_steps_stay_finite(task):
+    env = NewtonEnv(task, 2, seed=0)
+    carrier = env.reset()
+    for action in draw_actions(env, 1000):
+        _, carrier = env.step_and_maybe_reset(carrier.set("action", action))
+        assert env.simulator.state.abs().max() < 1e3
+
+
+def test_unknown_tasks_and_options_are_refused():
+    with pytest.raises(ValueError, match="unknown task 'humanoid'; expected one of 'cartpole'"):
+        NewtonEnv("humanoid", 2)
+    for task in ("cartpole", "ant"):
+        with pytest.raises(ValueError, match="substeps must be at least 1, found 0"):
+            NewtonEnv(task, 2, substeps=0)
+        with pytest.raises(ValueError, match="num_envs"):
+            NewtonEnv(task, 0)
+
+
+def test_missing_newton_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "newton", None)
+    with pytest.raises(ImportError, match=r"NewtonEnv needs newton.*pip install \"torchrl-pwm\[newton\]\""):
+        NewtonEnv("cartpole", 2)
+
+
+def test_rewarped_in_the_same_environment_is_refused(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: find("torch" if name == "rewarped" else name, *a))
+    with pytest.raises(ImportError, match=r"Newton needs warp-lang 1[.]17 or later and rewarped"):
+        NewtonEnv("cartpole", 2)

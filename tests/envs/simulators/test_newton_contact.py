@@ -1,0 +1,112 @@
+"""Contact of Newton's robots with the ground: weight, sliding, free fall, and captured launches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+newton = pytest.importorskip("newton")
+
+from torchrl_pwm.envs.simulators.newton.contact import Ground, Sphere  # noqa: E402
+from torchrl_pwm.envs.simulators.newton.models import ROBOTS, Robot  # noqa: E402
+from torchrl_pwm.envs.simulators.newton.physics import NewtonPhysics  # noqa: E402
+from torchrl_pwm.envs.simulators.pendulums import GRAVITY  # noqa: E402
+
+STEP = 1 / 60
+MASS, RADIUS = 2.0, 0.1
+GROUND = Ground(stiffness=2000.0, damping=1.0, friction=0.5, slope=100.0)
+
+
+def ball():
+    """A ball that moves in x and z without turning, pushed along x by a motor of 20 N."""
+    robot = Robot(ground=GROUND, spheres=[Sphere(0, (0.0, 0.0, 0.0), RADIUS)], motors={0: 20.0})
+    builder = robot.builder
+    axis = newton.ModelBuilder.JointDofConfig
+    body = builder.add_link(mass=MASS, inertia=((0.01, 0, 0), (0, 0.01, 0), (0, 0, 0.01)))
+    axes = [axis(axis=(1, 0, 0), limit_ke=0, limit_kd=0), axis(axis=(0, 0, 1), limit_ke=0, limit_kd=0)]
+    builder.add_articulation([builder.add_joint_d6(-1, body, linear_axes=axes)])
+    return robot
+
+
+def physics(make_robot, num_envs=1, **options):
+    options = {"requires_grad": False, "substeps": 16, "dt": STEP, **options}
+    return NewtonPhysics(make_robot, num_envs, device=torch.device("cpu"), **options)
+
+
+def run(simulation, q, v, actions, steps):
+    for _ in range(steps):
+        q, v = simulation.step(q, v, actions)
+    return q, v
+
+
+def test_a_ball_at_rest_sinks_in_by_its_weight_over_the_stiffness():
+    q, v = run(physics(ball), torch.tensor([[0.0, RADIUS]]), torch.zeros(1, 2), torch.zeros(1, 1), 120)
+    assert RADIUS - q[0, 1].item() == pytest.approx(MASS * GRAVITY / GROUND.stiffness, rel=1e-3)
+    assert v.abs().max() < 1e-4
+
+
+def test_a_fast_ball_slides_with_the_friction_of_coulomb():
+    q, v = run(physics(ball), torch.tensor([[0.0, RADIUS]]), torch.zeros(1, 2), torch.zeros(1, 1), 120)
+    v = v + torch.tensor([[8.0, 0.0]])
+    _, after = run(physics(ball), q, v, torch.zeros(1, 1), 6)
+    assert (v - after)[0, 0].item() == pytest.approx(GROUND.friction * GRAVITY * 6 * STEP, rel=2e-2)
+
+
+def test_a_ball_pushed_below_the_limit_of_friction_creeps_only():
+    start = torch.tensor([[0.0, RADIUS - MASS * GRAVITY / GROUND.stiffness]])
+    push = torch.tensor([[0.25]])  # 5 N, where friction holds up to 9.8 N
+    _, v = run(physics(ball), start, torch.zeros(1, 2), push, 120)
+    limit = GROUND.friction * MASS * GRAVITY
+    assert v[0, 0].item() == pytest.approx(5 / GROUND.slope / (1 - (5 / limit) ** 2) ** 0.5, rel=1e-2)
+
+
+def test_bouncing_loses_energy():
+    q, v = torch.tensor([[0.0, RADIUS + 0.5]]), torch.zeros(1, 2)
+    simulation, heights = physics(ball), []
+    for _ in range(90):
+        q, v = simulation.step(q, v, torch.zeros(1, 1))
+        heights.append(q[0, 1].item())
+    lowest = heights.index(min(heights[:30]))
+    assert min(heights) > 0 and RADIUS + 0.01 < max(heights[lowest:]) < RADIUS + 0.45
+
+
+@pytest.mark.parametrize("name", ["ant", "hopper"])
+def test_robots_in_the_air_fall_freely(name):
+    simulation = physics(ROBOTS[name])
+    q = torch.tensor(simulation.model.joint_q.numpy())[None]
+    height = 2 if name == "ant" else 1
+    q[0, height] = 5
+    if name == "ant":
+        q[0, 8::2] = 1.0  # knees between their limits
+    v = torch.zeros(1, simulation.model.joint_dof_count)
+    actions = torch.zeros(1, 8 if name == "ant" else 3)
+    _, v = run(simulation, q, v, actions, 12)
+    assert v[0, height].item() == pytest.approx(-GRAVITY * 12 * STEP, rel=1e-4)
+    v[0, height] = 0
+    assert v.abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("name", ROBOTS)
+def test_captured_launches_give_the_same_bits(name):
+    results = []
+    for capture in (False, True):
+        simulation = physics(ROBOTS[name], 2, capture=capture, requires_grad=True)
+        q = torch.tensor(simulation.model.joint_q.numpy()).view(2, -1) + 0.1
+        v = torch.zeros(2, simulation.model.joint_dof_count // 2)
+        size = {"ant": 8, "hopper": 3}.get(name, 1)
+        actions = (torch.arange(4 * 2 * size).view(4, 2, size).sin()).requires_grad_()
+        for action in actions:
+            q, v = simulation.step(q, v, action)
+        (gradient,) = torch.autograd.grad(q.square().sum() + v.square().sum(), actions)
+        results.append((q.detach(), v.detach(), gradient))
+    assert all(map(torch.equal, *results))
+    assert results[0][2].any()
+
+
+def test_a_second_derivative_is_refused():
+    simulation = physics(ball, requires_grad=True)
+    action = torch.zeros(1, 1, requires_grad=True)
+    q, _ = simulation.step(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2), action)
+    (gradient,) = torch.autograd.grad(q.square().sum(), action, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -1,0 +1,125 @@
+"""Tasks of our own on the Newton physics engine, as batched TorchRL envs."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torchrl.envs.utils import _classproperty
+
+from torchrl_pwm.envs._extras import require
+from torchrl_pwm.envs.simulators._analytic import RewardTiming
+from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
+
+__all__ = ["NewtonEnv"]
+
+_NAMES = ("cartpole", "double_pendulum", "ant", "hopper")
+
+
+class NewtonEnv(SimulatorEnv):
+    """A differentiable robot in the Newton physics engine, as a batched TorchRL env.
+
+    | task | observation | action | solver steps in one step | episode | ends early |
+    |---|---|---|---|---|---|
+    | ``"cartpole"`` | 5 | 1 | 4 | 240 | no |
+    | ``"double_pendulum"`` | 6 | 1 | 4 | 240 | no |
+    | ``"ant"`` | 37 | 8 | 16 | 1000 | height below 0.27 m |
+    | ``"hopper"`` | 11 | 3 | 16 | 1000 | hip 0.4 m below standing |
+
+    A step is 1/60 s. Observations, rewards, start noise, lengths and ends are those of the DFlex tasks that PWM and
+    SHAC were run on (arXiv 2407.02466, arXiv 2204.07137), except that a reward is by default that of the state
+    *reached*; see ``reward_timing``. The robots are our own, described in
+    :mod:`torchrl_pwm.envs.simulators.newton.models`, so returns are not comparable with published ones. The first two
+    tasks have the parameters of :class:`AnalyticEnv`'s ``"cartpole_swingup"`` and ``"double_pendulum"``.
+
+    Keys, resets and :meth:`truncate_graph` are those of :class:`SimulatorEnv`. Actions beyond [-1, 1] act as the bound
+    and have zero gradient: squash them in the policy. Everything is float32. Gradients agree with finite differences
+    of the simulation; feet meet the ground in a continuous penalty force, so they stay right in contact. The backward
+    pass of a step simulates it once more; memory grows with the length of the window only by the joint state.
+
+    Newton compiles its kernels at the first use on a machine, in about half a minute, and keeps them in Warp's cache.
+    On a GPU a step is a captured CUDA graph; this was written for GPUs but has run on CPUs only. Warp needs one thread
+    per env: do not step it from several threads at once.
+
+    Args:
+        task (str): one of the table; ``NewtonEnv.available_envs`` is empty where Newton is not installed.
+        num_envs (int): number of rows N.
+
+    Keyword Args:
+        requires_grad (bool): whether gradients flow through steps.
+        device (device, optional): a CPU or a CUDA device. Default: torch's default device.
+        seed (int): of the env's own generator, from which all starts are drawn.
+        episode_length (int, optional): instead of the task's own.
+        stochastic_init (bool): whether starts are drawn (default) or are all the same.
+        reward_timing (str): ``"after"`` (default) rewards the state that the step reaches, R(s', a); ``"before"`` the
+            state it leaves, R(s, a), as PWM's fork of DFlex does.
+        substeps (int, optional): solver steps in one step, instead of the task's own.
+        non_finite (str): see :class:`SimulatorEnv`.
+
+    Raises:
+        ImportError: if Newton is not installed, or rewarped is, which needs another Warp.
+        ValueError: for an unknown task or an option out of range.
+
+    Examples:
+        >>> from torchrl_pwm.envs.simulators import NewtonEnv
+        >>> from tensordict.nn import TensorDictModule
+        >>> from torch import nn
+        >>> env = NewtonEnv("cartpole", num_envs=4, requires_grad=True, device="cpu")
+        >>> actor = TensorDictModule(nn.Sequential(nn.Linear(5, 1), nn.Tanh()), ["observation"], ["action"])
+        >>> rollout = env.rollout(16, actor, break_when_any_done=False)
+        >>> rollout["next", "reward"].mean().backward()  # the gradient went through the physics
+        >>> bool(actor.module[0].weight.grad.isfinite().all())
+        True
+    """
+
+    git_url = "https://github.com/newton-physics/newton"
+    libname = "newton"
+
+    @_classproperty
+    def available_envs(cls) -> tuple[str, ...]:
+        """Tasks that can be built here: none without Newton."""
+        return _NAMES if importlib.util.find_spec("newton") is not None else ()
+
+    def __init__(
+        self,
+        task: str,
+        num_envs: int,
+        *,
+        requires_grad: bool = False,
+        device: torch.device | str | int | None = None,
+        seed: int = 0,
+        episode_length: int | None = None,
+        stochastic_init: bool = True,
+        reward_timing: RewardTiming = "after",
+        substeps: int | None = None,
+        non_finite: NonFinite = "raise",
+    ) -> None:
+        if task not in _NAMES:
+            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(map(repr, _NAMES))}")
+        _check_newton()
+        from torchrl_pwm.envs.simulators.newton.tasks import TASKS
+
+        simulator = TASKS[task](
+            num_envs,
+            requires_grad=requires_grad,
+            device=device,
+            seed=seed,
+            episode_length=episode_length,
+            stochastic_init=stochastic_init,
+            reward_timing=reward_timing,
+            **({} if substeps is None else {"substeps": substeps}),
+        )
+        super().__init__(simulator, requires_grad=requires_grad, non_finite=non_finite)
+        self.task = task
+
+
+def _check_newton() -> None:
+    """Raises ImportError where Newton cannot run."""
+    if importlib.util.find_spec("rewarped") is not None:
+        raise ImportError(
+            "NewtonEnv found rewarped in this environment: Newton needs warp-lang 1.17 or later and rewarped 1.5 or "
+            'earlier, so the two cannot share one. Make another and pip install "torchrl-pwm[newton]" there',
+            name="newton",
+        )
+    for module in ("warp", "newton"):
+        require(module, extra="newton", purpose="NewtonEnv")

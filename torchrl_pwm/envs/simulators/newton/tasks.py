@@ -1,0 +1,202 @@
+"""The four Newton tasks: what is observed and rewarded, where episodes start and end."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from torchrl_pwm.envs.simulators._analytic import AnalyticSimulator
+from torchrl_pwm.envs.simulators.newton.models import ROBOTS
+from torchrl_pwm.envs.simulators.newton.physics import NewtonPhysics
+from torchrl_pwm.envs.simulators.pendulums import CartPoleSwingUp, DoublePendulum, Mechanism
+
+__all__ = ["TASKS", "Ant", "CartPole", "Hopper", "Locomotion", "TwoRods"]
+
+_TIME_STEP = 1 / 60
+
+
+class _Pendulum(Mechanism):
+    """A closed-form task with Newton's dynamics in place of its equations of motion."""
+
+    robot: ClassVar[str]
+
+    def __init__(self, num_envs: int, *, requires_grad: bool = False, substeps: int = 4, **options: Any) -> None:
+        super().__init__(num_envs, substeps=substeps, **options)
+        self.physics = NewtonPhysics(
+            ROBOTS[self.robot],
+            num_envs,
+            device=self.device,
+            requires_grad=requires_grad,
+            substeps=substeps,
+            dt=self.time_step,
+            refreshes=substeps,
+        )
+
+    def advance(self, state: Tensor, actions: Tensor) -> Tensor:
+        q, v = state.split(2, -1)
+        return torch.cat(self.physics.step(q, v, actions), -1)
+
+
+class CartPole(_Pendulum, CartPoleSwingUp):
+    """:class:`~torchrl_pwm.envs.simulators.pendulums.CartPoleSwingUp` simulated by Newton."""
+
+    robot = "cartpole"
+
+
+class TwoRods(_Pendulum, DoublePendulum):
+    """:class:`~torchrl_pwm.envs.simulators.pendulums.DoublePendulum` simulated by Newton."""
+
+    robot = "double_pendulum"
+
+
+class Locomotion(AnalyticSimulator):
+    """A robot that is to run along x. State [N, Q + D + A]: joint positions q, joint velocities v, the last action.
+
+    Args:
+        num_envs (int): number of rows N.
+
+    Keyword Args:
+        requires_grad (bool): whether steps are to be differentiable.
+        substeps (int): solver steps in a control step of 1/60 s.
+        options: of :class:`AnalyticSimulator`.
+
+    Raises:
+        ValueError: for an option out of range.
+    """
+
+    episode_length = 1000
+    robot: ClassVar[str]
+    #: numbers Q, D and A.
+    sizes: ClassVar[tuple[int, int, int]]
+    #: entries of q that the ground, which is flat, is the same for.
+    horizontal: ClassVar[tuple[int, ...]]
+
+    def __init__(self, num_envs: int, *, requires_grad: bool = False, substeps: int = 16, **options: Any) -> None:
+        if substeps < 1:
+            raise ValueError(f"substeps must be at least 1, found {substeps}")
+        self.state_size, self.action_size = sum(self.sizes), self.sizes[-1]
+        super().__init__(num_envs, **options)
+        self.substeps = substeps
+        self.physics = NewtonPhysics(
+            ROBOTS[self.robot],
+            num_envs,
+            device=self.device,
+            requires_grad=requires_grad,
+            substeps=substeps,
+            dt=_TIME_STEP,
+        )
+        travel = torch.zeros(self.sizes[0], device=self.device)
+        travel[list(self.horizontal)] = 1
+        self._travel = (travel,)  # in a tuple, as it is no part of the state
+
+    def split(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Joint positions [N, Q], joint velocities [N, D] and last action [N, A] of ``state``."""
+        q, v, action = state.split(self.sizes, -1)
+        return q, v, action
+
+    def advance(self, state: Tensor, actions: Tensor) -> Tensor:
+        q, v, _ = self.split(state)
+        # Simulated near the origin, so that nothing is lost to rounding after a long way.
+        place = q * self._travel[0]
+        q, v = self.physics.step(q - place, v, actions)
+        return torch.cat([q + place, v, actions], -1)
+
+    def start(self) -> Tensor:
+        return torch.cat([*self.pose(), torch.zeros_like(self.state[:, : self.action_size])], -1)
+
+    def draw(self, size: int) -> Tensor:
+        """Uniform draws in [-1, 1), [N, size], or zeros without ``stochastic_init``."""
+        return self.uniform(size) if self.stochastic_init else torch.zeros_like(self.state[:, :size])
+
+    @abstractmethod
+    def pose(self) -> tuple[Tensor, Tensor]:
+        """Positions [N, Q] and velocities [N, D] at a start."""
+
+
+class Ant(Locomotion):
+    """Four legs of two joints. q [15]: position, quaternion (x, y, z, w), then hip and knee of each leg; v [14].
+
+    Observation [37]: height h of the torso, quaternion, velocity, angular velocity, joint positions, 0.1 x joint
+    velocities, up, head, last action. Reward: v + 0.1 up + head + (h - 0.27), where v is the velocity along x, up the
+    cosine between the torso's and the world's vertical, and head that between the torso's forward axis and x.
+    Terminated where h < 0.27 m.
+    """
+
+    robot = "ant"
+    sizes = (15, 14, 8)
+    observation_size = 37
+    horizontal = (0, 1)
+    lowest: ClassVar[float] = 0.27  # m
+    #: height at the start [m], and positions of hip and knee [rad].
+    standing: ClassVar[tuple[float, float, float]] = (0.72, 0.0, 1.0)
+
+    def pose(self) -> tuple[Tensor, Tensor]:
+        height, hip, knee = self.standing
+        place = self.state.new_tensor([0.0, 0.0, height]) + 0.1 * self.draw(3)
+        half_angle = math.pi / 48 * self.draw(1)
+        axis = torch.nn.functional.normalize(self.normal(3), dim=-1)
+        turn = torch.cat([half_angle.sin() * axis, half_angle.cos()], -1)
+        joints = self.state.new_tensor([hip, knee] * 4) + 0.2 * self.draw(8)
+        return torch.cat([place, turn, joints], -1), 0.25 * self.draw(14)
+
+    def observe(self, state: Tensor) -> Tensor:
+        q, v, action = self.split(state)
+        return torch.cat([q[:, 2:7], v[:, :6], q[:, 7:], 0.1 * v[:, 6:], self.attitude(q), action], -1)
+
+    def reward(self, state: Tensor, actions: Tensor) -> Tensor:
+        q, v, _ = self.split(state)
+        up, head = self.attitude(q).unbind(-1)
+        return v[:, 0] + 0.1 * up + head + q[:, 2] - self.lowest
+
+    def terminated(self, state: Tensor) -> Tensor:
+        return state[:, 2].detach() < self.lowest
+
+    @staticmethod
+    def attitude(q: Tensor) -> Tensor:
+        """Cosines of the torso's vertical with the world's, and of its forward axis with x, [N, 2]."""
+        x, y, z, _ = q[:, 3:7].unbind(-1)
+        return torch.stack([1 - 2 * (x.square() + y.square()), 1 - 2 * (y.square() + z.square())], -1)
+
+
+class Hopper(Locomotion):
+    """A leg of three joints in a vertical plane. q [6]: x, height h, pitch, hip, knee, ankle; v [6].
+
+    All are zero where it stands straight, 0.05 m above the ground. Observation [11]: q without x, and v. Reward:
+    v + H + 1 - (pitch / (pi / 6))^2 - 0.1 |a|^2, where v is the velocity along x and, for e = h + 0.3 clipped to
+    [-1, 0.3], H = e if that is positive and -200 e^2 if not. Terminated where h < -0.45 m.
+    """
+
+    robot = "hopper"
+    sizes = (6, 6, 3)
+    observation_size = 11
+    horizontal = (0,)
+    lowest: ClassVar[float] = -0.45  # m
+    tolerance: ClassVar[float] = 0.15  # m
+
+    def pose(self) -> tuple[Tensor, Tensor]:
+        return 0.05 * self.draw(6), 0.05 * self.draw(6)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state[:, 1:12]
+
+    def reward(self, state: Tensor, actions: Tensor) -> Tensor:
+        q, v, _ = self.split(state)
+        excess = (q[:, 1] - self.lowest - self.tolerance).clamp(-1.0, 0.3)
+        height = torch.where(excess > 0, excess, -200 * excess.square())
+        lean = q[:, 2] / (math.pi / 6)
+        return v[:, 0] + height + 1 - lean.square() - 0.1 * actions.square().sum(-1)
+
+    def terminated(self, state: Tensor) -> Tensor:
+        return state[:, 1].detach() < self.lowest
+
+
+TASKS: dict[str, type[AnalyticSimulator]] = {
+    "cartpole": CartPole,
+    "double_pendulum": TwoRods,
+    "ant": Ant,
+    "hopper": Hopper,
+}
