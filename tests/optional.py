@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 OPTIONAL = (
+    "dflex",
     "dm_control",
     "gym",
     "gymnasium",
     "huggingface_hub",
     "hydra",
     "imageio",
+    "isaacgym",
+    "isaacgymenvs",
     "matplotlib",
     "metaworld",
     "mujoco",
     "newton",
     "omegaconf",
     "pandas",
+    "rewarped",
     "rliable",
     "tensorboard",
     "wandb",

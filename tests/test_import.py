@@ -25,6 +25,8 @@ LIGHT = [
     "MT80",
     "make_task_env",
     "restore_state",
+    "AnalyticEnv",
+    "SimulatorEnv",
     "TDMPC2ExperienceReplay",
     "convert_shards",
     "collect_dataset",
@@ -73,6 +75,7 @@ model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(24,
 loss = PWMLoss(make_pwm_actor(16, 2), make_value_ensemble(16), model, horizon=2)
 loss(TensorDict({{"observation": torch.randn(3, 5)}}, [3]))["loss_actor"].backward()
 ImaginedEnv(model, batch_size=2).rollout(2, tensordict=TensorDict({{"latent": torch.rand(2, 16)}}, [2]))
+AnalyticEnv("cartpole_swingup", 2).rollout(2)
 assert len(MT80) == 80 and len(MT30) == 30
 print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
 """
@@ -91,6 +94,19 @@ except ImportError as error:
 """
     message = run(code)
     assert "pip install" in message and "torchrl-pwm[mt80]" in message
+
+
+@pytest.mark.parametrize("name", ["DFlexEnv", "RewarpedEnv", "IsaacGymEnv"])
+def test_a_simulator_that_is_not_installed_says_how_to_install_it(name):
+    code = f"""
+import json
+from torchrl_pwm.envs.simulators import {name}
+try:
+    {name}({{"RewarpedEnv": "ant", "DFlexEnv": "ant", "IsaacGymEnv": "Ant"}}[{name!r}], 2)
+except ImportError as error:
+    print(json.dumps(str(error)))
+"""
+    assert "pip install" in run(code)
 
 
 @pytest.mark.parametrize("name", torchrl_pwm.__all__)

@@ -12,14 +12,30 @@ from torchrl_pwm._lazy import lazy_exports
 if TYPE_CHECKING:
     from torchrl_pwm.envs.multitask import make_task_env, raw_reward, restore_state
     from torchrl_pwm.envs.scripted import ScriptedPolicy
+    from torchrl_pwm.envs.simulators import (
+        AnalyticEnv,
+        DFlexEnv,
+        DFlexWrapper,
+        RewarpedEnv,
+        Simulator,
+        SimulatorEnv,
+        SimulatorStep,
+    )
     from torchrl_pwm.envs.tasks import MT30, MT80, TaskSet, TaskSpec, get_task_set, get_task_spec
     from torchrl_pwm.envs.world_model import ImaginedEnv, WorldModelWrapper
 
 _HOME = {
+    "AnalyticEnv": "simulators",
+    "DFlexEnv": "simulators",
+    "DFlexWrapper": "simulators",
     "ImaginedEnv": "world_model",
     "MT30": "tasks",
     "MT80": "tasks",
+    "RewarpedEnv": "simulators",
     "ScriptedPolicy": "scripted",
+    "Simulator": "simulators",
+    "SimulatorEnv": "simulators",
+    "SimulatorStep": "simulators",
     "TaskSet": "tasks",
     "TaskSpec": "tasks",
     "WorldModelWrapper": "world_model",
@@ -33,8 +49,15 @@ _HOME = {
 __all__ = [
     "MT30",
     "MT80",
+    "AnalyticEnv",
+    "DFlexEnv",
+    "DFlexWrapper",
     "ImaginedEnv",
+    "RewarpedEnv",
     "ScriptedPolicy",
+    "Simulator",
+    "SimulatorEnv",
+    "SimulatorStep",
     "TaskSet",
     "TaskSpec",
     "WorldModelWrapper",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchrl_pwm.envs.simulators.base import Simulator, SimulatorStep
-
-RewardTiming = Literal["after", "before"]
+from torchrl_pwm.envs.simulators.base import RewardTiming, Simulator, SimulatorStep
 
 
 class AnalyticSimulator(Simulator):

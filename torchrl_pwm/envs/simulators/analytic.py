@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from torchrl_pwm.envs.simulators._analytic import AnalyticSimulator, RewardTiming
+from torchrl_pwm.envs.simulators._analytic import AnalyticSimulator
+from torchrl_pwm.envs.simulators.base import RewardTiming
 from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
 from torchrl_pwm.envs.simulators.pendulums import CartPoleSwingUp, DoublePendulum
 from torchrl_pwm.envs.simulators.synthetic import Synthetic

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchrl_pwm.envs.multitask import _checked_seed
 
-__all__ = ["Simulator", "SimulatorStep"]
+__all__ = ["RewardTiming", "Simulator", "SimulatorStep"]
+
+RewardTiming = Literal["after", "before"]
 
 
 class SimulatorStep(NamedTuple):
@@ -52,6 +54,7 @@ class Simulator(ABC):
         observation_size: length O of an observation.
         action_size: length A of an action; its entries lie in [-1, 1].
         episode_length: steps after which a row is truncated, or None for never.
+        reward_timing: whether a step is rewarded for the state it reaches, ``"after"``, or leaves, ``"before"``.
         generator: the simulator's own ``torch.Generator``.
 
     Raises:
@@ -83,6 +86,7 @@ class Simulator(ABC):
     observation_size: int
     action_size: int
     episode_length: int | None = None
+    reward_timing: RewardTiming = "after"
 
     def __init__(
         self,

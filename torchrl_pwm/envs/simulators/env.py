@@ -11,11 +11,13 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from torchrl_pwm.envs.simulators.base import Simulator, SimulatorStep
+from torchrl_pwm.envs.simulators.base import RewardTiming, Simulator, SimulatorStep
 
 __all__ = ["SimulatorEnv"]
 
 NonFinite = Literal["raise", "terminate"]
+
+_STATE = {"simulator", "steps", "observation", "already_reset", "non_finite_count"}
 
 
 class SimulatorEnv(EnvBase):
@@ -103,6 +105,11 @@ class SimulatorEnv(EnvBase):
     def episode_length(self) -> int | None:
         """Steps after which a row is truncated, or None for never."""
         return self.simulator.episode_length
+
+    @property
+    def reward_timing(self) -> RewardTiming:
+        """Whether a step is rewarded for the state it reaches, ``"after"``, or for the one it leaves, ``"before"``."""
+        return self.simulator.reward_timing
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
@@ -231,11 +238,10 @@ class SimulatorEnv(EnvBase):
         Raises:
             KeyError, ValueError: if the state is not one of this kind of env and ``num_envs``.
         """
-        expected = self.state_dict().keys()
-        if state_dict.keys() != expected:
+        if set(state_dict) != _STATE:
             if not strict:
                 return
-            raise KeyError(f"expected the entries {sorted(expected)} of a simulator env, found {sorted(state_dict)}")
+            raise KeyError(f"expected the entries {sorted(_STATE)} of a simulator env, found {sorted(state_dict)}")
         self.simulator.load_state_dict(state_dict["simulator"])
         self._steps = state_dict["steps"].to(self._steps, copy=True)
         observation = state_dict["observation"]

@@ -1,0 +1,275 @@
+"""The adapters to DFlex and rewarped, on stand-ins with their documented interfaces."""
+
+from __future__ import annotations
+
+import builtins
+import importlib.machinery
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.envs import check_env_specs
+
+from tests.envs.simulators import stand_ins
+from torchrl_pwm.envs.simulators import DFlexEnv, DFlexWrapper, IsaacGymEnv, RewarpedEnv, compatibility_shim
+from torchrl_pwm.envs.simulators.dflex import TASKS
+
+HAS_DFLEX = importlib.util.find_spec("dflex") is not None
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Stand-ins for both libraries."""
+    for name, module in {**stand_ins.dflex_modules(), **stand_ins.rewarped_modules()}.items():
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        module.__path__ = []
+        monkeypatch.setitem(sys.modules, name, module)
+    return sys.modules["dflex"]
+
+
+@pytest.fixture(params=["dflex", "rewarped"])
+def make(request, installed):
+    kind = DFlexEnv if request.param == "dflex" else RewarpedEnv
+
+    def build(num_envs=3, **options):
+        return kind("ant", num_envs, **{"device": "cpu", "episode_length": 6, **options})
+
+    build.kind = request.param
+    return build
+
+
+def policy(env):
+    linear = nn.Linear(env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1])
+    return TensorDictModule(nn.Sequential(linear, nn.Tanh()), ["observation"], ["action"])
+
+
+def follow(env, actions, carrier=None):
+    carrier = env.reset() if carrier is None else carrier
+    transitions = []
+    for action in actions:
+        transition, carrier = env.step_and_maybe_reset(carrier.set("action", action))
+        transitions.append(transition)
+    return torch.stack(transitions), carrier
+
+
+def test_specs_hold(make):
+    check_env_specs(make())
+    check_env_specs(make(requires_grad=True))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_of_pwm_is_built_with_its_published_settings(installed, task):
+    sizes = {"cartpole_swingup": (5, 1), "double_pendulum": (6, 1), "hopper": (11, 3), "ant": (37, 8)}
+    sizes |= {"anymal": (49, 12), "humanoid": (76, 21), "snu_humanoid": (53, 152)}
+    env = DFlexEnv(task, 2, device="cpu")
+    assert DFlexEnv.available_envs == tuple(TASKS)
+    assert (env.simulator.observation_size, env.simulator.action_size) == sizes[task]
+    assert env.episode_length == (240 if task in ("cartpole_swingup", "double_pendulum") else 1000)
+    assert env.simulator.env.settings["stochastic_init"] is True and env.simulator.env.no_grad is True
+    assert env.rollout(3, break_when_any_done=False).shape == (2, 3)
+    assert DFlexEnv(task, 2, device="cpu", episode_length=9).episode_length == 9
+
+
+def test_settings_of_the_paper(installed):
+    settings = DFlexEnv("snu_humanoid", 1, device="cpu").simulator.env.settings
+    assert settings["MM_caching_frequency"] == 8 and settings["termination_height"] == 0.46
+    assert DFlexEnv("hopper", 1, device="cpu").simulator.env.settings["action_penalty"] == -0.1
+
+
+def test_gradients_flow_and_windows_can_be_cut(make):
+    env = make(requires_grad=True)
+    actor = policy(env)
+    carrier = env.reset()
+    for _ in range(3):
+        carrier = env.truncate_graph(carrier)
+        rewards = []
+        for _ in range(5):
+            transition, carrier = env.step_and_maybe_reset(actor(carrier))
+            rewards.append(transition["next", "reward"])
+        torch.stack(rewards).sum().backward()
+    assert actor.module[0].weight.grad.norm() > 0
+
+
+def test_terminal_observations_are_kept_and_rows_are_reset_once(make):
+    env = make(4)
+    env.reset()
+    inner = env.simulator.env
+    before = len(inner.resets)
+    transitions, carrier = follow(env, torch.zeros(13, 4, 8), env.truncate_graph())
+    done = transitions["next", "truncated"][..., 0]
+    assert done[5].all() and done[11].all() and done.sum() == 8
+    assert not transitions["next", "terminated"].any()
+    assert len(inner.resets) - before == 2
+    starts = transitions["observation"]
+    torch.testing.assert_close(transitions["next", "observation"][:5], starts[1:6])
+    assert not torch.isclose(transitions["next", "observation"][5], starts[6]).all()
+    assert torch.equal(carrier["observation"], inner.obs_buf)
+
+
+def test_a_terminated_row_starts_anew_alone(make):
+    env = make(3, episode_length=100)
+    carrier = env.reset()
+    env.simulator.env.joint_q = torch.tensor([3.4, 0.0, 0.0])[:, None].expand(3, 37).flatten().clone()
+    transition, carrier = env.step_and_maybe_reset(carrier.set("action", torch.zeros(3, 8)))
+    assert transition["next", "terminated"].flatten().tolist() == [True, False, False]
+    torch.testing.assert_close(transition["next", "observation"][0], torch.full((37,), 0.9 * 3.4))
+    assert carrier["observation"][0].abs().max() <= 0.5
+    assert torch.equal(carrier["observation"][1:], transition["next", "observation"][1:])
+
+
+def test_rewards_are_those_of_the_state_that_is_left(installed):
+    env = DFlexEnv("ant", 3, device="cpu")
+    transitions, _ = follow(env, torch.full((3, 3, 8), 0.1))
+    assert env.reward_timing == "before"
+    torch.testing.assert_close(transitions["next", "reward"][..., 0], -transitions["observation"].square().sum(-1))
+    assert RewarpedEnv("ant", 3, device="cpu").reward_timing == "after"
+
+
+def test_one_seed_gives_one_course_and_leaves_the_global_generator_alone(make):
+    actions = torch.rand(15, 3, 8, generator=torch.Generator().manual_seed(0))
+    state = torch.get_rng_state()
+    one, same, other = (follow(make(seed=seed), actions)[0] for seed in (4, 4, 5))
+    assert (one == same).all() and not (one == other).all()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_restored_env_goes_on_bit_for_bit(make):
+    actions = torch.rand(14, 3, 8, generator=torch.Generator().manual_seed(0))
+    env = make(seed=4)
+    _, carrier = follow(env, actions[:4])
+    saved = env.state_dict()
+    straight, _ = follow(env, actions[4:], carrier)
+    again = make(seed=4)
+    again.load_state_dict(saved)
+    again.set_seed(99)
+    again.load_state_dict(saved)
+    assert (follow(again, actions[4:], again.truncate_graph())[0] == straight).all()
+    with pytest.raises(ValueError, match="num_envs=3, this env has 2"):
+        make(2).load_state_dict(saved)
+
+
+def test_envs_with_and_without_gradients_live_side_by_side(installed):
+    """The flag is one for the process: the last env built would turn the gradients of the first off."""
+    learner = DFlexEnv("ant", 2, device="cpu", requires_grad=True)
+    judge = DFlexEnv("ant", 2, device="cpu")
+    assert installed.config.no_grad is False  # as it was before both
+    carrier = learner.reset()
+    action = torch.full((2, 8), 0.1, requires_grad=True)
+    for _ in range(2):
+        judge.rollout(2)
+        installed.config.no_grad = True
+        transition, carrier = learner.step_and_maybe_reset(carrier.set("action", action))
+        assert installed.config.no_grad is True
+    transition["next", "reward"].sum().backward()
+    assert action.grad.norm() > 0
+
+
+def test_a_built_env_is_wrapped_as_it_was_built(installed):
+    ant = sys.modules["dflex.envs"].AntEnv
+    assert DFlexWrapper(ant(2, no_grad=False, device="cpu")).requires_grad
+    assert not DFlexWrapper(ant(2, no_grad=True, device="cpu")).requires_grad
+    assert DFlexWrapper(ant(2, device="cpu"), reward_timing="after").reward_timing == "after"
+    with pytest.raises(ValueError, match="built with no_grad=False"):
+        DFlexWrapper(ant(2, no_grad=True, device="cpu"), requires_grad=True)
+    with pytest.raises(TypeError, match=r"env of DFlex, found Linear, which has no num_envs"):
+        DFlexWrapper(nn.Linear(1, 1))
+
+
+def test_another_version_of_dflex_is_noticed(installed, monkeypatch):
+    env = DFlexEnv("ant", 2, device="cpu")
+    step = env.simulator.env.step
+    monkeypatch.setattr(env.simulator.env, "step", lambda actions: (*step(actions)[:3], {"episode_end": None}))
+    with pytest.raises(KeyError, match="expected termination and truncation"):
+        env.rollout(1)
+
+
+def test_rewarped_flags_are_put_right_without_early_termination(installed):
+    env = RewarpedEnv("cartpole", 2, device="cpu", episode_length=3)
+    flags = env.rollout(3)["next"]
+    assert flags["truncated"][:, -1].all() and not flags["terminated"].any()
+    carrier = env.reset()
+    carrier["_reset"] = torch.tensor([[True], [False]])
+    with pytest.raises(ValueError, match="resets all rows or none, found 1 of 2"):
+        env.reset(carrier)
+
+
+@pytest.mark.parametrize("task", ["hopper", "anymal", "a1"])
+def test_faulty_tasks_of_rewarped_are_refused_with_the_reason(task):
+    with pytest.raises(ValueError, match=r"does not work: (it declares 11 observations and returns 12|its methods)"):
+        RewarpedEnv(task, 2)
+
+
+def test_the_warp_of_newton_is_refused(installed, monkeypatch):
+    monkeypatch.delitem(sys.modules, "warp.sim")
+    sys.modules["warp"].__version__ = "1.19.0"
+    with pytest.raises(ImportError, match=r"found 1\.19\.0, which has no warp\.sim\. Newton .* cannot share"):
+        RewarpedEnv("ant", 2)
+
+
+@pytest.mark.parametrize("kind", [DFlexEnv, RewarpedEnv])
+def test_wrong_arguments(kind, installed):
+    with pytest.raises(ValueError, match="unknown task 'walker'; expected one of"):
+        kind("walker", 2)
+    with pytest.raises(ValueError, match="num_envs must be an integer of at least 1, found 0"):
+        kind("ant", 0, device="cpu")
+
+
+def test_isaac_gym_has_no_gradients():
+    with pytest.raises(ValueError, match="Isaac Gym has no gradients"):
+        IsaacGymEnv("Ant", 2, requires_grad=True)
+
+
+@pytest.mark.skipif(HAS_DFLEX, reason="DFlex is installed")
+def test_without_dflex_the_steps_to_install_it_are_named():
+    assert DFlexEnv.available_envs == ()
+    with pytest.raises(ImportError, match=r"pip install .*DiffRL.*compiler.*compatibility_shim"):
+        DFlexEnv("ant", 2)
+    with pytest.raises(ImportError, match="pip install"):
+        DFlexWrapper(object())
+
+
+def test_the_missing_name_of_numpy_points_to_the_shim(installed, monkeypatch):
+    def build(self, *args, **settings):
+        return np.Inf  # noqa: NPY201
+
+    monkeypatch.setattr(sys.modules["dflex.envs"].AntEnv, "__init__", build)
+    with pytest.raises(AttributeError, match=r"compatibility_shim\(\)"):
+        DFlexEnv("ant", 2, device="cpu")
+
+
+def test_the_shim_is_undone():
+    had_gym = "gym" in sys.modules
+    with pytest.raises(RuntimeError, match="inside"), compatibility_shim():
+        gym = builtins.__import__("gym")
+        assert gym.spaces.Box and builtins.__import__("gym.spaces").spaces.Box
+        assert np.Inf == np.inf  # noqa: NPY201
+        raise RuntimeError("inside")
+    assert ("gym" in sys.modules) == had_gym
+    assert not hasattr(np, "Inf")
+
+
+@pytest.mark.skipif(not HAS_DFLEX, reason="DFlex is not installed")
+@pytest.mark.parametrize("task", ["cartpole_swingup", "ant"])
+def test_gradients_of_the_real_dflex_agree_with_finite_differences(task):
+    with compatibility_shim():
+        env = DFlexEnv(task, 2, requires_grad=True, device="cpu", seed=1)
+    check_env_specs(env)
+    size = env.action_spec.shape
+
+    def value(actions):
+        env.set_seed(1)
+        transitions, _ = follow(env, actions)
+        return transitions["next", "reward"].double().sum()
+
+    generator = torch.Generator().manual_seed(0)
+    actions = (0.5 * torch.randn(4, *size, generator=generator)).clamp(-0.9, 0.9).requires_grad_()
+    direction = torch.randn(4, *size, generator=generator)
+    value(actions).backward()
+    with torch.no_grad():
+        step = 0.01
+        numeric = (value(actions + step * direction) - value(actions - step * direction)) / (2 * step)
+    assert (actions.grad * direction).sum().item() == pytest.approx(numeric.item(), rel=0.05)

@@ -1,0 +1,142 @@
+"""Tasks of rewarped, on Warp, as batched TorchRL envs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrl.envs.utils import _classproperty
+
+from torchrl_pwm.envs._extras import require
+from torchrl_pwm.envs.simulators._diffrl import DiffRLSimulator, build_env
+from torchrl_pwm.envs.simulators.base import SimulatorStep
+from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
+
+__all__ = ["RewarpedEnv"]
+
+TASKS = {"cartpole": "Cartpole", "ant": "Ant", "humanoid": "Humanoid"}
+
+#: Tasks of rewarped 1.3.3 that cannot be used, and why.
+_REFUSED = {
+    "hopper": "it declares 11 observations and returns 12, while its reward and its end still read the 11 by position: "
+    "what they take for the height is the position along the track",
+    "anymal": "its methods are not implemented",
+    "a1": "its methods are not implemented",
+}
+
+
+class RewarpedSimulator(DiffRLSimulator):
+    """A rewarped env, which builds itself at its first reset."""
+
+    library = "rewarped"
+    flags = ("terminated", "truncated")
+
+    def reset(self, rows: Tensor) -> Tensor:
+        if not self.env.early_termination and not rows.all():
+            raise ValueError(
+                f"{type(self.env).__name__} of rewarped, without early termination, resets all rows or none, found "
+                f'{int(rows.sum())} of {self.num_envs}: reset the whole env, and leave non_finite="raise"'
+            )
+        return super().reset(rows)
+
+    def step(self, actions: Tensor) -> SimulatorStep:
+        step = super().step(actions)
+        # Without early termination, rewarped sets this flag wherever an episode is truncated.
+        return step if self.env.early_termination else step._replace(terminated=torch.zeros_like(step.terminated))
+
+
+class RewarpedEnv(SimulatorEnv):
+    """A task of rewarped 1.3.3 (Xing et al., ICLR 2025, arXiv 2412.12089) by name.
+
+    | task | observation | action | episode |
+    |---|---|---|---|
+    | ``"cartpole"`` | 5 | 1 | 240 |
+    | ``"ant"`` | 37 | 8 | 1000 |
+    | ``"humanoid"`` | 76 | 21 | 1000 |
+
+    Keys, resets and :meth:`truncate_graph` are those of :class:`SimulatorEnv`, with one exception: the reset of a row
+    cuts the graph of *every* row, so windows that cross one lose gradient. The rewards are those of DFlex's tasks, but
+    of the state that is reached; the physics differs. Gradients agree with finite differences without contact, and are
+    wrong by tens of percent with feet on the ground; the humanoid's can be NaN. Its hopper is refused, as it is faulty.
+
+    It needs Python below 3.12 and a Warp that has ``warp.sim`` (1.3.3 to 1.5), so it cannot share an environment with
+    Newton.
+
+    Args:
+        task (str): one of the table; ``RewarpedEnv.available_envs`` is empty where rewarped is not installed.
+        num_envs (int): number of rows N.
+
+    Keyword Args:
+        requires_grad (bool): whether gradients flow through steps.
+        device (device, optional): default: torch's default device.
+        seed (int): of the env's own generator. rewarped draws from torch's global generator, which is left alone.
+        non_finite (str): see :class:`SimulatorEnv`.
+        options: of the rewarped env.
+
+    Raises:
+        ImportError: if rewarped is not installed, or the installed Warp has no ``warp.sim``.
+        ValueError: for an unknown task, a task that does not work, or ``num_envs`` below 1.
+
+    Examples:
+        >>> from torchrl_pwm.envs.simulators import RewarpedEnv, compatibility_shim
+        >>> with compatibility_shim():
+        ...     env = RewarpedEnv("cartpole", num_envs=2, device="cpu")
+        Warp ...
+    """
+
+    git_url = "https://github.com/rewarped/rewarped"
+    libname = "rewarped"
+
+    @_classproperty
+    def available_envs(cls) -> tuple[str, ...]:
+        """Tasks that can be built here: none without rewarped."""
+        return tuple(TASKS) if importlib.util.find_spec("rewarped") is not None else ()
+
+    def __init__(
+        self,
+        task: str,
+        num_envs: int,
+        *,
+        requires_grad: bool = False,
+        device: torch.device | str | int | None = None,
+        seed: int = 0,
+        non_finite: NonFinite = "raise",
+        **options: Any,
+    ) -> None:
+        if task in _REFUSED:
+            raise ValueError(f"{task!r} of rewarped 1.3.3 does not work: {_REFUSED[task]}")
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(map(repr, TASKS))}")
+        _check_warp()
+        purpose = "RewarpedEnv (built inside compatibility_shim() with current numpy and gymnasium)"
+        module = require(f"rewarped.envs.dflex.{task}", extra="rewarped", purpose=purpose)
+        kind = getattr(module, TASKS[task])
+        env = build_env(kind, num_envs, device=device, seed=seed, no_grad=not requires_grad, **options)
+        super().__init__(RewarpedSimulator(env, seed=seed), requires_grad=requires_grad, non_finite=non_finite)
+        self.task = task
+
+
+def _check_warp() -> None:
+    """Raises ImportError where the installed Warp is one for Newton, which rewarped cannot run on."""
+    if sys.version_info >= (3, 12) and importlib.util.find_spec("rewarped") is None:
+        raise ImportError(
+            "rewarped needs Python 3.10 or 3.11, as a package that it builds on has no later wheel; in such an "
+            'environment, pip install "torchrl-pwm[rewarped]"',
+            name="rewarped",
+        )
+    warp = require("warp", extra="rewarped", purpose="RewarpedEnv")
+    try:
+        found = importlib.util.find_spec("warp.sim") is not None
+    except ImportError:
+        found = False
+    if not found:
+        raise ImportError(
+            f"rewarped needs warp-lang 1.3.3 to 1.5, found {getattr(warp, '__version__', 'another')}, which has no "
+            "warp.sim. Newton needs warp-lang 1.17 or later, so the two cannot share an environment: make another and "
+            'pip install "torchrl-pwm[rewarped]" there, without the newton extra',
+            name="warp",
+        )
