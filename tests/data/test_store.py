@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.data.counting import COUNTS, counting_rows, write_counting_store
-from torchrl_pwm.data import EpisodeStore, EpisodeStoreWriter
+from torchrl_pwm.data import EpisodeStorage, EpisodeStore, EpisodeStoreWriter
 from torchrl_pwm.envs.tasks import MT30, MT80, TaskSet
 
 
@@ -147,28 +148,32 @@ def test_a_step_is_its_observation_action_and_reward_one_after_the_other(tmp_pat
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("has_preadv", [True, False])
-def test_blocks_reach_the_last_step_and_are_new(tmp_path, monkeypatch, dtype, has_preadv):
+@pytest.mark.parametrize("at_once", [1, 400, 1 << 17])
+def test_blocks_reach_the_last_step_and_no_further(tmp_path, monkeypatch, dtype, has_preadv, at_once):
     if not has_preadv:
         monkeypatch.setattr("torchrl_pwm.data.steps._HAS_PREADV", False)
     store = EpisodeStore(write_counting_store(tmp_path / "d", dtype=dtype))
+    monkeypatch.setattr("torchrl_pwm.data.steps._AT_ONCE", at_once)
     row, step = np.array([8, 0, 3]), np.array([9, 0, 4])
-    found = store.read(row, step, 3)
-    for i in range(3):
-        at = slice(step[i], step[i] + 3)
-        assert np.array_equal(found.observation[i], store.observation[row[i], at.start : at.stop + 1])
-        assert np.array_equal(found.action[i], store.action[row[i], at])
-        assert np.array_equal(found.reward[i], store.reward[row[i], at])
-    found.observation[...] = 7
-    assert not (store.observation[row] == 7).all() and store.read(row[:0], step[:0], 3).action.shape == (0, 3, 6)
+    seen = []
+    for here, found in store.blocks(row, step, 3):
+        for i, *block in zip(range(3)[here], *found, strict=True):
+            transitions = slice(step[i], step[i] + 3)
+            assert np.array_equal(block[0], store.observation[row[i], step[i] : step[i] + 4])
+            assert np.array_equal(block[1], store.action[row[i], transitions])
+            assert np.array_equal(block[2], store.reward[row[i], transitions])
+            seen.append(i)
+    assert seen == [0, 1, 2]
+    assert list(store.blocks(row[:0], step[:0], 3)) == []
 
 
 def test_a_file_cut_after_it_was_opened_is_named_when_read(counting_root):
     store = EpisodeStore(counting_root)
     with open(counting_root / "steps.bin", "r+b") as file:
         file.truncate(21_000)
-    assert store.read(np.array([8]), np.array([5]), 3).reward.shape == (1, 3)
+    assert len(list(store.blocks(np.array([8]), np.array([5]), 3))) == 1
     with pytest.raises(ValueError, match=r"steps\.bin has 21000 bytes, .* was cut .*: restore it or make"):
-        store.read(np.array([0, 8]), np.array([0, 9]), 3)
+        list(store.blocks(np.array([0, 8]), np.array([0, 9]), 3))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -324,7 +329,7 @@ def test_arrays_of_a_store_are_read_only(counting_root):
 
 
 def test_a_store_too_large_to_read_ahead_gives_the_same_values(counting_root, monkeypatch):
-    row, step = np.arange(9), np.arange(9) % 5
-    expected = EpisodeStore(counting_root).read(row, step, 4).observation
+    index = torch.arange(9)[:, None] * 12 + torch.arange(4)
+    expected = EpisodeStorage(EpisodeStore(counting_root))[index]
     monkeypatch.setattr("torchrl_pwm.data.steps._READAHEAD_LIMIT", 0)
-    assert np.array_equal(EpisodeStore(counting_root, verify=True).read(row, step, 4).observation, expected)
+    assert (EpisodeStorage(EpisodeStore(counting_root))[index] == expected).all()

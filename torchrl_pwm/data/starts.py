@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from tensordict import TensorDict
 
+from torchrl_pwm.data.storage import EpisodeStorage
 from torchrl_pwm.data.store import EpisodeStore
 
 __all__ = ["start_states"]
@@ -75,13 +75,5 @@ def start_states(
     rounds = [draws.permutation(episodes) for _ in range(-(-count // len(episodes)))]
     chosen = draws.permuted(np.concatenate(rounds)[:count])
     order = draws.permutation(count)
-    row, step = np.divmod(chosen[order] * parts * length + times[order], length)
-    found = store.read(row + rows.start, step, 1)
-    return TensorDict(
-        {
-            "observation": torch.from_numpy(found.observation[:, 0].astype(np.float32)),
-            "action": torch.from_numpy(found.action[:, 0].astype(np.float32)),
-            "task": torch.full((count,), rows.index, dtype=torch.int64),
-        },
-        [count],
-    )
+    items = chosen[order] * (parts * length) + times[order]
+    return EpisodeStorage(store, rows.name).get(items).select("observation", "action", "task")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ __all__ = ["Steps", "StepsFile", "split_steps"]
 # Reading ahead fills the cache of a file that fits into it, but around each block of a larger one it only reads what is
 # thrown away again.
 _READAHEAD_LIMIT = 4 << 30
+# Bytes of the blocks that are read before they are handed out: they stay in the processor's cache, and in memory that is
+# not given back to the system and fetched again at each batch.
+_AT_ONCE = 1 << 17
 _HAS_PREADV = hasattr(os, "preadv")  # not on Windows
 
 
@@ -64,23 +68,34 @@ class StepsFile:
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         self.array = np.frombuffer(mapping, self._dtype).reshape(shape)
 
-    def read(self, row: np.ndarray, step: np.ndarray, count: int) -> np.ndarray:
-        """Blocks of ``count`` steps that begin at step ``step`` [B] of row ``row`` [B] -> [B, count, W].
+    def blocks(self, row: np.ndarray, step: np.ndarray, count: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Blocks of ``count`` steps that begin at step ``step`` [B] of row ``row`` [B].
+
+        Yields:
+            Which of the B blocks follow, and their steps [b, count, W], in memory that the next ones overwrite.
 
         Raises:
             ValueError: if the file ends before a block does.
         """
         first = row * self._length + step
-        if not _HAS_PREADV:
-            return self.array.reshape(-1, self._width)[first[:, None] + np.arange(count)]
+        size = count * self._width * self._dtype.itemsize
+        at_once = max(1, _AT_ONCE // size)
+        blocks = np.empty((at_once, count, self._width), self._dtype)
+        memory = [(block.data,) for block in blocks]
+        for start in range(0, len(first), at_once):
+            here = first[start : start + at_once]
+            if _HAS_PREADV:
+                self._read(here, memory, size)
+            else:
+                blocks[: len(here)] = self.array.reshape(-1, self._width)[here[:, None] + np.arange(count)]
+            yield slice(start, start + len(here)), blocks[: len(here)]
+
+    def _read(self, first: np.ndarray, memory: list[tuple[memoryview]], size: int) -> None:
+        """Reads ``size`` bytes from each first step [b], counted from the beginning of the file."""
         step_size = self._width * self._dtype.itemsize
-        size = count * step_size
-        blocks = np.empty(len(first) * size, np.uint8)
-        memory = blocks.data
-        for begin, place in zip(range(0, len(blocks), size), (first * step_size).tolist()):
-            if os.preadv(self._descriptor, (memory[begin : begin + size],), place) != size:
+        for place, block in zip((first * step_size).tolist(), memory):
+            if os.preadv(self._descriptor, block, place) != size:
                 raise ValueError(
                     f"{self.path} has {os.fstat(self._descriptor).st_size} bytes, but a block ends at byte "
                     f"{place + size}; the file was cut after it was opened: restore it or make the data set again"
                 )
-        return blocks.view(self._dtype).reshape(len(first), count, self._width)

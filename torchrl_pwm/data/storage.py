@@ -124,16 +124,18 @@ class EpisodeStorage(Storage):
 
     def _read(self, row: np.ndarray, step: np.ndarray, length: int) -> _Floats:
         """Blocks of ``length`` transitions from row and step [B], each [B, length, size]."""
-        observation, action, reward = self.store.read(row + self._offsets[self._row_tasks(row)], step, length)
-        sizes = (observation.shape[2], observation.shape[2], action.shape[2], 1)
+        manifest = self.store.manifest
+        sizes = (manifest.observation_dim, manifest.observation_dim, manifest.action_dim, 1)
         # one piece of memory for all: several large ones are given back to the system and fetched again at each batch
         counts = [len(row) * length * size for size in sizes]
         parts = torch.empty(sum(counts)).split(counts)
         floats = _Floats(*(part.view(len(row), length, size) for part, size in zip(parts, sizes)))
-        floats.observation.numpy()[...] = observation[:, :-1]
-        floats.next_observation.numpy()[...] = observation[:, 1:]
-        floats.action.numpy()[...] = action
-        floats.reward.numpy()[..., 0] = reward
+        observation, following, action, reward = (tensor.numpy() for tensor in floats)
+        for here, steps in self.store.blocks(row + self._offsets[self._row_tasks(row)], step, length):
+            observation[here] = steps.observation[:, :-1]
+            following[here] = steps.observation[:, 1:]
+            action[here] = steps.action
+            reward[here, :, 0] = steps.reward
         return floats
 
     def _pack(self, floats: _Floats, row: np.ndarray, step: np.ndarray) -> TensorDict:

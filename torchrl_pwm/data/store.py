@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class EpisodeStore:
     differ in length, an equal part of one. The return of each row is in ``returns.bin``.
 
     The arrays are read-only views of memory maps: opening reads the manifest only. The pages of a view that were
-    looked at count as memory of the process; :meth:`read` copies what is wanted and maps nothing.
+    looked at count as memory of the process; :meth:`blocks` reads without.
 
     Args:
         root: folder of the data set.
@@ -121,22 +121,23 @@ class EpisodeStore:
                         "data set again"
                     )
 
-    def read(self, row: np.ndarray, step: np.ndarray, length: int) -> Steps:
-        """Copies blocks of ``length`` transitions, each by one read of the file.
+    def blocks(self, row: np.ndarray, step: np.ndarray, length: int) -> Iterator[tuple[slice, Steps]]:
+        """Reads blocks of ``length`` consecutive transitions, each by one read of the file, and maps nothing.
 
         Args:
             row: rows of the store [B].
             step: first transition of each block [B].
             length: transitions of a block, T; they must not go beyond the row.
 
-        Returns:
-            observation [B, T + 1, O], action [B, T, A] and reward [B, T] in the type on disk, views of one array that
-            is new.
+        Yields:
+            Which of the B blocks follow, and their observation [b, T + 1, O], action [b, T, A] and reward [b, T] in
+            the type on disk, in memory that the next ones overwrite.
 
         Raises:
             ValueError: if the file was cut after the data set was opened.
         """
-        return split_steps(self._steps.read(row, step, length + 1), self.manifest.action_dim)
+        for here, steps in self._steps.blocks(row, step, length + 1):
+            yield here, split_steps(steps, self.manifest.action_dim)
 
     @property
     def task_set(self) -> TaskSet:
