@@ -12,29 +12,17 @@ The options are in conf/pwm_mt80.yaml. The last line printed is the path of summ
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, open_dict
 
 import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
 from torchrl_pwm.evaluation import format_table, read_summary
-from torchrl_pwm.trainers.folders import open_run
+from torchrl_pwm.trainers.command import run_command
 from torchrl_pwm.trainers.pipeline import run_pipeline
-
-# What a wrong option, file or package raises; each says what to do. HYDRA_FULL_ERROR=1 shows where it came from.
-USER_ERRORS = (
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    ImportError,
-    FloatingPointError,
-    InstantiationException,
-)
 
 
 def with_preset(arguments: list[str]) -> list[str]:
@@ -52,13 +40,7 @@ def run(config: DictConfig) -> Path:
     choices = HydraConfig.get()
     with open_dict(config):
         config.preset = choices.runtime.choices["preset"]
-    try:
-        config, folder = open_run(config, overrides=choices.overrides.task)
-        summary = run_pipeline(config, folder)
-    except USER_ERRORS as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        sys.exit(f"{type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows where this was raised.)")
+    config, folder, summary = run_command(run_pipeline, config)
     print(format_table(read_summary(summary), task_set=config.task_set), end="\n\n")
     print(f"To look at in a browser: {folder / 'report.html'}", summary, sep="\n")
     return folder

@@ -10,38 +10,18 @@ The options are in conf/shac_simulator.yaml. The last line printed is the path o
 
 from __future__ import annotations
 
-import os
-import sys
-
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
 import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
-from torchrl_pwm.trainers.folders import open_run
-from torchrl_pwm.trainers.simulation import format_outcomes, run_simulation
-
-# What a wrong option, file or package raises; each says what to do. HYDRA_FULL_ERROR=1 shows where it came from.
-USER_ERRORS = (
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    ImportError,
-    FloatingPointError,
-    InstantiationException,
-)
+from torchrl_pwm.trainers.command import run_command
+from torchrl_pwm.trainers.judging import format_outcomes
+from torchrl_pwm.trainers.simulation import run_simulation
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="shac_simulator")
 def main(config: DictConfig) -> None:
-    try:
-        config, folder = open_run(config, overrides=HydraConfig.get().overrides.task)
-        summary = run_simulation(config, folder)
-    except USER_ERRORS as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        sys.exit(f"{type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows where this was raised.)")
+    _, _, summary = run_command(run_simulation, config)
     print(format_outcomes(summary), summary, sep="\n")
 
 

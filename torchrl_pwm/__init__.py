@@ -20,6 +20,7 @@ _EXPORTS = {
         "NormedLinear",
         "ObservationNormalizer",
         "TwoHotCodec",
+        "WorldModelPolicy",
     ),
     "objectives": ("FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss", "SHACLoss"),
     "envs": (
@@ -27,6 +28,7 @@ _EXPORTS = {
         "ImaginedEnv",
         "MT30",
         "MT80",
+        "make_gym_env",
         "make_task_env",
         "restore_state",
         "AnalyticEnv",
@@ -38,7 +40,7 @@ _EXPORTS = {
     ),
     "data": ("TDMPC2ExperienceReplay", "convert_shards", "collect_dataset"),
     "evaluation": ("evaluate_policy",),
-    "trainers": ("PWMTrainer", "SHACTrainer", "WorldModelTrainer"),
+    "trainers": ("OnlinePWMTrainer", "PWMTrainer", "SHACTrainer", "WorldModelTrainer"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torchrl_pwm.data.convert import convert_shards
     from torchrl_pwm.data.download import download_checkpoint, download_shards
     from torchrl_pwm.data.mixture import ReplayMixture
+    from torchrl_pwm.data.parallel import ParallelSliceSampler, make_online_replay
     from torchrl_pwm.data.replay import TDMPC2ExperienceReplay
     from torchrl_pwm.data.sac import SACConfig
     from torchrl_pwm.data.sampler import EpisodeSliceSampler
@@ -28,6 +29,7 @@ _HOME = {
     "EpisodeStorage": "storage",
     "EpisodeStore": "store",
     "EpisodeStoreWriter": "writer",
+    "ParallelSliceSampler": "parallel",
     "ReplayMixture": "mixture",
     "SACConfig": "sac",
     "TDMPC2ExperienceReplay": "replay",
@@ -35,6 +37,7 @@ _HOME = {
     "convert_shards": "convert",
     "download_checkpoint": "download",
     "download_shards": "download",
+    "make_online_replay": "parallel",
     "start_states": "starts",
     "upgrade_dataset": "upgrade",
 }
@@ -44,6 +47,7 @@ __all__ = [
     "EpisodeStorage",
     "EpisodeStore",
     "EpisodeStoreWriter",
+    "ParallelSliceSampler",
     "ReplayMixture",
     "SACConfig",
     "TDMPC2ExperienceReplay",
@@ -51,6 +55,7 @@ __all__ = [
     "convert_shards",
     "download_checkpoint",
     "download_shards",
+    "make_online_replay",
     "start_states",
     "upgrade_dataset",
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torchrl_pwm._lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from torchrl_pwm.envs.gymnasium_env import make_gym_env
     from torchrl_pwm.envs.multitask import make_task_env, raw_reward, restore_state
     from torchrl_pwm.envs.scripted import ScriptedPolicy
     from torchrl_pwm.envs.simulators import (
@@ -41,6 +42,7 @@ _HOME = {
     "WorldModelWrapper": "world_model",
     "get_task_set": "tasks",
     "get_task_spec": "tasks",
+    "make_gym_env": "gymnasium_env",
     "make_task_env": "multitask",
     "raw_reward": "multitask",
     "restore_state": "multitask",
@@ -63,6 +65,7 @@ __all__ = [
     "WorldModelWrapper",
     "get_task_set",
     "get_task_spec",
+    "make_gym_env",
     "make_task_env",
     "raw_reward",
     "restore_state",

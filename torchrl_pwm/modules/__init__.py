@@ -12,6 +12,7 @@ from torchrl_pwm.modules.actor_critic import (
 from torchrl_pwm.modules.disagreement import DynamicsEnsemble
 from torchrl_pwm.modules.layers import NormedLinear, SimNorm, make_mlp
 from torchrl_pwm.modules.normalizer import ObservationNormalizer
+from torchrl_pwm.modules.policy import WorldModelPolicy
 from torchrl_pwm.modules.quickstart import QUICKSTART_FILE, Quickstart, load_quickstart, pack_quickstart
 from torchrl_pwm.modules.running_moments import RunningMoments
 from torchrl_pwm.modules.task_context import TaskContext
@@ -32,6 +33,7 @@ __all__ = [
     "TaskContext",
     "TwoHotCodec",
     "ValueEnsemble",
+    "WorldModelPolicy",
     "load_quickstart",
     "make_mlp",
     "make_pwm_actor",

@@ -17,11 +17,12 @@ from torchrl.modules import WorldModel
 from torchrl_pwm.modules.layers import SimNorm, make_mlp, run_from_first_linear
 from torchrl_pwm.modules.masks import action_masks
 from torchrl_pwm.modules.presets import PRESETS, Preset
+from torchrl_pwm.modules.standardization import Standardization
 from torchrl_pwm.modules.task_context import TaskContext
 from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
 
 
-class PWMWorldModel(WorldModel):
+class PWMWorldModel(Standardization, WorldModel):
     """The multi-task world model of PWM and TD-MPC2, a :class:`torchrl.modules.WorldModel`.
 
     z = enc(o, e),  z' = dyn(z, e, a),  r = rew(z, e, a), with e the task's embedding (PWM, arXiv 2407.02466,
@@ -41,6 +42,8 @@ class PWMWorldModel(WorldModel):
         num_tasks (int): number of tasks; ``0`` for a single-task model, which has no embedding.
         task_dim (int): size E of the task embedding.
         action_dims (sequence of int, optional): action size of each task, for ``action_masks`` [num_tasks, A].
+        normalize_rewards (bool): the scalar head predicts (r - mean) / sqrt(var + 1e-5) by running moments, which
+            :class:`~torchrl_pwm.PWMWorldModelLoss` updates in training (published single-task runs). Default: False.
 
     Raises:
         ValueError: if sizes do not fit together; at a call, if an input has the wrong size or the task is missing.
@@ -68,8 +71,6 @@ class PWMWorldModel(WorldModel):
         reward_logits: NestedKey = "reward_logits"
 
     action_masks: Tensor | None
-    observation_mean: Tensor | None
-    observation_std: Tensor | None
 
     def __init__(
         self,
@@ -86,6 +87,7 @@ class PWMWorldModel(WorldModel):
         num_tasks: int = 0,
         task_dim: int = 0,
         action_dims: Sequence[int] | None = None,
+        normalize_rewards: bool = False,
     ) -> None:
         # WorldModel's own constructor registers each part three times, which would triple the state dict.
         TensorDictModuleBase.__init__(self)
@@ -95,6 +97,11 @@ class PWMWorldModel(WorldModel):
             raise ValueError(
                 f"num_tasks and task_dim go together, found num_tasks={num_tasks} and task_dim={task_dim}: "
                 "give both, or neither for a single-task model."
+            )
+        if normalize_rewards and num_bins:
+            raise ValueError(
+                f"normalize_rewards needs a scalar reward head (num_bins=None), found num_bins={num_bins}: bins in "
+                "symlog space cover every scale as they are."
             )
         self.observation_dim, self.action_dim, self.latent_dim = observation_dim, action_dim, latent_dim
         self.num_tasks, self.task_dim = num_tasks, task_dim
@@ -108,8 +115,7 @@ class PWMWorldModel(WorldModel):
         self._dynamics = make_mlp(joint, units, latent_dim, shape())
         self._reward = make_mlp(joint, units, max(num_bins or 0, 1))
         self.register_buffer("action_masks", action_masks(action_dims, num_tasks, action_dim), persistent=False)
-        self.register_buffer("observation_mean", None)
-        self.register_buffer("observation_std", None)
+        self._set_up_standardization(normalize_rewards)
         self.reset_parameters()
         self.tensor_keys = self._AcceptedKeys()
         self.set_keys()
@@ -212,44 +218,12 @@ class PWMWorldModel(WorldModel):
         self.reset_parameters()
         return True
 
-    def set_observation_statistics(self, mean: Tensor, std: Tensor, min_std: float = 1e-2) -> None:
-        """Standardises observations before the encoder, task by task: (o - mean) / max(std, min_std).
-
-        The published models have no such step and take millions of updates to resolve entries that vary by
-        centimetres; small budgets need it. The statistics become part of the state dict.
-
-        Args:
-            mean, std (Tensor): ``[num_tasks, O]``, or ``[O]`` for a single-task model.
-            min_std (float): floor of the standard deviation, in the observation's units.
-
-        Raises:
-            ValueError: if the shapes do not fit.
-        """
-        shape = (max(self.num_tasks, 1), self.observation_dim)
-        if mean.numel() != shape[0] * shape[1] or mean.shape != std.shape:
-            raise ValueError(
-                f"Observation statistics need shape {shape}, found {tuple(mean.shape)}, {tuple(std.shape)}."
-            )
-        like = next(self.parameters())
-        self.observation_mean = mean.to(like).reshape(shape)
-        self.observation_std = std.to(like).reshape(shape).clamp_min(min_std)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Statistics are there or not; take over what was saved.
-        for name in ("observation_mean", "observation_std"):
-            saved = state_dict.get(prefix + name)
-            setattr(self, name, None if saved is None else saved.to(next(self.parameters())).clone())
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
     # Tensor forms, used in hot loops.
 
     def encode_observation(self, observation: Tensor, task: Tensor | int | None = None) -> Tensor:
         """z = enc(o, e): ``[*, O]`` to ``[*, D]``. ``task`` is an index or indices that broadcast to ``[*]``."""
         self._check("observation", observation, self.observation_dim)
-        if self.observation_mean is not None and self.observation_std is not None:
-            row = task if self.num_tasks and task is not None else 0
-            observation = (observation - self.observation_mean[row]) / self.observation_std[row]
-        return self._encoder(self.join(observation, task))
+        return self._encoder(self.join(self.standardize_observation(observation, task), task))
 
     def next_latent(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
         """z' = dyn(z, e, a): ``[*, D]`` and ``[*, A]`` to ``[*, D]``."""
@@ -260,7 +234,7 @@ class PWMWorldModel(WorldModel):
         return self._dynamics(self.join(latent, task, action))
 
     def reward_logits(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
-        """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``."""
+        """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``, normalised if it is trained so."""
         self._check("action", action, self.action_dim)
         if isinstance(task, TaskContext):
             joint = torch.cat([latent, action], -1)
@@ -268,8 +242,12 @@ class PWMWorldModel(WorldModel):
         return self._reward(self.join(latent, task, action))
 
     def decode_reward(self, logits: Tensor, space: RewardSpace = "raw") -> Tensor:
-        """Logits ``[*, K]`` to rewards ``[*, 1]``, in raw units or left in symlog space (same for a scalar head)."""
-        return self.codec.decode(logits, space)
+        """Logits ``[*, K]`` to rewards ``[*, 1]``, in raw units or as the head has them: in symlog space with bins,
+        normalised with ``normalize_rewards``, else the same."""
+        reward = self.codec.decode(logits, space)
+        if self.reward_moments is None or space != "raw":
+            return reward
+        return self.reward_moments.unnormalize(reward)
 
     def task_context(self, task: Tensor | int | None) -> TaskContext | Tensor | int | None:
         """What many steps with the same ``task`` [*] share; pass it in place of ``task``. ``None`` without tasks.
@@ -375,7 +353,8 @@ class PWMWorldModel(WorldModel):
 
     def _rewards(self, latent: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         logits = self.reward_logits(latent, action, task)
-        return (self.decode_reward(logits), logits) if self.num_bins else logits
+        reward = self.decode_reward(logits)
+        return (reward, logits) if self.num_bins else reward
 
     @property
     def _task_keys(self) -> list[NestedKey]:

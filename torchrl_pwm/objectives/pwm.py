@@ -40,7 +40,8 @@ class PWMLoss(FirstOrderLoss):
         detach_latent (bool): stop the gradient where the policy reads the latent, so that it reaches earlier actions
             through the dynamics alone. Default: ``True``, as published.
         reward_space (str): the reward that is summed. ``"symlog"`` (default) leaves a binned head's reward in symlog
-            space, as published; ``"raw"`` decodes it to the task's units. A scalar head gives the same in both.
+            space, as published, and a normalised one normalised; ``"raw"`` decodes it to the task's units. Of any
+            other scalar head both are the same.
         mask_actions (bool): zero the padded entries of the action before the model sees them (needs a model with
             ``action_dims``). Default: ``False``, as published.
         behavior_coef (float): weight of ``loss_behavior``, the squared distance of the mean action at the start

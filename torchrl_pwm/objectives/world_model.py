@@ -15,6 +15,8 @@ from torchrl.objectives.common import LossModule
 from torchrl_pwm.modules.world_model import PWMWorldModel
 from torchrl_pwm.objectives.entries import require, require_reward
 
+_REWARD_CLIP = 5.0  # published
+
 
 class PWMWorldModelLoss(LossModule):
     """Consistency and reward losses of a world model over sequences of T real transitions.
@@ -24,7 +26,9 @@ class PWMWorldModelLoss(LossModule):
         loss_consistency = c_z mean_t rho^t MSE(z_{t+1}, sg[enc(o_{t+1})])
         loss_reward      = c_r mean_t rho^t CE(rew(z_t, a_t), r_t)
 
-    where CE is the soft cross entropy with two-hot targets, or the squared error for a scalar head.
+    where CE is the soft cross entropy with two-hot targets, or the squared error for a scalar head. A model with
+    ``normalize_rewards`` is trained on clip((r - mean) / std, -5, 5), after its moments took in the batch's rewards
+    (not in eval mode).
     Source: PWM (arXiv 2407.02466), section 4.1; TD-MPC2 (arXiv 2310.16828), equation (3).
 
     Args:
@@ -140,11 +144,11 @@ class PWMWorldModelLoss(LossModule):
         logits = model.reward_logits(latent, action.transpose(0, 1), context).transpose(0, 1)
 
         consistency = (predicted - target).square().mean(-1)
-        reward_loss = model.codec.cross_entropy(logits, reward).squeeze(-1)
+        mask = self._same_episode(tensordict)
+        reward_loss = model.codec.cross_entropy(logits, self._reward_target(reward, mask)).squeeze(-1)
         reward_error = (model.decode_reward(logits.detach()) - reward).abs().squeeze(-1)
         horizon = tensordict.shape[1]
         weight = torch.pow(self.rho, torch.arange(horizon, device=reward.device).to(reward.dtype))
-        mask = self._same_episode(tensordict)
         out = TensorDict(
             {
                 "loss_consistency": self.consistency_coef * self._mean(consistency * weight, tensordict, mask),
@@ -162,6 +166,14 @@ class PWMWorldModelLoss(LossModule):
         )
         self._clear_weakrefs(tensordict, out)
         return out
+
+    def _reward_target(self, reward: Tensor, mask: Tensor | None) -> Tensor:
+        moments = self.world_model.reward_moments
+        if moments is None:
+            return reward
+        if self.training:
+            moments.update(reward.reshape(-1) if mask is None else reward[mask].reshape(-1))
+        return moments.normalize(reward, clip=_REWARD_CLIP)
 
     def _mean(self, loss: Tensor, tensordict: TensorDictBase, mask: Tensor | None) -> Tensor:
         if mask is not None and self.reduction == "none":

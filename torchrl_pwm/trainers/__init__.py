@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchrl_pwm.trainers.base import ReplayTrainer, UpdateTrainer
 from torchrl_pwm.trainers.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from torchrl_pwm.trainers.online import OnlinePWMOptimizationStepper, OnlinePWMTrainer
 from torchrl_pwm.trainers.pwm import PWMTrainer
 from torchrl_pwm.trainers.shac import SHACOptimizationStepper, SHACTrainer
 from torchrl_pwm.trainers.steppers import (
@@ -15,6 +16,8 @@ from torchrl_pwm.trainers.world_model import WorldModelTrainer
 
 __all__ = [
     "FirstOrderOptimizationStepper",
+    "OnlinePWMOptimizationStepper",
+    "OnlinePWMTrainer",
     "PWMOptimizationStepper",
     "PWMTrainer",
     "ReplayTrainer",

@@ -39,14 +39,15 @@ class SwingUpController(TensorDictModuleBase):
         True
     """
 
+    tasks = ("cartpole_swingup", "double_pendulum")
+
     def __init__(self, task: str) -> None:
         super().__init__()
-        laws = {"cartpole_swingup": _CartPoleLaw, "double_pendulum": _DoublePendulumLaw}
-        if task not in laws:
-            raise ValueError(f"no controller for task {task!r}; expected one of {', '.join(map(repr, laws))}")
+        if task not in self.tasks:
+            raise ValueError(f"no controller for task {task!r}; expected one of {', '.join(map(repr, self.tasks))}")
         self.in_keys, self.out_keys = ["observation"], ["action"]
         self.task = task
-        self._law = laws[task]()
+        self._law = _CartPoleLaw() if task == "cartpole_swingup" else _DoublePendulumLaw()
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the action of ``tensordict``'s observation."""

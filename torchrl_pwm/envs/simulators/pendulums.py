@@ -28,6 +28,8 @@ class Mechanism(AnalyticSimulator):
 
     Keyword Args:
         substeps (int): steps of the classical Runge-Kutta method in one control step, during which the action is held.
+        start_angle (float): how far, in radians, positions at a start are from hanging at most: pi/2 is the task; with
+            pi a training env also starts upright (exploring starts).
         options: of :class:`AnalyticSimulator`.
 
     Raises:
@@ -48,18 +50,21 @@ class Mechanism(AnalyticSimulator):
     def energy(self, state: Tensor) -> Tensor:
         """Kinetic and potential energy in joules, [N], zero at height zero and rest."""
 
-    def __init__(self, num_envs: int, *, substeps: int = 2, **options: Any) -> None:
+    def __init__(self, num_envs: int, *, substeps: int = 2, start_angle: float = math.pi / 2, **options: Any) -> None:
         super().__init__(num_envs, **options)
         if substeps < 1:
             raise ValueError(f"substeps must be at least 1, found {substeps}")
+        if start_angle < 0:
+            raise ValueError(f"start_angle must be at least 0, found {start_angle}")
         self.substeps = substeps
+        self.start_angle = start_angle
 
     def start(self) -> Tensor:
-        """Positions within pi/2 of hanging, rates within 0.25."""
+        """Positions within ``start_angle`` of hanging, rates within 0.25."""
         centre = self.state.new_tensor([*self.hanging, 0.0, 0.0])
         if not self.stochastic_init:
             return centre.expand(self.num_envs, 4).clone()
-        return centre + self.uniform(4) * self.state.new_tensor([math.pi / 2, math.pi / 2, 0.25, 0.25])
+        return centre + self.uniform(4) * self.state.new_tensor([self.start_angle, self.start_angle, 0.25, 0.25])
 
     def advance(self, state: Tensor, actions: Tensor) -> Tensor:
         def rate(at: Tensor) -> Tensor:

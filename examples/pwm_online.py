@@ -1,0 +1,32 @@
+"""PWM on any TorchRL env from its own steps; by default a Gymnasium task.
+
+    python examples/pwm_online.py                                        # Pendulum-v1
+    python examples/pwm_online.py env.task=MountainCarContinuous-v0 iterations=3000
+    python examples/pwm_online.py collector.workers=2
+    python examples/pwm_online.py env._target_=my_package.make_my_env env.task=my-task
+    python examples/pwm_online.py resume=runs/2026-11-21_Pendulum-v1
+
+``make_my_env(task, num_envs, seed=, device=)`` returns an env of batch [num_envs] with one ``observation`` and actions
+in [-1, 1]. The options are in conf/pwm_online.yaml and conf/online.yaml. The last line printed is the path of
+summary.json.
+"""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
+from torchrl_pwm.trainers.command import run_command
+from torchrl_pwm.trainers.judging import format_outcomes
+from torchrl_pwm.trainers.online_run import run_online
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="pwm_online")
+def main(config: DictConfig) -> None:
+    _, _, summary = run_command(run_online, config)
+    print(format_outcomes(summary), summary, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Replay of envs that run side by side: slices of consecutive steps from a storage of time by envs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.data.replay_buffers import Storage
+from torchrl.data.replay_buffers.samplers import Sampler
+
+__all__ = ["ParallelSliceSampler", "make_online_replay"]
+
+
+class ParallelSliceSampler(Sampler):
+    """Draws slices of T consecutive steps of one env, uniformly, from a storage of shape [time, envs].
+
+    Time and env are drawn by arithmetic, at a cost that depends neither on the number of steps nor of episodes. A slice
+    never spans the place where the newest steps overwrite the oldest. It may span the end of an episode: its later
+    steps belong to the next one then, which :class:`~torchrl_pwm.PWMWorldModelLoss` leaves out by the ``done`` entry.
+
+    Args:
+        slice_len (int): steps of a slice, T.
+
+    Raises:
+        ValueError: if ``slice_len`` is below one; at a sample, if the storage is not [time, envs], no slice fits yet, or
+            the batch size is no multiple of ``slice_len``.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> replay = make_online_replay(1000, slice_len=5, batch_size=3)
+        >>> _ = replay.extend(TensorDict({"step": torch.arange(20).expand(4, 20)}, [4, 20]))
+        >>> (replay.sample()["step"].diff(dim=1) == 1).all().item()
+        True
+    """
+
+    def __init__(self, slice_len: int) -> None:
+        if slice_len < 1:
+            raise ValueError(f"slice_len is a number of steps and at least 1, found {slice_len}.")
+        self.slice_len = int(slice_len)
+        self._newest = -1
+
+    def extend(self, index: torch.Tensor) -> None:
+        """Notes where the newest step lies; called by the replay buffer."""
+        self._newest = int(index.reshape(-1, index.shape[-1])[-1, 0])
+
+    def sample(self, storage: Storage, batch_size: int) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+        if storage.ndim != 2:
+            raise ValueError(f"ParallelSliceSampler reads a storage with ndim=2, [time, envs], found ndim={storage.ndim}.")
+        if batch_size % self.slice_len:
+            raise ValueError(
+                f"The batch size is a number of steps: expected a multiple of slice_len={self.slice_len}, found {batch_size}."
+            )
+        capacity, envs = storage.shape
+        steps = len(storage) // envs
+        starts = steps - self.slice_len + 1
+        if starts < 1:
+            raise ValueError(
+                f"No slice of {self.slice_len} steps fits into the {steps} steps that {envs} envs have taken so far; "
+                "collect more before the first sample, or use a smaller slice_len."
+            )
+        count = batch_size // self.slice_len
+        # Counted from the oldest step, which follows the newest one around the ring.
+        first = torch.randint(starts, (count, 1), generator=self._rng)
+        oldest = self._newest + 1 if steps == capacity else 0
+        time = (oldest + first + torch.arange(self.slice_len)) % capacity
+        env = torch.randint(envs, (count, 1), generator=self._rng).expand_as(time)
+        return (time, env), {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"newest": self._newest}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._newest = state_dict["newest"]
+
+    def _empty(self) -> None:
+        self._newest = -1
+
+    def dumps(self, path: str | Path) -> None:
+        raise NotImplementedError("save the sampler with state_dict()")
+
+    def loads(self, path: str | Path) -> None:
+        raise NotImplementedError("load the sampler with load_state_dict()")
+
+
+def make_online_replay(
+    capacity: int, *, slice_len: int = 16, batch_size: int = 256, seed: int = 0, device: torch.device | str = "cpu"
+) -> ReplayBuffer:
+    """A TorchRL replay buffer for steps of envs that run side by side.
+
+    Extend it with batches ``[N, T]``, the next T steps of the same N envs, as a collector gives them; it gives sequences
+    ``[batch_size, slice_len]``.
+
+    Args:
+        capacity (int): number of steps it holds, of all envs together; the oldest are overwritten.
+
+    Keyword Args:
+        slice_len (int): steps of a sequence.
+        batch_size (int): sequences of a sample.
+        seed (int): seed of its own generator.
+        device: where the steps are kept.
+
+    Raises:
+        ValueError: if the capacity is below one slice.
+
+    Examples:
+        >>> from torchrl.collectors import Collector
+        >>> from torchrl_pwm.envs.simulators import AnalyticEnv
+        >>> replay = make_online_replay(10_000, slice_len=8, batch_size=4)
+        >>> for batch in Collector(AnalyticEnv("double_pendulum", 16), frames_per_batch=320, total_frames=640):
+        ...     _ = replay.extend(batch)
+        >>> replay.sample().shape
+        torch.Size([4, 8])
+    """
+    if capacity < slice_len:
+        raise ValueError(f"capacity must be at least slice_len={slice_len} steps, found {capacity}.")
+    return ReplayBuffer(
+        storage=LazyTensorStorage(capacity, ndim=2, device=device),
+        sampler=ParallelSliceSampler(slice_len),
+        batch_size=batch_size * slice_len,
+        generator=torch.Generator().manual_seed(seed),
+    )

@@ -1,0 +1,46 @@
+"""A policy on latents together with the encoder that makes them, to act on an env's own observations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from torch import nn
+
+
+class WorldModelPolicy(TensorDictModuleBase):
+    """Encodes the observation with a world model, then acts: ``observation`` [*, O] to ``action`` [*, A].
+
+    For envs without :class:`~torchrl_pwm.WorldModelWrapper`, above all in collectors that run in processes of their own:
+    encoder and actor are parameters of one module, which the collector sends to its workers whenever they have changed.
+    A policy that reads the latent needs the transform, and each worker would keep the encoder it was started with.
+
+    Args:
+        world_model (PWMWorldModel): its encoder is used, without a gradient.
+        actor (TensorDictModule): what acts on ``latent``.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_pwm import PWMWorldModel, make_pwm_actor
+        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
+        >>> policy = WorldModelPolicy(model, make_pwm_actor(16, 2))
+        >>> policy(TensorDict({"observation": torch.randn(4, 5)}, [4]))["action"].shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, world_model: nn.Module, actor: TensorDictModule) -> None:
+        super().__init__()
+        self.world_model, self.actor = world_model, actor
+        keys: Any = world_model.tensor_keys
+        self.in_keys = [keys.observation, *([keys.task] if world_model.num_tasks else [])]
+        self.out_keys = [keys.latent, *actor.out_keys]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes the latent and what the actor writes."""
+        model: Any = self.world_model
+        keys = model.tensor_keys
+        task = tensordict.get(keys.task, None) if model.num_tasks else None
+        latent = model.encode_observation(tensordict.get(keys.observation), task)
+        return self.actor(tensordict.set(keys.latent, latent.detach()))

@@ -1,0 +1,327 @@
+"""PWM from an env's own steps: collection, world-model updates and imagined policy updates in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.collectors import BaseCollector, MultiAsyncCollector
+from torchrl.data import ReplayBuffer
+from torchrl.trainers import OptimizationStepper, Trainer, TrainerHookBase
+from tqdm import tqdm
+
+from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
+from torchrl_pwm.trainers.base import UpdateTrainer
+from torchrl_pwm.trainers.steppers import PWMOptimizationStepper, WorldModelOptimizationStepper
+
+
+class OnlinePWMOptimizationStepper(OptimizationStepper):
+    """One iteration of online PWM: the world model learns from replayed sequences, then the policy inside it.
+
+    The imagined rollouts start from ``start_states`` states, of which the share ``recent_share`` was visited since the
+    last iteration and the rest is drawn from the replay.
+
+    Args:
+        loss_module (PWMLoss): the policy's objective.
+        model_loss (PWMWorldModelLoss): the objective of its world model.
+        replay_buffer (ReplayBuffer): gives sequences ``[B, T]``, see :func:`~torchrl_pwm.data.make_online_replay`.
+
+    Keyword Args:
+        iterations (int): number of iterations, over which the learning rates fall; published: 15,000.
+        model_updates (int): world-model updates of an iteration; published: 8.
+        policy_updates (int): policy updates of an iteration; published: 1.
+        start_states (int): start states B of a policy update; published: one for each env, 64 or 128.
+        recent_share (float): share of them from the newest steps, between 0 and 1.
+        model_stepper (WorldModelOptimizationStepper, optional): default: one with a constant rate of 3e-4, the same for
+            the encoder, as published for one task.
+        policy_stepper (PWMOptimizationStepper, optional): default: one with the published settings.
+        seed (int): seed of the draws of start states.
+
+    Raises:
+        ValueError: if a number is out of range, or the two losses have different world models.
+        FloatingPointError: as the two steppers.
+
+    Source: PWM (arXiv 2407.02466), single-task experiments. There the imagined chain runs beside the real envs with
+    the same actions, so that all start states are the envs' current ones (``recent_share=1``).
+    """
+
+    def __init__(
+        self,
+        loss_module: PWMLoss,
+        model_loss: PWMWorldModelLoss,
+        replay_buffer: ReplayBuffer,
+        *,
+        iterations: int = 15_000,
+        model_updates: int = 8,
+        policy_updates: int = 1,
+        start_states: int = 256,
+        recent_share: float = 0.5,
+        model_stepper: WorldModelOptimizationStepper | None = None,
+        policy_stepper: PWMOptimizationStepper | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("policy_updates", policy_updates), ("start_states", start_states)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}.")
+        if model_updates < 0:
+            raise ValueError(f"model_updates must be at least 0, found {model_updates}.")
+        if not 0.0 <= recent_share <= 1.0:
+            raise ValueError(f"recent_share must be between 0 and 1, found {recent_share}.")
+        if loss_module.world_model is not model_loss.world_model:
+            raise ValueError("PWMLoss and PWMWorldModelLoss must share one world model: build both with the same one.")
+        self.loss_module, self.model_loss, self.replay_buffer = loss_module, model_loss, replay_buffer
+        self.model_stepper = model_stepper or WorldModelOptimizationStepper(
+            model_loss, iterations=iterations * max(model_updates, 1), encoder_lr_scale=1.0
+        )
+        self.policy_stepper = policy_stepper or PWMOptimizationStepper(
+            loss_module, iterations=iterations * policy_updates
+        )
+        self.model_updates, self.policy_updates = model_updates, policy_updates
+        self.start_states, self.recent_share = start_states, recent_share
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def step(self, trainer: Any, sub_batch: TensorDictBase) -> TensorDictBase:
+        return self.update(sub_batch)
+
+    def update(self, recent: TensorDictBase) -> TensorDictBase:
+        """One iteration; ``recent`` [N, T] are the newest steps, already in the replay buffer."""
+        metrics: dict[str, Tensor] = {}
+        for _ in range(self.model_updates):
+            metrics.update(self.update_model().items())
+        for _ in range(self.policy_updates):
+            metrics.update(self.policy_stepper.update(self.draw_starts(recent)).items())
+        return TensorDict(metrics)
+
+    def update_model(self) -> TensorDictBase:
+        """One world-model update from the replay."""
+        return self.model_stepper.update(self._to_device(self.replay_buffer.sample()))
+
+    def draw_starts(self, recent: TensorDictBase) -> TensorDictBase:
+        """Start states ``[start_states]`` of the newest steps and of the replay."""
+        keys = self.loss_module.in_keys
+        count = round(self.recent_share * self.start_states)
+        parts = []
+        if count:
+            steps = recent.select(*keys).reshape(-1)
+            parts.append(self._to_device(steps[torch.randint(len(steps), (count,), generator=self._generator)]))
+        while sum(map(len, parts)) < self.start_states:
+            parts.append(self._to_device(self.replay_buffer.sample()).select(*keys)[:, 0])
+        return torch.cat(parts)[: self.start_states]
+
+    def _to_device(self, batch: TensorDictBase) -> TensorDictBase:
+        return batch.to(next(self.model_loss.world_model.parameters()).device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model_stepper.state_dict(),
+            "policy": self.policy_stepper.state_dict(),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.model_stepper.load_state_dict(state_dict["model"])
+        self.policy_stepper.load_state_dict(state_dict["policy"])
+        self._generator.set_state(state_dict["generator"])
+
+
+class CollectedSteps(TrainerHookBase):
+    """Feeds the optimiser with the newest steps of a collector, and puts them into a replay buffer first.
+
+    The buffer's contents are saved with a checkpoint. The envs' states are not, since envs in general cannot be saved: a
+    resumed run begins new episodes.
+
+    Args:
+        collector (BaseCollector): a TorchRL collector in this process, or a synchronous one in several.
+        replay_buffer (ReplayBuffer): is extended by ``[N, T]``.
+        keys (sequence of NestedKey): the entries that are kept, where they are there.
+
+    Raises:
+        ValueError: for an asynchronous collector, or one that splits trajectories.
+    """
+
+    def __init__(self, collector: BaseCollector, replay_buffer: ReplayBuffer, keys: list[Any]) -> None:
+        if isinstance(collector, MultiAsyncCollector):
+            raise ValueError(
+                "Online PWM needs the steps of all envs in every batch, in the same order: use Collector or "
+                "MultiSyncCollector, found MultiAsyncCollector."
+            )
+        self.collector, self.replay_buffer, self.keys = collector, replay_buffer, keys
+        self.env_steps = 0
+        self._batches: Iterator[TensorDictBase] | None = None
+
+    def collect(self) -> TensorDictBase:
+        """The next steps ``[N, T]``, which are in the replay buffer then."""
+        if self._batches is None:
+            self._batches = iter(self.collector)
+        batch = next(self._batches, None)
+        if batch is None:
+            raise ValueError(
+                f"The collector ended after {self.env_steps} steps: build it with total_frames=-1, the trainer's "
+                "iterations say when to stop."
+            )
+        if ("collector", "mask") in batch.keys(True):
+            raise ValueError("The collector splits trajectories: build it with split_trajs=False.")
+        if batch.ndim != 2:
+            # One env, or several processes with batched envs: time is last.
+            batch = batch.unsqueeze(0) if batch.ndim == 1 else batch.reshape(-1, batch.shape[-1])
+        self.env_steps += batch.numel()
+        steps = batch.select(*self.keys, strict=False)
+        self.replay_buffer.extend(steps.copy())
+        return batch
+
+    def sample(self, tick: TensorDictBase) -> TensorDictBase:
+        # The workers of a multi-process collector act with copies of the networks.
+        self.collector.update_policy_weights_()
+        return self.collect()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"replay_buffer": self.replay_buffer.state_dict(), "env_steps": self.env_steps}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.replay_buffer.load_state_dict(state_dict["replay_buffer"])
+        self.env_steps = state_dict["env_steps"]
+
+    def register(self, trainer: Trainer, name: str = "collected_steps") -> None:
+        trainer.register_op("process_optim_batch", self.sample)
+        trainer.register_module(name, self)
+
+
+class OnlinePWMTrainer(UpdateTrainer):
+    """PWM on any TorchRL env: steps go into a replay buffer, the world model learns from it, the policy inside the model.
+
+    An iteration is one batch of the collector, then what :class:`OnlinePWMOptimizationStepper` does. Before the first,
+    ``warmup_steps`` are collected and ``warmup_updates`` made of the world model; :meth:`pretrain` learns from a data
+    set first.
+
+    Args:
+        loss_module (PWMLoss): the policy's objective.
+        model_loss (PWMWorldModelLoss): the objective of its world model.
+        collector (BaseCollector): a TorchRL collector of the env, with a :class:`~torchrl_pwm.WorldModelPolicy` of the
+            same networks and without an end; with the collector's ``init_random_frames``, its first steps are random.
+        replay_buffer (ReplayBuffer): see :func:`~torchrl_pwm.data.make_online_replay`.
+
+    Keyword Args:
+        iterations (int): number of iterations; published: 15,000 of 16 steps in every env.
+        warmup_steps (int): steps of all envs together before the first update, at least one batch.
+        warmup_updates (int): world-model updates from them. Published: as many as an episode has steps.
+        normalize_observations (bool): give the model the mean and spread of the warm-up's observations, unless it has
+            statistics already; see :meth:`~torchrl_pwm.PWMWorldModel.set_observation_statistics`. Published: no.
+        optimization_stepper (OnlinePWMOptimizationStepper, optional): default: one with the published settings.
+        **kwargs: see :class:`~torchrl_pwm.trainers.UpdateTrainer`.
+
+    Raises:
+        ValueError: for a collector that does not fit, see :class:`CollectedSteps`.
+        FloatingPointError: if a number is not finite.
+
+    Examples:
+        >>> from torchrl.collectors import Collector
+        >>> from torchrl_pwm import PWMLoss, PWMWorldModel, PWMWorldModelLoss, WorldModelPolicy
+        >>> from torchrl_pwm import make_pwm_actor, make_value_ensemble
+        >>> from torchrl_pwm.data import make_online_replay
+        >>> from torchrl_pwm.envs.simulators import AnalyticEnv
+        >>> model = PWMWorldModel(5, 1, latent_dim=16, units=(32, 32), normalize_rewards=True)
+        >>> actor, value = make_pwm_actor(16, 1), make_value_ensemble(16)
+        >>> env, policy = AnalyticEnv("cartpole_swingup", 4), WorldModelPolicy(model, actor)
+        >>> collector = Collector(env, policy, frames_per_batch=64)
+        >>> trainer = OnlinePWMTrainer(
+        ...     PWMLoss(actor, value, model, horizon=4),
+        ...     PWMWorldModelLoss.single_task(model),
+        ...     collector,
+        ...     make_online_replay(10_000, slice_len=4, batch_size=8),
+        ...     iterations=2,
+        ...     progress_bar=False,
+        ... )
+        >>> trainer.train()
+        >>> trainer.env_steps
+        192
+    """
+
+    progress_keys = ("env_steps", "collected_reward", "loss_actor", "reward_error")
+
+    def __init__(
+        self,
+        loss_module: PWMLoss,
+        model_loss: PWMWorldModelLoss,
+        collector: BaseCollector,
+        replay_buffer: ReplayBuffer,
+        *,
+        iterations: int = 15_000,
+        warmup_steps: int = 0,
+        warmup_updates: int = 0,
+        normalize_observations: bool = False,
+        optimization_stepper: OnlinePWMOptimizationStepper | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.stepper = optimization_stepper or OnlinePWMOptimizationStepper(
+            loss_module, model_loss, replay_buffer, iterations=iterations
+        )
+        self.steps = CollectedSteps(collector, replay_buffer, _kept_keys(model_loss))
+        self.warmup_steps, self.warmup_updates = warmup_steps, warmup_updates
+        self.normalize_observations = normalize_observations
+        super().__init__(loss_module, self.steps, self.stepper, iterations=iterations, **kwargs)
+        # PWMLoss leaves the world model to others.
+        self.register_module("world_model", model_loss.world_model)
+        self.register_op("post_optim_complete_log", self._log_steps)
+        self._reward = torch.zeros(())
+        self.register_op("process_optim_batch", self._note_reward)
+
+    @property
+    def env_steps(self) -> int:
+        """Steps collected so far, of all envs together."""
+        return self.steps.env_steps
+
+    def train(self) -> None:
+        """Warms up if the run is new, runs the iterations that are left, and closes the collector."""
+        if self.collected_frames == 0:
+            self._warm_up()
+        super().train()
+        self.steps.collector.shutdown()
+
+    def pretrain(self, replay_buffer: ReplayBuffer, updates: int) -> None:
+        """World-model updates from a data set, before any step of the env.
+
+        Args:
+            replay_buffer (ReplayBuffer): gives sequences ``[B, T]``, for instance a
+                :class:`~torchrl_pwm.TDMPC2ExperienceReplay` or any TorchRL data set with slices.
+            updates (int): published: 50,000 for hopper, 100,000 for ant, 200,000 for humanoid.
+        """
+        stepper = self.stepper
+        own, stepper.replay_buffer = stepper.replay_buffer, replay_buffer
+        try:
+            self._update_model(updates, "pre-training the world model")
+        finally:
+            stepper.replay_buffer = own
+
+    def _warm_up(self) -> None:
+        progress = tqdm(total=self.warmup_steps, desc="warm-up steps", disable=not self.progress_bar or not self.warmup_steps)
+        while not self.env_steps or self.env_steps < self.warmup_steps:
+            progress.update(self.steps.collect().numel())
+        progress.close()
+        model = self.stepper.model_loss.world_model
+        if self.normalize_observations and model.observation_mean is None:
+            seen = self.steps.replay_buffer[:].get(self.stepper.model_loss.tensor_keys.observation)
+            flat = seen.reshape(-1, seen.shape[-1])
+            model.set_observation_statistics(flat.mean(0), flat.std(0))
+        self._update_model(self.warmup_updates, "first world-model updates")
+
+    def _update_model(self, updates: int, what: str) -> None:
+        for _ in tqdm(range(updates), desc=what, disable=not self.progress_bar or not updates):
+            self.stepper.update_model()
+
+    def _note_reward(self, batch: TensorDictBase) -> TensorDictBase:
+        self._reward = batch.get(("next", self.loss_module.tensor_keys.reward)).mean()
+        return batch
+
+    def _log_steps(self, optim_steps: int, metrics: TensorDictBase) -> None:
+        if optim_steps % self.metrics_interval == 0 or optim_steps == self.total_frames:
+            found = {"env_steps": self.env_steps, "collected_reward": float(self._reward)}
+            for key, value in found.items():
+                self._log(**{key: value}, log_pbar=True)
+
+
+def _kept_keys(model_loss: PWMWorldModelLoss) -> list[Any]:
+    keys = model_loss.tensor_keys
+    return [*model_loss.in_keys, *(("next", key) for key in (keys.done, "terminated"))]

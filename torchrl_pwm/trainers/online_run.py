@@ -1,0 +1,182 @@
+"""PWM on one env from its own steps: training, evaluation beside baselines, and what a reader wants to see."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from torchrl.collectors import BaseCollector, Collector, MultiSyncCollector
+from torchrl.data import ReplayBuffer, TensorStorage
+from torchrl.envs import EnvBase
+from torchrl.objectives import ValueEstimators
+from torchrl.record.loggers import get_logger
+
+from torchrl_pwm.data import make_online_replay
+from torchrl_pwm.data.parallel import ParallelSliceSampler
+from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
+from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
+from torchrl_pwm.trainers.checkpoint import has_checkpoint
+from torchrl_pwm.trainers.extraction import Stopwatch
+from torchrl_pwm.trainers.folders import claim_folder
+from torchrl_pwm.trainers.judging import Judge, save_tensors, write_summary
+from torchrl_pwm.trainers.models import choose_device
+from torchrl_pwm.trainers.online import OnlinePWMOptimizationStepper, OnlinePWMTrainer
+
+_PANELS = {
+    "return of an episode": ("real_return",),
+    "reward of a step": ("collected_reward",),
+    "error of the model's reward": ("reward_error",),
+}
+
+
+def run_online(config: DictConfig, folder: Path) -> Path:
+    """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``.
+
+    The folder then holds the configuration, the metrics, the checkpoint, ``policy.pt`` and ``world_model.pt`` (state
+    dicts of the :class:`~torchrl_pwm.WorldModelPolicy`'s actor and of the model), ``training.png`` and the summary:
+    returns of whole episodes of the policy, of the untrained one, of random actions, of none (zeros) and of the
+    hand-written controller where there is one, all from the same start states.
+
+    Raises:
+        ImportError, ValueError: if a simulator is not installed, or an option is unknown.
+        FloatingPointError: if a number is not finite.
+    """
+    summary = folder / "summary.json"
+    if summary.exists():
+        return summary
+    torch.manual_seed(config.seed)
+    device = choose_device(config.device)
+    judge = Judge(config, device)
+    env = make_training_env(config, device)
+    model, loss, model_loss = make_losses(config, env, device)
+    policy = WorldModelPolicy(model, loss.actor_network)
+    claim_folder(config, folder)
+    untrained = judge.outcome(policy)
+    replay = make_online_replay(**config.replay, seed=config.seed)
+    stepper = OnlinePWMOptimizationStepper(
+        loss,
+        model_loss,
+        replay,
+        **config.online,
+        iterations=config.iterations,
+        seed=config.seed,
+        model_stepper=instantiate(
+            config.model_stepper, model_loss, iterations=config.iterations * config.online.model_updates
+        ),
+        policy_stepper=instantiate(
+            config.stepper, loss, iterations=config.iterations * config.online.policy_updates
+        ),
+    )
+    resumed = has_checkpoint(folder / "checkpoint")
+    trainer = OnlinePWMTrainer(
+        loss,
+        model_loss,
+        make_collector(config, env, policy, device, random_steps=0 if resumed else config.collector.random_steps),
+        replay,
+        iterations=config.iterations,
+        warmup_steps=config.collector.random_steps,
+        warmup_updates=config.warmup_updates,
+        normalize_observations=config.normalize_observations,
+        optimization_stepper=stepper,
+        logger=get_logger(config.logger, str(folder.parent), folder.name),
+        log_interval=config.log_interval,
+        evaluate=lambda: judge.during_training(policy),
+        eval_interval=config.eval_interval,
+        save_folder=folder / "checkpoint",
+        save_interval=config.save_interval,
+        progress_bar=config.progress,
+    )
+    stopwatch = Stopwatch()
+    trainer.register_module("stopwatch", stopwatch)
+    trainer.resume(required=False)
+    if not resumed and config.pretraining.updates:
+        trainer.pretrain(open_sequences(config), config.pretraining.updates)
+    trainer.train()
+    seconds = stopwatch.seconds
+    save_tensors(loss.actor_network.state_dict(), folder / "policy.pt")
+    save_tensors(model.state_dict(), folder / "world_model.pt")
+    return write_summary(
+        config,
+        folder,
+        judge.outcomes(policy, untrained),
+        panels=_PANELS,
+        xlabel="iteration",
+        steps=trainer.env_steps,
+        seconds=seconds,
+        skipped=stepper.policy_stepper.skipped,
+    )
+
+
+def make_training_env(config: DictConfig, device: str, *, rows: int | None = None, seed: int | None = None) -> EnvBase:
+    """The env that is collected from, or a part of its rows."""
+    settings: dict[str, Any] = {**config.training_env, "seed": config.seed if seed is None else seed}
+    if rows is not None:
+        settings["num_envs"] = rows
+    return instantiate(config.env, **settings, device=device)
+
+
+def make_losses(
+    config: DictConfig, env: EnvBase, device: str
+) -> tuple[PWMWorldModel, PWMLoss, PWMWorldModelLoss]:
+    """A new world model and networks of the env's sizes, and the objectives, as configured."""
+    observation, action = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
+    model = instantiate(config.model, observation_dim=observation, action_dim=action).to(device)
+    actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=action)
+    value = instantiate(config.value, latent_dim=model.latent_dim)
+    loss: PWMLoss = instantiate(config.loss, actor, value, model)
+    loss.make_value_estimator(ValueEstimators.TDLambda, gamma=config.gamma, lmbda=config.lmbda)
+    return model, loss.to(device), instantiate(config.model_loss, model)
+
+
+def make_collector(
+    config: DictConfig, env: EnvBase, policy: WorldModelPolicy, device: str, *, random_steps: int
+) -> BaseCollector:
+    """The collector of a run: in this process, or with the rows shared out over several."""
+    rows, workers = env.batch_size.numel(), config.collector.workers
+    settings: dict[str, Any] = {
+        "frames_per_batch": rows * config.collector.steps,
+        "total_frames": -1,
+        "init_random_frames": random_steps,
+        "split_trajs": False,
+        "device": device,
+    }
+    if workers < 2:
+        return Collector(env, policy, **settings)
+    if rows % workers:
+        raise ValueError(f"collector.workers must divide the {rows} rows of the env, found {workers}.")
+    env.close()
+    make = [
+        partial(make_training_env, config, device, rows=rows // workers, seed=config.seed + worker)
+        for worker in range(workers)
+    ]
+    return MultiSyncCollector(make, policy, **settings, cat_results=0)
+
+
+def open_sequences(config: DictConfig) -> ReplayBuffer:
+    """The data set of ``config.pretraining.data``: a folder of a memory-mapped TensorDict ``[N, T]`` of transitions.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it holds something else.
+    """
+    if not config.pretraining.data or not (Path(config.pretraining.data) / "meta.json").exists():
+        raise FileNotFoundError(
+            f"pretraining.data={config.pretraining.data}: expected the folder of a TensorDict [N, T] of transitions, as "
+            "rollout.memmap(folder) writes it, with N envs and T steps."
+        )
+    data = TensorDict.load_memmap(config.pretraining.data)
+    if data.ndim != 2:
+        raise ValueError(f"pretraining.data must be a TensorDict [N, T], found batch {list(data.batch_size)}.")
+    length, size = config.replay.slice_len, config.replay.batch_size
+    sampler = ParallelSliceSampler(length)
+    return ReplayBuffer(
+        storage=TensorStorage(data.transpose(0, 1), ndim=2),
+        sampler=sampler,
+        batch_size=size * length,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
