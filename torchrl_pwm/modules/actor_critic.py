@@ -30,9 +30,10 @@ class GaussianHead(nn.Module):
         units: Sequence[int],
         init_log_std: float,
         min_log_std: float,
+        output_gain: float = 1.0,
     ) -> None:
         super().__init__()
-        self.min_log_std = min_log_std
+        self.min_log_std, self.output_gain = min_log_std, output_gain
         layers: list[nn.Module] = []
         for width in units:
             layers += [nn.Linear(in_features, width), nn.Mish(), nn.LayerNorm(width)]
@@ -40,13 +41,22 @@ class GaussianHead(nn.Module):
         self.mu_net = nn.Sequential(*layers, nn.Linear(in_features, out_features))
         self.init_log_std = float(init_log_std)
         self.logstd = nn.Parameter(torch.full((out_features,), self.init_log_std))
+        self._scale_output()
 
     def reset_parameters(self) -> None:
-        """Torch's default for the layers; the log standard deviation starts afresh."""
+        """Torch's default for the layers, the last times ``output_gain``; the log standard deviation starts afresh."""
         for layer in self.mu_net:
             if isinstance(layer, (nn.Linear, nn.LayerNorm)):
                 layer.reset_parameters()
         nn.init.constant_(self.logstd, self.init_log_std)
+        self._scale_output()
+
+    @torch.no_grad()
+    def _scale_output(self) -> None:
+        last = self.mu_net[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.mul_(self.output_gain)
+        last.bias.mul_(self.output_gain)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -74,6 +84,7 @@ def make_pwm_actor(
     units: Sequence[int] = (400, 200, 100),
     init_log_std: float = -1.0,
     min_log_std: float = -1.427,
+    output_gain: float = 1.0,
     in_key: NestedKey = "latent",
     out_key: NestedKey = "action",
 ) -> PWMActor:
@@ -85,6 +96,8 @@ def make_pwm_actor(
         units (sequence of int): hidden layers. Default: ``(400, 200, 100)``.
         init_log_std (float): first value of the state-independent log standard deviation.
         min_log_std (float): floor of the log standard deviation; the default keeps std >= 0.24.
+        output_gain (float): the last layer's first weights times this. A small gain starts from the mean action zero,
+            where an arbitrary constant one would carry the env far from where it starts. Default: 1, as published.
         in_key (NestedKey): where the latent is read. Default: ``"latent"``.
         out_key (NestedKey): where the action is written. Default: ``"action"``.
 
@@ -101,7 +114,7 @@ def make_pwm_actor(
         >>> actor(TensorDict({"latent": torch.randn(4, 16)}, [4]))["action"].shape
         torch.Size([4, 2])
     """
-    head = GaussianHead(latent_dim, action_dim, units, init_log_std, min_log_std)
+    head = GaussianHead(latent_dim, action_dim, units, init_log_std, min_log_std, output_gain)
     return PWMActor(
         TensorDictModule(head, in_keys=[in_key], out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],

@@ -30,6 +30,7 @@ class WorldModelConfig:
     num_tasks: Any = 0
     task_dim: Any = 0
     action_dims: Any = None
+    normalize_rewards: bool = False
 
 
 @dataclass
@@ -59,6 +60,7 @@ class ActorConfig:
     units: list[int] = field(default_factory=lambda: [400, 200, 100])
     init_log_std: float = -1.0
     min_log_std: float = -1.427
+    output_gain: float = 1.0
     in_key: Any = "latent"
     out_key: Any = "action"
 

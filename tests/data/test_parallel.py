@@ -1,0 +1,71 @@
+"""Replay of envs side by side: consecutive steps of one env, never across the newest step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+
+from torchrl_pwm.data import ParallelSliceSampler, make_online_replay
+
+
+def steps(first: int, count: int, envs: int = 4) -> TensorDict:
+    """Steps [envs, count] numbered from ``first``, with 1000 added for each env."""
+    return TensorDict({"step": first + torch.arange(count) + 1000 * torch.arange(envs)[:, None]}, [envs, count])
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3, 4, 9])
+def test_slices_are_consecutive_steps_of_one_env_before_and_after_the_ring_is_full(batches):
+    replay = make_online_replay(100, slice_len=5, batch_size=64, seed=3)
+    for number in range(batches):
+        replay.extend(steps(8 * number, 8))
+    found = torch.cat([replay.sample()["step"] for _ in range(20)])
+    assert found.shape == (1280, 5)
+    assert (found.diff(dim=1) == 1).all()
+    newest = 8 * batches - 1
+    kept = range(max(0, newest - 24), newest + 1)
+    starts = {int(x) for x in found[:, 0].flatten() % 1000}
+    assert starts == set(list(kept)[: len(kept) - 4])
+    assert {int(x) for x in found[:, 0] // 1000} == {0, 1, 2, 3}
+
+
+def test_a_seed_repeats_and_a_state_dict_resumes():
+    def filled(seed):
+        replay = make_online_replay(100, slice_len=5, batch_size=8, seed=seed)
+        for number in range(6):
+            replay.extend(steps(8 * number, 8))
+        return replay
+
+    first, second, other = filled(1), filled(1), filled(2)
+    assert (first.sample()["step"] == second.sample()["step"]).all()
+    assert (first.sample()["step"] != other.sample()["step"]).any()
+    resumed = make_online_replay(100, slice_len=5, batch_size=8, seed=7)
+    resumed.load_state_dict(first.state_dict())
+    for _ in range(3):
+        assert (first.sample()["step"] == resumed.sample()["step"]).all()
+    first.extend(steps(48, 8))
+    resumed.extend(steps(48, 8))
+    assert (first.sample()["step"] == resumed.sample()["step"]).all()
+
+
+def test_too_few_steps_are_refused():
+    replay = make_online_replay(100, slice_len=5, batch_size=8)
+    replay.extend(steps(0, 4))
+    with pytest.raises(ValueError, match="No slice of 5 steps fits into the 4 steps that 4 envs"):
+        replay.sample()
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="at least 1"):
+        ParallelSliceSampler(0)
+    with pytest.raises(ValueError, match="slice_len=16 steps, found 10"):
+        make_online_replay(10)
+    flat = ReplayBuffer(storage=LazyTensorStorage(10), sampler=ParallelSliceSampler(2), batch_size=4)
+    flat.extend(TensorDict({"step": torch.arange(5)}, [5]))
+    with pytest.raises(ValueError, match="ndim=2"):
+        flat.sample()
+    replay = make_online_replay(100, slice_len=5, batch_size=8)
+    replay.extend(steps(0, 8))
+    with pytest.raises(ValueError, match="multiple of slice_len=5, found 7"):
+        replay.sample(7)
