@@ -2,6 +2,7 @@
 
     python examples/shac_simulator.py                                    # cart-pole swing-up, in closed form
     python examples/shac_simulator.py env=analytic/double_pendulum
+    python examples/shac_simulator.py env=dflex/ant                      # the published run, with DFlex installed
     python examples/shac_simulator.py value.num_nets=1 loss.delay_value=true loss.normalize_returns=false
     python examples/shac_simulator.py resume=runs/2026-11-21_cartpole_swingup
 
@@ -41,6 +42,8 @@ def main(config: DictConfig) -> None:
     except USER_ERRORS as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
+        if isinstance(error, InstantiationException) and isinstance(error.__cause__, USER_ERRORS):
+            error = error.__cause__  # Hydra's own message repeats it and adds the call.
         sys.exit(f"{type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows where this was raised.)")
     print(format_outcomes(summary), summary, sep="\n")
 
