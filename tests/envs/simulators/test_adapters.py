@@ -348,11 +348,21 @@ def test_compiled_modules_load_through_the_lent_imp(tmp_path, monkeypatch):
         imp.find_module("kernels_of_no_test", [str(tmp_path)])
 
 
-@pytest.mark.skipif(not HAS_DFLEX, reason="DFlex is not installed")
-@pytest.mark.parametrize("task", ["cartpole_swingup", "ant"])
-def test_gradients_of_the_real_dflex_agree_with_finite_differences(task):
-    with compatibility_shim():
-        env = DFlexEnv(task, 2, requires_grad=True, device="cpu", seed=1)
+REAL = [
+    pytest.param(DFlexEnv, task, marks=pytest.mark.skipif(not HAS_DFLEX, reason="DFlex is not installed"))
+    for task in ("cartpole_swingup", "ant")
+]
+# No more of rewarped: its gradients are wrong in contact.
+REAL += [
+    pytest.param(
+        RewarpedEnv, "cartpole", marks=pytest.mark.skipif(not HAS_REWARPED, reason="rewarped is not installed")
+    )
+]
+
+
+@pytest.mark.parametrize("kind, task", REAL)
+def test_gradients_of_the_real_simulator_agree_with_finite_differences(kind, task):
+    env = kind(task, 2, requires_grad=True, device="cpu", seed=1, shim=True)
     check_env_specs(env)
     size = env.action_spec.shape
 

@@ -126,7 +126,7 @@ class IsaacGymEnv(IsaacGymWrapper):
     def _make_specs(self, env: Any) -> None:
         super()._make_specs(env)
         # TorchRL's wrapper has flags [N] beside rewards [N, 1].
-        flags = {key: spec.unsqueeze(-1) for key, spec in self.full_done_spec.items(True, True)}
+        flags = {key: spec.unsqueeze(-1) for key, spec in self.output_spec["full_done_spec"].items(True, True)}
         self.full_done_spec = Composite(flags, shape=self.batch_size)
         self._flags_have_column = True
 
