@@ -96,17 +96,26 @@ except ImportError as error:
     assert "pip install" in message and "torchrl-pwm[mt80]" in message
 
 
-@pytest.mark.parametrize("name", ["DFlexEnv", "RewarpedEnv", "IsaacGymEnv"])
+@pytest.mark.parametrize("name", ["NewtonEnv", "DFlexEnv", "RewarpedEnv", "IsaacGymEnv"])
 def test_a_simulator_that_is_not_installed_says_how_to_install_it(name):
     code = f"""
 import json
-from torchrl_pwm.envs.simulators import {name}
+from torchrl_pwm import {name}
 try:
-    {name}({{"RewarpedEnv": "ant", "DFlexEnv": "ant", "IsaacGymEnv": "Ant"}}[{name!r}], 2)
+    {name}("Ant" if {name!r} == "IsaacGymEnv" else "ant", 2)
 except ImportError as error:
-    print(json.dumps(str(error)))
+    print(json.dumps([list({name}.available_envs), str(error)]))
 """
-    assert "pip install" in run(code)
+    available, message = run(code)
+    assert available == [] and "pip install" in message
+
+
+def test_simulators_are_public_on_every_level():
+    from torchrl_pwm import envs
+    from torchrl_pwm.envs import simulators
+
+    assert set(simulators.__all__) <= set(envs.__all__) and set(simulators.__all__) <= set(torchrl_pwm.__all__)
+    assert all(getattr(torchrl_pwm, name) is getattr(simulators, name) for name in simulators.__all__)
 
 
 @pytest.mark.parametrize("name", torchrl_pwm.__all__)

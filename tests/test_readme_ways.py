@@ -65,6 +65,13 @@ def test_torchrls_trainer_collects_and_trains(tmp_path, monkeypatch):
     assert trainer.optimization_stepper.policy.schedulers[0].last_epoch == 3
 
 
+def test_a_simulator_of_ones_own_trains_a_policy(tmp_path, monkeypatch, capsys):
+    found = execute("own_simulator.py", "WINDOWS = 60", "WINDOWS = 21", tmp_path, monkeypatch)
+    rewards = [float(line.rsplit(" ", 1)[1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(rewards) == 2 and rewards[1] > rewards[0] / 3
+    assert found["rollout"].shape == (64, 16) and found["rollout"]["next", "reward"].requires_grad
+
+
 @pytest.fixture
 def pendulum():
     """Slices of random actions in the real env, and the lines of the design document up to the loop."""

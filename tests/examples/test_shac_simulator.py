@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import sys
@@ -107,6 +108,45 @@ def test_an_interrupted_run_ends_with_the_same_numbers(options, tmp_path, monkey
     assert outcomes[0] == outcomes[1]
     for file in whole.glob("scalars/*.csv"):
         assert file.read_text() == (parts / "scalars" / file.name).read_text()
+
+
+PUBLISHED = {
+    "dflex/ant": (128, 2000, "DFlexEnv"),
+    "dflex/hopper": (64, 2000, "DFlexEnv"),
+    "dflex/anymal": (64, 3000, "DFlexEnv"),
+    "dflex/humanoid": (64, 3000, "DFlexEnv"),
+    "dflex/snu_humanoid": (64, 5000, "DFlexEnv"),
+    "dflex/cartpole_swingup": (1024, 200, "DFlexEnv"),
+    "dflex/double_pendulum": (1024, 200, "DFlexEnv"),
+    "rewarped/cartpole": (1024, 200, "RewarpedEnv"),
+    "rewarped/ant": (128, 2000, "RewarpedEnv"),
+    "rewarped/humanoid": (64, 3000, "RewarpedEnv"),
+}
+
+
+def test_every_config_of_an_external_simulator_is_here():
+    found = {f"{file.parent.name}/{file.stem}" for file in EXAMPLES.glob("conf/env/*/*.yaml")}
+    assert {name for name in found if name.startswith(("dflex/", "rewarped/"))} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("env", PUBLISHED)
+def test_external_simulators_run_with_the_published_rows_windows_and_networks(env):
+    config = composed(f"env={env}")
+    num_envs, windows, kind = PUBLISHED[env]
+    assert (config.env.num_envs, config.iterations, config.task) == (num_envs, windows, env.split("/")[1])
+    assert config.env._target_ == f"torchrl_pwm.envs.simulators.{kind}" and config.env.shim is True
+    assert list(config.actor.units) == [400, 200, 100] and list(config.value.units) == [400, 200]
+
+
+@pytest.mark.parametrize("env", PUBLISHED)
+def test_without_the_simulator_a_run_ends_with_one_line(env, tmp_path, monkeypatch):
+    library = env.split("/")[0]
+    monkeypatch.setattr(importlib.import_module(f"torchrl_pwm.envs.simulators.{library}"), f"_has_{library}", False)
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch, f"env={env}", "device=cpu", f"folder={tmp_path / 'run'}")
+    error, hint = str(end.value).splitlines()
+    assert error.startswith("ImportError: ") and "pip install" in error and "HYDRA_FULL_ERROR" in hint
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_wrong_option_says_what_to_do_and_leaves_no_folder(tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ __all__ = ["Steps", "StepsFile", "split_steps"]
 # Reading ahead fills the cache of a file that fits into it, but around each block of a larger one it only reads what is
 # thrown away again.
 _READAHEAD_LIMIT = 4 << 30
-# Bytes of the blocks that are read before they are handed out: they stay in the processor's cache, and in memory that is
-# not given back to the system and fetched again at each batch.
+# Bytes of the blocks that are read before they are handed out: they stay in the processor's cache, and in memory that
+# is not given back to the system and fetched again at each batch.
 _AT_ONCE = 1 << 17
 _HAS_PREADV = hasattr(os, "preadv")  # not on Windows
 

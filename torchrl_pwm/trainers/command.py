@@ -43,4 +43,6 @@ def run_command(run: Callable[[DictConfig, Path], Path], config: DictConfig) -> 
     except _USER_ERRORS as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
+        if isinstance(error, InstantiationException) and isinstance(error.__cause__, _USER_ERRORS):
+            error = error.__cause__  # Hydra's own message repeats it and adds the call.
         sys.exit(f"{type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows where this was raised.)")

@@ -92,7 +92,8 @@ class FakeDFlexEnv:
 class FakeRewarpedEnv(FakeDFlexEnv):
     """Builds its buffers at the first reset; no terminal observation where nothing was reset; other flag names.
 
-    Without early termination, ``terminated`` is a copy of ``truncated``, and only all rows can be reset.
+    Without early termination, ``terminated`` is a copy of ``truncated``, and only all rows can be reset. The reset of
+    some rows cuts the graph of all.
     """
 
     def __init__(self, num_envs=64, no_grad=False, early_termination=True, **settings):
@@ -106,6 +107,7 @@ class FakeRewarpedEnv(FakeDFlexEnv):
             self.progress_buf = torch.zeros(self.num_envs, dtype=torch.int)
             self.initialized = True
         assert self.early_termination or env_ids is None or len(env_ids) == self.num_envs
+        self.joint_q = self.joint_q.detach()
         return super().reset(env_ids)
 
     def step(self, actions):

@@ -305,6 +305,33 @@ def test_parallel_env_over_simulators_gives_the_same_numbers():
             assert torch.equal(rollout[row][key], alone[key])
 
 
+def test_num_workers_gives_a_parallel_env_with_a_seed_for_each():
+    def rollout(**options):
+        env = AnalyticEnv("cartpole_swingup", 3, episode_length=4, num_workers=2, **options)
+        try:
+            assert isinstance(env, ParallelEnv) and env.batch_size == (2, 3)
+            return env.rollout(3, lambda td: td.set("action", torch.zeros(2, 3, 1)))
+        finally:
+            env.close()
+
+    one, same = rollout(seed=5), rollout(seed=5)
+    assert one.shape == (2, 3, 3) and (one == same).all()
+    assert not torch.equal(one[0]["observation"], one[1]["observation"])
+    alone = AnalyticEnv("cartpole_swingup", 3, seed=5)
+    assert torch.equal(one[0, :, 0]["observation"], alone.reset()["observation"])
+
+
+def test_num_workers_refuses_what_it_cannot_give():
+    with pytest.raises(ValueError, match=r"num_workers=2 needs requires_grad=False.*raise num_envs"):
+        AnalyticEnv("cartpole_swingup", 3, requires_grad=True, num_workers=2)
+    with pytest.raises(ValueError, match=r"built by the name of its task.*ParallelEnv\(2, make_env\)"):
+        SimulatorEnv(Hover(2), num_workers=2)
+    with pytest.raises(ValueError, match="num_workers must be an integer of at least 1, found 0"):
+        AnalyticEnv("cartpole_swingup", 3, num_workers=0)
+    with pytest.raises(ValueError, match="unknown task 'acrobot'"):
+        AnalyticEnv("acrobot", 3, num_workers=2)
+
+
 def test_stored_transitions_do_not_change_with_later_steps():
     env = SimulatorEnv(Hover(2))
     transition, carrier = env.step_and_maybe_reset(env.reset().set("action", torch.zeros(2, 2)))

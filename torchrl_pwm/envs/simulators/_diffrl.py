@@ -136,7 +136,7 @@ def build_env(kind: Callable[..., Any], num_envs: int, *, device: Any, seed: int
             if "np.Inf" not in str(error):
                 raise
             raise AttributeError(
-                f"{error} Build the env inside torchrl_pwm.envs.simulators.compatibility_shim()"
+                f"{error} Build the env with shim=True, or inside torchrl_pwm.envs.simulators.compatibility_shim()"
             ) from error
 
 

@@ -25,6 +25,12 @@ class SimulatorStep(NamedTuple):
         truncated: bool [N], the episode was cut off; None leaves it to the env, which counts to ``episode_length``.
         after_reset: [N, O], of a simulator that itself starts done rows anew within its step: the observation after
             that. None leaves the resets to the env.
+
+    Examples:
+        >>> import torch
+        >>> step = SimulatorStep(torch.zeros(3, 2), reward=torch.ones(3), terminated=torch.zeros(3, dtype=torch.bool))
+        >>> step.truncated is None
+        True
     """
 
     observation: Tensor
@@ -55,6 +61,7 @@ class Simulator(ABC):
         action_size: length A of an action; its entries lie in [-1, 1].
         episode_length: steps after which a row is truncated, or None for never.
         reward_timing: whether a step is rewarded for the state it reaches, ``"after"``, or leaves, ``"before"``.
+        reset_cuts_all: whether starting some rows anew cuts the graph of the other rows, too.
         generator: the simulator's own ``torch.Generator``.
 
     Raises:
@@ -87,6 +94,7 @@ class Simulator(ABC):
     action_size: int
     episode_length: int | None = None
     reward_timing: RewardTiming = "after"
+    reset_cuts_all: bool = False
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +14,11 @@ from torchrl.envs.utils import _classproperty
 from torchrl_pwm.envs.simulators._diffrl import DiffRLSimulator, build_env
 from torchrl_pwm.envs.simulators.base import RewardTiming
 from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
+from torchrl_pwm.envs.simulators.shims import compatibility_shim
 
 __all__ = ["DFlexEnv", "DFlexWrapper"]
+
+_has_dflex = importlib.util.find_spec("dflex") is not None
 
 
 class _Task(NamedTuple):
@@ -80,8 +83,9 @@ TASKS = {
 
 _INSTALL = (
     'pip install "git+https://github.com/imgeorgiev/DiffRL.git/#subdirectory=dflex" (for research and evaluation only: '
-    "read its licence). It needs Python below 3.12, a C++ compiler and ninja, compiles at its first import into its "
-    "own folder, and imports with current numpy and gymnasium inside torchrl_pwm.envs.simulators.compatibility_shim()"
+    "read its licence). It needs a C++ compiler and ninja, compiles at its first import into its own folder, and "
+    "imports with current numpy, gymnasium and Python with shim=True, or inside "
+    "torchrl_pwm.envs.simulators.compatibility_shim()"
 )
 
 
@@ -157,6 +161,11 @@ class DFlexWrapper(SimulatorEnv):
         requires_grad = not env.no_grad if requires_grad is None else requires_grad
         super().__init__(simulator, requires_grad=requires_grad, non_finite=non_finite)
 
+    @property
+    def lib(self) -> Any:
+        """The module ``dflex``."""
+        return _dflex()
+
 
 class DFlexEnv(DFlexWrapper):
     """A task of DFlex by name, with the settings of the published runs of PWM (arXiv 2407.02466).
@@ -182,6 +191,8 @@ class DFlexEnv(DFlexWrapper):
         device (device, optional): default: torch's default device.
         seed (int): of the env's own generator.
         non_finite (str): see :class:`SimulatorEnv`.
+        shim (bool): import and build within :func:`compatibility_shim`. Default: ``False``.
+        num_workers (int): see :class:`SimulatorEnv`.
         options: of the DFlex env, instead of the published settings.
 
     Raises:
@@ -189,9 +200,8 @@ class DFlexEnv(DFlexWrapper):
         ValueError: for an unknown task or ``num_envs`` below 1.
 
     Examples:
-        >>> from torchrl_pwm.envs.simulators import DFlexEnv, compatibility_shim
-        >>> with compatibility_shim():
-        ...     env = DFlexEnv("ant", num_envs=2, requires_grad=True, device="cpu")
+        >>> from torchrl_pwm.envs.simulators import DFlexEnv
+        >>> env = DFlexEnv("ant", num_envs=2, requires_grad=True, device="cpu", shim=True)
         >>> env.rollout(2)["observation"].shape
         torch.Size([2, 2, 37])
     """
@@ -199,7 +209,7 @@ class DFlexEnv(DFlexWrapper):
     @_classproperty
     def available_envs(cls) -> tuple[str, ...]:
         """Tasks that can be built here: none without DFlex."""
-        return tuple(TASKS) if importlib.util.find_spec("dflex") is not None else ()
+        return tuple(TASKS) if _has_dflex else ()
 
     def __init__(
         self,
@@ -210,24 +220,33 @@ class DFlexEnv(DFlexWrapper):
         device: torch.device | str | int | None = None,
         seed: int = 0,
         non_finite: NonFinite = "raise",
+        shim: bool = False,
         **options: Any,
     ) -> None:
         if task not in TASKS:
             raise ValueError(f"unknown task {task!r}; expected one of {', '.join(map(repr, TASKS))}")
-        config = _dflex().config
+        _check_installed()
         module, name, published = TASKS[task]
         settings = {"stochastic_init": True, "render": False, **published, **options}
-        before = config.no_grad
-        try:
-            kind = getattr(importlib.import_module(module), name)
-            env = build_env(kind, num_envs, device=device, seed=seed, no_grad=not requires_grad, **settings)
-        finally:
-            config.no_grad = before
+        with compatibility_shim() if shim else nullcontext():
+            config = _dflex().config
+            before = config.no_grad
+            try:
+                kind = getattr(importlib.import_module(module), name)
+                env = build_env(kind, num_envs, device=device, seed=seed, no_grad=not requires_grad, **settings)
+            finally:
+                config.no_grad = before
         super().__init__(env, requires_grad=requires_grad, seed=seed, non_finite=non_finite)
         self.task = task
 
 
+def _check_installed() -> None:
+    if not _has_dflex:
+        raise ImportError(f"DFlex is not installed; {_INSTALL}", name="dflex")
+
+
 def _dflex() -> Any:
+    _check_installed()
     try:
         return importlib.import_module("dflex")
     except ImportError as error:

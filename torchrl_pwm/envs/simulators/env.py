@@ -11,6 +11,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_pwm.envs.simulators._workers import NamedEnvMeta
 from torchrl_pwm.envs.simulators.base import RewardTiming, Simulator, SimulatorStep
 
 __all__ = ["SimulatorEnv"]
@@ -20,7 +21,7 @@ NonFinite = Literal["raise", "terminate"]
 _STATE = {"simulator", "steps", "observation", "already_reset", "non_finite_count"}
 
 
-class SimulatorEnv(EnvBase):
+class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
     """A batched TorchRL env of a differentiable :class:`Simulator`.
 
     With ``requires_grad``, ``rollout`` and ``step_and_maybe_reset`` build the graph from rewards and observations back
@@ -40,9 +41,12 @@ class SimulatorEnv(EnvBase):
         non_finite (str): what a NaN or an infinity in a row's observation or reward does. ``"raise"`` (default) stops.
             ``"terminate"`` ends the row's episode: terminated, reward 0, its last finite observation repeated, no
             gradient to the actions of that episode, and ``non_finite_count`` (int) grows by one.
+        num_workers (int): of envs that are built by the name of a task: above 1 gives a ``ParallelEnv`` of that many
+            processes, with batch [num_workers, num_envs], a seed each, and without gradients. Default: 1.
 
     Raises:
-        ValueError: for an unknown option; at a step, for actions of wrong shape, dtype or device.
+        ValueError: for an unknown option, or ``num_workers`` with gradients; at a step, for actions of wrong shape,
+            dtype or device.
         RuntimeError: at a step before the first reset, or if actions that require gradients, with gradients enabled,
             meet an env without ``requires_grad``: a loss would lose its gradient there unnoticed. Evaluation belongs
             under ``torch.no_grad()``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,8 +16,12 @@ from torchrl_pwm.envs._extras import require
 from torchrl_pwm.envs.simulators._diffrl import DiffRLSimulator, build_env
 from torchrl_pwm.envs.simulators.base import SimulatorStep
 from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
+from torchrl_pwm.envs.simulators.shims import compatibility_shim
 
 __all__ = ["RewarpedEnv"]
+
+_has_rewarped = importlib.util.find_spec("rewarped") is not None
+_has_newton = importlib.util.find_spec("newton") is not None
 
 TASKS = {"cartpole": "Cartpole", "ant": "Ant", "humanoid": "Humanoid"}
 
@@ -34,6 +39,7 @@ class RewarpedSimulator(DiffRLSimulator):
 
     library = "rewarped"
     flags = ("terminated", "truncated")
+    reset_cuts_all = True
 
     def reset(self, rows: Tensor) -> Tensor:
         if not self.env.early_termination and not rows.all():
@@ -58,13 +64,18 @@ class RewarpedEnv(SimulatorEnv):
     | ``"ant"`` | 37 | 8 | 1000 |
     | ``"humanoid"`` | 76 | 21 | 1000 |
 
-    Keys, resets and :meth:`truncate_graph` are those of :class:`SimulatorEnv`, with one exception: the reset of a row
-    cuts the graph of *every* row, so windows that cross one lose gradient. The rewards are those of DFlex's tasks, but
-    of the state that is reached; the physics differs. Gradients agree with finite differences without contact, and are
-    wrong by tens of percent with feet on the ground; the humanoid's can be NaN. Its hopper is refused, as it is faulty.
+    Keys, resets and :meth:`truncate_graph` are those of :class:`SimulatorEnv`, with one exception: the reset of one row
+    cuts the physics' graph of *every* row (``env.simulator.reset_cuts_all``). In a window that crosses a reset, later
+    rewards of all rows then reach earlier actions only through the observations that the policy was given: the
+    gradient is that of shorter windows. With ``early_termination=False`` rows end together, at the episode's length,
+    and only windows across that are cut.
+
+    The rewards are those of DFlex's tasks, but of the state that is reached; the physics differs. Gradients agree with
+    finite differences without contact, and are wrong by tens of percent with feet on the ground; the humanoid's can be
+    NaN. The tasks hopper, anymal and a1 of rewarped 1.3.3 do not work, and are refused with the reason.
 
     It needs Python below 3.12 and a Warp that has ``warp.sim`` (1.3.3 to 1.5), so it cannot share an environment with
-    Newton.
+    Newton. Its kernels compile at the first use on a machine, in some three minutes.
 
     Args:
         task (str): one of the table; ``RewarpedEnv.available_envs`` is empty where rewarped is not installed.
@@ -75,16 +86,17 @@ class RewarpedEnv(SimulatorEnv):
         device (device, optional): default: torch's default device.
         seed (int): of the env's own generator. rewarped draws from torch's global generator, which is left alone.
         non_finite (str): see :class:`SimulatorEnv`.
+        shim (bool): import and build within :func:`compatibility_shim`. Default: ``False``.
+        num_workers (int): see :class:`SimulatorEnv`.
         options: of the rewarped env.
 
     Raises:
-        ImportError: if rewarped is not installed, or the installed Warp has no ``warp.sim``.
+        ImportError: if rewarped is not installed, Newton is, or the installed Warp has no ``warp.sim``.
         ValueError: for an unknown task, a task that does not work, or ``num_envs`` below 1.
 
     Examples:
-        >>> from torchrl_pwm.envs.simulators import RewarpedEnv, compatibility_shim
-        >>> with compatibility_shim():
-        ...     env = RewarpedEnv("cartpole", num_envs=2, device="cpu")
+        >>> from torchrl_pwm.envs.simulators import RewarpedEnv
+        >>> env = RewarpedEnv("cartpole", num_envs=2, device="cpu", shim=True)
         Warp ...
     """
 
@@ -94,7 +106,7 @@ class RewarpedEnv(SimulatorEnv):
     @_classproperty
     def available_envs(cls) -> tuple[str, ...]:
         """Tasks that can be built here: none without rewarped."""
-        return tuple(TASKS) if importlib.util.find_spec("rewarped") is not None else ()
+        return tuple(TASKS) if _has_rewarped else ()
 
     def __init__(
         self,
@@ -105,29 +117,44 @@ class RewarpedEnv(SimulatorEnv):
         device: torch.device | str | int | None = None,
         seed: int = 0,
         non_finite: NonFinite = "raise",
+        shim: bool = False,
         **options: Any,
     ) -> None:
         if task in _REFUSED:
-            raise ValueError(f"{task!r} of rewarped 1.3.3 does not work: {_REFUSED[task]}")
+            raise ValueError(
+                f"{task!r} of rewarped 1.3.3 does not work: {_REFUSED[task]}; expected one of "
+                f"{', '.join(map(repr, TASKS))}"
+            )
         if task not in TASKS:
             raise ValueError(f"unknown task {task!r}; expected one of {', '.join(map(repr, TASKS))}")
-        _check_warp()
-        purpose = "RewarpedEnv (built inside compatibility_shim() with current numpy and gymnasium)"
-        module = require(f"rewarped.envs.dflex.{task}", extra="rewarped", purpose=purpose)
-        kind = getattr(module, TASKS[task])
-        env = build_env(kind, num_envs, device=device, seed=seed, no_grad=not requires_grad, **options)
+        _check_installed()
+        with compatibility_shim() if shim else nullcontext():
+            purpose = "RewarpedEnv (built with shim=True if numpy and gymnasium are current)"
+            module = require(f"rewarped.envs.dflex.{task}", extra="rewarped", purpose=purpose)
+            kind = getattr(module, TASKS[task])
+            env = build_env(kind, num_envs, device=device, seed=seed, no_grad=not requires_grad, **options)
         super().__init__(RewarpedSimulator(env, seed=seed), requires_grad=requires_grad, non_finite=non_finite)
         self.task = task
 
+    @property
+    def lib(self) -> Any:
+        """The module ``rewarped``."""
+        return importlib.import_module("rewarped")
 
-def _check_warp() -> None:
-    """Raises ImportError where the installed Warp is one for Newton, which rewarped cannot run on."""
-    if sys.version_info >= (3, 12) and importlib.util.find_spec("rewarped") is None:
+
+def _check_installed() -> None:
+    """Raises ImportError where rewarped cannot run: not installed, or beside a Warp for Newton."""
+    if not _has_rewarped:
+        older = " and with Python 3.10 or 3.11, as a package that it builds on has no later wheel"
         raise ImportError(
-            "rewarped needs Python 3.10 or 3.11, as a package that it builds on has no later wheel; in such an "
-            'environment, pip install "torchrl-pwm[rewarped]"',
+            'RewarpedEnv needs rewarped, which is not installed; pip install "torchrl-pwm[rewarped]", in an '
+            f"environment without Newton{older if sys.version_info >= (3, 12) else ''}",
             name="rewarped",
         )
+    separate = "Newton needs warp-lang 1.17 or later and rewarped 1.5 or earlier, so the two cannot share one. Make "
+    separate += 'another and pip install "torchrl-pwm[rewarped]" there'
+    if _has_newton:
+        raise ImportError(f"RewarpedEnv found newton in this environment: {separate}", name="rewarped")
     warp = require("warp", extra="rewarped", purpose="RewarpedEnv")
     try:
         found = importlib.util.find_spec("warp.sim") is not None
@@ -136,7 +163,6 @@ def _check_warp() -> None:
     if not found:
         raise ImportError(
             f"rewarped needs warp-lang 1.3.3 to 1.5, found {getattr(warp, '__version__', 'another')}, which has no "
-            "warp.sim. Newton needs warp-lang 1.17 or later, so the two cannot share an environment: make another and "
-            'pip install "torchrl-pwm[rewarped]" there, without the newton extra',
+            f"warp.sim. {separate}",
             name="warp",
         )

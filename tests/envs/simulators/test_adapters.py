@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import importlib.machinery
-import importlib.util
 import sys
 
 import numpy as np
@@ -15,10 +14,19 @@ from torch import nn
 from torchrl.envs import check_env_specs
 
 from tests.envs.simulators import stand_ins
-from torchrl_pwm.envs.simulators import DFlexEnv, DFlexWrapper, IsaacGymEnv, RewarpedEnv, compatibility_shim
+from torchrl_pwm.envs.simulators import (
+    DFlexEnv,
+    DFlexWrapper,
+    NewtonEnv,
+    RewarpedEnv,
+    compatibility_shim,
+    dflex,
+    rewarped,
+    shims,
+)
 from torchrl_pwm.envs.simulators.dflex import TASKS
 
-HAS_DFLEX = importlib.util.find_spec("dflex") is not None
+HAS_DFLEX, HAS_REWARPED = dflex._has_dflex, rewarped._has_rewarped
 
 
 @pytest.fixture
@@ -28,6 +36,9 @@ def installed(monkeypatch):
         module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
         module.__path__ = []
         monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(dflex, "_has_dflex", True)
+    monkeypatch.setattr(rewarped, "_has_rewarped", True)
+    monkeypatch.setattr(rewarped, "_has_newton", False)
     return sys.modules["dflex"]
 
 
@@ -92,6 +103,42 @@ def test_gradients_flow_and_windows_can_be_cut(make):
             rewards.append(transition["next", "reward"])
         torch.stack(rewards).sum().backward()
     assert actor.module[0].weight.grad.norm() > 0
+
+
+def test_the_reset_of_a_row_cuts_only_that_row_in_dflex_and_all_rows_in_rewarped(make):
+    env = make(requires_grad=True, episode_length=100)
+    env.reset()
+    start = env.simulator.env.joint_q.view(3, 37).clone()
+    start[0, 0] = 3.4  # ends row 0 after the first step
+    env.simulator.env.joint_q = start.flatten()
+    actions = torch.full((3, 3, 8), 0.01, requires_grad=True)
+    transitions, _ = follow(env, actions, env.truncate_graph())
+    assert transitions["next", "terminated"][:, 0, 0].tolist() == [True, False, False]
+    transitions["next", "reward"][2].sum().backward()
+    reached = actions.grad[0].abs().sum(-1) > 0
+    assert env.simulator.reset_cuts_all == (make.kind == "rewarped")
+    assert reached.tolist() == ([False] * 3 if env.simulator.reset_cuts_all else [False, True, True])
+    assert actions.grad[1].abs().sum(-1).all()
+
+
+def test_an_exploding_state_names_row_and_step(make):
+    env = make()
+    _, carrier = follow(env, torch.zeros(2, 3, 8))
+    env.simulator.env.joint_q[37 + 5] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"rows \[1\] became non-finite at step \[3\]"):
+        env.step(carrier.set("action", torch.zeros(3, 8)))
+
+
+def test_gradients_asked_of_an_env_without_them_say_what_to_do(make):
+    env = make()
+    with pytest.raises(RuntimeError, match=r"requires_grad=False.*build it with requires_grad=True"):
+        env.rollout(2, policy(env))
+
+
+def test_conventions_of_torchrls_wrappers(make):
+    env = make()
+    library = sys.modules[make.kind]
+    assert env.libname == make.kind and env.lib is library and env.git_url.startswith("https://github.com/")
 
 
 def test_terminal_observations_are_kept_and_rows_are_reset_once(make):
@@ -199,8 +246,10 @@ def test_rewarped_flags_are_put_right_without_early_termination(installed):
 
 @pytest.mark.parametrize("task", ["hopper", "anymal", "a1"])
 def test_faulty_tasks_of_rewarped_are_refused_with_the_reason(task):
-    with pytest.raises(ValueError, match=r"does not work: (it declares 11 observations and returns 12|its methods)"):
+    reason = "it declares 11 observations and returns 12" if task == "hopper" else "its methods are not implemented"
+    with pytest.raises(ValueError, match=rf"'{task}' of rewarped 1\.3\.3 does not work: {reason}.*'cartpole', 'ant'"):
         RewarpedEnv(task, 2)
+    assert task not in RewarpedEnv.available_envs
 
 
 def test_the_warp_of_newton_is_refused(installed, monkeypatch):
@@ -208,6 +257,15 @@ def test_the_warp_of_newton_is_refused(installed, monkeypatch):
     sys.modules["warp"].__version__ = "1.19.0"
     with pytest.raises(ImportError, match=r"found 1\.19\.0, which has no warp\.sim\. Newton .* cannot share"):
         RewarpedEnv("ant", 2)
+
+
+def test_newton_and_rewarped_in_one_environment_are_refused(installed, monkeypatch):
+    """Both ways; NewtonEnv asks for rewarped before it looks for its own packages."""
+    monkeypatch.setattr(rewarped, "_has_newton", True)
+    with pytest.raises(ImportError, match=r"RewarpedEnv found newton.*cannot share one\. Make another and pip install"):
+        RewarpedEnv("ant", 2)
+    with pytest.raises(ImportError, match=r"NewtonEnv found rewarped.*cannot share one\. Make another and pip install"):
+        NewtonEnv("ant", 2)
 
 
 @pytest.mark.parametrize("kind", [DFlexEnv, RewarpedEnv])
@@ -218,11 +276,6 @@ def test_wrong_arguments(kind, installed):
         kind("ant", 0, device="cpu")
 
 
-def test_isaac_gym_has_no_gradients():
-    with pytest.raises(ValueError, match="Isaac Gym has no gradients"):
-        IsaacGymEnv("Ant", 2, requires_grad=True)
-
-
 @pytest.mark.skipif(HAS_DFLEX, reason="DFlex is installed")
 def test_without_dflex_the_steps_to_install_it_are_named():
     assert DFlexEnv.available_envs == ()
@@ -230,6 +283,19 @@ def test_without_dflex_the_steps_to_install_it_are_named():
         DFlexEnv("ant", 2)
     with pytest.raises(ImportError, match="pip install"):
         DFlexWrapper(object())
+
+
+@pytest.mark.skipif(HAS_REWARPED, reason="rewarped is installed")
+def test_without_rewarped_its_extra_is_named():
+    assert RewarpedEnv.available_envs == ()
+    with pytest.raises(ImportError, match=r"needs rewarped.*torchrl-pwm\[rewarped\].*without Newton"):
+        RewarpedEnv("ant", 2)
+
+
+def test_a_dflex_that_does_not_import_says_why(installed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dflex", None)
+    with pytest.raises(ImportError, match=r"DFlex cannot be imported \(.*\); pip install .*shim=True"):
+        DFlexEnv("ant", 2, device="cpu")
 
 
 def test_the_missing_name_of_numpy_points_to_the_shim(installed, monkeypatch):
@@ -252,11 +318,51 @@ def test_the_shim_is_undone():
     assert not hasattr(np, "Inf")
 
 
-@pytest.mark.skipif(not HAS_DFLEX, reason="DFlex is not installed")
-@pytest.mark.parametrize("task", ["cartpole_swingup", "ant"])
-def test_gradients_of_the_real_dflex_agree_with_finite_differences(task):
+def test_the_shim_can_be_asked_for_by_keyword(make, monkeypatch):
+    """Where no ``with`` can stand: in a configuration, and in worker processes."""
+    build = stand_ins.FakeDFlexEnv.__init__
+
+    def needs_inf(self, *args, **settings):
+        build(self, *args, **settings)
+        self.high = np.Inf  # noqa: NPY201
+
+    monkeypatch.setattr(stand_ins.FakeDFlexEnv, "__init__", needs_inf)
+    with pytest.raises(AttributeError, match="with shim=True"):
+        make()
+    assert make(shim=True).rollout(2).shape == (3, 2)
+    assert not hasattr(np, "Inf")
+
+
+def test_compiled_modules_load_through_the_lent_imp(tmp_path, monkeypatch):
+    (tmp_path / "kernels_of_a_test.py").write_text("answer = 42")
+    monkeypatch.delitem(sys.modules, "imp", raising=False)
+    monkeypatch.setattr(shims, "_missing", lambda name: name == "imp")
     with compatibility_shim():
-        env = DFlexEnv(task, 2, requires_grad=True, device="cpu", seed=1)
+        imp = sys.modules["imp"]
+    assert "imp" not in sys.modules
+    file, path, description = imp.find_module("kernels_of_a_test", [str(tmp_path)])
+    with file:
+        assert imp.load_module("kernels_of_a_test", file, path, description).answer == 42
+    assert sys.modules.pop("kernels_of_a_test").answer == 42
+    with pytest.raises(ImportError, match="no module 'kernels_of_no_test'"):
+        imp.find_module("kernels_of_no_test", [str(tmp_path)])
+
+
+REAL = [
+    pytest.param(DFlexEnv, task, marks=pytest.mark.skipif(not HAS_DFLEX, reason="DFlex is not installed"))
+    for task in ("cartpole_swingup", "ant")
+]
+# No more of rewarped: its gradients are wrong in contact.
+REAL += [
+    pytest.param(
+        RewarpedEnv, "cartpole", marks=pytest.mark.skipif(not HAS_REWARPED, reason="rewarped is not installed")
+    )
+]
+
+
+@pytest.mark.parametrize("kind, task", REAL)
+def test_gradients_of_the_real_simulator_agree_with_finite_differences(kind, task):
+    env = kind(task, 2, requires_grad=True, device="cpu", seed=1, shim=True)
     check_env_specs(env)
     size = env.action_spec.shape
 
