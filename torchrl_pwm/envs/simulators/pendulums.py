@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,8 +28,9 @@ class Mechanism(AnalyticSimulator):
 
     Keyword Args:
         substeps (int): steps of the classical Runge-Kutta method in one control step, during which the action is held.
-        start_angle (float): how far, in radians, positions at a start are from hanging at most: pi/2 is the task; with
-            pi a training env also starts upright (exploring starts).
+        start (str): where starts are centred, at rest: ``"hanging"``, to be swung up, or ``"upright"``, to be balanced.
+        start_angle, start_rate (float): how far positions at a start are from there at most [rad, m], and rates from
+            rest [rad/s, m/s].
         options: of :class:`AnalyticSimulator`.
 
     Raises:
@@ -39,7 +40,7 @@ class Mechanism(AnalyticSimulator):
     action_size = 1
     state_size = 4
     time_step: ClassVar[float] = 1 / 60
-    #: joint positions at which a start is centred: hanging at rest.
+    #: joint positions hanging at rest.
     hanging: ClassVar[tuple[float, float]]
 
     @abstractmethod
@@ -50,21 +51,33 @@ class Mechanism(AnalyticSimulator):
     def energy(self, state: Tensor) -> Tensor:
         """Kinetic and potential energy in joules, [N], zero at height zero and rest."""
 
-    def __init__(self, num_envs: int, *, substeps: int = 2, start_angle: float = math.pi / 2, **options: Any) -> None:
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        substeps: int = 2,
+        start: Literal["hanging", "upright"] = "hanging",
+        start_angle: float = math.pi / 2,
+        start_rate: float = 0.25,
+        **options: Any,
+    ) -> None:
         super().__init__(num_envs, **options)
         if substeps < 1:
             raise ValueError(f"substeps must be at least 1, found {substeps}")
-        if start_angle < 0:
-            raise ValueError(f"start_angle must be at least 0, found {start_angle}")
+        if start_angle < 0 or start_rate < 0:
+            raise ValueError(f"start_angle and start_rate must be at least 0, found {start_angle} and {start_rate}")
+        if start not in ("hanging", "upright"):
+            raise ValueError(f'start must be "hanging" or "upright", found {start!r}')
         self.substeps = substeps
-        self.start_angle = start_angle
+        self.start_centre = self.hanging if start == "hanging" else (0.0, 0.0)
+        self.start_angle, self.start_rate = start_angle, start_rate
 
     def start(self) -> Tensor:
-        """Positions within ``start_angle`` of hanging, rates within 0.25."""
-        centre = self.state.new_tensor([*self.hanging, 0.0, 0.0])
+        """Positions within ``start_angle`` of the centre, rates within ``start_rate``."""
+        centre = self.state.new_tensor([*self.start_centre, 0.0, 0.0])
         if not self.stochastic_init:
             return centre.expand(self.num_envs, 4).clone()
-        return centre + self.uniform(4) * self.state.new_tensor([self.start_angle, self.start_angle, 0.25, 0.25])
+        return centre + self.uniform(4) * self.state.new_tensor([self.start_angle] * 2 + [self.start_rate] * 2)
 
     def advance(self, state: Tensor, actions: Tensor) -> Tensor:
         def rate(at: Tensor) -> Tensor:
