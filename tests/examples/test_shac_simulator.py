@@ -73,9 +73,10 @@ def test_a_run_leaves_summary_policy_metrics_and_picture(tmp_path, monkeypatch, 
     out = capsys.readouterr().out
     assert out.strip().splitlines()[-1] == str(folder / "summary.json") and "random actions" in out
     summary = json.loads((folder / "summary.json").read_text())
-    assert list(summary["outcomes"]) == ["policy", "untrained policy", "random actions", "no action"]
+    expected = ["policy", "untrained policy", "random actions", "no action", "hand-written controller"]
+    assert list(summary["outcomes"]) == expected
     assert all(len(found["returns"]) == 3 for found in summary["outcomes"].values())
-    assert (summary["windows"], summary["steps"], summary["skipped"]) == (6, 6 * 4 * 4, 0)
+    assert (summary["iterations"], summary["steps"], summary["skipped"]) == (6, 6 * 4 * 4, 0)
     assert {"real_return.csv", "reward_mean.csv"} <= {file.name for file in folder.glob("scalars/*.csv")}
     assert (folder / "training.png").exists()
     policy = torch.load(folder / "policy.pt", weights_only=True)

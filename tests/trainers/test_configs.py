@@ -30,6 +30,8 @@ POSITIONAL = {
     configs.PWMStepperConfig: {"loss_module"},
     configs.SHACStepperConfig: {"loss_module"},
     configs.WorldModelStepperConfig: {"loss_module"},
+    configs.OnlinePWMStepperConfig: {"loss_module", "model_loss", "replay_buffer"},
+    configs.OnlinePWMTrainerConfig: {"loss_module", "model_loss", "collector", "replay_buffer"},
     configs.PWMTrainerConfig: {"loss_module", "replay_buffer"},
     configs.WorldModelTrainerConfig: {"loss_module", "replay_buffer"},
     configs.SHACTrainerConfig: {"loss_module", "env"},

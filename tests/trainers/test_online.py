@@ -136,8 +136,8 @@ def test_a_checkpoint_brings_back_all_but_the_envs(tmp_path):
     expected = first.stepper.update(first.steps.replay_buffer[:])
     torch.set_rng_state(state)
     found = resumed.stepper.update(resumed.steps.replay_buffer[:])
-    for key in expected.keys():
-        assert torch.equal(expected[key], found[key]), key
+    for key, value in expected.items():
+        assert torch.equal(value, found[key]), key
     resumed.train()
     assert resumed.env_steps == 100
 

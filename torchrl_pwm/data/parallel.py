@@ -24,8 +24,8 @@ class ParallelSliceSampler(Sampler):
         slice_len (int): steps of a slice, T.
 
     Raises:
-        ValueError: if ``slice_len`` is below one; at a sample, if the storage is not [time, envs], no slice fits yet, or
-            the batch size is no multiple of ``slice_len``.
+        ValueError: if ``slice_len`` is below one; at a sample, if the storage is not [time, envs], no slice fits yet,
+            or the batch size is no multiple of ``slice_len``.
 
     Examples:
         >>> import torch
@@ -48,10 +48,13 @@ class ParallelSliceSampler(Sampler):
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
         if storage.ndim != 2:
-            raise ValueError(f"ParallelSliceSampler reads a storage with ndim=2, [time, envs], found ndim={storage.ndim}.")
+            raise ValueError(
+                f"ParallelSliceSampler reads a storage with ndim=2, [time, envs], found ndim={storage.ndim}."
+            )
         if batch_size % self.slice_len:
             raise ValueError(
-                f"The batch size is a number of steps: expected a multiple of slice_len={self.slice_len}, found {batch_size}."
+                f"The batch size is a number of steps: expected a multiple of slice_len={self.slice_len}, found "
+                f"{batch_size}."
             )
         capacity, envs = storage.shape
         steps = len(storage) // envs
@@ -90,8 +93,8 @@ def make_online_replay(
 ) -> ReplayBuffer:
     """A TorchRL replay buffer for steps of envs that run side by side.
 
-    Extend it with batches ``[N, T]``, the next T steps of the same N envs, as a collector gives them; it gives sequences
-    ``[batch_size, slice_len]``.
+    Extend it with batches ``[N, T]``, the next T steps of the same N envs, as a collector gives them; it gives
+    sequences ``[batch_size, slice_len]``.
 
     Args:
         capacity (int): number of steps it holds, of all envs together; the oldest are overwritten.

@@ -12,7 +12,7 @@ from torch import nn
 class WorldModelPolicy(TensorDictModuleBase):
     """Encodes the observation with a world model, then acts: ``observation`` [*, O] to ``action`` [*, A].
 
-    For envs without :class:`~torchrl_pwm.WorldModelWrapper`, above all in collectors that run in processes of their own:
+    For envs without :class:`~torchrl_pwm.WorldModelWrapper`, above all in collectors with processes of their own:
     encoder and actor are parameters of one module, which the collector sends to its workers whenever they have changed.
     A policy that reads the latent needs the transform, and each worker would keep the encoder it was started with.
 

@@ -234,7 +234,7 @@ class PWMWorldModel(Standardization, WorldModel):
         return self._dynamics(self.join(latent, task, action))
 
     def reward_logits(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
-        """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``, normalised if it is trained so."""
+        """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``, which may be normalised."""
         self._check("action", action, self.action_dim)
         if isinstance(task, TaskContext):
             joint = torch.cat([latent, action], -1)

@@ -48,6 +48,7 @@ class PresetConfig:
     vmin: float = -10.0
     vmax: float = 10.0
     action_dims: Any = None
+    normalize_rewards: bool = False
 
 
 @dataclass
@@ -199,6 +200,21 @@ class WorldModelStepperConfig:
 
 
 @dataclass
+class OnlinePWMStepperConfig:
+    """:class:`torchrl_pwm.trainers.OnlinePWMOptimizationStepper`."""
+
+    _target_: str = "torchrl_pwm.trainers.OnlinePWMOptimizationStepper"
+    iterations: int = 15_000
+    model_updates: int = 8
+    policy_updates: int = 1
+    start_states: int = 256
+    recent_share: float = 0.5
+    model_stepper: Any = None
+    policy_stepper: Any = None
+    seed: int = 0
+
+
+@dataclass
 class UpdateTrainerConfig:
     """What all trainers share: :class:`torchrl_pwm.trainers.UpdateTrainer`."""
 
@@ -242,6 +258,17 @@ class SHACTrainerConfig(UpdateTrainerConfig):
     iterations: int = 2000
 
 
+@dataclass
+class OnlinePWMTrainerConfig(UpdateTrainerConfig):
+    """:class:`torchrl_pwm.OnlinePWMTrainer`."""
+
+    _target_: str = "torchrl_pwm.OnlinePWMTrainer"
+    iterations: int = 15_000
+    warmup_steps: int = 0
+    warmup_updates: int = 0
+    normalize_observations: bool = False
+
+
 def register() -> None:
     """Puts every configuration into Hydra's store, by group and name."""
     store = ConfigStore.instance().store
@@ -259,7 +286,9 @@ def register() -> None:
     store(group="stepper", name="pwm", node=PWMStepperConfig)
     store(group="stepper", name="shac", node=SHACStepperConfig)
     store(group="model_stepper", name="pwm", node=WorldModelStepperConfig)
+    store(group="online", name="pwm", node=OnlinePWMStepperConfig)
     store(group="trainer", name="pwm", node=PWMTrainerConfig)
+    store(group="trainer", name="online_pwm", node=OnlinePWMTrainerConfig)
     store(group="trainer", name="shac", node=SHACTrainerConfig)
     store(group="model_trainer", name="pwm", node=WorldModelTrainerConfig)
 

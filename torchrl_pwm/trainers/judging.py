@@ -128,7 +128,9 @@ def format_outcomes(summary: Path) -> str:
     episodes = len(content["outcomes"]["policy"]["returns"])
     head = f"{content['task']}: return of {episodes} episodes, mean +- standard deviation"
     pace = content["seconds"] / content["iterations"]
-    tail = f"{content['iterations']} iterations, {content['steps']} steps, {content['seconds']:.0f} s ({pace:.2f} s each)"
+    tail = (
+        f"{content['iterations']} iterations, {content['steps']} steps, {content['seconds']:.0f} s ({pace:.2f} s each)"
+    )
     return "\n".join([head, *rows, tail])
 
 

@@ -130,8 +130,8 @@ class OnlinePWMOptimizationStepper(OptimizationStepper):
 class CollectedSteps(TrainerHookBase):
     """Feeds the optimiser with the newest steps of a collector, and puts them into a replay buffer first.
 
-    The buffer's contents are saved with a checkpoint. The envs' states are not, since envs in general cannot be saved: a
-    resumed run begins new episodes.
+    The buffer's contents are saved with a checkpoint. The envs' states are not, since envs in general cannot be saved:
+    a resumed run begins new episodes.
 
     Args:
         collector (BaseCollector): a TorchRL collector in this process, or a synchronous one in several.
@@ -190,7 +190,7 @@ class CollectedSteps(TrainerHookBase):
 
 
 class OnlinePWMTrainer(UpdateTrainer):
-    """PWM on any TorchRL env: steps go into a replay buffer, the world model learns from it, the policy inside the model.
+    """PWM on any TorchRL env: steps go into a replay buffer, the model learns from it, the policy inside the model.
 
     An iteration is one batch of the collector, then what :class:`OnlinePWMOptimizationStepper` does. Before the first,
     ``warmup_steps`` are collected and ``warmup_updates`` made of the world model; :meth:`pretrain` learns from a data
@@ -296,7 +296,9 @@ class OnlinePWMTrainer(UpdateTrainer):
             stepper.replay_buffer = own
 
     def _warm_up(self) -> None:
-        progress = tqdm(total=self.warmup_steps, desc="warm-up steps", disable=not self.progress_bar or not self.warmup_steps)
+        progress = tqdm(
+            total=self.warmup_steps, desc="warm-up steps", disable=not self.progress_bar or not self.warmup_steps
+        )
         while not self.env_steps or self.env_steps < self.warmup_steps:
             progress.update(self.steps.collect().numel())
         progress.close()

@@ -58,19 +58,17 @@ def run_online(config: DictConfig, folder: Path) -> Path:
     claim_folder(config, folder)
     untrained = judge.outcome(policy)
     replay = make_online_replay(**config.replay, seed=config.seed)
-    stepper = OnlinePWMOptimizationStepper(
+    stepper: OnlinePWMOptimizationStepper = instantiate(
+        config.online,
         loss,
         model_loss,
         replay,
-        **config.online,
         iterations=config.iterations,
         seed=config.seed,
         model_stepper=instantiate(
             config.model_stepper, model_loss, iterations=config.iterations * config.online.model_updates
         ),
-        policy_stepper=instantiate(
-            config.stepper, loss, iterations=config.iterations * config.online.policy_updates
-        ),
+        policy_stepper=instantiate(config.stepper, loss, iterations=config.iterations * config.online.policy_updates),
     )
     resumed = has_checkpoint(folder / "checkpoint")
     trainer = OnlinePWMTrainer(
@@ -120,9 +118,7 @@ def make_training_env(config: DictConfig, device: str, *, rows: int | None = Non
     return instantiate(config.env, **settings, device=device)
 
 
-def make_losses(
-    config: DictConfig, env: EnvBase, device: str
-) -> tuple[PWMWorldModel, PWMLoss, PWMWorldModelLoss]:
+def make_losses(config: DictConfig, env: EnvBase, device: str) -> tuple[PWMWorldModel, PWMLoss, PWMWorldModelLoss]:
     """A new world model and networks of the env's sizes, and the objectives, as configured."""
     observation, action = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
     model = instantiate(config.model, observation_dim=observation, action_dim=action).to(device)
@@ -166,8 +162,8 @@ def open_sequences(config: DictConfig) -> ReplayBuffer:
     """
     if not config.pretraining.data or not (Path(config.pretraining.data) / "meta.json").exists():
         raise FileNotFoundError(
-            f"pretraining.data={config.pretraining.data}: expected the folder of a TensorDict [N, T] of transitions, as "
-            "rollout.memmap(folder) writes it, with N envs and T steps."
+            f"pretraining.data={config.pretraining.data}: expected the folder of a TensorDict [N, T] of transitions, "
+            "as rollout.memmap(folder) writes it, with N envs and T steps."
         )
     data = TensorDict.load_memmap(config.pretraining.data)
     if data.ndim != 2:

@@ -38,9 +38,7 @@ def run_simulation(config: DictConfig, folder: Path) -> Path:
         return summary
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
-    env: EnvBase = instantiate(
-        config.env, **config.training_env, requires_grad=True, seed=config.seed, device=device
-    )
+    env: EnvBase = instantiate(config.env, **config.training_env, requires_grad=True, seed=config.seed, device=device)
     judge = Judge(config, device)
     loss = make_shac_loss(config, env).to(device)
     claim_folder(config, folder)

@@ -51,8 +51,9 @@ class AnalyticEnv(SimulatorEnv):
         reward_timing (str): ``"after"`` (default) rewards the state that the step reaches, R(s', a); ``"before"`` the
             state it leaves, R(s, a), as PWM's fork of DFlex does.
         non_finite (str): see :class:`SimulatorEnv`.
-        options: of one task: ``substeps`` (int, default 2), Runge-Kutta steps in one step of the first two, and their
-            ``start``, ``start_angle`` and ``start_rate``, see :class:`~torchrl_pwm.envs.simulators.pendulums.Mechanism`;
+        options: of one task: ``substeps`` (int, default 2), Runge-Kutta steps in one step of the first two, and
+            their ``start``, ``start_angle`` and ``start_rate``, see
+            :class:`~torchrl_pwm.envs.simulators.pendulums.Mechanism`;
             ``observation_size`` and ``action_size`` (int) of ``"synthetic"``.
 
     Raises:

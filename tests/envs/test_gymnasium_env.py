@@ -1,0 +1,45 @@
+"""Gymnasium tasks as PWM reads them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("gymnasium")
+
+from torchrl.envs.utils import check_env_specs
+
+from torchrl_pwm import make_gym_env
+
+
+def test_specs_hold_and_actions_are_in_the_unit_box():
+    env = make_gym_env("Pendulum-v1", 3)
+    check_env_specs(env)
+    assert (
+        env.batch_size == (3,) and (env.action_spec.space.low == -1).all() and (env.action_spec.space.high == 1).all()
+    )
+    rollout = env.rollout(5)
+    assert rollout["observation"].dtype == torch.float32 and rollout["next", "reward"].shape == (3, 5, 1)
+
+
+def test_the_unit_action_is_scaled_to_the_tasks_own():
+    env = make_gym_env("Pendulum-v1", 1, seed=3)
+    state = env.reset()
+    angle = torch.atan2(state["observation"][0, 1], state["observation"][0, 0])
+    rate = state["observation"][0, 2]
+    torque = 2.0
+    expected = -(angle.square() + 0.1 * rate.square() + 0.001 * torque**2)
+    found = env.step(state.set("action", torch.ones(1, 1)))["next", "reward"]
+    torch.testing.assert_close(found[0, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_seeds_repeat_and_rows_differ():
+    first, second, other = (make_gym_env("Pendulum-v1", 2, seed=seed).reset()["observation"] for seed in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.equal(first, other) and not torch.equal(first[0], first[1])
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="continuous actions"):
+        make_gym_env("CartPole-v1")
+    with pytest.raises(ValueError, match="num_envs must be at least 1"):
+        make_gym_env("Pendulum-v1", 0)

@@ -1,0 +1,128 @@
+"""Online PWM from the command line, at a tiny size: in a simulator and on a Gymnasium task."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("hydra")
+pytest.importorskip("matplotlib")
+
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+import torchrl_pwm.trainers.configs  # noqa: F401
+from torchrl_pwm import WorldModelPolicy
+from torchrl_pwm.envs.simulators import AnalyticEnv
+from torchrl_pwm.objectives import PWMLoss
+from torchrl_pwm.trainers import has_checkpoint
+from torchrl_pwm.trainers.online_run import make_losses
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY = ["iterations=4", "env.num_envs=4", "collector.steps=5", "collector.random_steps=40", "warmup_updates=2"]
+TINY += ["replay.slice_len=4", "replay.batch_size=6", "online.start_states=8", "loss.horizon=3"]
+TINY += ["model.latent_dim=16", "model.units=[16,16]", "model.encoder_units=[16]", "actor.units=[8]", "value.units=[8]"]
+TINY += ["log_interval=1", "eval_interval=2", "eval_episodes=2", "save_interval=1", "evaluation.episodes=3"]
+TINY += ["progress=false", "device=cpu"]
+SHORT = "+env.episode_length=10"
+
+
+def call(monkeypatch, script, *arguments):
+    """A script in this process; it ends with SystemExit where it ends with an exit code."""
+    path = str(EXAMPLES / f"{script}.py")
+    monkeypatch.setattr(sys, "argv", [path, *arguments])
+    runpy.run_path(path, run_name="__main__")
+
+
+def composed(script, *arguments):
+    with initialize_config_dir(str(EXAMPLES / "conf"), version_base="1.3"):
+        return compose(script, list(arguments))
+
+
+def check_run(folder, out):
+    assert out.strip().splitlines()[-1] == str(folder / "summary.json") and "random actions" in out
+    summary = json.loads((folder / "summary.json").read_text())
+    assert all(len(found["returns"]) == 3 for found in summary["outcomes"].values())
+    # Random steps, then one batch of each iteration.
+    assert (summary["iterations"], summary["steps"], summary["skipped"]) == (4, 40 + 4 * 20, 0)
+    assert {"real_return.csv", "collected_reward.csv", "env_steps.csv"} <= {
+        file.name for file in folder.glob("scalars/*.csv")
+    }
+    assert (folder / "training.png").exists()
+    return summary
+
+
+def test_a_run_in_a_simulator_leaves_summary_networks_metrics_and_picture(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    call(monkeypatch, "pwm_simulator", *TINY, SHORT, f"folder={folder}")
+    summary = check_run(folder, capsys.readouterr().out)
+    assert "hand-written controller" in summary["outcomes"] and summary["task"] == "cartpole_swingup"
+    config = composed("pwm_simulator", *TINY, SHORT)
+    env = instantiate(config.env)
+    model, loss, _ = make_losses(config, env, "cpu")
+    model.load_state_dict(torch.load(folder / "world_model.pt", weights_only=True))
+    loss.actor_network.load_state_dict(torch.load(folder / "policy.pt", weights_only=True))
+    assert model.observation_mean is not None and model.reward_moments.count > 1
+    with torch.no_grad():
+        rollout = env.rollout(10, WorldModelPolicy(model, loss.actor_network))
+    assert rollout["action"].abs().max() <= 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_on_a_gymnasium_task(workers, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gymnasium")
+    folder = tmp_path / "run"
+    call(monkeypatch, "pwm_online", *TINY, f"collector.workers={workers}", f"folder={folder}")
+    summary = check_run(folder, capsys.readouterr().out)
+    assert summary["task"] == "Pendulum-v1" and "hand-written controller" not in summary["outcomes"]
+    # 200 rewards between -16.3 and 0.
+    assert all(-3254 < value < 0 for found in summary["outcomes"].values() for value in found["returns"])
+
+
+def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        original, rollouts = PWMLoss.imagine, []
+
+        def stop_at_the_third(*arguments):
+            rollouts.append(1)
+            if len(rollouts) == 3:
+                raise KeyboardInterrupt
+            return original(*arguments)
+
+        patch.setattr(PWMLoss, "imagine", stop_at_the_third)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            call(patch, "pwm_simulator", *TINY, SHORT, "online.policy_updates=1", f"folder={folder}")
+    assert has_checkpoint(folder / "checkpoint") and not (folder / "summary.json").exists()
+    call(monkeypatch, "pwm_simulator", f"resume={folder}")
+    summary = json.loads((folder / "summary.json").read_text())
+    # The two iterations before the interruption, and the two after it; the random steps are not made again.
+    assert summary["steps"] == 40 + 4 * 20
+
+
+def test_pretraining_reads_a_folder_of_steps(tmp_path, monkeypatch, capsys):
+    data = AnalyticEnv("cartpole_swingup", 4).rollout(20, break_when_any_done=False)
+    data.memmap(tmp_path / "steps")
+    pretraining = [f"pretraining.data={tmp_path / 'steps'}", "pretraining.updates=3"]
+    call(monkeypatch, "pwm_simulator", *TINY, SHORT, *pretraining, f"folder={tmp_path / 'run'}")
+    check_run(tmp_path / "run", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pretraining.updates=3"], r"pretraining.data=None: expected the folder of a TensorDict \[N, T\]"),
+        (["collector.workers=3"], "collector.workers must divide the 4 rows of the env, found 3"),
+        (["env.task=cartpol"], "cartpole_swingup"),
+        (["online.recent_share=2"], "recent_share must be between 0 and 1"),
+    ],
+)
+def test_a_wrong_option_says_what_to_do(arguments, message, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=message):
+        call(monkeypatch, "pwm_simulator", *TINY, SHORT, *arguments, f"folder={tmp_path / 'run'}")
