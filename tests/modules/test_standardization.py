@@ -84,5 +84,5 @@ def test_moments_are_saved_with_the_model():
 
 
 def test_bins_need_no_moments():
-    with pytest.raises(ValueError, match="needs a scalar reward head .* found num_bins=101"):
+    with pytest.raises(ValueError, match=r"needs a scalar reward head .* found num_bins=101"):
         make_model(num_bins=101)

@@ -1,0 +1,252 @@
+"""SHAC and online PWM in simulators, three seeds each: runs, table and curves.
+
+    python -m benchmarks.learning.simulators run                      # what is missing; resumable
+    python -m benchmarks.learning.simulators run --tasks ant --methods shac
+    python -m benchmarks.learning.simulators report                   # benchmarks/results/simulators.{md,csv,png}
+
+Each run is one of ``examples/`` with its own settings for the task, on one thread. A task counts as solved where the
+mean return is at least nine tenths of the way from the better of random actions and none to the hand-written
+controller; on the ant, which has no controller, the forward progress of an episode is compared with random actions'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from tensordict import TensorDictBase
+from torchrl.envs import Transform, TransformedEnv
+from tqdm import tqdm
+
+import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
+from torchrl_pwm import WorldModelPolicy, evaluate_policy
+from torchrl_pwm.evaluation import read_metrics
+from torchrl_pwm.trainers.online_run import make_losses
+from torchrl_pwm.trainers.simulation import make_shac_loss
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+RUNS = ROOT / "runs" / "simulators"
+SCRIPTS = {"shac": "shac_simulator", "pwm": "pwm_simulator"}
+NAMES = {"shac": "SHAC", "pwm": "PWM"}
+ENVS = {
+    "cartpole_swingup": "analytic/cartpole_swingup",
+    "double_pendulum": "analytic/double_pendulum",
+    "ant": "newton/ant",
+}
+SEEDS = (0, 1, 2)
+# Of the ant's observation: the torso's forward speed [m/s]; a step lasts 1/60 s.
+FORWARD_SPEED, STEP, ANT_ACTIONS = 5, 1 / 60, 8
+
+
+class ForwardProgress(Transform):
+    """The metres that a step leads forward, in place of its reward."""
+
+    def __init__(self) -> None:
+        super().__init__(in_keys=["reward"], out_keys=["reward"])
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        speed = next_tensordict["observation"][..., FORWARD_SPEED, None]
+        return next_tensordict.set("reward", speed * STEP)
+
+
+def run(methods: list[str], tasks: list[str], further: list[str]) -> None:
+    """Every run that is not there yet, one after the other, or what is left of it."""
+    jobs = [(method, task, seed) for task in tasks for method in methods for seed in SEEDS]
+    for method, task, seed in tqdm(jobs, desc="runs"):
+        folder = RUNS / method / task / f"seed-{seed}"
+        if (folder / "summary.json").exists():
+            continue
+        if (folder / "config.yaml").exists():
+            arguments = [f"resume={folder}"]
+        else:
+            arguments = [f"env={ENVS[task]}", f"seed={seed}", f"folder={folder}", *further]
+        command = [sys.executable, "-m", f"examples.{SCRIPTS[method]}", *arguments, "progress=false", "device=cpu"]
+        subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def load_policy(folder: Path, method: str, config: Any) -> Any:
+    """The policy that a run ended with."""
+    env = instantiate(config.env)
+    if method == "shac":
+        policy = make_shac_loss(config, env).policy
+        policy.load_state_dict(torch.load(folder / "policy.pt", weights_only=True))
+        return policy
+    model, loss, _ = make_losses(config, env, "cpu")
+    model.load_state_dict(torch.load(folder / "world_model.pt", weights_only=True))
+    loss.actor_network.load_state_dict(torch.load(folder / "policy.pt", weights_only=True))
+    return WorldModelPolicy(model, loss.actor_network)
+
+
+def uniform_actions(seed: int) -> Any:
+    """Uniform actions in [-1, 1] for the ant."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def act(state: TensorDictBase) -> TensorDictBase:
+        return state.set("action", 2 * torch.rand(*state.batch_size, ANT_ACTIONS, generator=generator) - 1)
+
+    return act
+
+
+def forward_progress(policy: Any, config: Any) -> float:
+    """Mean forward progress [m] of the episodes of the final evaluation."""
+    count, seed = config.evaluation.episodes, config.evaluation.seed
+    env = TransformedEnv(instantiate(config.env, num_envs=count), ForwardProgress())
+    return evaluate_policy(policy, env, episodes=count, seed=seed, task=config.task).return_mean
+
+
+def read_run(folder: Path, method: str) -> dict[str, Any]:
+    """What the table and the curves need of a run."""
+    summary = json.loads((folder / "summary.json").read_text())
+    config: Any = OmegaConf.load(folder / "config.yaml")
+    found = {name: outcome["return_mean"] for name, outcome in summary["outcomes"].items()}
+    record = {"method": method, "task": summary["task"], "seed": summary["seed"], "return": found["policy"]}
+    record |= {key: summary[key] for key in ("steps", "seconds", "iterations", "made")}
+    record |= {"random": found["random actions"], "none": found["no action"]}
+    record["controller"] = found.get("hand-written controller")
+    if record["task"] == "ant":
+        record["progress"] = forward_progress(load_policy(folder, method, config), config)
+        record["random progress"] = forward_progress(uniform_actions(record["seed"]), config)
+    metrics = read_metrics(folder)
+    x, y = (np.asarray(values, dtype=float) for values in metrics["real_return"])
+    # SHAC's windows have as many steps each; PWM says how many it took, those of the warm-up included.
+    taken = (
+        np.interp(x, *metrics["env_steps"]) if "env_steps" in metrics else x * record["steps"] / summary["iterations"]
+    )
+    record["curve"] = (taken.tolist(), y.tolist())
+    return record
+
+
+def threshold(record: dict[str, Any]) -> float | None:
+    """The return from which the task counts as solved."""
+    if record["controller"] is None:
+        return None
+    best = max(record["random"], record["none"])
+    return best + 0.9 * (record["controller"] - best)
+
+
+def report() -> None:
+    """Writes the table, the rows behind it and the picture."""
+    records = [
+        read_run(summary.parent, method)
+        for task in ENVS
+        for method in SCRIPTS
+        for summary in sorted((RUNS / method / task).glob("seed-*/summary.json"))
+    ]
+    if not records:
+        raise SystemExit(f"no finished run in {RUNS}: python -m benchmarks.learning.simulators run")
+    fields = [name for name in max(records, key=len) if name != "curve"]
+    with open(RESULTS / "simulators.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, fields, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(records)
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault((record["task"], record["method"]), []).append(record)
+    table = _table(groups)
+    draw(groups, RESULTS / "simulators.png")
+    (RESULTS / "simulators.md").write_text(_PAGE.format(table=table, made=records[-1]["made"], machine=_machine()))
+    print(table)
+
+
+def _table(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+    lines = [
+        "| task | method | return, mean of the seeds (each) | controller | random | none | solved from | seeds solved |"
+        " steps | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (task, method), rows in groups.items():
+        returns = [row["return"] for row in rows]
+        least = threshold(rows[0])
+        if least is None:
+            metres = [row["progress"] for row in rows]
+            first = np.mean([row["random progress"] for row in rows])
+            solved = f"{np.mean(metres):.1f} m forward ({', '.join(f'{m:.1f}' for m in metres)}); random {first:.2f} m"
+            ends = ["-", f"{rows[0]['random']:.0f}", f"{rows[0]['none']:.0f}", "-", solved]
+        else:
+            count = sum(value >= least for value in returns)
+            ends = [f"{rows[0][name]:.0f}" for name in ("controller", "random", "none")]
+            ends += [f"{least:.0f}", f"{count} of {len(rows)}"]
+        each = ", ".join(f"{value:.0f}" for value in returns)
+        cells = [task, NAMES[method], f"{np.mean(returns):.0f} ({each})", *ends]
+        cells += [f"{rows[0]['steps'] / 1e6:.2f} M", f"{np.mean([row['seconds'] for row in rows]) / 60:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(groups: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
+    """Return over steps of the env, a line a seed, a panel a task."""
+    tasks = list(dict.fromkeys(task for task, _ in groups))
+    figure, panels = plt.subplots(1, len(tasks), figsize=(4.6 * len(tasks), 3.6), squeeze=False, layout="constrained")
+    colors = {"shac": "tab:blue", "pwm": "tab:orange"}
+    for axes, task in zip(panels[0], tasks):
+        for (name, method), rows in groups.items():
+            for number, row in enumerate(rows if name == task else []):
+                label = f"{NAMES[method]}, {len(rows)} seeds" if number == 0 else None
+                axes.plot(*row["curve"], color=colors[method], alpha=0.8, linewidth=1.2, label=label)
+        shown = next(rows[0] for (name, _), rows in groups.items() if name == task)
+        levels = {"controller": "tab:green", "random": "tab:gray", "none": "tab:brown"}
+        for level, color in levels.items():
+            if shown[level] is not None:
+                named = {"controller": "hand-written controller", "random": "random actions", "none": "no action"}
+                axes.axhline(shown[level], color=color, linestyle="--", linewidth=1, label=named[level])
+        worst = min(value for level in levels if (value := shown[level]) is not None)
+        best = max(max(row["curve"][1]) for (name, _), rows in groups.items() if name == task for row in rows)
+        axes.set_ylim(worst - 0.25 * (best - worst), best + 0.1 * (best - worst))
+        axes.set(title=task, xlabel="steps of the env, all rows", ylabel="return of an episode")
+        axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+        axes.legend(fontsize=7)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _machine() -> str:
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{models[0].split(':')[1].strip() if models else platform.processor()}, {os.cpu_count()} cores"
+
+
+_PAGE = """# SHAC and online PWM in simulators
+
+Made with `python -m benchmarks.learning.simulators run` and `report`, {made}; {machine}; one thread a run, no GPU. Returns
+are means over 64 episodes of the mean action, from start states that training does not see. A task counts as solved
+where the mean return is at least nine tenths of the way from the better of random actions and none to the hand-written
+controller.
+
+{table}
+
+![curves](simulators.png)
+
+The return of 16 episodes during training, over the steps that all rows of the env took together. Every line is one
+seed; returns far below those of random actions are cut off.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "report"])
+    parser.add_argument("--methods", nargs="+", choices=list(SCRIPTS), default=list(SCRIPTS))
+    parser.add_argument("--tasks", nargs="+", choices=list(ENVS), default=list(ENVS))
+    arguments, further = parser.parse_known_args()
+    if arguments.what == "run":
+        run(arguments.methods, arguments.tasks, further)
+    else:
+        report()
+
+
+if __name__ == "__main__":
+    main()
