@@ -99,7 +99,7 @@ def ant() -> Robot:
     density, radius = 500.0, 0.08
     robot = Robot()
     builder = robot.builder
-    # Newton's free joint would serve, but its forces have a wrong gradient; see contact.py.
+    # Two joints in place of a free one, whose velocity in Newton is that of the center of mass.
     carrier, torso = builder.add_link(), builder.add_link()
     builder.add_shape_sphere(torso, radius=0.25, cfg=newton.ModelBuilder.ShapeConfig(density=density))
     robot.spheres.append(Sphere(torso, (0.0, 0.0, 0.0), 0.25))

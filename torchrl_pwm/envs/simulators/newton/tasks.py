@@ -27,7 +27,7 @@ class _Pendulum(Mechanism):
     def __init__(self, num_envs: int, *, requires_grad: bool = False, substeps: int = 4, **options: Any) -> None:
         super().__init__(num_envs, substeps=substeps, **options)
         self.physics = NewtonPhysics(
-            ROBOTS[self.robot],
+            ROBOTS[self.robot](),
             num_envs,
             device=self.device,
             requires_grad=requires_grad,
@@ -82,7 +82,7 @@ class Locomotion(AnalyticSimulator):
         super().__init__(num_envs, **options)
         self.substeps = substeps
         self.physics = NewtonPhysics(
-            ROBOTS[self.robot],
+            ROBOTS[self.robot](),
             num_envs,
             device=self.device,
             requires_grad=requires_grad,
