@@ -23,8 +23,8 @@ class NewtonEnv(SimulatorEnv):
     |---|---|---|---|---|---|
     | ``"cartpole"`` | 5 | 1 | 4 | 240 | no |
     | ``"double_pendulum"`` | 6 | 1 | 4 | 240 | no |
-    | ``"ant"`` | 37 | 8 | 16 | 1000 | height below 0.27 m |
-    | ``"hopper"`` | 11 | 3 | 16 | 1000 | hip 0.4 m below standing |
+    | ``"ant"`` | 37 | 8 | 8 | 1000 | height below 0.27 m |
+    | ``"hopper"`` | 11 | 3 | 8 | 1000 | hip 0.4 m below standing |
 
     A step is 1/60 s. Observations, rewards, start noise, lengths and ends are those of the DFlex tasks that PWM and
     SHAC were run on (arXiv 2407.02466, arXiv 2204.07137), except that a reward is by default that of the state

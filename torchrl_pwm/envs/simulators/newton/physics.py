@@ -29,7 +29,7 @@ class NewtonPhysics:
     Launches of the step are captured once, as a CUDA graph on a GPU and as Warp's list of calls on a CPU, and replayed.
 
     Args:
-        robot (Robot): what to simulate.
+        make_robot (callable): returns what to simulate.
         num_envs (int): number of copies N.
 
     Keyword Args:
@@ -39,11 +39,14 @@ class NewtonPhysics:
         dt (float): length of the control step [s].
         refreshes (int): how often the mass matrix is computed in a control step; divides ``substeps``.
         capture (bool): whether launches are captured and replayed.
+
+    Raises:
+        ValueError: if ``refreshes`` does not divide ``substeps``, or the robot is one that :class:`Tables` refuses.
     """
 
     def __init__(
         self,
-        robot: Robot,
+        make_robot: Callable[[], Robot],
         num_envs: int,
         *,
         device: torch.device,
@@ -53,9 +56,12 @@ class NewtonPhysics:
         refreshes: int = 1,
         capture: bool = True,
     ) -> None:
-        self.device, self.capture = device, capture
+        if substeps < 1 or refreshes < 1 or substeps % refreshes:
+            raise ValueError(f"refreshes must divide substeps, found {refreshes} and {substeps}")
+        self.device, self.requires_grad = device, requires_grad
         with _quiet():
             wp.init()
+            robot = make_robot()
             self._steps = _Steps(robot, num_envs, wp.device_from_torch(device), substeps, dt, refreshes, requires_grad)
         self._forward = _Replay(self._steps.simulate, self._steps.device, capture)
         self._backward = _Replay(self._steps.differentiate, self._steps.device, capture)
@@ -65,7 +71,13 @@ class NewtonPhysics:
         self._drive = self._drive.to(device)
 
     def step(self, q: Tensor, v: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions [N, Q] and velocities [N, D] one control step later, with ``actions`` [N, A] in [-1, 1]."""
+        """Positions [N, Q] and velocities [N, D] one control step later, with ``actions`` [N, A] in [-1, 1].
+
+        Raises:
+            RuntimeError: if gradients are asked for, but were not at construction.
+        """
+        if not self.requires_grad and torch.is_grad_enabled() and any(t.requires_grad for t in (q, v, actions)):
+            raise RuntimeError("gradients are asked of a simulation that was built with requires_grad=False")
         return _Step.apply(q, v, actions @ self._drive, self)
 
     @contextmanager
