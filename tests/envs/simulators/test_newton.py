@@ -110,7 +110,7 @@ def test_same_seed_gives_same_rewards_and_gradients_bit_for_bit(task):
     assert not torch.equal(one[0], other[0])
 
 
-@pytest.mark.parametrize("task", ["double_pendulum", "ant"])
+@pytest.mark.parametrize("task", SIZES)
 def test_reset_of_one_row_leaves_the_gradients_of_the_others_bit_identical(task):
     gradients = []
     for resets in (False, True):
@@ -150,6 +150,56 @@ def test_following_the_gradient_of_16_actions_raises_their_return(task):
     assert totals == sorted(totals) and totals[-1] > totals[0] + 1
 
 
+@pytest.mark.parametrize("task, bound", [("ant", 300), ("hopper", 3000)])
+def test_gradients_of_32_steps_do_not_explode(task, bound):
+    env = NewtonEnv(task, 8, requires_grad=True, seed=4)
+    _, carrier = play(env, env.reset(), draw_actions(env, 30, seed=5))
+    actions = draw_actions(env, 32).requires_grad_()
+    rewards, _ = play(env, env.truncate_graph(carrier), actions)
+    norms = torch.autograd.grad(rewards.sum(), actions)[0].transpose(0, 1).flatten(1).norm(dim=1)
+    assert norms.median() > 1 and norms.max() < bound
+
+
+def test_an_ant_stands_without_effort_and_random_actions_lead_it_nowhere():
+    for effort in (0.0, 1.0):
+        env = NewtonEnv("ant", 8, seed=2)
+        carrier = env.reset()
+        start = env.simulator.state[:, 0].clone()
+        play(env, carrier, effort * draw_actions(env, 200))
+        assert (env._steps == 200).all()  # nobody has fallen
+        height, way = env.simulator.state[:, 2], env.simulator.state[:, 0] - start
+        assert height.min() > 0.3 and height.max() < 0.6
+        assert way.abs().max() < 1.0
+
+
+@pytest.mark.parametrize("task", WALKERS)
+def test_full_effort_that_turns_about_every_few_steps_keeps_energy_bounded(task):
+    env = NewtonEnv(task, 8, seed=0)
+    carrier = env.reset()
+    for action in draw_actions(env, 60).sign():
+        for _ in range(5):
+            _, carrier = env.step_and_maybe_reset(carrier.set("action", action))
+            q, v, _ = env.simulator.split(env.simulator.state)
+            assert v[:, :2].abs().max() < 15 and v.abs().max() < 100
+            assert q[:, 2 if task == "ant" else 1].max() < 2.5
+
+
+def test_an_exploding_row_is_named_with_its_step():
+    env = NewtonEnv("ant", 3, requires_grad=True)
+    _, carrier = play(env, env.reset(), draw_actions(env, 2, 0.0))
+    state = env.simulator.state.clone()
+    state[1, 15:29] = 1e30
+    env.simulator.state = state
+    with pytest.raises(FloatingPointError, match=r"rows \[1\] became non-finite at step \[3\].*simulation is unstable"):
+        play(env, carrier, draw_actions(env, 1, 0.0))
+
+
+def test_gradients_of_an_env_built_without_are_refused():
+    env = NewtonEnv("cartpole", 2)
+    with pytest.raises(RuntimeError, match="built with requires_grad=False"):
+        play(env, env.reset(), draw_actions(env, 1).requires_grad_())
+
+
 @pytest.mark.parametrize("task", WALKERS)
 def test_rows_that_fall_end_and_start_anew(task):
     env = NewtonEnv(task, 2, requires_grad=True, seed=0)
@@ -162,7 +212,7 @@ def test_rows_that_fall_end_and_start_anew(task):
     else:
         state[0, 3:6] = torch.tensor([-1.5, 2.4, 0.0])
     state[0, height] = env.simulator.lowest + 0.001
-    state[0, env.simulator.sizes[0] + height] = -1.0
+    state[0, env.simulator.sizes[0] + height] = -5.0
     env.simulator.state = state
     carrier = env.truncate_graph().set("action", torch.zeros(env.action_spec.shape))
     transition, carrier = env.step_and_maybe_reset(carrier)
@@ -201,11 +251,12 @@ def test_a_long_way_from_the_origin_everything_is_the_same(task):
     assert torch.equal(states[0][:, 2:], states[1][:, 2:])
 
 
-def test_states_go_on_bit_for_bit_after_saving_and_loading():
-    env, twin = NewtonEnv("hopper", 2, seed=1), NewtonEnv("hopper", 2, seed=9)
+@pytest.mark.parametrize("task", SIZES)
+def test_states_go_on_bit_for_bit_after_saving_and_loading(task):
+    env, twin = NewtonEnv(task, 2, seed=1), NewtonEnv(task, 2, seed=9)
     actions = draw_actions(env, 12)
     _, carrier = play(env, env.reset(), actions[:6])
-    twin.reset()
+    play(twin, twin.reset(), actions[6:9])
     twin.load_state_dict(env.state_dict())
     rewards, _ = play(env, carrier, actions[6:])
     again, _ = play(twin, twin.truncate_graph(), actions[6:])

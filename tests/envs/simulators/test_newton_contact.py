@@ -1,4 +1,4 @@
-"""Contact of Newton's robots with the ground: weight, sliding, free fall, and captured launches."""
+"""Motion of Newton's robots: the solver's own, weight, sliding, free fall, and captured launches."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def test_bouncing_loses_energy():
 @pytest.mark.parametrize("name", ["ant", "hopper"])
 def test_robots_in_the_air_fall_freely(name):
     simulation = physics(ROBOTS[name])
-    q = torch.tensor(simulation.model.joint_q.numpy())[None]
+    q = torch.tensor(ROBOTS[name]().builder.joint_q)[None]
     height = 2 if name == "ant" else 1
     q[0, height] = 5
     if name == "ant":
         q[0, 8::2] = 1.0  # knees between their limits
-    v = torch.zeros(1, simulation.model.joint_dof_count)
+    v = torch.zeros(1, ROBOTS[name]().builder.joint_dof_count)
     actions = torch.zeros(1, 8 if name == "ant" else 3)
     _, v = run(simulation, q, v, actions, 12)
     assert v[0, height].item() == pytest.approx(-GRAVITY * 12 * STEP, rel=1e-4)
@@ -91,8 +91,8 @@ def test_captured_launches_give_the_same_bits(name):
     results = []
     for capture in (False, True):
         simulation = physics(ROBOTS[name], 2, capture=capture, requires_grad=True)
-        q = torch.tensor(simulation.model.joint_q.numpy()).view(2, -1) + 0.1
-        v = torch.zeros(2, simulation.model.joint_dof_count // 2)
+        q = torch.tensor(ROBOTS[name]().builder.joint_q).expand(2, -1) + 0.1
+        v = torch.zeros(2, ROBOTS[name]().builder.joint_dof_count)
         size = {"ant": 8, "hopper": 3}.get(name, 1)
         actions = (torch.arange(4 * 2 * size).view(4, 2, size).sin()).requires_grad_()
         for action in actions:
@@ -103,6 +103,45 @@ def test_captured_launches_give_the_same_bits(name):
     assert results[0][2].any()
 
 
+@pytest.mark.parametrize("name", ROBOTS)
+def test_motion_in_the_air_is_that_of_newtons_featherstone_solver(name):
+    def undamped():
+        robot = ROBOTS[name]()
+        robot.builder.joint_damping = [0.0] * robot.builder.joint_dof_count
+        return robot
+
+    robot, steps = undamped(), 16
+    simulation = physics(undamped, 2, substeps=steps, refreshes=steps)
+    worlds = newton.ModelBuilder(up_axis=newton.Axis.Z, gravity=robot.builder.gravity)
+    worlds.replicate(robot.builder, 2)
+    model = worlds.finalize(device="cpu")
+    q = torch.tensor(model.joint_q.numpy()).view(2, -1) + torch.rand(2, robot.builder.joint_coord_count)
+    if robot.spheres:
+        q[:, 2 if name == "ant" else 1] = 5.0
+    if name == "ant":
+        q[:, 3:7] = torch.nn.functional.normalize(q[:, 3:7], dim=-1)
+    v = torch.randn(2, robot.builder.joint_dof_count)
+    actions = torch.rand(2, len(robot.motors))
+
+    before, after, control = model.state(), model.state(), model.control()
+    before.joint_q.assign(q.flatten().numpy())
+    before.joint_qd.assign(v.flatten().numpy())
+    newton.eval_fk(model, before.joint_q, before.joint_qd, before)
+    for motor, (dof, strength) in enumerate(robot.motors.items()):
+        force = torch.tensor(control.joint_f.numpy()).view(2, -1)
+        force[:, dof] = strength * actions[:, motor]
+        control.joint_f.assign(force.flatten().numpy())
+    solver = newton.solvers.SolverFeatherstone(model)
+    for _ in range(steps):
+        solver.step(before, after, control, None, STEP / steps)
+        before, after = after, before
+
+    next_q, next_v = simulation.step(q, v, actions)
+    assert (next_v - v).abs().max() > 0.1
+    torch.testing.assert_close(next_q.flatten(), torch.tensor(before.joint_q.numpy()), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(next_v.flatten(), torch.tensor(before.joint_qd.numpy()), atol=2e-3, rtol=1e-3)
+
+
 def test_a_second_derivative_is_refused():
     simulation = physics(ball, requires_grad=True)
     action = torch.zeros(1, 1, requires_grad=True)
@@ -110,3 +149,22 @@ def test_a_second_derivative_is_refused():
     (gradient,) = torch.autograd.grad(q.square().sum(), action, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+def test_gradients_of_a_simulation_built_without_are_refused():
+    action = torch.zeros(1, 1, requires_grad=True)
+    with pytest.raises(RuntimeError, match="built with requires_grad=False"):
+        physics(ball).step(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2), action)
+
+
+def test_robots_that_the_kernels_do_not_know_are_refused():
+    def floating():
+        robot = ball()
+        body = robot.builder.add_link(mass=1.0)
+        robot.builder.add_articulation([robot.builder.add_joint_free(body)])
+        return robot
+
+    with pytest.raises(ValueError, match="joint 1 must be a ball, or linear axes and one hinge at most"):
+        physics(floating)
+    with pytest.raises(ValueError, match="refreshes must divide substeps, found 3 and 16"):
+        physics(ball, refreshes=3)

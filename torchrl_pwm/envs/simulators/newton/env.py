@@ -23,8 +23,8 @@ class NewtonEnv(SimulatorEnv):
     |---|---|---|---|---|---|
     | ``"cartpole"`` | 5 | 1 | 4 | 240 | no |
     | ``"double_pendulum"`` | 6 | 1 | 4 | 240 | no |
-    | ``"ant"`` | 37 | 8 | 16 | 1000 | height below 0.27 m |
-    | ``"hopper"`` | 11 | 3 | 16 | 1000 | hip 0.4 m below standing |
+    | ``"ant"`` | 37 | 8 | 8 | 1000 | height below 0.27 m |
+    | ``"hopper"`` | 11 | 3 | 8 | 1000 | hip 0.4 m below standing |
 
     A step is 1/60 s. Observations, rewards, start noise, lengths and ends are those of the DFlex tasks that PWM and
     SHAC were run on (arXiv 2407.02466, arXiv 2204.07137), except that a reward is by default that of the state
@@ -34,10 +34,12 @@ class NewtonEnv(SimulatorEnv):
 
     Keys, resets and :meth:`truncate_graph` are those of :class:`SimulatorEnv`. Actions beyond [-1, 1] act as the bound
     and have zero gradient: squash them in the policy. Everything is float32. Gradients agree with finite differences
-    of the simulation; feet meet the ground in a continuous penalty force, so they stay right in contact. The backward
-    pass of a step simulates it once more; memory grows with the length of the window only by the joint state.
+    of the simulation; feet meet the ground in a continuous penalty force, so they stay right in contact. Newton
+    describes the robots. Their equations of motion are those of its Featherstone solver, in kernels of our own, whose
+    gradients are right over many steps and in contact, where the solver's of Newton 1.8 are not, and which are faster.
+    Memory grows with the length of the window by the joint state at every solver step.
 
-    Newton compiles its kernels at the first use on a machine, in about half a minute, and keeps them in Warp's cache.
+    Kernels are compiled at the first use on a machine, in about ten seconds, and kept in Warp's cache.
     On a GPU a step is a captured CUDA graph; this was written for GPUs but has run on CPUs only. Warp needs one thread
     per env: do not step it from several threads at once.
 

@@ -99,7 +99,7 @@ def ant() -> Robot:
     density, radius = 500.0, 0.08
     robot = Robot()
     builder = robot.builder
-    # Newton's free joint would serve, but its forces have a wrong gradient; see contact.py.
+    # Two joints in place of a free one, whose velocity in Newton is that of the center of mass.
     carrier, torso = builder.add_link(), builder.add_link()
     builder.add_shape_sphere(torso, radius=0.25, cfg=newton.ModelBuilder.ShapeConfig(density=density))
     robot.spheres.append(Sphere(torso, (0.0, 0.0, 0.0), 0.25))
@@ -112,7 +112,7 @@ def ant() -> Robot:
         robot.capsule(thigh, (0, 0, 0), (0.28 * x, 0.28 * y, 0), radius, density)
         robot.capsule(shin, (0, 0, 0), (0.56 * x, 0.56 * y, 0), radius, density)
         hip = _hinge(robot, torso, thigh, (0.28 * x, 0.28 * y, 0), _Z, (-0.6, 0.6))
-        knee = _hinge(robot, thigh, shin, (0.28 * x, 0.28 * y, 0), (-y, x, 0), (0.5, 1.7))
+        knee = _hinge(robot, thigh, shin, (0.28 * x, 0.28 * y, 0), (-y, x, 0), (0.6, 1.7), limit=1500.0)
         joints += [hip, knee]
     builder.add_articulation(joints)
     robot.motors = {6 + i: 150.0 for i in range(8)}
@@ -163,6 +163,7 @@ def _hinge(
     axis: Point,
     limits: tuple[float, float],
     armature: float = 0.05,
+    limit: float = 500.0,
 ) -> int:
     # Damping of the limit would set in at once when it is reached: the spring alone is continuous.
     return robot.builder.add_joint_revolute(
@@ -172,7 +173,7 @@ def _hinge(
         axis=axis,
         limit_lower=limits[0],
         limit_upper=limits[1],
-        limit_ke=500.0,
+        limit_ke=limit,
         limit_kd=0.0,
         damping=1.0,
         armature=armature,

@@ -1,19 +1,20 @@
-"""Newton's Featherstone solver as one differentiable torch function per control step."""
+"""Copies of a robot as one differentiable torch function per control step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import astuple
 from typing import Any
 
-import newton
 import torch
 import warp as wp
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from torchrl_pwm.envs.simulators.newton.contact import GroundContact
+from torchrl_pwm.envs.simulators.newton import kernels
 from torchrl_pwm.envs.simulators.newton.models import Robot
+from torchrl_pwm.envs.simulators.newton.tables import Tables
 
 __all__ = ["NewtonPhysics"]
 
@@ -22,8 +23,8 @@ class NewtonPhysics:
     """N copies of a robot, advanced together by one control step at a time.
 
     The state stays with the caller, as torch tensors: joint positions q [N, Q] and velocities v [N, D]. Actions are
-    held during the step. The gradient of a step is that of a second simulation of it, from its start, on a tape: a
-    step keeps nothing but q, v and the forces of the motors, so that memory does not grow with the substeps.
+    held during the step. The state at every solver step is kept for the backward pass, which computes all else again
+    from it; the mass matrix is that of the first of ``substeps / refreshes`` solver steps.
 
     Launches of the step are captured once, as a CUDA graph on a GPU and as Warp's list of calls on a CPU, and replayed.
 
@@ -38,6 +39,9 @@ class NewtonPhysics:
         dt (float): length of the control step [s].
         refreshes (int): how often the mass matrix is computed in a control step; divides ``substeps``.
         capture (bool): whether launches are captured and replayed.
+
+    Raises:
+        ValueError: if ``refreshes`` does not divide ``substeps``, or the robot is one that :class:`Tables` refuses.
     """
 
     def __init__(
@@ -52,35 +56,28 @@ class NewtonPhysics:
         refreshes: int = 1,
         capture: bool = True,
     ) -> None:
-        self.device, self.substeps, self.dt, self.capture = device, substeps, dt, capture
+        if substeps < 1 or refreshes < 1 or substeps % refreshes:
+            raise ValueError(f"refreshes must divide substeps, found {refreshes} and {substeps}")
+        self.device, self.requires_grad = device, requires_grad
         with _quiet():
             wp.init()
             robot = make_robot()
-            self.warp_device = wp.device_from_torch(device)
-            worlds = newton.ModelBuilder(up_axis=newton.Axis.Z, gravity=robot.builder.gravity)
-            worlds.replicate(robot.builder, num_envs)
-            self.model = worlds.finalize(device=self.warp_device, requires_grad=requires_grad)
-            # A tape reads the mass matrix and the Jacobian of a solver when it runs backwards, so a solver may write
-            # them but once in a control step: at its first substep, which is where its count is a multiple of these.
-            self.interval = substeps // refreshes
-            self.solvers = [
-                newton.solvers.SolverFeatherstone(self.model, update_mass_matrix_interval=self.interval)
-                for _ in range(refreshes)
-            ]
-            self.contact = (
-                GroundContact(robot.builder, robot.spheres, robot.ground, num_envs, self.warp_device)
-                if robot.spheres
-                else None
-            )
-            self._forward = _Simulation(self, requires_grad=False)
-            self._backward = _Simulation(self, requires_grad=True) if requires_grad else None
+            self._steps = _Steps(robot, num_envs, wp.device_from_torch(device), substeps, dt, refreshes, requires_grad)
+        self._forward = _Replay(self._steps.simulate, self._steps.device, capture)
+        self._backward = _Replay(self._steps.differentiate, self._steps.device, capture)
         self._drive = torch.zeros(len(robot.motors), robot.builder.joint_dof_count)
         for motor, (dof, strength) in enumerate(robot.motors.items()):
             self._drive[motor, dof] = strength
         self._drive = self._drive.to(device)
 
     def step(self, q: Tensor, v: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions [N, Q] and velocities [N, D] one control step later, with ``actions`` [N, A] in [-1, 1]."""
+        """Positions [N, Q] and velocities [N, D] one control step later, with ``actions`` [N, A] in [-1, 1].
+
+        Raises:
+            RuntimeError: if gradients are asked for, but were not at construction.
+        """
+        if not self.requires_grad and torch.is_grad_enabled() and any(t.requires_grad for t in (q, v, actions)):
+            raise RuntimeError("gradients are asked of a simulation that was built with requires_grad=False")
         return _Step.apply(q, v, actions @ self._drive, self)
 
     @contextmanager
@@ -94,23 +91,38 @@ class NewtonPhysics:
                 yield
 
     def forward(self, q: Tensor, v: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions and velocities one control step later, without a graph, for joint forces f [N, D]."""
+        """States at the ends of all solver steps and, first, the start: q [S + 1, N, Q] and v [S + 1, N, D].
+
+        They are overwritten by the next call. ``f`` [N, D] are joint forces.
+        """
+        steps = self._steps
+        steps.q[0].copy_(q)
+        steps.v[0].copy_(v)
+        steps.applied.copy_(f)
         with self._stream():
-            return self._forward.run(q, v, f)
+            self._forward()
+        return steps.q, steps.v
 
     def backward(self, q: Tensor, v: Tensor, f: Tensor, dq: Tensor, dv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of q, v and f from those of the two results of :meth:`forward`."""
-        assert self._backward is not None
+        """Gradients of q, v and f at the start from those at the end, given the states of :meth:`forward`."""
+        steps = self._steps
+        for mine, given in ((steps.q, q), (steps.v, v), (steps.applied, f), (steps.dq[-1], dq), (steps.dv[-1], dv)):
+            mine.copy_(given)
+        for result in (steps.dq[0], steps.dv[0], steps.dapplied):
+            result.zero_()
         with self._stream():
-            return self._backward.differentiate(q, v, f, dq, dv)
+            self._backward()
+        return steps.dq[0].clone(), steps.dv[0].clone(), steps.dapplied.clone()
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, v: Tensor, f: Tensor, physics: NewtonPhysics) -> tuple[Tensor, Tensor]:
-        ctx.physics = physics
-        ctx.save_for_backward(q, v, f)
-        return physics.forward(q, v, f)
+        all_q, all_v = physics.forward(q, v, f)
+        if any(ctx.needs_input_grad):
+            ctx.physics = physics
+            ctx.save_for_backward(all_q.clone(), all_v.clone(), f)
+        return all_q[-1].clone(), all_v[-1].clone()
 
     @staticmethod
     @once_differentiable
@@ -118,102 +130,150 @@ class _Step(torch.autograd.Function):
         return (*ctx.physics.backward(*ctx.saved_tensors, dq, dv), None)
 
 
-class _Simulation:
-    """The arrays of one control step, and its launches.
+class _Steps:
+    """The arrays and the launches of one control step.
 
-    With ``requires_grad`` every substep has arrays of its own, as a tape needs; without, two states take turns.
+    Torch and Warp share q [S + 1, N, Q], v [S + 1, N, D], applied [N, D] and their gradients. What a solver step
+    computes in between is written anew by the next. A kernel that reads the gradient of what it has written leaves
+    zero there (Warp's rule), so that nothing of one solver step is left for another.
     """
 
-    def __init__(self, physics: NewtonPhysics, *, requires_grad: bool) -> None:
-        self.physics = physics
-        model, substeps = physics.model, physics.substeps
-        copies = substeps if requires_grad else 1
-        states = [model.state(requires_grad=requires_grad) for _ in range(copies + 1)]
-        self.states = [states[i % len(states)] for i in range(substeps + 1)]
-        self.applied = wp.zeros_like(model.joint_qd, requires_grad=requires_grad)
-        controls = [model.control(requires_grad=requires_grad) for _ in range(copies)]
-        self.controls = [controls[i % copies] for i in range(substeps)]
-        if physics.contact is None:
-            for control in controls:
-                control.joint_f = self.applied
-            self.buffers = []
-        else:
-            buffers = [physics.contact.buffers(requires_grad) for _ in range(copies)]
-            self.buffers = [buffers[i % copies] for i in range(substeps)]
-        # What the captured launches read and write: gradients of the results, and of q, v and f.
-        self.seeds = [wp.zeros_like(array, requires_grad=False) for array in self._results()]
-        self.gradients = [wp.zeros_like(array, requires_grad=False) for array in self._inputs()]
+    def __init__(
+        self, robot: Robot, num_envs: int, device: Any, substeps: int, dt: float, refreshes: int, requires_grad: bool
+    ) -> None:
+        self.device, self.num_envs, self.interval = device, num_envs, substeps // refreshes
+        self.requires_grad, self.dt = requires_grad, dt / substeps
+        table = self.table = Tables(robot.builder, robot.spheres, device)
+        self.gravity, self.ground = wp.vec3(*robot.builder.gravity), astuple(robot.ground)
+        place = torch.device(str(wp.device_to_torch(device)))
+        shapes = ((substeps + 1, num_envs, table.coordinates), (substeps + 1, num_envs, table.dofs))
+        self.q, self.v, self.dq, self.dv = (torch.zeros(shape, device=place) for shape in 2 * shapes)
+        self.applied, self.dapplied = (torch.zeros(num_envs, table.dofs, device=place) for _ in range(2))
+        states = ((self.q, self.dq), (self.v, self.dv))
+        self._q, self._v = ([self._shared(*pair) for pair in zip(*both)] for both in states)
+        self._applied = self._shared(self.applied, self.dapplied)
+        vectors = [self._new(wp.vec3) for _ in range(7)]
+        self._position, self._spin, self._speed, self._spin_bias, self._speed_bias, self._force, self._moment = vectors
+        self._rotation = self._new(wp.quat)
+        self._direction = self._new(wp.vec3, table.dofs)
+        self._total, self._work, self._acceleration = (self._new(wp.float32, table.dofs) for _ in range(3))
+        self._h, self._factor = (self._new(wp.float32, table.dofs, table.dofs) for _ in range(2))
+        # Damping of the joints is implicit: as part of H, it is stable in steps of any length.
+        self._diagonal = table._floats(table.armature + self.dt * table.damping.numpy())
+
+    def _shared(self, values: Tensor, gradients: Tensor) -> Any:
+        array = wp.from_torch(values, requires_grad=False)
+        if self.requires_grad:
+            array.grad = wp.from_torch(gradients, requires_grad=False)
+        return array
+
+    def _new(self, dtype: Any, *size: int) -> Any:
+        shape = (self.num_envs, *(size or (self.table.bodies,)))
+        return wp.zeros(shape, dtype=dtype, device=self.device, requires_grad=self.requires_grad)
+
+    def simulate(self) -> None:
+        """The states at the ends of the solver steps, from q[0], v[0] and the applied forces."""
+        for index in range(len(self._q) - 1):
+            self._motion(index)
+            if index % self.interval == 0:
+                self._mass_matrix()
+                self._cholesky()
+            self._wrenches()
+            self._joint_forces(index)
+            self._advance(index)
+
+    def differentiate(self) -> None:
+        """Gradients at the start from those at the end, given all states."""
+        for index in reversed(range(len(self._q) - 1)):
+            first = index - index % self.interval
+            if index == first + self.interval - 1:
+                self._motion(first)
+                self._mass_matrix()
+                self._cholesky()
+            self._motion(index)
+            self._wrenches()
+            self._joint_forces(index)
+            self._advance(index, adjoint=True)
+            self._joint_forces(index, adjoint=True)
+            self._wrenches(adjoint=True)
+            if index == first:
+                self._mass_matrix(adjoint=True)
+            self._motion(index, adjoint=True)
+
+    def _poses(self) -> list[Any]:
+        return [self._position, self._rotation, self._spin, self._speed, self._spin_bias, self._speed_bias]
+
+    def _motion(self, index: int, adjoint: bool = False) -> None:
+        t = self.table
+        joints = [t.parent, t.offset, t.turn, t.sliders, t.rotary, t.first_coordinate, t.first_dof, t.axis]
+        inputs = [self._q[index], self._v[index], *joints]
+        self._launch(kernels.motion, self.num_envs, inputs, [*self._poses(), self._direction], adjoint)
+
+    def _wrenches(self, adjoint: bool = False) -> None:
+        t = self.table
+        spheres = [t.first_sphere, t.sphere_center, t.sphere_radius]
+        inputs = [*self._poses(), t.mass, t.inertia, t.center, self.gravity, *spheres, *self.ground]
+        self._launch(kernels.wrenches, (self.num_envs, t.bodies), inputs, [self._force, self._moment], adjoint)
+
+    def _mass_matrix(self, adjoint: bool = False) -> None:
+        t = self.table
+        bodies = [t.mass, t.inertia, t.center, t.last, t.dof_body, t.is_linear, t.moved]
+        inputs = [self._position, self._rotation, self._direction, *bodies]
+        self._launch(kernels.mass_matrix, (self.num_envs, t.dofs), inputs, [self._h], adjoint)
+
+    def _cholesky(self) -> None:
+        self._launch(kernels.cholesky, self.num_envs, [self._h, self._diagonal], [self._factor], False)
+
+    def _joint_forces(self, index: int, adjoint: bool = False) -> None:
+        t = self.table
+        bodies = [self._position, self._direction, self._force, self._moment]
+        joints = [t.last, t.sliders, t.rotary, t.first_coordinate, t.first_dof, t.lower, t.upper, t.limit, t.damping]
+        inputs = [self._q[index], self._v[index], self._applied, *bodies, *joints]
+        self._launch(kernels.joint_forces, (self.num_envs, t.bodies), inputs, [self._total], adjoint)
+
+    def _advance(self, index: int, adjoint: bool = False) -> None:
+        t = self.table
+        joints = [t.sliders, t.rotary, t.first_coordinate, t.first_dof]
+        inputs = [self._q[index], self._v[index], self._total, self._h, self._factor, *joints, self.dt]
+        outputs = [self._work, self._acceleration, self._q[index + 1], self._v[index + 1]]
+        self._launch(kernels.advance, self.num_envs, inputs, outputs, adjoint)
+
+    def _launch(self, kernel: Any, size: Any, inputs: list[Any], outputs: list[Any], adjoint: bool) -> None:
+        gradients = {}
+        if adjoint:
+            gradients = {
+                "adj_inputs": [_gradient(value) for value in inputs],
+                "adj_outputs": [_gradient(value) for value in outputs],
+                "adjoint": True,
+            }
+        wp.launch(kernel, size, inputs=inputs, outputs=outputs, device=self.device, record_tape=False, **gradients)
+
+
+def _gradient(value: Any) -> Any:
+    """As Warp wants it: the array of gradients, or None, or for a number the number."""
+    return value.grad if isinstance(value, wp.array) else value
+
+
+class _Replay:
+    """Launches that are captured at the second call and replayed from then on."""
+
+    def __init__(self, work: Callable[[], None], device: Any, capture: bool) -> None:
+        self.work, self.device, self.capture = work, device, capture
         self.graph: Any = None
         self.warm = False
 
-    def run(self, q: Tensor, v: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
-        self._launch(self._simulate, q, v, f)
-        next_q, next_v = map(_copy, self._results(), (q, v))
-        return next_q, next_v
-
-    def differentiate(self, q: Tensor, v: Tensor, f: Tensor, dq: Tensor, dv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        for seed, value in zip(self.seeds, (dq, dv)):
-            _assign(seed, value)
-        self._launch(self._simulate_and_differentiate, q, v, f)
-        dq, dv, df = map(_copy, self.gradients, (q, v, f))
-        return dq, dv, df
-
-    def _inputs(self) -> tuple[Any, ...]:
-        return self.states[0].joint_q, self.states[0].joint_qd, self.applied
-
-    def _results(self) -> tuple[Any, ...]:
-        return self.states[-1].joint_q, self.states[-1].joint_qd
-
-    def _simulate(self) -> None:
-        physics = self.physics
-        newton.eval_fk(physics.model, self.states[0].joint_q, self.states[0].joint_qd, self.states[0])
-        for solver in physics.solvers:
-            solver._step = 0
-        for index, control in enumerate(self.controls):
-            before, after = self.states[index], self.states[index + 1]
-            if physics.contact is not None:
-                physics.contact(physics.model, before, self.applied, self.buffers[index], control.joint_f)
-            solver = physics.solvers[index // physics.interval]
-            solver.step(before, after, control, None, physics.dt / len(self.controls))
-
-    def _simulate_and_differentiate(self) -> None:
-        # A tape of this step alone: one that outlives it would read the mass matrix of a later step.
-        tape = wp.Tape()
-        with tape:
-            self._simulate()
-        for result, seed in zip(self._results(), self.seeds):
-            wp.copy(result.grad, seed)
-        tape.backward()
-        for gradient, array in zip(self.gradients, self._inputs()):
-            wp.copy(gradient, array.grad)
-        tape.zero()  # the arrays are used again
-
-    def _launch(self, work: Callable[[], None], *values: Tensor) -> None:
-        if self.physics.capture and self.warm and self.graph is None:
-            self.graph = self._captured(work)
-        for array, value in zip(self._inputs(), values):
-            _assign(array, value)
+    def __call__(self) -> None:
+        if self.capture and self.warm and self.graph is None:
+            # torch works on the default stream of a GPU unless told otherwise, and that stream cannot be captured.
+            stream = wp.ScopedStream(wp.Stream(self.device)) if self.device.is_cuda else nullcontext()
+            with stream, wp.ScopedCapture(self.device) as capture:
+                self.work()
+            self.graph = capture.graph
         if self.graph is not None:
             wp.capture_launch(self.graph)
         else:
-            work()  # the first time also allocates, which a capture may not
+            self.work()  # the first time also loads the kernels, which a capture may not
             self.warm = True
-
-    def _captured(self, work: Callable[[], None]) -> Any:
-        device = self.physics.warp_device
-        # torch works on the default stream of a GPU unless told otherwise, and that stream cannot be captured.
-        stream = wp.ScopedStream(wp.Stream(device)) if device.is_cuda else nullcontext()
-        with stream, wp.ScopedCapture(device) as capture:
-            work()
-        return capture.graph
-
-
-def _assign(array: Any, value: Tensor) -> None:
-    wp.copy(array, wp.from_torch(value.detach().contiguous().view(-1), dtype=wp.float32, requires_grad=False))
-
-
-def _copy(array: Any, like: Tensor) -> Tensor:
-    return wp.to_torch(array, requires_grad=False).view_as(like).clone()
 
 
 @contextmanager

@@ -1,4 +1,17 @@
-"""The four Newton tasks: what is observed and rewarded, where episodes start and end."""
+"""The four Newton tasks: what is observed and rewarded, where episodes start and end.
+
+One episode of 64 rows, mean and standard deviation, of uniformly random actions and of no action:
+
+| task | actions | return | way along x [m] | steps |
+|---|---|---|---|---|
+| ant | random | 1132 +- 64 | -0.01 +- 0.34 | 1000 |
+| ant | zero | 1165 +- 25 | 0.01 +- 0.09 | 1000 |
+| hopper | random | -82 +- 77 | -0.04 +- 0.38 | 34 |
+| hopper | zero | -2 +- 126 | -0.03 +- 0.64 | 79 |
+
+The ant stands on the limits of its knees when nothing moves it, and one that runs earns more by its speed; the hopper
+falls.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +88,7 @@ class Locomotion(AnalyticSimulator):
     #: entries of q that the ground, which is flat, is the same for.
     horizontal: ClassVar[tuple[int, ...]]
 
-    def __init__(self, num_envs: int, *, requires_grad: bool = False, substeps: int = 16, **options: Any) -> None:
+    def __init__(self, num_envs: int, *, requires_grad: bool = False, substeps: int = 8, **options: Any) -> None:
         if substeps < 1:
             raise ValueError(f"substeps must be at least 1, found {substeps}")
         self.state_size, self.action_size = sum(self.sizes), self.sizes[-1]
