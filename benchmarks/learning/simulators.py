@@ -222,10 +222,10 @@ def _machine() -> str:
 
 _PAGE = """# SHAC and online PWM in simulators
 
-Made with `python -m benchmarks.learning.simulators run` and `report`, {made}; {machine}; one thread a run, no GPU. Returns
-are means over 64 episodes of the mean action, from start states that training does not see. A task counts as solved
-where the mean return is at least nine tenths of the way from the better of random actions and none to the hand-written
-controller.
+Made with `python -m benchmarks.learning.simulators run` and `report`, {made}; {machine}; one thread a run, no GPU.
+Returns are means over 64 episodes of the mean action, from start states that training does not see. A task counts as
+solved where the mean return is at least nine tenths of the way from the better of random actions and none to the
+hand-written controller.
 
 {table}
 

@@ -20,6 +20,8 @@ class AnalyticSimulator(Simulator):
     Keyword Args:
         episode_length (int, optional): instead of the task's own.
         stochastic_init (bool): whether starts are drawn. Default: ``True``.
+        early_termination (bool): whether episodes end where the task terminates them. Without, rows go on to their full
+            length, so that a model learns what happens there.
         reward_timing (str): ``"after"`` rewards the state that the step reaches, ``"before"`` the one it leaves.
         device, dtype, seed: of :class:`Simulator`.
 
@@ -36,6 +38,7 @@ class AnalyticSimulator(Simulator):
         *,
         episode_length: int | None = None,
         stochastic_init: bool = True,
+        early_termination: bool = True,
         reward_timing: RewardTiming = "after",
         **options: Any,
     ) -> None:
@@ -45,6 +48,7 @@ class AnalyticSimulator(Simulator):
         if episode_length is not None:
             self.episode_length = episode_length
         self.stochastic_init = stochastic_init
+        self.early_termination = early_termination
         self.reward_timing = reward_timing
         self.state = torch.zeros(num_envs, self.state_size, dtype=self.dtype, device=self.device)
 
@@ -58,7 +62,10 @@ class AnalyticSimulator(Simulator):
         before = self.state
         self.state = self.advance(before, actions)
         rewarded = self.state if self.reward_timing == "after" else before
-        return SimulatorStep(self.observe(self.state), self.reward(rewarded, actions), self.terminated(self.state))
+        terminated = self.terminated(self.state)
+        if not self.early_termination:
+            terminated = torch.zeros_like(terminated)
+        return SimulatorStep(self.observe(self.state), self.reward(rewarded, actions), terminated)
 
     def terminated(self, state: Tensor) -> Tensor:
         """Whether the episode ended at ``state``, bool [N]: here never."""

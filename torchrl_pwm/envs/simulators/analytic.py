@@ -48,6 +48,7 @@ class AnalyticEnv(SimulatorEnv):
         seed (int): of the env's own generator, from which all starts are drawn.
         episode_length (int, optional): instead of 240.
         stochastic_init (bool): whether starts are drawn (default) or are all the same: hanging at rest.
+        early_termination (bool): whether a row ends where its task terminates it (default) or goes on to its full length.
         reward_timing (str): ``"after"`` (default) rewards the state that the step reaches, R(s', a); ``"before"`` the
             state it leaves, R(s, a), as PWM's fork of DFlex does.
         non_finite (str): see :class:`SimulatorEnv`.
@@ -80,6 +81,7 @@ class AnalyticEnv(SimulatorEnv):
         seed: int = 0,
         episode_length: int | None = None,
         stochastic_init: bool = True,
+        early_termination: bool = True,
         reward_timing: RewardTiming = "after",
         non_finite: NonFinite = "raise",
         **options: Any,
@@ -93,6 +95,7 @@ class AnalyticEnv(SimulatorEnv):
             seed=seed,
             episode_length=episode_length,
             stochastic_init=stochastic_init,
+            early_termination=early_termination,
             reward_timing=reward_timing,
             **options,
         )

@@ -53,6 +53,7 @@ class NewtonEnv(SimulatorEnv):
         seed (int): of the env's own generator, from which all starts are drawn.
         episode_length (int, optional): instead of the task's own.
         stochastic_init (bool): whether starts are drawn (default) or are all the same.
+        early_termination (bool): whether a row ends where its task terminates it (default) or goes on to its full length.
         reward_timing (str): ``"after"`` (default) rewards the state that the step reaches, R(s', a); ``"before"`` the
             state it leaves, R(s, a), as PWM's fork of DFlex does.
         substeps (int, optional): solver steps in one step, instead of the task's own.
@@ -92,6 +93,7 @@ class NewtonEnv(SimulatorEnv):
         seed: int = 0,
         episode_length: int | None = None,
         stochastic_init: bool = True,
+        early_termination: bool = True,
         reward_timing: RewardTiming = "after",
         substeps: int | None = None,
         non_finite: NonFinite = "raise",
@@ -108,6 +110,7 @@ class NewtonEnv(SimulatorEnv):
             seed=seed,
             episode_length=episode_length,
             stochastic_init=stochastic_init,
+            early_termination=early_termination,
             reward_timing=reward_timing,
             **({} if substeps is None else {"substeps": substeps}),
         )
