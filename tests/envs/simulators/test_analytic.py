@@ -219,3 +219,27 @@ def test_controllers_leave_the_global_generator_alone():
     state = torch.get_rng_state()
     SwingUpController("cartpole_swingup")
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_without_early_termination_rows_go_on_to_their_full_length():
+    lengths = []
+    for early in (True, False):
+        env = AnalyticEnv("synthetic", 32, episode_length=60, early_termination=early, seed=1)
+        rollout = env.rollout(60, break_when_any_done=False)
+        lengths.append(int(rollout["next", "terminated"].sum()))
+        assert early or rollout["next", "truncated"][:, -1].all()
+    assert lengths[0] > 0 and lengths[1] == 0
+
+
+@pytest.mark.parametrize("task", ["cartpole_swingup", "double_pendulum"])
+def test_starts_are_drawn_around_the_chosen_centre(task):
+    for start, cosine in (("hanging", -1.0), ("upright", 1.0)):
+        env = AnalyticEnv(task, 64, start=start, start_angle=0.1, start_rate=0.0)
+        observation = env.reset()["observation"]
+        first = observation[:, 3 if task == "cartpole_swingup" else 0]
+        rates = observation[:, [1, 4]] if task == "cartpole_swingup" else observation[:, 4:]
+        assert ((first - cosine).abs() < 0.01).all() and (rates == 0).all()
+    with pytest.raises(ValueError, match='"hanging" or "upright", found .lying.'):
+        AnalyticEnv(task, 2, start="lying")
+    with pytest.raises(ValueError, match="at least 0"):
+        AnalyticEnv(task, 2, start_angle=-1.0)

@@ -48,7 +48,7 @@ class AnalyticEnv(SimulatorEnv):
         seed (int): of the env's own generator, from which all starts are drawn.
         episode_length (int, optional): instead of 240.
         stochastic_init (bool): whether starts are drawn (default) or are all the same: hanging at rest.
-        early_termination (bool): whether a row ends where its task terminates it (default) or goes on to its full length.
+        early_termination (bool): whether a row ends where its task terminates it (default) or always goes on.
         reward_timing (str): ``"after"`` (default) rewards the state that the step reaches, R(s', a); ``"before"`` the
             state it leaves, R(s, a), as PWM's fork of DFlex does.
         non_finite (str): see :class:`SimulatorEnv`.
