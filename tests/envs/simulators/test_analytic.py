@@ -239,7 +239,7 @@ def test_starts_are_drawn_around_the_chosen_centre(task):
         first = observation[:, 3 if task == "cartpole_swingup" else 0]
         rates = observation[:, [1, 4]] if task == "cartpole_swingup" else observation[:, 4:]
         assert ((first - cosine).abs() < 0.01).all() and (rates == 0).all()
-    with pytest.raises(ValueError, match='"hanging" or "upright", found .lying.'):
+    with pytest.raises(ValueError, match='"hanging" or "upright"'):
         AnalyticEnv(task, 2, start="lying")
     with pytest.raises(ValueError, match="at least 0"):
         AnalyticEnv(task, 2, start_angle=-1.0)
