@@ -91,12 +91,24 @@ def test_a_seed_repeats():
 
 
 def test_observation_statistics_come_from_the_warm_up():
-    trainer = make_trainer(warmup_steps=40, normalize_observations=True)
+    trainer = make_trainer(warmup_steps=200, normalize_observations=True)
     trainer._warm_up()
     model = trainer.stepper.model_loss.world_model
     seen = trainer.steps.replay_buffer[:]["observation"].reshape(-1, 5)
-    torch.testing.assert_close(model.observation_mean, seen.mean(0, keepdim=True))
-    torch.testing.assert_close(model.observation_std, seen.std(0, keepdim=True).clamp_min(1e-2))
+    # Of many draws of these steps.
+    torch.testing.assert_close(model.observation_mean, seen.mean(0, keepdim=True), rtol=0.15, atol=0.15)
+    torch.testing.assert_close(model.observation_std, seen.std(0, keepdim=True), rtol=0.15, atol=0.05)
+
+
+def test_observation_statistics_come_from_the_data_set_where_there_is_one():
+    trainer = make_trainer(normalize_observations=True)
+    data = make_env().rollout(20, break_when_any_done=False).transpose(0, 1).contiguous()
+    data["observation"] += 100
+    replay = ReplayBuffer(storage=TensorStorage(data, ndim=2), sampler=ParallelSliceSampler(4), batch_size=24)
+    trainer.pretrain(replay, 1)
+    found = trainer.stepper.model_loss.world_model.observation_mean.clone()
+    trainer._warm_up()
+    assert (found > 90).all() and torch.equal(found, trainer.stepper.model_loss.world_model.observation_mean)
 
 
 def test_start_states_are_partly_the_newest():

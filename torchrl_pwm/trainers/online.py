@@ -13,9 +13,12 @@ from torchrl.data import ReplayBuffer
 from torchrl.trainers import OptimizationStepper, Trainer, TrainerHookBase
 from tqdm import tqdm
 
+from torchrl_pwm.modules import RunningMoments
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.trainers.base import UpdateTrainer
 from torchrl_pwm.trainers.steppers import PWMOptimizationStepper, WorldModelOptimizationStepper
+
+_STATISTICS_SAMPLES = 100  # batches
 
 
 class OnlinePWMOptimizationStepper(OptimizationStepper):
@@ -207,8 +210,8 @@ class OnlinePWMTrainer(UpdateTrainer):
         iterations (int): number of iterations; published: 15,000 of 16 steps in every env.
         warmup_steps (int): steps of all envs together before the first update, at least one batch.
         warmup_updates (int): world-model updates from them. Published: as many as an episode has steps.
-        normalize_observations (bool): give the model the mean and spread of the warm-up's observations, unless it has
-            statistics already; see :meth:`~torchrl_pwm.PWMWorldModel.set_observation_statistics`. Published: no.
+        normalize_observations (bool): give the model the mean and spread of the first observations it learns from,
+            those of :meth:`pretrain` or of the warm-up, unless it has statistics already; see :meth:`~torchrl_pwm.PWMWorldModel.set_observation_statistics`. Published: no.
         optimization_stepper (OnlinePWMOptimizationStepper, optional): default: one with the published settings.
         **kwargs: see :class:`~torchrl_pwm.trainers.UpdateTrainer`.
 
@@ -289,6 +292,7 @@ class OnlinePWMTrainer(UpdateTrainer):
             updates (int): published: 50,000 for hopper, 100,000 for ant, 200,000 for humanoid.
         """
         stepper = self.stepper
+        self._set_statistics(replay_buffer)
         own, stepper.replay_buffer = stepper.replay_buffer, replay_buffer
         try:
             self._update_model(updates, "pre-training the world model")
@@ -302,12 +306,19 @@ class OnlinePWMTrainer(UpdateTrainer):
         while not self.env_steps or self.env_steps < self.warmup_steps:
             progress.update(self.steps.collect().numel())
         progress.close()
-        model = self.stepper.model_loss.world_model
-        if self.normalize_observations and model.observation_mean is None:
-            seen = self.steps.replay_buffer[:].get(self.stepper.model_loss.tensor_keys.observation)
-            flat = seen.reshape(-1, seen.shape[-1])
-            model.set_observation_statistics(flat.mean(0), flat.std(0))
+        self._set_statistics(self.steps.replay_buffer)
         self._update_model(self.warmup_updates, "first world-model updates")
+
+    def _set_statistics(self, replay_buffer: ReplayBuffer) -> None:
+        loss = self.stepper.model_loss
+        model = loss.world_model
+        if not self.normalize_observations or model.observation_mean is not None:
+            return
+        moments = RunningMoments((model.observation_dim,))
+        for _ in range(_STATISTICS_SAMPLES):
+            seen = replay_buffer.sample().get(loss.tensor_keys.observation)
+            moments.update(seen.reshape(-1, seen.shape[-1]))
+        model.set_observation_statistics(moments.mean, moments.std)
 
     def _update_model(self, updates: int, what: str) -> None:
         for _ in tqdm(range(updates), desc=what, disable=not self.progress_bar or not updates):
