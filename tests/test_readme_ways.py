@@ -72,6 +72,13 @@ def test_a_simulator_of_ones_own_trains_a_policy(tmp_path, monkeypatch, capsys):
     assert found["rollout"].shape == (64, 16) and found["rollout"]["next", "reward"].requires_grad
 
 
+def test_an_env_of_ones_own_trains_a_policy(tmp_path, monkeypatch, capsys):
+    found = execute("own_env.py", "ITERATIONS = 300", "ITERATIONS = 2", tmp_path, monkeypatch)
+    assert found["trainer"].env_steps == 2048 + 2 * 128
+    value = float(capsys.readouterr().out.splitlines()[-1].rsplit(" ", 1)[1])
+    assert -2000 < value < 0
+
+
 @pytest.fixture
 def pendulum():
     """Slices of random actions in the real env, and the lines of the design document up to the loop."""

@@ -211,7 +211,8 @@ class OnlinePWMTrainer(UpdateTrainer):
         warmup_steps (int): steps of all envs together before the first update, at least one batch.
         warmup_updates (int): world-model updates from them. Published: as many as an episode has steps.
         normalize_observations (bool): give the model the mean and spread of the first observations it learns from,
-            those of :meth:`pretrain` or of the warm-up, unless it has statistics already; see :meth:`~torchrl_pwm.PWMWorldModel.set_observation_statistics`. Published: no.
+            those of :meth:`pretrain` or of the warm-up, unless it has statistics already; see
+            :meth:`~torchrl_pwm.PWMWorldModel.set_observation_statistics`. Published: no.
         optimization_stepper (OnlinePWMOptimizationStepper, optional): default: one with the published settings.
         **kwargs: see :class:`~torchrl_pwm.trainers.UpdateTrainer`.
 
