@@ -21,7 +21,8 @@ from torchrl_pwm.data import make_online_replay
 ITERATIONS = 300
 env = make_gym_env("Pendulum-v1", num_envs=8)  # or yours
 
-model = PWMWorldModel(3, 1, latent_dim=64, encoder_units=(128,), units=(128, 128), simnorm_dim=0, normalize_rewards=True)
+sizes = {"latent_dim": 64, "encoder_units": (128,), "units": (128, 128), "simnorm_dim": 0}
+model = PWMWorldModel(3, 1, **sizes, normalize_rewards=True)
 actor, value = make_pwm_actor(64, 1, units=(64, 64)), make_value_ensemble(64, units=(64, 64))
 policy = WorldModelPolicy(model, actor)
 trainer = OnlinePWMTrainer(
