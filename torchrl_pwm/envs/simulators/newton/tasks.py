@@ -10,7 +10,8 @@ One episode of 64 rows, mean and standard deviation, of uniformly random actions
 | hopper | zero | -2 +- 126 | -0.03 +- 0.64 | 79 |
 
 The ant stands on the limits of its knees when nothing moves it, and one that runs earns more by its speed; the hopper
-falls.
+falls. There is no humanoid: the kernels would take one whose joints of several axes are chains of hinges on links
+without mass, but neither its stability nor its gradients have been measured.
 """
 
 from __future__ import annotations
