@@ -10,8 +10,13 @@ One episode of 64 rows, mean and standard deviation, of uniformly random actions
 | hopper | zero | -2 +- 126 | -0.03 +- 0.64 | 79 |
 
 The ant stands on the limits of its knees when nothing moves it, and one that runs earns more by its speed; the hopper
-falls. There is no humanoid: the kernels would take one whose joints of several axes are chains of hinges on links
-without mass, but neither its stability nor its gradients have been measured.
+falls.
+
+A humanoid is not among them yet, though the physics bears one. A draft of 21 hinges (joints of several axes as chains
+on links without mass; 46 kg, motors of 20 to 120 N m, armature 0.1) stayed finite over 300 random steps of 16 solver
+steps, at joint velocities up to 32. Its gradients agreed with finite differences to 2e-3 over 4 steps, after 20 steps
+and when fallen; those of 32 steps had a median norm of 41 and at most 155. Missing are the task itself (observation,
+reward, start, end) and its tests.
 """
 
 from __future__ import annotations
