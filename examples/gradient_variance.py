@@ -1,6 +1,27 @@
 """Why a world model: the variance of policy gradients on the double pendulum, as in figure 3 of PWM (arXiv 2407.02466).
 
-DOCSTRING
+    python examples/gradient_variance.py            # 4 minutes on one core; writes docs/images/gradient_variance.png
+    python examples/gradient_variance.py --policies 8
+
+The gradient of the reward summed over h steps is sampled 100 times for h = 1..50: through the true dynamics, and
+through world models trained on sequences of H = 3 and of H = 16 steps. Policy, noise and start, hanging at rest,
+are the same in all. The policy reads the model's latent, of the true observation where the dynamics are true, and
+takes it as given (detached): all three gradients have the same parameters. Rewards are in the model's unit, one
+standard deviation.
+
+    variance(h) = mean over parameters of Var[g],   ESNR(h) = mean over parameters of E[g]^2 / (Var[g] + 1e-9)
+
+Claim: variance grows with h fastest under the true dynamics; the model trained over long horizons has the higher
+ESNR at long horizons (here: the mean over h = 30..50). A gradient without noise is of no use if it points
+elsewhere, so the figure adds the angle between the mean gradient of a model and the true one.
+
+Both models share the first half of their updates, at H = 3, unless ``--from-scratch``: 1500 updates at H = 16 from
+scratch left a reward error of 0.36 to 0.53 standard deviations at the third step, 1500 after such a start 0.09.
+
+Found here, with one random policy in each of 3 seeds: variance grows slower in the model of H = 16 than under the
+true dynamics in 3, in that of H = 3 in 2; late ESNR in the model of H = 16 beats that of H = 3 in 2 and the true
+dynamics in 1. ESNR differs more from policy to policy than between the dynamics: the geometric mean of eight
+policies, in the one seed tried so, bears out every part.
 """
 
 from __future__ import annotations
@@ -300,9 +321,17 @@ def report(outcomes: list[Outcome]) -> str:
                 if dynamics == "model":
                     line += "".join(f"{np.mean([pair.cosine[h - 1] for pair in pairs]):14.2f}" for h in places)
                 lines.append(line)
-    for claim, holds in claims(outcomes).items():
+    alone = [
+        {horizon: [pair] for horizon, pair in zip(outcome, pairs)}
+        for outcome in outcomes
+        for pairs in zip(*outcome.values())
+    ]
+    for (claim, holds), each in zip(claims(outcomes).items(), claims(alone).values()):
         verdict = "holds" if all(holds) else "does not hold in all seeds" if any(holds) else "does not hold"
-        lines.append(f"{claim}: in {sum(holds)} of {len(holds)} seeds; this {verdict}")
+        lines.append(
+            f"{claim}: in {sum(holds)} of {len(holds)} seeds, and with {sum(each)} of {len(each)} policies taken "
+            f"alone; this {verdict}"
+        )
     return "\n".join(lines)
 
 
@@ -330,7 +359,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     picture = Path(__file__).parents[1] / "docs" / "images" / "gradient_variance.png"
     parser.add_argument("--seeds", type=int, default=3, help="of data, models and policies (default: 3)")
-    parser.add_argument("--policies", type=int, default=4, help="random policies of each seed (default: 4)")
+    parser.add_argument("--policies", type=int, default=1, help="random policies of each seed (default: 1)")
     parser.add_argument("--episodes", type=int, default=800, help="of data, 60 steps each (default: 800)")
     parser.add_argument("--updates", type=int, default=3000, help="of each model (default: 3000)")
     parser.add_argument("--from-scratch", action="store_true", help="no updates at H = 3 for the model of H = 16")

@@ -133,4 +133,6 @@ def test_a_part_of_the_claim_holds_only_in_seeds_where_the_numbers_say_so(figure
         [True, True, False, False],
         [True, True, True, False],
     ]
-    assert "H = 3: in 3 of 4 seeds; this does not hold in all seeds" in figure.report(outcomes)
+    said = figure.report(outcomes)
+    assert "model of H = 3: in 3 of 4 seeds, and with 3 of 8 policies taken alone; this does not hold in all" in said
+    assert "model of H = 16: in 4 of 4 seeds, and with 8 of 8 policies taken alone; this holds" in said
