@@ -21,6 +21,7 @@ from torchrl_pwm import WorldModelPolicy
 from torchrl_pwm.envs.simulators import AnalyticEnv
 from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.trainers import has_checkpoint
+from torchrl_pwm.trainers.judging import Judge
 from torchrl_pwm.trainers.online_run import make_losses
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -53,7 +54,7 @@ def check_run(folder, out):
     assert {"real_return.csv", "collected_reward.csv", "env_steps.csv"} <= {
         file.name for file in folder.glob("scalars/*.csv")
     }
-    assert (folder / "training.png").exists()
+    assert (folder / "training.png").exists() and "last policy" in summary["outcomes"]
     return summary
 
 
@@ -83,6 +84,26 @@ def test_a_run_on_a_gymnasium_task(workers, tmp_path, monkeypatch, capsys):
     assert summary["task"] == "Pendulum-v1" and "hand-written controller" not in summary["outcomes"]
     # 200 rewards between -16.3 and 0.
     assert all(-3254 < value < 0 for found in summary["outcomes"].values() for value in found["returns"])
+
+
+def test_the_best_of_the_evaluated_policies_counts(tmp_path, monkeypatch):
+    calls = []
+
+    def judged(self, policy):
+        calls.append([value.clone() for value in policy.state_dict().values()])
+        return {"real_return": -float(len(calls))}
+
+    monkeypatch.setattr(Judge, "during_training", judged)
+    for select, kept in (("best", 0), ("last", 1)):
+        calls.clear()
+        folder = tmp_path / select
+        call(monkeypatch, "pwm_simulator", *TINY, SHORT, f"select={select}", f"folder={folder}")
+        assert len(calls) == 2
+        saved = {
+            **torch.load(folder / "world_model.pt", weights_only=True),
+            **torch.load(folder / "policy.pt", weights_only=True),
+        }
+        assert all(torch.equal(a, b) for a, b in zip(calls[kept], saved.values(), strict=True))
 
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):

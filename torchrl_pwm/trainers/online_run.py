@@ -21,7 +21,7 @@ from torchrl_pwm.data.parallel import ParallelSliceSampler
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.trainers.checkpoint import has_checkpoint
-from torchrl_pwm.trainers.extraction import Stopwatch
+from torchrl_pwm.trainers.extraction import BestPolicy, Stopwatch
 from torchrl_pwm.trainers.folders import claim_folder
 from torchrl_pwm.trainers.judging import Judge, save_tensors, write_summary
 from torchrl_pwm.trainers.models import choose_device
@@ -37,10 +37,12 @@ _PANELS = {
 def run_online(config: DictConfig, folder: Path) -> Path:
     """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``.
 
-    The folder then holds the configuration, the metrics, the checkpoint, ``policy.pt`` and ``world_model.pt`` (state
-    dicts of the :class:`~torchrl_pwm.WorldModelPolicy`'s actor and of the model), ``training.png`` and the summary:
-    returns of whole episodes of the policy, of the untrained one, of random actions, of none (zeros) and of the
-    hand-written controller where there is one, all from the same start states.
+    With ``select=best`` the networks that did best in an evaluation during training count, on start states that the
+    final evaluation does not see, else the last ones. The folder then holds the configuration, the metrics, the
+    checkpoint, ``policy.pt`` and ``world_model.pt`` (state dicts of the :class:`~torchrl_pwm.WorldModelPolicy`'s actor
+    and of the model), ``training.png`` and the summary: returns of whole episodes of the policy, of the last and the
+    untrained one, of random actions, of none (zeros) and of the hand-written controller where there is one, all from
+    the same start states.
 
     Raises:
         ImportError, ValueError: if a simulator is not installed, or an option is unknown.
@@ -70,6 +72,13 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         ),
         policy_stepper=instantiate(config.stepper, loss, iterations=config.iterations * config.online.policy_updates),
     )
+    best = BestPolicy(policy)
+
+    def evaluate() -> dict[str, float]:
+        found = judge.during_training(policy)
+        best.offer(found["real_return"], found["real_return"])
+        return found
+
     resumed = has_checkpoint(folder / "checkpoint")
     trainer = OnlinePWMTrainer(
         loss,
@@ -83,7 +92,7 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         optimization_stepper=stepper,
         logger=get_logger(config.logger, str(folder.parent), folder.name),
         log_interval=config.log_interval,
-        evaluate=lambda: judge.during_training(policy),
+        evaluate=evaluate,
         eval_interval=config.eval_interval,
         save_folder=folder / "checkpoint",
         save_interval=config.save_interval,
@@ -91,17 +100,21 @@ def run_online(config: DictConfig, folder: Path) -> Path:
     )
     stopwatch = Stopwatch()
     trainer.register_module("stopwatch", stopwatch)
+    trainer.register_module("best_policy", best)
     trainer.resume(required=False)
     if not resumed and config.pretraining.updates:
         trainer.pretrain(open_sequences(config), config.pretraining.updates)
     trainer.train()
     seconds = stopwatch.seconds
+    last = judge.outcome(policy)
+    if config.select == "best":
+        best.restore()
     save_tensors(loss.actor_network.state_dict(), folder / "policy.pt")
     save_tensors(model.state_dict(), folder / "world_model.pt")
     return write_summary(
         config,
         folder,
-        judge.outcomes(policy, untrained),
+        {**judge.outcomes(policy, untrained), "last policy": last},
         panels=_PANELS,
         xlabel="iteration",
         steps=trainer.env_steps,
