@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.data.replay_buffers import Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
-__all__ = ["ParallelSliceSampler", "make_online_replay"]
+__all__ = ["ParallelSliceSampler", "extend_with_recorded", "make_online_replay"]
 
 
 class ParallelSliceSampler(Sampler):
@@ -125,3 +126,35 @@ def make_online_replay(
         batch_size=batch_size * slice_len,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def extend_with_recorded(replay: ReplayBuffer, recorded: TensorDictBase, num_envs: int) -> None:
+    """Puts steps that were recorded earlier into the replay buffer of ``num_envs`` envs, before their first own steps.
+
+    Args:
+        replay (ReplayBuffer): see :func:`make_online_replay`.
+        recorded (TensorDictBase): transitions ``[N, T]`` of N envs; N is a multiple of ``num_envs``. They lie one after
+            the other in the replay, and each ends there: its last step counts as ``done``.
+        num_envs (int): envs whose steps follow.
+
+    Raises:
+        ValueError: if the rows cannot be shared out equally.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> replay = make_online_replay(1000, slice_len=5, batch_size=3)
+        >>> done = torch.zeros(8, 20, 1, dtype=torch.bool)
+        >>> extend_with_recorded(replay, TensorDict({"next": {"done": done}}, [8, 20]), num_envs=4)
+        >>> len(replay), replay["next", "done"].sum().item()
+        (160, 8)
+    """
+    if recorded.ndim != 2 or len(recorded) % num_envs:
+        raise ValueError(
+            f"expected recorded steps [N, T] with N a multiple of the {num_envs} envs that go on from them, found "
+            f"batch {list(recorded.batch_size)}: leave rows out, or use another num_envs."
+        )
+    for rows in recorded.split(num_envs):
+        rows = rows.clone()
+        rows["next", "done"][:, -1] = True
+        replay.extend(rows)

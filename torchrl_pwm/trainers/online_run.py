@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import BaseCollector, Collector, MultiSyncCollector
 from torchrl.data import ReplayBuffer, TensorStorage
 from torchrl.envs import EnvBase
@@ -17,7 +17,7 @@ from torchrl.objectives import ValueEstimators
 from torchrl.record.loggers import get_logger
 
 from torchrl_pwm.data import make_online_replay
-from torchrl_pwm.data.parallel import ParallelSliceSampler
+from torchrl_pwm.data.parallel import ParallelSliceSampler, extend_with_recorded
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.trainers.checkpoint import has_checkpoint
@@ -104,6 +104,9 @@ def run_online(config: DictConfig, folder: Path) -> Path:
     trainer.resume(required=False)
     if not resumed and config.pretraining.updates:
         trainer.pretrain(open_sequences(config), config.pretraining.updates)
+    if not resumed and config.pretraining.keep:
+        steps = open_steps(config).select(*trainer.steps.keys, strict=False)
+        extend_with_recorded(replay, steps, env.batch_size.numel())
     trainer.train()
     seconds = stopwatch.seconds
     last = judge.outcome(policy)
@@ -167,6 +170,18 @@ def make_collector(
 
 
 def open_sequences(config: DictConfig) -> ReplayBuffer:
+    """Sequences of :func:`open_steps`."""
+    length, size = config.replay.slice_len, config.replay.batch_size
+    sampler = ParallelSliceSampler(length)
+    return ReplayBuffer(
+        storage=TensorStorage(open_steps(config).transpose(0, 1), ndim=2),
+        sampler=sampler,
+        batch_size=size * length,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def open_steps(config: DictConfig) -> TensorDictBase:
     """The data set of ``config.pretraining.data``: a folder of a memory-mapped TensorDict ``[N, T]`` of transitions.
 
     Raises:
@@ -181,11 +196,4 @@ def open_sequences(config: DictConfig) -> ReplayBuffer:
     data = TensorDict.load_memmap(config.pretraining.data)
     if data.ndim != 2:
         raise ValueError(f"pretraining.data must be a TensorDict [N, T], found batch {list(data.batch_size)}.")
-    length, size = config.replay.slice_len, config.replay.batch_size
-    sampler = ParallelSliceSampler(length)
-    return ReplayBuffer(
-        storage=TensorStorage(data.transpose(0, 1), ndim=2),
-        sampler=sampler,
-        batch_size=size * length,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+    return data

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, RewardScaling, TransformedEnv
 from torchrl.objectives import ValueEstimators
 from torchrl.record.loggers import get_logger
 
@@ -39,6 +39,8 @@ def run_simulation(config: DictConfig, folder: Path) -> Path:
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
     env: EnvBase = instantiate(config.env, **config.training_env, requires_grad=True, seed=config.seed, device=device)
+    if config.reward_scale != 1:
+        env = TransformedEnv(env, RewardScaling(loc=0.0, scale=config.reward_scale))
     judge = Judge(config, device)
     loss = make_shac_loss(config, env).to(device)
     claim_folder(config, folder)

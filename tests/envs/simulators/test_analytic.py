@@ -243,3 +243,17 @@ def test_starts_are_drawn_around_the_chosen_centre(task):
         AnalyticEnv(task, 2, start="lying")
     with pytest.raises(ValueError, match="at least 0"):
         AnalyticEnv(task, 2, start_angle=-1.0)
+
+
+def test_staggered_rows_end_their_first_episodes_at_different_steps():
+    env = AnalyticEnv("double_pendulum", 64, episode_length=20, stagger=True, seed=2)
+    rollout = env.rollout(60, break_when_any_done=False)
+    done = rollout["next", "done"].squeeze(-1)
+    first = done.int().argmax(1)
+    assert first.unique().numel() > 12 and first.max() < 20
+    # Later episodes have their full length.
+    for row, start in zip(done, first):
+        assert row.nonzero().flatten().diff().tolist() == [20] * (int(row.sum()) - 1) and row[start]
+    again = AnalyticEnv("double_pendulum", 64, episode_length=20, stagger=True, seed=2)
+    assert torch.equal(again.rollout(60, break_when_any_done=False)["next", "done"], rollout["next", "done"])
+    assert AnalyticEnv("double_pendulum", 3, episode_length=20).rollout(30)["next", "done"][:, -1].all()

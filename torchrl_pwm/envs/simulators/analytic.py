@@ -51,7 +51,7 @@ class AnalyticEnv(SimulatorEnv):
         early_termination (bool): whether a row ends where its task terminates it (default) or always goes on.
         reward_timing (str): ``"after"`` (default) rewards the state that the step reaches, R(s', a); ``"before"`` the
             state it leaves, R(s, a), as PWM's fork of DFlex does.
-        non_finite (str): see :class:`SimulatorEnv`.
+        non_finite (str), stagger (bool): see :class:`SimulatorEnv`.
         options: of one task: ``substeps`` (int, default 2), Runge-Kutta steps in one step of the first two, and
             their ``start``, ``start_angle`` and ``start_rate``, see
             :class:`~torchrl_pwm.envs.simulators.pendulums.Mechanism`;
@@ -84,6 +84,7 @@ class AnalyticEnv(SimulatorEnv):
         early_termination: bool = True,
         reward_timing: RewardTiming = "after",
         non_finite: NonFinite = "raise",
+        stagger: bool = False,
         **options: Any,
     ) -> None:
         if task not in _TASKS:
@@ -99,5 +100,5 @@ class AnalyticEnv(SimulatorEnv):
             reward_timing=reward_timing,
             **options,
         )
-        super().__init__(simulator, requires_grad=requires_grad, non_finite=non_finite)
+        super().__init__(simulator, requires_grad=requires_grad, non_finite=non_finite, stagger=stagger)
         self.task = task

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_pwm.envs.simulators._gates import Gates
 from torchrl_pwm.envs.simulators._workers import NamedEnvMeta
 from torchrl_pwm.envs.simulators.base import RewardTiming, Simulator, SimulatorStep
 
@@ -41,6 +41,8 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         non_finite (str): what a NaN or an infinity in a row's observation or reward does. ``"raise"`` (default) stops.
             ``"terminate"`` ends the row's episode: terminated, reward 0, its last finite observation repeated, no
             gradient to the actions of that episode, and ``non_finite_count`` (int) grows by one.
+        stagger (bool): whether a :meth:`reset` of all rows gives each a random number of steps, of which its first
+            episode is shorter, so that the rows do not all end at once ever after. For training; default: ``False``.
         num_workers (int): of envs that are built by the name of a task: above 1 gives a ``ParallelEnv`` of that many
             processes, with batch [num_workers, num_envs], a seed each, and without gradients. Default: 1.
 
@@ -70,7 +72,14 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         True
     """
 
-    def __init__(self, simulator: Simulator, *, requires_grad: bool = False, non_finite: NonFinite = "raise") -> None:
+    def __init__(
+        self,
+        simulator: Simulator,
+        *,
+        requires_grad: bool = False,
+        non_finite: NonFinite = "raise",
+        stagger: bool = False,
+    ) -> None:
         if non_finite not in ("raise", "terminate"):
             raise ValueError(f'non_finite must be "raise" or "terminate", found {non_finite!r}')
         length = simulator.episode_length
@@ -80,12 +89,13 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         self.simulator = simulator
         self.requires_grad = requires_grad
         self.non_finite = non_finite
+        self.stagger = stagger
         self.non_finite_count = 0
         self._steps = self._zeros(torch.int64)
         self._observation: Tensor | None = None
         # Rows that the simulator itself reset in its last step, and that await their reset here.
         self._already_reset = self._zeros(torch.bool)
-        self._gates = _Gates(simulator.num_envs, simulator.device)
+        self._gates = Gates(simulator.num_envs, simulator.device)
         self._make_specs()
 
     def _zeros(self, dtype: torch.dtype) -> Tensor:
@@ -129,12 +139,18 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
                 self._observation = self.simulator.reset(needed)
         assert self._observation is not None
         self._check_start(rows)
-        self._steps = torch.where(rows, 0, self._steps)
+        self._steps = torch.where(rows, self._head_start() if mask is None else 0, self._steps)
         self._already_reset = self._already_reset & ~rows
         self._gates.restart(rows)
         if everything:
             self._cut()
         return self._pack(self._observation, self._zeros(torch.bool), self._zeros(torch.bool))
+
+    def _head_start(self) -> Tensor:
+        """Steps that count as taken when all rows start, [N]."""
+        if not self.stagger or self.episode_length is None:
+            return self._zeros(torch.int64)
+        return ((self.simulator.uniform() + 1) / 2 * self.episode_length).long()
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         self._check_started("stepped")
@@ -345,39 +361,6 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
             reward=torch.where(bad, 0.0, step.reward),
             terminated=step.terminated | bad,
         )
-
-
-class _Gates:
-    """Lets the gradient of actions through, except in rows that turned non-finite later in the same episode.
-
-    A zero gradient that meets a NaN on its way back is NaN: replacing the reward is not enough.
-    """
-
-    def __init__(self, num_envs: int, device: torch.device | None) -> None:
-        self._open: list[Tensor] = []  # per gate since the last cut: bool [N, 1]
-        self._first = torch.zeros(num_envs, dtype=torch.int64, device=device)  # first gate of each row's episode
-
-    def __call__(self, action: Tensor) -> Tensor:
-        is_open = torch.ones_like(action[:, :1], dtype=torch.bool)
-        self._open.append(is_open)
-        action = action.clone()
-        action.register_hook(partial(_masked, is_open))
-        return action
-
-    def restart(self, rows: Tensor) -> None:
-        self._first = torch.where(rows, len(self._open), self._first)
-
-    def close(self, rows: Tensor) -> None:
-        for index, is_open in enumerate(self._open):
-            is_open &= ~(rows & (self._first <= index))[:, None]
-
-    def clear(self) -> None:
-        self._open = []
-        self._first = torch.zeros_like(self._first)
-
-
-def _masked(is_open: Tensor, grad: Tensor) -> Tensor:
-    return torch.where(is_open, grad, 0.0)
 
 
 def _listed(rows: Tensor) -> str:

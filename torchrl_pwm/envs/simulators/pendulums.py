@@ -153,10 +153,11 @@ class DoublePendulum(Mechanism):
 
     observation_size = 6
     hanging = (math.pi, 0.0)
-    # A short, heavy first rod and a motor that can hold both rods level: the swing-up then takes about a second.
-    masses: ClassVar[tuple[float, float]] = (2.0, 1.0)  # kg, uniform rods
-    lengths: ClassVar[tuple[float, float]] = (0.3, 0.9)  # m
-    max_torque: ClassVar[float] = 20.0  # N m
+    # Both rods pull equally at the pivot (weight1 = weight2), so that spreading them apart lifts both at once, and they
+    # are long: the shorter they are, the faster they fall over, and the less a gradient says about what to do.
+    masses: ClassVar[tuple[float, float]] = (1.0, 1.0)  # kg, uniform rods
+    lengths: ClassVar[tuple[float, float]] = (1.0, 3.0)  # m
+    max_torque: ClassVar[float] = 90.0  # N m
 
     def __init__(self, num_envs: int, **options: Any) -> None:
         super().__init__(num_envs, **options)

@@ -57,7 +57,7 @@ class NewtonEnv(SimulatorEnv):
         reward_timing (str): ``"after"`` (default) rewards the state that the step reaches, R(s', a); ``"before"`` the
             state it leaves, R(s, a), as PWM's fork of DFlex does.
         substeps (int, optional): solver steps in one step, instead of the task's own.
-        non_finite (str): see :class:`SimulatorEnv`.
+        non_finite (str), stagger (bool): see :class:`SimulatorEnv`.
 
     Raises:
         ImportError: if Newton is not installed, or rewarped is, which needs another Warp.
@@ -97,6 +97,7 @@ class NewtonEnv(SimulatorEnv):
         reward_timing: RewardTiming = "after",
         substeps: int | None = None,
         non_finite: NonFinite = "raise",
+        stagger: bool = False,
     ) -> None:
         if task not in _NAMES:
             raise ValueError(f"unknown task {task!r}; expected one of {', '.join(map(repr, _NAMES))}")
@@ -114,7 +115,7 @@ class NewtonEnv(SimulatorEnv):
             reward_timing=reward_timing,
             **({} if substeps is None else {"substeps": substeps}),
         )
-        super().__init__(simulator, requires_grad=requires_grad, non_finite=non_finite)
+        super().__init__(simulator, requires_grad=requires_grad, non_finite=non_finite, stagger=stagger)
         self.task = task
 
 
