@@ -192,13 +192,13 @@ def test_the_synthetic_task_is_the_same_for_every_seed_and_dtype():
     torch.testing.assert_close(product, torch.eye(53, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("task, least", [("cartpole_swingup", -600.0), ("double_pendulum", -1150.0)])
+@pytest.mark.parametrize("task, least", [("cartpole_swingup", -600.0), ("double_pendulum", -950.0)])
 def test_the_controller_solves_the_task(task, least):
     env = AnalyticEnv(task, 128, seed=0)
     reward = env.rollout(240, SwingUpController(task))["next", "reward"].squeeze(-1)
     upright = (reward[:, -30:] > -0.1).all(1)
     assert reward.sum(1).mean() > least
-    assert upright.float().mean() > 0.85
+    assert upright.float().mean() > 0.8
 
 
 def test_controllers_work_on_any_batch_and_dtype():

@@ -120,9 +120,9 @@ class _CartPoleLaw(_Law):
 
 
 class _DoublePendulumLaw(_Law):
-    state_cost = (1.0, 1.0, 0.16, 0.16)
-    action_cost = 0.004
-    capture = 660.0
+    state_cost = (1.0, 1.0, 0.013, 0.013)
+    action_cost = 0.006
+    capture = 5700.0
 
     def __init__(self) -> None:
         self.task = DoublePendulum(1, dtype=torch.float64)
@@ -140,8 +140,8 @@ class _DoublePendulumLaw(_Law):
         first, second, rate1, rate2 = state.unbind(-1)
         rate = rate1 + rate2
         energy = task.inertia2 * rate.square() / (2 * task.weight2) + (first + second).cos() - 1
-        lean = -0.34 * torch.tanh(12.0 * energy * rate)
-        wanted = -29.0 * (wrapped(first) - lean) - 12.0 * rate1
+        lean = -0.59 * torch.tanh(11.0 * energy * rate)
+        wanted = -30.0 * (wrapped(first) - lean) - 12.0 * rate1
         m11, m12, m22, force1, force2 = task.dynamics(state)
         # The first row of the equations of motion has no motor: it gives the second joint's acceleration.
         other = (force1 - m11 * wanted) / m12
