@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
-from torchrl_pwm.data import ParallelSliceSampler, make_online_replay
+from torchrl_pwm.data import ParallelSliceSampler, extend_with_recorded, make_online_replay
 
 
 def steps(first: int, count: int, envs: int = 4) -> TensorDict:
@@ -69,3 +69,24 @@ def test_what_does_not_fit_is_refused():
     replay.extend(steps(0, 8))
     with pytest.raises(ValueError, match="multiple of slice_len=5, found 7"):
         replay.sample(7)
+
+
+def test_recorded_steps_lie_one_after_the_other_and_end_there():
+    replay = make_online_replay(200, slice_len=4, batch_size=16)
+    step = torch.arange(10).expand(6, 10) + 100 * torch.arange(6)[:, None]
+    recorded = TensorDict({"step": step, "next": {"done": torch.zeros(6, 10, 1, dtype=torch.bool)}}, [6, 10])
+    extend_with_recorded(replay, recorded, num_envs=2)
+    replay.extend(
+        TensorDict(
+            {"step": -torch.ones(2, 3, dtype=torch.int64), "next": {"done": torch.zeros(2, 3, 1).bool()}}, [2, 3]
+        )
+    )
+    assert len(replay) == 66
+    sample = replay.sample()
+    ends = sample["next", "done"].squeeze(-1)[:, :-1]
+    follows = sample["step"].diff(dim=1) == 1
+    own = sample["step"][:, 1:] == -1
+    assert (follows | ends | own).all() and ends.any()
+    assert not recorded["next", "done"].any()
+    with pytest.raises(ValueError, match="N a multiple of the 4 envs"):
+        extend_with_recorded(replay, recorded, num_envs=4)

@@ -20,7 +20,7 @@ import torchrl_pwm.trainers.configs  # noqa: F401
 from torchrl_pwm import WorldModelPolicy
 from torchrl_pwm.envs.simulators import AnalyticEnv
 from torchrl_pwm.objectives import PWMLoss
-from torchrl_pwm.trainers import has_checkpoint
+from torchrl_pwm.trainers import has_checkpoint, load_checkpoint
 from torchrl_pwm.trainers.judging import Judge
 from torchrl_pwm.trainers.online_run import make_losses
 
@@ -135,9 +135,20 @@ def test_pretraining_reads_a_folder_of_steps(tmp_path, monkeypatch, capsys):
     check_run(tmp_path / "run", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("updates", [0, 2])
+def test_recorded_steps_stay_in_the_replay(updates, tmp_path, monkeypatch):
+    AnalyticEnv("cartpole_swingup", 8).rollout(20, break_when_any_done=False).memmap(tmp_path / "steps")
+    pretraining = [f"pretraining.data={tmp_path / 'steps'}", f"pretraining.updates={updates}", "pretraining.keep=true"]
+    call(monkeypatch, "pwm_simulator", *TINY, SHORT, *pretraining, f"folder={tmp_path / 'run'}")
+    run = json.loads((tmp_path / "run" / "summary.json").read_text())
+    replay = load_checkpoint(tmp_path / "run" / "checkpoint")["collected_steps"]["replay_buffer"]
+    assert replay["_storage"]["_len"] == run["steps"] + 8 * 20
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["pretraining.keep=true"], r"pretraining.data=None: expected the folder of a TensorDict \[N, T\]"),
         (["pretraining.updates=3"], r"pretraining.data=None: expected the folder of a TensorDict \[N, T\]"),
         (["collector.workers=3"], "collector.workers must divide the 4 rows of the env, found 3"),
         (["env.task=cartpol"], "cartpole_swingup"),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torchrl_pwm.data.convert import convert_shards
     from torchrl_pwm.data.download import download_checkpoint, download_shards
     from torchrl_pwm.data.mixture import ReplayMixture
-    from torchrl_pwm.data.parallel import ParallelSliceSampler, make_online_replay
+    from torchrl_pwm.data.parallel import ParallelSliceSampler, extend_with_recorded, make_online_replay
     from torchrl_pwm.data.replay import TDMPC2ExperienceReplay
     from torchrl_pwm.data.sac import SACConfig
     from torchrl_pwm.data.sampler import EpisodeSliceSampler
@@ -37,6 +37,7 @@ _HOME = {
     "convert_shards": "convert",
     "download_checkpoint": "download",
     "download_shards": "download",
+    "extend_with_recorded": "parallel",
     "make_online_replay": "parallel",
     "start_states": "starts",
     "upgrade_dataset": "upgrade",
@@ -55,6 +56,7 @@ __all__ = [
     "convert_shards",
     "download_checkpoint",
     "download_shards",
+    "extend_with_recorded",
     "make_online_replay",
     "start_states",
     "upgrade_dataset",
