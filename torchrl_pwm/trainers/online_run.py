@@ -11,13 +11,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import BaseCollector, Collector, MultiSyncCollector
-from torchrl.data import ReplayBuffer, TensorStorage
+from torchrl.data import ReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.objectives import ValueEstimators
 from torchrl.record.loggers import get_logger
 
-from torchrl_pwm.data import make_online_replay
-from torchrl_pwm.data.parallel import ParallelSliceSampler, extend_with_recorded
+from torchrl_pwm.data import extend_with_recorded, make_online_replay
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.trainers.checkpoint import has_checkpoint
@@ -170,15 +169,11 @@ def make_collector(
 
 
 def open_sequences(config: DictConfig) -> ReplayBuffer:
-    """Sequences of :func:`open_steps`."""
-    length, size = config.replay.slice_len, config.replay.batch_size
-    sampler = ParallelSliceSampler(length)
-    return ReplayBuffer(
-        storage=TensorStorage(open_steps(config).transpose(0, 1), ndim=2),
-        sampler=sampler,
-        batch_size=size * length,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+    """Sequences of :func:`open_steps`, which are read into memory."""
+    steps = open_steps(config)
+    replay = make_online_replay(**{**config.replay, "capacity": steps.numel()}, seed=config.seed)
+    extend_with_recorded(replay, steps, len(steps))
+    return replay
 
 
 def open_steps(config: DictConfig) -> TensorDictBase:
