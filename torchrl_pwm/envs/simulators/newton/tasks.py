@@ -8,9 +8,30 @@ One episode of 64 rows, mean and standard deviation, of uniformly random actions
 | ant | zero | 1165 +- 25 | 0.01 +- 0.09 | 1000 |
 | hopper | random | -82 +- 77 | -0.04 +- 0.38 | 34 |
 | hopper | zero | -2 +- 126 | -0.03 +- 0.64 | 79 |
+| humanoid | random | 46 +- 14 | -0.03 +- 0.16 | 30 |
+| humanoid | zero | 58 +- 11 | -0.09 +- 0.15 | 35 |
 
 The ant stands on the limits of its knees when nothing moves it, and one that runs earns more by its speed; the hopper
-falls.
+and the humanoid fall.
+
+What SHAC made of the humanoid: one seed, 800 windows of 32 steps and 64 rows (10 minutes of one core) with
+``conf/shac/newton/humanoid.yaml``, then 64 episodes, all of 1000 steps unless it falls. The same policy in finer steps:
+
+| solver steps | return | way along x [m] | rows that stay up |
+|---|---|---|---|
+| 8, as in training | 9390 +- 1579 | 127 +- 22 | 62 of 64 |
+| 16 | 8608 +- 1765 | 114 +- 24 | 61 of 64 |
+| 32 | 7604 +- 1772 | 99 +- 24 | 46 of 64 |
+
+So it learns, by what is mostly physics and in part the solver's step: ask for 16 where that matters. It does not move
+as a person does. It leans forward by some 40 degrees and bounds at 9 m/s, both thighs nearly in step, the feet within
+a hand's breadth, and crossed a quarter of the time: limbs pass through each other. Missing are contacts between limbs,
+a limit to the speed and the power of motors, stiffness of idle joints, and other seeds.
+
+In 8 solver steps its gradients agreed with finite differences of 4 steps to 1e-3 in 6 states on its feet, and to 2e-2
+in 12 fallen; the norms of those of 32 random steps had a median of 30 and at most 150, or where fallen ones go on, of
+400 and 1100. With 64 rows it does 12500 steps a second forward, and 4500 with gradients, on one core; in 16 solver
+steps, which change neither starts nor gradients much, 9300 and 2900.
 """
 
 from __future__ import annotations
@@ -192,7 +213,9 @@ class Humanoid(Walker):
     """A torso with head, pelvis, legs and arms, 21 joints: q [28], v [27], observation [76].
 
     Reward: v + 0.1 up + head + H - 0.002 |a|^2, where v is the velocity along x and, for e = h - 0.84 clipped to
-    [-1, 0.1], H = 10 e if that is positive and -200 e^2 if not. Terminated where h < 0.74 m, which stands at 1.26 m.
+    [-1, 0.1], H = 10 e if that is positive and -200 e^2 if not. Terminated where h < 0.74 m, which stands at 1.26 m;
+    a state that is not finite is left to ``non_finite`` of the env. It starts in the air, the soles 0.12 m above the
+    ground, within 0.12 m.
     """
 
     robot = "humanoid"
