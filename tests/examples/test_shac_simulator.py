@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 
 import torchrl_pwm.trainers.configs  # noqa: F401
 from torchrl_pwm import SHACLoss
+from torchrl_pwm.envs.simulators.newton.env import _NAMES
 from torchrl_pwm.trainers import has_checkpoint
 from torchrl_pwm.trainers.simulation import make_shac_loss
 
@@ -122,6 +123,20 @@ PUBLISHED = {
     "rewarped/ant": (128, 2000, "RewarpedEnv"),
     "rewarped/humanoid": (64, 3000, "RewarpedEnv"),
 }
+
+
+@pytest.mark.parametrize("task", _NAMES)
+def test_newton_tasks_run_with_64_rows_and_settings_of_their_own(task):
+    config = composed(f"env=newton/{task}")
+    assert (config.env._target_, config.env.num_envs) == ("torchrl_pwm.envs.simulators.NewtonEnv", 64)
+    assert config.task == config.env.task == task
+    assert config.iterations < 2000 and list(config.actor.units) != [400, 200, 100]
+    assert (config.loss.horizon, config.gamma, config.normalize_observations) == (32, 0.99, True)
+
+
+def test_every_newton_task_has_its_configs():
+    for group in ("env", "shac"):
+        assert {file.stem for file in EXAMPLES.glob(f"conf/{group}/newton/*.yaml")} == set(_NAMES)
 
 
 def test_every_config_of_an_external_simulator_is_here():

@@ -15,9 +15,10 @@ from torchrl_pwm.envs.simulators import AnalyticEnv, NewtonEnv, SwingUpControlle
 
 newton = pytest.importorskip("newton")
 
-SIZES = {"cartpole": (5, 1), "double_pendulum": (6, 1), "ant": (37, 8), "hopper": (11, 3)}
-LENGTHS = {"cartpole": 240, "double_pendulum": 240, "ant": 1000, "hopper": 1000}
-WALKERS = ["ant", "hopper"]
+SIZES = {"cartpole": (5, 1), "double_pendulum": (6, 1), "ant": (37, 8), "hopper": (11, 3), "humanoid": (76, 21)}
+LENGTHS = {"cartpole": 240, "double_pendulum": 240, "ant": 1000, "hopper": 1000, "humanoid": 1000}
+WALKERS = ["ant", "hopper", "humanoid"]
+HEIGHT = {"ant": 2, "hopper": 1, "humanoid": 2}  # index in q
 CLOSED_FORMS = {"cartpole": "cartpole_swingup", "double_pendulum": "double_pendulum"}
 
 
@@ -49,7 +50,7 @@ def gradient_error(task, start, steps, scale, directions=3):
     the best of them, relative to that derivative or to 5 % of the gradient's norm, whichever is larger.
     """
     sizes = torch.tensor([0.1, 0.03, 0.01, 0.003])
-    env = NewtonEnv(task, 1 + 2 * directions * len(sizes), requires_grad=True)
+    env = NewtonEnv(task, 1 + 2 * directions * len(sizes), requires_grad=True, early_termination=False)
     base = draw_actions(env, steps, scale, seed=1, rows=1)
     along = torch.randn(directions, *base.shape, generator=torch.Generator().manual_seed(2))
     along = along / along.flatten(1).norm(dim=1)[:, None, None, None]
@@ -77,7 +78,7 @@ def test_pendulum_gradients_of_16_steps_agree_with_finite_differences(task):
 
 def on_the_ground(task, steps=30):
     """A state [S] some steps of random actions after a start in the air: without ground, it would be far below."""
-    env = NewtonEnv(task, 1, seed=3)
+    env = NewtonEnv(task, 1, seed=3, early_termination=False)
     play(env, env.reset(), draw_actions(env, steps, 0.5))
     return env.simulator.state[0]
 
@@ -85,6 +86,12 @@ def on_the_ground(task, steps=30):
 @pytest.mark.parametrize("task", WALKERS)
 def test_walker_gradients_of_4_steps_on_the_ground_agree_with_finite_differences(task):
     assert gradient_error(task, on_the_ground(task), steps=4, scale=0.7) < 2e-2
+
+
+def test_gradients_of_a_humanoid_that_lies_agree_with_finite_differences():
+    lying = on_the_ground("humanoid", steps=150)
+    assert lying[2] < 0.3
+    assert gradient_error("humanoid", lying, steps=4, scale=0.7) < 2e-2
 
 
 @pytest.mark.parametrize("task", SIZES)
@@ -137,7 +144,7 @@ def test_actor_learns_through_the_physics():
 
 @pytest.mark.parametrize("task", WALKERS)
 def test_following_the_gradient_of_16_actions_raises_their_return(task):
-    env = NewtonEnv(task, 2, requires_grad=True, seed=3)
+    env = NewtonEnv(task, 2, requires_grad=True, seed=3, early_termination=False)
     start = on_the_ground(task)
     actions = torch.zeros(16, *env.action_spec.shape)
     totals = []
@@ -150,7 +157,7 @@ def test_following_the_gradient_of_16_actions_raises_their_return(task):
     assert totals == sorted(totals) and totals[-1] > totals[0] + 1
 
 
-@pytest.mark.parametrize("task, bound", [("ant", 300), ("hopper", 3000)])
+@pytest.mark.parametrize("task, bound", [("ant", 300), ("hopper", 3000), ("humanoid", 300)])
 def test_gradients_of_32_steps_do_not_explode(task, bound):
     env = NewtonEnv(task, 8, requires_grad=True, seed=4)
     _, carrier = play(env, env.reset(), draw_actions(env, 30, seed=5))
@@ -181,7 +188,7 @@ def test_full_effort_that_turns_about_every_few_steps_keeps_energy_bounded(task)
             _, carrier = env.step_and_maybe_reset(carrier.set("action", action))
             q, v, _ = env.simulator.split(env.simulator.state)
             assert v[:, :2].abs().max() < 15 and v.abs().max() < 100
-            assert q[:, 2 if task == "ant" else 1].max() < 2.5
+            assert q[:, HEIGHT[task]].max() < 2.5
 
 
 def test_an_exploding_row_is_named_with_its_step():
@@ -204,13 +211,16 @@ def test_gradients_of_an_env_built_without_are_refused():
 def test_rows_that_fall_end_and_start_anew(task):
     env = NewtonEnv(task, 2, requires_grad=True, seed=0)
     env.reset()
-    height = 2 if task == "ant" else 1
+    height = HEIGHT[task]
     state = env.simulator.state.clone()
     # Legs drawn up, so that none stands on the ground.
     if task == "ant":
         state[0, 7:15] = 0.0
-    else:
+    elif task == "hopper":
         state[0, 3:6] = torch.tensor([-1.5, 2.4, 0.0])
+    else:
+        for hip in (12, 18):
+            state[0, hip : hip + 2] = torch.tensor([-1.9, 2.6])
     state[0, height] = env.simulator.lowest + 0.001
     state[0, env.simulator.sizes[0] + height] = -5.0
     env.simulator.state = state
@@ -283,8 +293,8 @@ def test_1000_random_steps_stay_finite(task):
 
 
 def test_unknown_tasks_and_options_are_refused():
-    with pytest.raises(ValueError, match="unknown task 'humanoid'; expected one of 'cartpole'"):
-        NewtonEnv("humanoid", 2)
+    with pytest.raises(ValueError, match="unknown task 'cheetah'; expected one of 'cartpole'"):
+        NewtonEnv("cheetah", 2)
     for task in ("cartpole", "ant"):
         with pytest.raises(ValueError, match="substeps must be at least 1, found 0"):
             NewtonEnv(task, 2, substeps=0)

@@ -8,8 +8,10 @@ import torch
 newton = pytest.importorskip("newton")
 
 from torchrl_pwm.envs.simulators.newton.contact import Ground, Sphere  # noqa: E402
-from torchrl_pwm.envs.simulators.newton.models import ROBOTS, Robot  # noqa: E402
+from torchrl_pwm.envs.simulators.newton.humanoid import POSE  # noqa: E402
+from torchrl_pwm.envs.simulators.newton.models import ROBOTS  # noqa: E402
 from torchrl_pwm.envs.simulators.newton.physics import NewtonPhysics  # noqa: E402
+from torchrl_pwm.envs.simulators.newton.robot import Robot  # noqa: E402
 from torchrl_pwm.envs.simulators.pendulums import GRAVITY  # noqa: E402
 
 STEP = 1 / 60
@@ -70,16 +72,18 @@ def test_bouncing_loses_energy():
     assert min(heights) > 0 and RADIUS + 0.01 < max(heights[lowest:]) < RADIUS + 0.45
 
 
-@pytest.mark.parametrize("name", ["ant", "hopper"])
+@pytest.mark.parametrize("name", ["ant", "hopper", "humanoid"])
 def test_robots_in_the_air_fall_freely(name):
     simulation = physics(ROBOTS[name])
     q = torch.tensor(ROBOTS[name]().builder.joint_q)[None]
-    height = 2 if name == "ant" else 1
+    height = 1 if name == "hopper" else 2
     q[0, height] = 5
     if name == "ant":
         q[0, 8::2] = 1.0  # knees between their limits
+    if name == "humanoid":
+        q[0, 7:] = torch.tensor(POSE)
     v = torch.zeros(1, ROBOTS[name]().builder.joint_dof_count)
-    actions = torch.zeros(1, 8 if name == "ant" else 3)
+    actions = torch.zeros(1, len(ROBOTS[name]().motors))
     _, v = run(simulation, q, v, actions, 12)
     assert v[0, height].item() == pytest.approx(-GRAVITY * 12 * STEP, rel=1e-4)
     v[0, height] = 0
@@ -93,7 +97,7 @@ def test_captured_launches_give_the_same_bits(name):
         simulation = physics(ROBOTS[name], 2, capture=capture, requires_grad=True)
         q = torch.tensor(ROBOTS[name]().builder.joint_q).expand(2, -1) + 0.1
         v = torch.zeros(2, ROBOTS[name]().builder.joint_dof_count)
-        size = {"ant": 8, "hopper": 3}.get(name, 1)
+        size = len(ROBOTS[name]().motors)
         actions = (torch.arange(4 * 2 * size).view(4, 2, size).sin()).requires_grad_()
         for action in actions:
             q, v = simulation.step(q, v, action)
@@ -117,8 +121,8 @@ def test_motion_in_the_air_is_that_of_newtons_featherstone_solver(name):
     model = worlds.finalize(device="cpu")
     q = torch.tensor(model.joint_q.numpy()).view(2, -1) + torch.rand(2, robot.builder.joint_coord_count)
     if robot.spheres:
-        q[:, 2 if name == "ant" else 1] = 5.0
-    if name == "ant":
+        q[:, 1 if name == "hopper" else 2] = 5.0
+    if name in ("ant", "humanoid"):
         q[:, 3:7] = torch.nn.functional.normalize(q[:, 3:7], dim=-1)
     v = torch.randn(2, robot.builder.joint_dof_count)
     actions = torch.rand(2, len(robot.motors))

@@ -13,7 +13,7 @@ from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
 
 __all__ = ["NewtonEnv"]
 
-_NAMES = ("cartpole", "double_pendulum", "ant", "hopper")
+_NAMES = ("cartpole", "double_pendulum", "ant", "hopper", "humanoid")
 
 
 class NewtonEnv(SimulatorEnv):
@@ -25,6 +25,7 @@ class NewtonEnv(SimulatorEnv):
     | ``"double_pendulum"`` | 6 | 1 | 4 | 240 | no |
     | ``"ant"`` | 37 | 8 | 8 | 1000 | height below 0.27 m |
     | ``"hopper"`` | 11 | 3 | 8 | 1000 | hip 0.4 m below standing |
+    | ``"humanoid"`` | 76 | 21 | 8 | 1000 | height below 0.74 m, of 1.26 m |
 
     A step is 1/60 s. Observations, rewards, start noise, lengths and ends are those of the DFlex tasks that PWM and
     SHAC were run on (arXiv 2407.02466, arXiv 2204.07137), except that a reward is by default that of the state

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from torchrl_pwm.envs.simulators.newton import kernels
-from torchrl_pwm.envs.simulators.newton.models import Robot
+from torchrl_pwm.envs.simulators.newton.robot import Robot
 from torchrl_pwm.envs.simulators.newton.tables import Tables
 
 __all__ = ["NewtonPhysics"]
