@@ -17,6 +17,7 @@ from torchrl.modules import WorldModel
 from torchrl_pwm.modules.layers import SimNorm, make_mlp, run_from_first_linear
 from torchrl_pwm.modules.masks import action_masks
 from torchrl_pwm.modules.presets import PRESETS, Preset
+from torchrl_pwm.modules.residual import ResidualLatent
 from torchrl_pwm.modules.standardization import Standardization
 from torchrl_pwm.modules.task_context import TaskContext
 from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
@@ -37,6 +38,8 @@ class PWMWorldModel(Standardization, WorldModel):
         latent_dim (int): size D of ``latent`` [*, D], a multiple of ``simnorm_dim``.
         encoder_units, units (sequence of int): hidden layers of the encoder, and of dynamics and reward head.
         simnorm_dim (int): SimNorm group size; 0 for plain Mish latents.
+        residual (bool): whether the dynamics network gives the change of the latent, see :class:`.ResidualLatent`, in
+            place of the next one. Not in the paper. Where a step changes little it needs far fewer updates.
         num_bins (int, optional): number K of reward bins; ``None`` for a scalar head.
         vmin, vmax (float): range of the bins, in symlog space.
         num_tasks (int): number of tasks; ``0`` for a single-task model, which has no embedding.
@@ -81,6 +84,7 @@ class PWMWorldModel(Standardization, WorldModel):
         encoder_units: Sequence[int] = (256,),
         units: Sequence[int] = (512, 512),
         simnorm_dim: int = 8,
+        residual: bool = False,
         num_bins: int | None = None,
         vmin: float = -10.0,
         vmax: float = 10.0,
@@ -109,10 +113,11 @@ class PWMWorldModel(Standardization, WorldModel):
         self.codec = TwoHotCodec(num_bins or 0, vmin, vmax)
         joint = latent_dim + task_dim + action_dim
         shape = (lambda: SimNorm(simnorm_dim)) if simnorm_dim else nn.Mish
+        self._latents = ResidualLatent(simnorm_dim) if residual else None
         # In the published order, so that state dicts and optimiser states line up.
         self._task_emb = nn.Embedding(num_tasks, task_dim, max_norm=1) if num_tasks else None
-        self._encoder = make_mlp(observation_dim + task_dim, encoder_units, latent_dim, shape())
-        self._dynamics = make_mlp(joint, units, latent_dim, shape())
+        self._encoder = make_mlp(observation_dim + task_dim, encoder_units, latent_dim, None if residual else shape())
+        self._dynamics = make_mlp(joint, units, latent_dim, None if residual else shape())
         self._reward = make_mlp(joint, units, max(num_bins or 0, 1))
         self.register_buffer("action_masks", action_masks(action_dims, num_tasks, action_dim), persistent=False)
         self._set_up_standardization(normalize_rewards)
@@ -202,7 +207,10 @@ class PWMWorldModel(Standardization, WorldModel):
         return load_quickstart(file).world_model
 
     def reset_parameters(self) -> None:
-        """Truncated normal weights (std 0.02), zero biases, embedding in [-0.02, 0.02], last reward weight 0."""
+        """Truncated normal weights (std 0.02), zero biases, embedding in [-0.02, 0.02], last reward weight 0.
+
+        A residual model begins with dynamics that change nothing.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -211,7 +219,8 @@ class PWMWorldModel(Standardization, WorldModel):
                 module.reset_parameters()
             elif isinstance(module, nn.Embedding):
                 nn.init.uniform_(module.weight, -0.02, 0.02)
-        nn.init.zeros_(self._reward.get_parameter(f"{len(self._reward) - 1}.weight"))
+        for head in (self._reward, self._dynamics) if self._latents is not None else (self._reward,):
+            nn.init.zeros_(head.get_parameter(f"{len(head) - 1}.weight"))
 
     def _reset_parameters(self, module: nn.Module) -> bool:
         # TensorDict's recursive reset would give each layer torch's own initialisation.
@@ -223,15 +232,18 @@ class PWMWorldModel(Standardization, WorldModel):
     def encode_observation(self, observation: Tensor, task: Tensor | int | None = None) -> Tensor:
         """z = enc(o, e): ``[*, O]`` to ``[*, D]``. ``task`` is an index or indices that broadcast to ``[*]``."""
         self._check("observation", observation, self.observation_dim)
-        return self._encoder(self.join(self.standardize_observation(observation, task), task))
+        latent = self._encoder(self.join(self.standardize_observation(observation, task), task))
+        return latent if self._latents is None else self._latents(latent)
 
     def next_latent(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
         """z' = dyn(z, e, a): ``[*, D]`` and ``[*, A]`` to ``[*, D]``."""
         self._check("action", action, self.action_dim)
         if isinstance(task, TaskContext):
             joint = torch.cat([latent, action], -1)
-            return run_from_first_linear(self._dynamics, joint, task.dynamics_weight, task.dynamics_bias)
-        return self._dynamics(self.join(latent, task, action))
+            found = run_from_first_linear(self._dynamics, joint, task.dynamics_weight, task.dynamics_bias)
+        else:
+            found = self._dynamics(self.join(latent, task, action))
+        return found if self._latents is None else self._latents.step(latent, found)
 
     def reward_logits(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
         """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``, which may be normalised."""

@@ -24,6 +24,7 @@ class WorldModelConfig:
     encoder_units: list[int] = field(default_factory=lambda: [256])
     units: list[int] = field(default_factory=lambda: [512, 512])
     simnorm_dim: int = 8
+    residual: bool = False
     num_bins: Any = 101
     vmin: float = -10.0
     vmax: float = 10.0
@@ -45,6 +46,7 @@ class PresetConfig:
     task_dim: Any = None
     num_bins: Any = 101
     simnorm_dim: int = 8
+    residual: bool = False
     vmin: float = -10.0
     vmax: float = 10.0
     action_dims: Any = None
