@@ -7,8 +7,6 @@
 Each run is one of ``examples/`` with its own settings for the task, on one thread. A task counts as solved where the
 mean return is at least nine tenths of the way from the better of random actions and none to the hand-written
 controller; on the ant, which has no controller, the forward progress of an episode is compared with random actions'.
-PWM's model of the ant first learns from recorded steps, as in the paper: of SHAC's policy of seed 0, more or less mixed
-with random actions. So SHAC comes first there.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tensordict import TensorDictBase
-from torchrl.envs import ExplorationType, Transform, TransformedEnv, set_exploration_type
+from torchrl.envs import Transform, TransformedEnv
 from tqdm import tqdm
 
 import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
@@ -56,11 +54,6 @@ SEEDS = (0, 1, 2)
 FORWARD_SPEED, STEP, ANT_ACTIONS = 5, 1 / 60, 8
 
 
-# The tasks whose world model first learns from recorded steps, and how.
-PRETRAINING = {"ant": ["pretraining.updates=2500", "pretraining.keep=true"]}
-RECORDED_ROWS, RECORDED_STEPS = 256, 1000
-
-
 class ForwardProgress(Transform):
     """The metres that a step leads forward, in place of its reward."""
 
@@ -83,35 +76,8 @@ def run(methods: list[str], tasks: list[str], further: list[str]) -> None:
             arguments = [f"resume={folder}"]
         else:
             arguments = [f"env={ENVS[task]}", f"seed={seed}", f"folder={folder}", *further]
-            if method == "pwm" and task in PRETRAINING:
-                arguments += [f"pretraining.data={recorded_steps(task)}", *PRETRAINING[task]]
         command = [sys.executable, "-m", f"examples.{SCRIPTS[method]}", *arguments, "progress=false", "device=cpu"]
         subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
-def recorded_steps(task: str) -> Path:
-    """Folder of steps ``[N, T]`` of SHAC's policy of seed 0, which mixes from none up to all random actions by row."""
-    folder = RUNS / "recorded" / task
-    if (folder / "meta.json").exists():
-        return folder
-    source = RUNS / "shac" / task / "seed-0"
-    if not (source / "policy.pt").exists():
-        raise SystemExit(f"no policy in {source}: python -m benchmarks.learning.simulators run --methods shac")
-    config: Any = OmegaConf.load(source / "config.yaml")
-    policy, generator = load_policy(source, "shac", config), torch.Generator().manual_seed(0)
-    share = torch.linspace(0, 1, RECORDED_ROWS)[:, None]
-
-    def act(state: TensorDictBase) -> TensorDictBase:
-        action = policy(state)["action"]
-        noise = 2 * torch.rand(action.shape, generator=generator) - 1
-        return state.set("action", (1 - share) * action + share * noise)
-
-    # Rows go on after a fall: the model has to know what becomes of them.
-    env = instantiate(config.env, num_envs=RECORDED_ROWS, early_termination=False, episode_length=250, seed=0)
-    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        steps = env.rollout(RECORDED_STEPS, act, break_when_any_done=False)
-    steps.select("observation", "action", "next").memmap(folder)
-    return folder
 
 
 def load_policy(folder: Path, method: str, config: Any) -> Any:

@@ -22,7 +22,7 @@ ITERATIONS = 300
 env = make_gym_env("Pendulum-v1", num_envs=8)  # or yours
 
 sizes = {"latent_dim": 64, "encoder_units": (128,), "units": (128, 128), "simnorm_dim": 0}
-model = PWMWorldModel(3, 1, **sizes, normalize_rewards=True)
+model = PWMWorldModel(3, 1, **sizes, residual=True, normalize_rewards=True)
 actor, value = make_pwm_actor(64, 1, units=(64, 64)), make_value_ensemble(64, units=(64, 64))
 policy = WorldModelPolicy(model, actor)
 trainer = OnlinePWMTrainer(
