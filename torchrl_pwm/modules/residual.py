@@ -15,8 +15,8 @@ _SMALLEST = 1e-8
 class ResidualLatent(nn.Module):
     """The normalisation of a residual world model's latents, and their step z' = norm(norm^-1(z) + change).
 
-    With SimNorm, a softmax in groups, norm^-1 is the logarithm, up to a constant in each group that the softmax does not
-    see; without, norm is layer normalisation without parameters and norm^-1 the identity. Not in the paper.
+    With SimNorm, a softmax in groups, norm^-1 is the logarithm, up to a constant in each group that the softmax does
+    not see; without, norm is layer normalisation without parameters and norm^-1 the identity. Not in the paper.
 
     Args:
         simnorm_dim (int): SimNorm group size, or 0 for layer normalisation.
