@@ -17,6 +17,7 @@ _EXPORTS = {
         "make_pwm_actor",
         "make_value_ensemble",
         "SimNorm",
+        "TDMPC2Model",
         "NormedLinear",
         "ObservationNormalizer",
         "TwoHotCodec",
@@ -45,6 +46,7 @@ _EXPORTS = {
     ),
     "data": ("TDMPC2ExperienceReplay", "convert_shards", "collect_dataset"),
     "evaluation": ("evaluate_policy",),
+    "planners": ("TDMPC2Planner",),
     "trainers": ("OnlinePWMTrainer", "PWMTrainer", "SHACTrainer", "WorldModelTrainer"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
