@@ -23,7 +23,7 @@ _EXPORTS = {
         "TwoHotCodec",
         "WorldModelPolicy",
     ),
-    "objectives": ("FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss", "SHACLoss"),
+    "objectives": ("FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss", "SHACLoss", "TDMPC2Loss"),
     "envs": (
         "WorldModelWrapper",
         "ImaginedEnv",

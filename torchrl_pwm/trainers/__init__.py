@@ -12,6 +12,7 @@ from torchrl_pwm.trainers.steppers import (
     PWMOptimizationStepper,
     WorldModelOptimizationStepper,
 )
+from torchrl_pwm.trainers.tdmpc2 import TDMPC2OptimizationStepper
 from torchrl_pwm.trainers.world_model import WorldModelTrainer
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "ReplayTrainer",
     "SHACOptimizationStepper",
     "SHACTrainer",
+    "TDMPC2OptimizationStepper",
     "UpdateTrainer",
     "WorldModelOptimizationStepper",
     "WorldModelTrainer",
