@@ -30,6 +30,9 @@ POSITIONAL = {
     configs.PWMStepperConfig: {"loss_module"},
     configs.SHACStepperConfig: {"loss_module"},
     configs.WorldModelStepperConfig: {"loss_module"},
+    configs.TDMPC2LossConfig: {"model"},
+    configs.TDMPC2PlannerConfig: {"model"},
+    configs.TDMPC2StepperConfig: {"loss_module"},
     configs.OnlinePWMStepperConfig: {"loss_module", "model_loss", "replay_buffer"},
     configs.OnlinePWMTrainerConfig: {"loss_module", "model_loss", "collector", "replay_buffer"},
     configs.PWMTrainerConfig: {"loss_module", "replay_buffer"},
@@ -221,6 +224,9 @@ def test_every_component_is_built_from_its_group():
         ("stepper", "shac"),
         ("trainer", "shac"),
         ("normalizer", "moments"),
+        ("loss", "tdmpc2"),
+        ("planner", "tdmpc2"),
+        ("stepper", "tdmpc2"),
     ],
 )
 def test_further_groups_are_in_the_store(group, name):

@@ -26,7 +26,8 @@ class TDMPC2Planner(TensorDictModuleBase):
     ``set_exploration_type(ExplorationType.DETERMINISTIC)`` asks for none.
 
     Any batch of envs is planned in one call, and each row may have its own task. Plans are kept from call to call, row
-    by row: a row whose ``is_init`` is true starts afresh, and so do all rows when the batch changes. Nothing has a
+    by row: a row whose ``is_init`` is true starts afresh, and so do all rows when their number changes. So every batch
+    of envs needs a planner of its own, one to collect and one to evaluate; planners may share a model. Nothing has a
     gradient, and dropout is off.
 
     Args:

@@ -137,6 +137,39 @@ class SHACLossConfig(FirstOrderLossConfig):
 
 
 @dataclass
+class TDMPC2LossConfig:
+    """:class:`torchrl_pwm.TDMPC2Loss`."""
+
+    _target_: str = "torchrl_pwm.TDMPC2Loss"
+    consistency_coef: float = 20.0
+    reward_coef: float = 0.1
+    value_coef: float = 0.1
+    termination_coef: float = 1.0
+    entropy_coef: float = 1e-4
+    rho: float = 0.5
+    entropy: str = "current"
+    reduction: str = "mean"
+
+
+@dataclass
+class TDMPC2PlannerConfig:
+    """:class:`torchrl_pwm.TDMPC2Planner`."""
+
+    _target_: str = "torchrl_pwm.TDMPC2Planner"
+    horizon: int = 3
+    iterations: Any = None
+    num_samples: int = 512
+    num_policy_rollouts: int = 24
+    num_elites: int = 64
+    temperature: float = 0.5
+    min_std: float = 0.05
+    max_std: float = 2.0
+    plan: bool = True
+    generator: Any = None
+    init_key: Any = "is_init"
+
+
+@dataclass
 class ReplayConfig:
     """:class:`torchrl_pwm.TDMPC2ExperienceReplay`."""
 
@@ -197,6 +230,16 @@ class WorldModelStepperConfig:
     final_lr: Any = None
     encoder_lr_scale: float = 0.3
     clip: float = 20.0
+
+
+@dataclass
+class TDMPC2StepperConfig(WorldModelStepperConfig):
+    """:class:`torchrl_pwm.trainers.TDMPC2OptimizationStepper`."""
+
+    _target_: str = "torchrl_pwm.trainers.TDMPC2OptimizationStepper"
+    iterations: int = 10_000
+    policy_eps: float = 1e-5
+    tau: float = 0.01
 
 
 @dataclass
@@ -281,10 +324,13 @@ def register() -> None:
     store(group="loss", name="first_order", node=FirstOrderLossConfig)
     store(group="loss", name="pwm", node=PWMLossConfig)
     store(group="loss", name="shac", node=SHACLossConfig)
+    store(group="loss", name="tdmpc2", node=TDMPC2LossConfig)
+    store(group="planner", name="tdmpc2", node=TDMPC2PlannerConfig)
     store(group="normalizer", name="moments", node=ObservationNormalizerConfig)
     store(group="replay", name="tdmpc2", node=ReplayConfig)
     store(group="stepper", name="pwm", node=PWMStepperConfig)
     store(group="stepper", name="shac", node=SHACStepperConfig)
+    store(group="stepper", name="tdmpc2", node=TDMPC2StepperConfig)
     store(group="model_stepper", name="pwm", node=WorldModelStepperConfig)
     store(group="online", name="pwm", node=OnlinePWMStepperConfig)
     store(group="trainer", name="pwm", node=PWMTrainerConfig)
