@@ -85,8 +85,7 @@ def test_world_model_loss_compiles_whole(num_tasks: int, ends: str) -> None:
     check(loss, td)
 
 
-@TASK_COUNTS
-@pytest.mark.parametrize("episodic", [False, True])
+@pytest.mark.parametrize(("num_tasks", "episodic"), [(0, False), (TASKS, True)], ids=["single", "multitask-episodic"])
 def test_tdmpc2_loss_compiles_whole(num_tasks: int, episodic: bool) -> None:
     loss, td = make_tdmpc2(num_tasks, episodic), flagged_sequences(num_tasks)[:, :2]
     check(loss, td, [parameter for parameter in loss.parameters() if parameter.requires_grad])

@@ -213,8 +213,10 @@ def test_the_best_action_of_a_known_reward_is_found(monkeypatch) -> None:
     with GREEDY:
         action = planner(states(4))["action"]
         again = planner(states(4, init=False))["action"]
-    for found in (action, again, planner._previous.flatten(0, 1)):
-        assert (found - best).abs().max() < 0.15
+    assert (planner._previous - best).abs().max() < 0.15
+    # what is taken is one of the elites around it
+    for found in (action, again):
+        assert (found - best).abs().max() < 0.4
 
 
 def test_rewards_after_a_probable_end_do_not_count() -> None:

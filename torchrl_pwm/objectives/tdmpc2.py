@@ -161,7 +161,7 @@ class TDMPC2Loss(LossModule):
         observation = require(tensordict, keys.observation, self)
         following = require(tensordict, unravel_key(("next", keys.observation)), self).transpose(0, 1)
         reward = require_reward(tensordict, unravel_key(("next", keys.reward)), self).transpose(0, 1)
-        terminated = self._terminated(tensordict)
+        terminated = self._terminated(tensordict, reward)
         with torch.no_grad():
             encoded = world_model.encode_observation(following, task)
             target = self._value_target(encoded, reward, terminated, task, noise)
@@ -242,13 +242,13 @@ class TDMPC2Loss(LossModule):
             )
         return task[:, 0]
 
-    def _terminated(self, tensordict: TensorDictBase) -> Tensor | None:
+    def _terminated(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
         """[T, B, 1], as numbers."""
         key = unravel_key(("next", self.tensor_keys.terminated))
         if self.model.termination_head is not None:
             require(tensordict, key, self)
         terminated = tensordict.get(key, None)
-        return None if terminated is None else terminated.transpose(0, 1).float()
+        return None if terminated is None else terminated.transpose(0, 1).to(like.dtype)
 
     def _mask(self, tensordict: TensorDictBase) -> Tensor | None:
         """[B, T]: which steps count; ``None`` if all do."""
