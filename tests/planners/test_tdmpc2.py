@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -153,6 +154,13 @@ def test_a_saved_planner_goes_on_with_the_same_actions() -> None:
     assert torch.equal(other(td.clone())["action"], expected)
     with pytest.raises(ValueError, match="generator"):
         make_planner().load_state_dict(saved)
+
+
+def test_a_planner_can_be_sent_to_another_process() -> None:
+    planner = make_planner(generator=torch.Generator().manual_seed(3))
+    planner(states(2))
+    sent, td = pickle.loads(pickle.dumps(planner)), states(2, init=False)
+    assert torch.equal(sent(td.clone())["action"], planner(td.clone())["action"])
 
 
 # Draws.
