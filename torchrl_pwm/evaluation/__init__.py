@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torchrl_pwm.evaluation.films import film_pictures, film_strip, save_video
     from torchrl_pwm.evaluation.html_report import Film, write_html_report
     from torchrl_pwm.evaluation.plots import plot_scores, plot_training, read_metrics
+    from torchrl_pwm.evaluation.published import compare_with_published, published_results
     from torchrl_pwm.evaluation.results import EvaluationResult
     from torchrl_pwm.evaluation.rollouts import evaluate_policy
     from torchrl_pwm.evaluation.scores import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOME = {
     "EvaluationResult": "results",
     "aggregate_scores": "statistics",
+    "compare_with_published": "published",
     "evaluate_policy": "rollouts",
     "Film": "html_report",
     "film_pictures": "films",
@@ -43,6 +45,7 @@ _HOME = {
     "package_versions": "summary",
     "plot_scores": "plots",
     "plot_training": "plots",
+    "published_results": "published",
     "read_metrics": "plots",
     "read_summary": "summary",
     "reference_average": "scores",
@@ -57,6 +60,7 @@ __all__ = [
     "EvaluationResult",
     "Film",
     "aggregate_scores",
+    "compare_with_published",
     "evaluate_policy",
     "film_pictures",
     "film_strip",
@@ -66,6 +70,7 @@ __all__ = [
     "package_versions",
     "plot_scores",
     "plot_training",
+    "published_results",
     "read_metrics",
     "read_summary",
     "reference_average",
