@@ -102,8 +102,9 @@ def test_a_run_is_compared_on_the_tasks_that_both_have():
     assert pwm["tasks"] == 3 and (pwm["higher"], pwm["equal"], pwm["lower"]) == (0, 1, 2)
     assert pwm["own"]["mean"] == pytest.approx(0.7) and pwm["published"]["mean"] == pytest.approx(2.624062 / 3)
     assert pwm["difference"]["value"] == pytest.approx(0.7 - 2.624062 / 3)
-    assert found["differences"]["walker-run"]["pwm"] == pytest.approx(0.8 - 0.824062)
-    assert found["differences"]["walker-run"]["tdmpc2"] == pytest.approx(0.8 - 0.527329)
+    assert found["tasks"]["walker-run"]["pwm"]["difference"] == pytest.approx(0.8 - 0.824062)
+    tdmpc2 = {"score": 0.527329, "std": 0.0251772, "difference": pytest.approx(0.8 - 0.527329)}
+    assert found["tasks"]["walker-run"]["tdmpc2"] == tdmpc2
     assert found["methods"]["tdmpc2"]["higher"] == 1
     assert found["remarks"] == ["Other data."] and found["task_set"] == "mt80"
     whole = {"tasks": 80, "mean": 0.817942, "iqm": 0.913441, "dm_control": 0.751178, "metaworld": 0.858}

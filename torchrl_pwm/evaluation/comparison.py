@@ -10,7 +10,7 @@ import numpy as np
 
 from torchrl_pwm.evaluation.statistics import aggregate_scores
 
-__all__ = ["METHODS", "PUBLISHED", "compare_methods", "headline", "method_scores"]
+__all__ = ["METHODS", "compare_methods", "headline", "method_scores"]
 
 # In the order of tables and charts. The first is the run itself, the published ones were trained on other data.
 METHODS: Mapping[str, str] = {
@@ -20,9 +20,7 @@ METHODS: Mapping[str, str] = {
     "random": "random actions",
     "pwm": "published PWM",
     "tdmpc2": "published TD-MPC2",
-    "pwm_horizon3": "published PWM, model of horizon 3",
 }
-PUBLISHED = ("pwm", "tdmpc2", "pwm_horizon3")
 
 
 def method_scores(row: Mapping[str, Any], method: str) -> list[float]:
@@ -33,7 +31,7 @@ def method_scores(row: Mapping[str, Any], method: str) -> list[float]:
         method: a key of :data:`METHODS`.
     """
     entry = row if method == "policy" else row.get("baselines", {}).get(method)
-    if method in PUBLISHED:
+    if method in ("pwm", "tdmpc2"):
         entry = {"score": row.get("published", {}).get(method)}
     if entry is None or entry["score"] is None:
         return []

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
-from torchrl_pwm.evaluation.comparison import METHODS, PUBLISHED, method_scores
+from torchrl_pwm.evaluation.comparison import METHODS, method_scores
 from torchrl_pwm.evaluation.statistics import aggregate_scores
 
 __all__ = ["compare_with_published", "published_results"]
@@ -21,6 +21,11 @@ __all__ = ["compare_with_published", "published_results"]
 Table = Literal["mt30", "mt80", "dflex", "ablations"]
 
 _TABLES = ("mt30", "mt80", "dflex", "ablations")
+_LABELS = {
+    "pwm": METHODS["pwm"],
+    "tdmpc2": METHODS["tdmpc2"],
+    "pwm_horizon3": "published PWM, model of horizon 3",
+}
 _PARTS = {"mean": "average", "iqm": "interquartile_mean", "dm_control": "average_dm_control"}
 _PARTS |= {"metaworld": "average_metaworld"}
 
@@ -99,11 +104,13 @@ def compare_with_published(
         seed: seed of the bootstrap.
 
     Returns:
-        ``task_set``, ``source``, ``remarks``, ``differences`` (by task and method, run minus published, in normalised
-        scores) and ``methods``: by method its ``label``, the number of shared ``tasks``, on these ``own`` and
+        Plain numbers for ``summary.json``: ``task_set``, ``source``, ``remarks``; ``tasks``, by task and method the
+        published ``score``, its ``std`` over seeds where there are several, and the ``difference``, run minus
+        published; and ``methods``, by method its ``label``, the number of shared ``tasks``, on these ``own`` and
         ``published`` (``mean`` and ``iqm`` each) and the mean ``difference`` (``value``, ``low``, ``high``), in how
         many tasks the run is ``higher``, ``equal`` and ``lower``, and ``whole_set``, the published averages over all
-        tasks of the set (``tasks``, ``mean``, ``iqm``, ``dm_control``, ``metaworld``; those that exist).
+        tasks of the set (``tasks``, ``mean``, ``iqm``, ``dm_control``, ``metaworld``; those that exist). Everything
+        is in normalised scores.
 
     Raises:
         ValueError: for a set without published results, or if no task of the run has one.
@@ -118,9 +125,9 @@ def compare_with_published(
     if name not in ("mt30", "mt80"):
         raise ValueError(f"there are published results of mt30 and mt80, not of {name}: leave compare=published out")
     table = published_table(name)
-    differences: dict[str, dict[str, float]] = {}
+    tasks: dict[str, dict[str, Any]] = {}
     methods = {}
-    for method in PUBLISHED:
+    for method, label in _LABELS.items():
         shared = [row for row in rows if method_scores(row, "policy") and method in table["tasks"].get(row["task"], {})]
         if not shared:
             continue
@@ -128,11 +135,13 @@ def compare_with_published(
         own = np.array([method_scores(row, "policy") for row in shared]).T
         gaps = own.mean(0) - known
         for row, gap in zip(shared, gaps.tolist()):
-            differences.setdefault(row["task"], {})[method] = gap
+            entry = table["tasks"][row["task"]]
+            spread = {"std": entry[f"{method}_std"]} if f"{method}_std" in entry else {}
+            tasks.setdefault(row["task"], {})[method] = {"score": entry[method], **spread, "difference": gap}
         reps = 2000 if importlib.util.find_spec("rliable") else 0
         equal = np.isclose(gaps, 0.0, rtol=0.0, atol=1e-9)
         methods[method] = {
-            "label": METHODS[method],
+            "label": label,
             "tasks": len(shared),
             "own": _averages(own),
             "published": _averages(known[None]),
@@ -148,7 +157,7 @@ def compare_with_published(
         "task_set": name,
         "source": _published()["source"],
         "remarks": list(remarks),
-        "differences": differences,
+        "tasks": tasks,
         "methods": methods,
     }
 

@@ -30,6 +30,7 @@ from torchrl_pwm.trainers.pretraining import (
     prepare_world_model,
 )
 from torchrl_pwm.trainers.report import write_report
+from torchrl_pwm.trainers.unlike_published import check_comparison
 
 
 def run_pipeline(config: DictConfig, folder: Path) -> Path:
@@ -71,6 +72,7 @@ def check_config(config: DictConfig) -> list[str]:
         raise ValueError(f"seeds is the number of policies per task and at least 1, found {config.seeds}")
     if config.extraction.select not in ("last", "best"):
         raise ValueError(f"extraction.select must be last or best, found {config.extraction.select!r}")
+    check_comparison(config)
     baseline_settings(config)
     for package in sorted({"metaworld" if task_set[task].suite == "metaworld" else "dm_control" for task in tasks}):
         if importlib.util.find_spec(package) is None:

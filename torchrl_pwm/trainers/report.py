@@ -18,6 +18,7 @@ from torchrl_pwm.envs.tasks import TaskSpec
 from torchrl_pwm.evaluation import (
     EvaluationResult,
     Film,
+    compare_with_published,
     evaluate_policy,
     film_pictures,
     film_strip,
@@ -34,6 +35,7 @@ from torchrl_pwm.trainers.baselines import baseline_settings, measure_baselines
 from torchrl_pwm.trainers.checkpoint import replace_file
 from torchrl_pwm.trainers.extraction import load_actor
 from torchrl_pwm.trainers.models import load_world_model
+from torchrl_pwm.trainers.unlike_published import unlike_published
 
 
 def write_report(
@@ -78,7 +80,13 @@ def write_report(
         rows.append(row)
     path = folder / "summary.json"
     notes = _notes(config, store, any("cloning" in found for found in baselines.values()))
-    summary = write_summary(path, rows, seed=config.seed, seconds_total=round(seconds, 1), notes=notes)
+    comparison = None
+    if OmegaConf.select(config, "compare"):
+        remarks = unlike_published(config, store, model_file)
+        comparison = compare_with_published(rows, task_set, remarks=remarks)
+    summary = write_summary(
+        path, rows, seed=config.seed, seconds_total=round(seconds, 1), notes=notes, comparison=comparison
+    )
     plot_scores(summary, folder / "scores.png", task_set=task_set)
     write_html_report(
         summary,
