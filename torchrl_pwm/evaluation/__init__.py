@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torchrl_pwm.evaluation.films import film_pictures, film_strip, save_video
     from torchrl_pwm.evaluation.html_report import Film, write_html_report
     from torchrl_pwm.evaluation.plots import plot_scores, plot_training, read_metrics
+    from torchrl_pwm.evaluation.profile_plots import plot_aggregates, plot_profiles
+    from torchrl_pwm.evaluation.profiles import performance_profile
     from torchrl_pwm.evaluation.published import compare_with_published, published_results
     from torchrl_pwm.evaluation.results import EvaluationResult
     from torchrl_pwm.evaluation.rollouts import evaluate_policy
@@ -43,6 +45,9 @@ _HOME = {
     "make_summary": "summary",
     "normalized_score": "scores",
     "package_versions": "summary",
+    "performance_profile": "profiles",
+    "plot_aggregates": "profile_plots",
+    "plot_profiles": "profile_plots",
     "plot_scores": "plots",
     "plot_training": "plots",
     "published_results": "published",
@@ -68,6 +73,9 @@ __all__ = [
     "make_summary",
     "normalized_score",
     "package_versions",
+    "performance_profile",
+    "plot_aggregates",
+    "plot_profiles",
     "plot_scores",
     "plot_training",
     "published_results",
