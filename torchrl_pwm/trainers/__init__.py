@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchrl_pwm.trainers.base import ReplayTrainer, UpdateTrainer
 from torchrl_pwm.trainers.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from torchrl_pwm.trainers.collected import OnlineTrainer
 from torchrl_pwm.trainers.online import OnlinePWMOptimizationStepper, OnlinePWMTrainer
 from torchrl_pwm.trainers.pwm import PWMTrainer
 from torchrl_pwm.trainers.shac import SHACOptimizationStepper, SHACTrainer
@@ -19,6 +20,7 @@ __all__ = [
     "FirstOrderOptimizationStepper",
     "OnlinePWMOptimizationStepper",
     "OnlinePWMTrainer",
+    "OnlineTrainer",
     "PWMOptimizationStepper",
     "PWMTrainer",
     "ReplayTrainer",

@@ -302,14 +302,21 @@ class SHACTrainerConfig(UpdateTrainerConfig):
 
 
 @dataclass
-class OnlinePWMTrainerConfig(UpdateTrainerConfig):
+class OnlineTrainerConfig(UpdateTrainerConfig):
+    """What those that collect their own steps share: :class:`torchrl_pwm.trainers.OnlineTrainer`."""
+
+    warmup_steps: int = 0
+    warmup_updates: int = 0
+    normalize_observations: bool = False
+    episode_seed: Any = None
+
+
+@dataclass
+class OnlinePWMTrainerConfig(OnlineTrainerConfig):
     """:class:`torchrl_pwm.OnlinePWMTrainer`."""
 
     _target_: str = "torchrl_pwm.OnlinePWMTrainer"
     iterations: int = 15_000
-    warmup_steps: int = 0
-    warmup_updates: int = 0
-    normalize_observations: bool = False
 
 
 def register() -> None:
