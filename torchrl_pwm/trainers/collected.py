@@ -145,7 +145,7 @@ class CollectedSteps(TrainerHookBase):
 
 
 class OnlineTrainer(UpdateTrainer):
-    """An :class:`UpdateTrainer` on any TorchRL env: an iteration is one batch of a collector, and updates from a replay.
+    """An :class:`UpdateTrainer` on any TorchRL env: an iteration is a batch of a collector, and updates from a replay.
 
     Before the first, ``warmup_steps`` are collected and ``warmup_updates`` made of the model.
 
