@@ -170,7 +170,8 @@ def evaluate_tasks(config: DictConfig, folder: Path, model: TDMPC2Model, tasks: 
 def _evaluate(config: DictConfig, policy: TDMPC2Planner, task: str, episodes: int, seed: int) -> Any:
     """Whole episodes side by side: a planner plans for all rows at once."""
     task_set = config.task_set if policy.model.world_model.num_tasks else None
-    return evaluate_policy(policy, task, task_set=task_set, episodes=episodes, num_envs=episodes, seed=seed)
+    rows = min(config.evaluation.num_envs, episodes)
+    return evaluate_policy(policy, task, task_set=task_set, episodes=episodes, num_envs=rows, seed=seed)
 
 
 def _scores(config: DictConfig, model: TDMPC2Model, tasks: list[str]) -> dict[str, float]:
