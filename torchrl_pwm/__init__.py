@@ -47,7 +47,14 @@ _EXPORTS = {
     "data": ("TDMPC2ExperienceReplay", "convert_shards", "collect_dataset"),
     "evaluation": ("evaluate_policy",),
     "planners": ("TDMPC2Planner",),
-    "trainers": ("OnlinePWMTrainer", "PWMTrainer", "SHACTrainer", "WorldModelTrainer"),
+    "trainers": (
+        "OnlinePWMTrainer",
+        "OnlineTDMPC2Trainer",
+        "PWMTrainer",
+        "SHACTrainer",
+        "TDMPC2Trainer",
+        "WorldModelTrainer",
+    ),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -13,11 +13,11 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import nn
-from torchrl.envs import EnvBase, InitTracker, ParallelEnv, SerialEnv, TransformedEnv
+from torchrl.envs import EnvBase, InitTracker, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
-from torchrl_pwm.envs import WorldModelWrapper, make_task_env
+from torchrl_pwm.envs import WorldModelWrapper, make_task_env, make_task_envs
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
 from torchrl_pwm.evaluation.results import EvaluationResult
 from torchrl_pwm.evaluation.scores import find_task_spec
@@ -146,10 +146,11 @@ def evaluate_policy(
         task_policy = _policy_for(policy, name)
         spec = get_task_set("mt80" if task_set is None else task_set)[name]
         place = _device_of(task_policy) if device is None else device
-        make = functools.partial(make_task_env, name, task_set=task_set, device=place)
-        if record:
-            make = functools.partial(make, from_pixels=True, pixel_size=pixel_size)
-        env = _make_envs(make, seed, num_envs, parallel)
+        make: Callable[..., EnvBase] = make_task_env
+        if num_envs > 1:
+            make = functools.partial(make_task_envs, num_envs=num_envs, parallel=parallel)
+        pixels = {"from_pixels": True, "pixel_size": pixel_size} if record else {}
+        env = make(name, task_set=task_set, seed=seed, device=place, **pixels)
         try:
             wrapped = _as_read(env, task_policy, world_model)
             results[name] = run(task_policy, wrapped, label=name, spec=spec)
@@ -207,13 +208,6 @@ def _evaluate(
         seconds=time.perf_counter() - start,
         frames=tally.frames(),
     )
-
-
-def _make_envs(make: Callable[..., EnvBase], seed: int, num_envs: int, parallel: bool) -> EnvBase:
-    if num_envs == 1:
-        return make(seed=seed)
-    kind = ParallelEnv if parallel else SerialEnv
-    return kind(num_envs, [functools.partial(make, seed=seed + copy) for copy in range(num_envs)])
 
 
 def _as_read(env: EnvBase, policy: Policy, world_model: nn.Module | None) -> EnvBase:

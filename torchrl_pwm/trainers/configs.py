@@ -137,6 +137,20 @@ class SHACLossConfig(FirstOrderLossConfig):
 
 
 @dataclass
+class TDMPC2ModelConfig:
+    """:class:`torchrl_pwm.TDMPC2Model`, on a world model."""
+
+    _target_: str = "torchrl_pwm.TDMPC2Model"
+    units: Any = None
+    num_q: int = 5
+    dropout: float = 0.01
+    episode_lengths: Any = 500
+    episodic: bool = False
+    log_std_min: float = -10
+    log_std_max: float = 2
+
+
+@dataclass
 class TDMPC2LossConfig:
     """:class:`torchrl_pwm.TDMPC2Loss`."""
 
@@ -258,6 +272,16 @@ class OnlinePWMStepperConfig:
 
 
 @dataclass
+class OnlineTDMPC2StepperConfig:
+    """:class:`torchrl_pwm.trainers.OnlineTDMPC2OptimizationStepper`."""
+
+    _target_: str = "torchrl_pwm.trainers.OnlineTDMPC2OptimizationStepper"
+    iterations: int = 100_000
+    updates: int = 1
+    stepper: Any = None
+
+
+@dataclass
 class UpdateTrainerConfig:
     """What all trainers share: :class:`torchrl_pwm.trainers.UpdateTrainer`."""
 
@@ -287,6 +311,13 @@ class PWMTrainerConfig(ReplayTrainerConfig):
 
 
 @dataclass
+class TDMPC2TrainerConfig(ReplayTrainerConfig):
+    """:class:`torchrl_pwm.TDMPC2Trainer`."""
+
+    _target_: str = "torchrl_pwm.TDMPC2Trainer"
+
+
+@dataclass
 class WorldModelTrainerConfig(ReplayTrainerConfig):
     """:class:`torchrl_pwm.WorldModelTrainer`."""
 
@@ -302,14 +333,29 @@ class SHACTrainerConfig(UpdateTrainerConfig):
 
 
 @dataclass
-class OnlinePWMTrainerConfig(UpdateTrainerConfig):
+class OnlineTrainerConfig(UpdateTrainerConfig):
+    """What those that collect their own steps share: :class:`torchrl_pwm.trainers.OnlineTrainer`."""
+
+    warmup_steps: int = 0
+    warmup_updates: int = 0
+    normalize_observations: bool = False
+    episode_seed: Any = None
+
+
+@dataclass
+class OnlinePWMTrainerConfig(OnlineTrainerConfig):
     """:class:`torchrl_pwm.OnlinePWMTrainer`."""
 
     _target_: str = "torchrl_pwm.OnlinePWMTrainer"
     iterations: int = 15_000
-    warmup_steps: int = 0
-    warmup_updates: int = 0
-    normalize_observations: bool = False
+
+
+@dataclass
+class OnlineTDMPC2TrainerConfig(OnlineTrainerConfig):
+    """:class:`torchrl_pwm.OnlineTDMPC2Trainer`."""
+
+    _target_: str = "torchrl_pwm.OnlineTDMPC2Trainer"
+    iterations: int = 100_000
 
 
 def register() -> None:
@@ -318,6 +364,7 @@ def register() -> None:
     store(group="model", name="custom", node=WorldModelConfig)
     for preset in ("5M", "19M", "48M", "317M"):
         store(group="model", name=preset, node=PresetConfig(preset=preset))
+    store(group="heads", name="tdmpc2", node=TDMPC2ModelConfig)
     store(group="actor", name="pwm", node=ActorConfig)
     store(group="value", name="ensemble", node=ValueEnsembleConfig)
     store(group="model_loss", name="pwm", node=PWMWorldModelLossConfig)
@@ -333,8 +380,11 @@ def register() -> None:
     store(group="stepper", name="tdmpc2", node=TDMPC2StepperConfig)
     store(group="model_stepper", name="pwm", node=WorldModelStepperConfig)
     store(group="online", name="pwm", node=OnlinePWMStepperConfig)
+    store(group="online", name="tdmpc2", node=OnlineTDMPC2StepperConfig)
     store(group="trainer", name="pwm", node=PWMTrainerConfig)
     store(group="trainer", name="online_pwm", node=OnlinePWMTrainerConfig)
+    store(group="trainer", name="tdmpc2", node=TDMPC2TrainerConfig)
+    store(group="trainer", name="online_tdmpc2", node=OnlineTDMPC2TrainerConfig)
     store(group="trainer", name="shac", node=SHACTrainerConfig)
     store(group="model_trainer", name="pwm", node=WorldModelTrainerConfig)
 

@@ -74,9 +74,7 @@ def check_config(config: DictConfig) -> list[str]:
         raise ValueError(f"extraction.select must be last or best, found {config.extraction.select!r}")
     check_comparison(config)
     baseline_settings(config)
-    for package in sorted({"metaworld" if task_set[task].suite == "metaworld" else "dm_control" for task in tasks}):
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(f'these tasks need {package}, which is not installed; pip install "torchrl-pwm[mt80]"')
+    check_simulators(tasks, task_set)
     if config.data.source == "quickstart":
         _check_quickstart(config, tasks)
     if config.checkpoint == "quickstart":
@@ -87,6 +85,13 @@ def check_config(config: DictConfig) -> list[str]:
         with torch.device("meta"):
             make_world_model(config)
     return tasks
+
+
+def check_simulators(tasks: list[str], task_set: TaskSet) -> None:
+    """Raises ImportError if the simulator of a task is not installed."""
+    for package in sorted({"metaworld" if task_set[task].suite == "metaworld" else "dm_control" for task in tasks}):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f'these tasks need {package}, which is not installed; pip install "torchrl-pwm[mt80]"')
 
 
 def _check_quickstart(config: DictConfig, tasks: list[str]) -> None:

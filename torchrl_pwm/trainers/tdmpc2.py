@@ -1,4 +1,4 @@
-"""One update of TD-MPC2 as a TorchRL optimisation stepper."""
+"""TD-MPC2 as a TorchRL trainer: one update, and training from a replay buffer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
+from torchrl.data import ReplayBuffer
 from torchrl.trainers import OptimizationStepper
 
 from torchrl_pwm.objectives.tdmpc2 import TDMPC2Loss, TDMPC2Noise
+from torchrl_pwm.trainers.base import ReplayTrainer
 from torchrl_pwm.trainers.steppers import all_finite, linear_schedule, raise_non_finite
 
 
@@ -139,3 +141,49 @@ class TDMPC2OptimizationStepper(OptimizationStepper):
         self.policy_optimizer.load_state_dict(state_dict["policy_optimizer"])
         for scheduler, state in zip(self.schedulers, state_dict["schedulers"]):
             scheduler.load_state_dict(state)
+
+
+class TDMPC2Trainer(ReplayTrainer):
+    """Trains TD-MPC2 on sequences from a replay buffer, such as offline data of many tasks.
+
+    Args:
+        loss_module (TDMPC2Loss): the objective, which holds the model.
+        replay_buffer (ReplayBuffer): gives sequences ``[B, T]``, for instance a
+            :class:`~torchrl_pwm.TDMPC2ExperienceReplay`.
+
+    Keyword Args:
+        iterations (int): number of updates; published: about 10 million of 1024 sequences.
+        optimization_stepper (TDMPC2OptimizationStepper, optional): default: one with the published settings.
+        **kwargs: see :class:`~torchrl_pwm.trainers.ReplayTrainer`.
+
+    Raises:
+        FloatingPointError: if a number is not finite, see :class:`TDMPC2OptimizationStepper`.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import LazyTensorStorage, ReplayBuffer
+        >>> from torchrl_pwm import PWMWorldModel, TDMPC2Loss, TDMPC2Model
+        >>> step = TensorDict({"observation": torch.randn(32, 3, 5), "reward": torch.randn(32, 3, 1)}, [32, 3])
+        >>> data = TensorDict({"observation": torch.randn(32, 3, 5), "action": torch.zeros(32, 3, 2)}, [32, 3])
+        >>> sequences = ReplayBuffer(storage=LazyTensorStorage(32), batch_size=4)
+        >>> _ = sequences.extend(data.set("next", step))
+        >>> model = TDMPC2Model(PWMWorldModel(5, 2, latent_dim=16, units=(32, 32), num_bins=11))
+        >>> TDMPC2Trainer(TDMPC2Loss(model), sequences, iterations=2, progress_bar=False).train()
+
+    Source: TD-MPC2 (arXiv 2310.16828), multi-task experiments.
+    """
+
+    progress_keys = ("loss_consistency", "loss_reward", "loss_value", "loss_policy")
+
+    def __init__(
+        self,
+        loss_module: TDMPC2Loss,
+        replay_buffer: ReplayBuffer,
+        *,
+        iterations: int = 10_000,
+        optimization_stepper: TDMPC2OptimizationStepper | None = None,
+        **kwargs: Any,
+    ) -> None:
+        stepper = optimization_stepper or TDMPC2OptimizationStepper(loss_module, iterations=iterations)
+        super().__init__(loss_module, replay_buffer, stepper, iterations=iterations, **kwargs)
