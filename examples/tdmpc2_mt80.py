@@ -2,7 +2,7 @@
 
     python examples/tdmpc2_mt80.py                                   # collects data of two tasks, trains, evaluates
     python examples/tdmpc2_mt80.py data=published data.root=/data/mt80 model=48M task=mt80 training.iterations=10000000
-    python examples/tdmpc2_mt80.py checkpoint=mt80-48M.pt task_set=mt80 plan=true       # every task, as published
+    python examples/tdmpc2_mt80.py checkpoint=mt80-48M.pt task_set=mt80 compare=published   # every task
     python examples/tdmpc2_mt80.py checkpoint=mt80-48M.pt task=walker-run plan=false    # the policy prior alone
     python examples/tdmpc2_mt80.py resume=runs/2026-11-21_mt80
 

@@ -85,8 +85,11 @@ def test_training_leaves_a_published_checkpoint_metrics_and_scores(data, tmp_pat
         "evaluation.episodes=2",
         "evaluation.num_envs=1",
     ]
-    call(monkeypatch, *again, "model=custom", "progress=false", "device=cpu", f"folder={tmp_path / 'again'}")
+    again += ["model=custom", "progress=false", "device=cpu", f"folder={tmp_path / 'again'}"]
+    call(monkeypatch, *again, "compare=published")
     assert results(tmp_path / "again") == results(folder)
+    assert "This run minus published TD-MPC2" in capsys.readouterr().out
+    assert set(read_summary(tmp_path / "again")["comparison"]["methods"]) == {"pwm", "tdmpc2", "pwm_horizon3"}
 
 
 def test_an_interrupted_run_ends_with_the_same_numbers(data, tmp_path, monkeypatch):

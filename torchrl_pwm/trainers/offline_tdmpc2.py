@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torchrl._utils import logger as torchrl_logger
 from torchrl.record.loggers import get_logger
 from tqdm import tqdm
 
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
 from torchrl_pwm.envs import TaskSet, get_task_set
-from torchrl_pwm.evaluation import evaluate_policy, plot_scores, write_summary
+from torchrl_pwm.evaluation import compare_with_published, evaluate_policy, plot_scores, write_summary
 from torchrl_pwm.modules import PWMWorldModel, TDMPC2Model
 from torchrl_pwm.planners import TDMPC2Planner
 from torchrl_pwm.trainers.checkpoint import replace_file
@@ -27,6 +27,7 @@ from torchrl_pwm.trainers.models import check_sizes, choose_device, make_world_m
 from torchrl_pwm.trainers.pipeline import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.trainers.report import merge_runs
 from torchrl_pwm.trainers.tdmpc2 import TDMPC2Trainer
+from torchrl_pwm.trainers.unlike_published import check_comparison, other_data, other_size
 
 
 def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
@@ -45,6 +46,7 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
     task_set = get_task_set(config.task_set)
     tasks = select_tasks(config.task, task_set)
     check_simulators(tasks, task_set)
+    check_comparison(config)
     source, store, model = config.data.source, None, None
     if config.checkpoint:
         model = load_tdmpc2(config, config.checkpoint, tasks)
@@ -74,7 +76,14 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
     way = "Planned actions" if config.plan else "Actions of the policy prior, without planning"
     path = folder / "summary.json"
     seconds = round(time.perf_counter() - start, 1)
-    summary = write_summary(path, rows, seed=config.evaluation.seed, seconds_total=seconds, notes=[f"TD-MPC2. {way}."])
+    comparison = None
+    if OmegaConf.select(config, "compare"):
+        remarks = [*(other_data(store) if store else []), *other_size(config, model.world_model)]
+        comparison = compare_with_published(rows, task_set, remarks=remarks)
+    notes = [f"TD-MPC2. {way}."]
+    summary = write_summary(
+        path, rows, seed=config.evaluation.seed, seconds_total=seconds, notes=notes, comparison=comparison
+    )
     plot_scores(summary, folder / "scores.png", task_set=task_set)
     return path
 

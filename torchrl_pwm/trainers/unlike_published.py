@@ -55,14 +55,12 @@ def unlike_published(config: Any, store: EpisodeStore | Quickstart, model_file: 
         store: the run's data.
         model_file: the run's world model.
     """
-    remarks = []
-    if not isinstance(store, EpisodeStore):
-        remarks.append("Not the published data: the start states come with the package.")
-    elif store.manifest.source.get("kind") != "shards":
-        remarks.append(f"Not the published data: {store.num_transitions:,} transitions that were collected.")
-    size, published = _size(config, model_file), _published_size(config)
-    if size != published:
-        remarks.append(f"The world model has {size:,} weights, the published 48M one {published:,}.")
+    if config.checkpoint:
+        model = load_world_model(config, model_file)
+    else:
+        with torch.device("meta"):
+            model = make_world_model(config)
+    remarks = [*other_data(store), *other_size(config, model)]
     different = []
     for key, value in _SETTINGS.items():
         found = OmegaConf.select(config, key, default=value)
@@ -74,19 +72,21 @@ def unlike_published(config: Any, store: EpisodeStore | Quickstart, model_file: 
     return remarks
 
 
-def _size(config: Any, model_file: Path) -> int:
-    if config.checkpoint:
-        model = load_world_model(config, model_file)
-    else:
-        with torch.device("meta"):
-            model = make_world_model(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+def other_data(store: EpisodeStore | Quickstart) -> list[str]:
+    """That the data are not the published ones, where they are not."""
+    if not isinstance(store, EpisodeStore):
+        return ["Not the published data: the start states come with the package."]
+    if store.manifest.source.get("kind") != "shards":
+        return [f"Not the published data: {store.num_transitions:,} transitions that were collected."]
+    return []
 
 
-def _published_size(config: Any) -> int:
+def other_size(config: Any, model: PWMWorldModel) -> list[str]:
+    """That the world model has not the published size, where it has not."""
     tasks = get_task_set(config.task_set)
     with torch.device("meta"):
-        model = PWMWorldModel.from_preset(
+        published = PWMWorldModel.from_preset(
             "48M", observation_dim=tasks.observation_dim, action_dim=tasks.action_dim, num_tasks=len(tasks)
         )
-    return sum(parameter.numel() for parameter in model.parameters())
+    own, known = (sum(parameter.numel() for parameter in each.parameters()) for each in (model, published))
+    return [] if own == known else [f"The world model has {own:,} weights, the published 48M one {known:,}."]
