@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Options of `make speed`, such as OPTIONS="--size paper --record"; see benchmarks/speed/conftest.py.
+OPTIONS ?=
+
 .PHONY: setup demo test nightly lint speed clean
 
 setup: $(STAMP)
@@ -29,7 +32,7 @@ lint: setup
 	$(BIN)/mypy
 
 speed: setup
-	$(BIN)/python -m pytest benchmarks/speed --benchmark-only --benchmark-disable-gc -p no:randomly -s
+	$(BIN)/python -m pytest benchmarks/speed --benchmark-only --benchmark-disable-gc -p no:randomly -s $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -4,7 +4,7 @@
     python examples/pwm_mt80.py task=walker-stand seeds=3
     python examples/pwm_mt80.py preset=from_scratch task=mw-reach
     python examples/pwm_mt80.py data=published data.root=/data/mt80 model=48M task=walker-run
-    python examples/pwm_mt80.py checkpoint=mt80-48M.pt data=published data.root=/data/mt80 task=mt80
+    python examples/pwm_mt80.py checkpoint=mt80-48M.pt data=published data.root=/data/mt80 task=mt80 compare=published
     python examples/pwm_mt80.py resume=runs/2026-11-21_walker-run
 
 The options are in conf/pwm_mt80.yaml. The last line printed is the path of summary.json.

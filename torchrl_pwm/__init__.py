@@ -17,12 +17,13 @@ _EXPORTS = {
         "make_pwm_actor",
         "make_value_ensemble",
         "SimNorm",
+        "TDMPC2Model",
         "NormedLinear",
         "ObservationNormalizer",
         "TwoHotCodec",
         "WorldModelPolicy",
     ),
-    "objectives": ("FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss", "SHACLoss"),
+    "objectives": ("FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss", "SHACLoss", "TDMPC2Loss"),
     "envs": (
         "WorldModelWrapper",
         "ImaginedEnv",
@@ -45,7 +46,15 @@ _EXPORTS = {
     ),
     "data": ("TDMPC2ExperienceReplay", "convert_shards", "collect_dataset"),
     "evaluation": ("evaluate_policy",),
-    "trainers": ("OnlinePWMTrainer", "PWMTrainer", "SHACTrainer", "WorldModelTrainer"),
+    "planners": ("TDMPC2Planner",),
+    "trainers": (
+        "OnlinePWMTrainer",
+        "OnlineTDMPC2Trainer",
+        "PWMTrainer",
+        "SHACTrainer",
+        "TDMPC2Trainer",
+        "WorldModelTrainer",
+    ),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -12,7 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchrl_pwm.data import TDMPC2ExperienceReplay
+import numpy as np
+
+from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
 from torchrl_pwm.data.manifest import MANIFEST_NAME, FieldRecord, Manifest, TaskRows
 from torchrl_pwm.envs.tasks import MT80
 
@@ -44,8 +47,8 @@ def write_sparse_store(root: Path, rows_per_task: int, dtype: str = "float32") -
 class HotReplay:
     """Draws the same batches again and again: from all over the data, but of pages that are in the system's cache."""
 
-    def __init__(self, root: Path, batches: int = 40) -> None:
-        self.replay = TDMPC2ExperienceReplay(root, SLICES, slice_len=TRANSITIONS)
+    def __init__(self, root: Path, batches: int = 40, *, slices: int = SLICES, transitions: int = TRANSITIONS) -> None:
+        self.replay = TDMPC2ExperienceReplay(root, slices, slice_len=transitions)
         self.batches = batches
         self.round()
 
@@ -58,6 +61,24 @@ class HotReplay:
             self.replay.sample()
             times.append(time.perf_counter() - start)
         return times
+
+
+def bare_reads(store: EpisodeStore, slices: int, transitions: int) -> Callable[[], None]:
+    """A function that reads as many slices, from places of its own, into memory that is there, and nothing else."""
+    field = store.manifest.fields["steps"]
+    rows, steps, width = field.shape
+    size = np.dtype(field.dtype).itemsize * width
+    generator = np.random.default_rng(0)
+    starts = generator.integers(rows, size=slices) * steps + generator.integers(steps - transitions, size=slices)
+    memory = np.empty((slices, (transitions + 1) * size), np.uint8)
+    file = open(Path(store.root) / field.file, "rb", buffering=0)  # noqa: SIM115, closed with the function
+    places = [(row, start * size) for row, start in zip(memory, starts.tolist())]
+
+    def run() -> None:
+        for row, place in places:
+            os.preadv(file.fileno(), [row], place)
+
+    return run
 
 
 def in_turn(functions: Sequence[Callable[[], list[float]]], rounds: int = 5) -> list[dict[str, float]]:

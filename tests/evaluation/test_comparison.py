@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from tests.evaluation.rows import full_row, outcome
-from torchrl_pwm.evaluation import aggregate_scores, format_table, make_summary, plot_scores, plots, read_summary
+from torchrl_pwm.evaluation import (
+    aggregate_scores,
+    compare_with_published,
+    format_table,
+    make_summary,
+    plot_scores,
+    plots,
+    read_summary,
+)
 from torchrl_pwm.evaluation import write_summary as write
 from torchrl_pwm.evaluation.comparison import compare_methods, headline, method_scores
 
@@ -98,6 +106,31 @@ def test_table_shows_spread_baselines_and_both_means():
     assert lines[7] == (f"Mean 0.650 [{low:.3f}, {high:.3f}], 95% stratified bootstrap interval over 2 seeds per task.")
     assert lines[8].startswith("BC, behaviour cloning on the same data: 0.650 [")
     assert len({len(line) for line in lines[:7]}) == 1
+
+
+def test_table_of_a_run_beside_the_papers_shows_every_difference():
+    pytest.importorskip("rliable")
+    comparison = compare_with_published(ROWS, "mt80", remarks=["Not the published data."])
+    text = format_table(make_summary(ROWS, seed=0, seconds_total=60.0, comparison=comparison))
+    lines = text.splitlines()
+    assert lines[0].split()[-6:] == ["PWM*", "diff", "TD-MPC2*", "diff", "PWM-H3*", "diff"]
+    assert lines[2].split()[-6:-2] == ["0.824", "-0.424", "0.527", "-0.127"]
+    assert lines[3].split()[-6:-2] == ["0.800", "+0.100", "0.800", "+0.100"]
+    assert lines[5].split()[-6:-2] == ["0.812", "-0.162", "0.664", "-0.014"]
+    assert len({len(line) for line in lines[:6]}) == 1
+    assert "This run minus published PWM: -0.162 [" in text and "(higher in 1, equal in 0, lower in 1)" in text
+    assert "As published over 80 tasks: mean 0.818, IQM 0.913, DMControl 0.751, Meta-World 0.858." in text
+    assert lines[-1] == "Not the published data." and "other data" not in text
+
+
+def test_damaged_comparison_is_refused():
+    comparison = compare_with_published(ROWS, "mt80")
+    short = {key: comparison[key] for key in ("task_set", "source", "remarks", "tasks")}
+    with pytest.raises(ValueError, match=r"comparison of the summary must have the entries .*missing \['methods'\]"):
+        make_summary(ROWS, seed=0, seconds_total=1.0, comparison=short)
+    comparison["tasks"]["walker-run"]["pwm"]["score"] = float("nan")
+    with pytest.raises(ValueError, match=r"score of pwm of walker-run in the comparison.*nan"):
+        make_summary(ROWS, seed=0, seconds_total=1.0, comparison=comparison)
 
 
 def test_notes_are_kept_and_shown(tmp_path):

@@ -13,7 +13,7 @@ pytest.importorskip("jinja2")
 
 from tests.evaluation.rows import full_row, outcome
 from torchrl_pwm.envs import MT80
-from torchrl_pwm.evaluation import Film, film_pictures, make_summary, write_html_report
+from torchrl_pwm.evaluation import Film, compare_with_published, film_pictures, make_summary, write_html_report
 from torchrl_pwm.evaluation.html_report import _side_by_side
 
 VOID = {"meta", "img", "br"}
@@ -122,6 +122,32 @@ def test_headline_and_table_hold_the_numbers_of_the_summary(whole):
     for number in ("0.20 0.60", "0.450", "0.300", "0.050", "0.900", "0.700", "400.0 ± 100.0", "90%"):
         assert number in found.text, number
     assert "First episode: return 7." in found.text and "2026-11-21" in found.text
+
+
+def test_a_run_stands_beside_the_papers(tmp_path):
+    comparison = compare_with_published(ROWS, "mt80", remarks=["Not the published data: <few>."])
+    summary = make_summary(ROWS, seed=0, seconds_total=60.0, comparison=comparison)
+    text = write_html_report(summary, tmp_path / "a.html").read_text(encoding="utf-8")
+    found = Page(text)
+    assert "papers" in found.ids and "&lt;few&gt;" in text and "2407.02466" in found.text
+    section = found.text.split("Beside the papers")[-1]
+    for number in (
+        "0.824",
+        "-0.424",
+        "0.527 ± 0.025",
+        "-0.127",
+        "PWM, model of horizon 3",
+        "1, 0, 1",
+        "0.913",
+        "0.858",
+    ):
+        assert number in section, number
+    # horizon 3 has no averages by suite
+    assert section.split("mean of Meta-World")[1].split("The mean of")[0].split() == ["0.858", "0.848", "-"]
+
+
+def test_a_run_that_was_not_compared_has_no_such_section(whole):
+    assert "Beside the papers" not in whole[0].text
 
 
 def test_best_of_what_had_the_same_data_is_bold(whole):

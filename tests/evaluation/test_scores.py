@@ -58,5 +58,5 @@ def test_unknown_names_are_refused():
         reference_score("walker-run", method="sac")
     with pytest.raises(ValueError, match="unknown part"):
         reference_average("mt80", part="walkers")
-    with pytest.raises(ValueError, match="mt30 has no metaworld tasks"):
+    with pytest.raises(ValueError, match="mt30 has no metaworld average of pwm"):
         reference_average("mt30", part="metaworld")

@@ -140,6 +140,20 @@ def test_resuming_a_finished_run_changes_no_number(whole, monkeypatch, capsys):
     assert without_times(read_summary(folder)) == before
 
 
+def test_a_finished_run_is_set_beside_the_papers(whole, monkeypatch, capsys):
+    folder, _ = whole
+    before = without_times(read_summary(folder))
+    monkeypatch.chdir(folder.parent)
+    call(["resume=run", "compare=published"], monkeypatch)
+    shown = capsys.readouterr().out
+    found = without_times(read_summary(folder))
+    assert set(found.pop("comparison")["tasks"]) == set(TASKS) and found == before
+    assert "PWM-H3*" in shown and "This run minus published TD-MPC2" in shown
+    assert "Beside the papers" in (folder / "report.html").read_text(encoding="utf-8")
+    call(["resume=run"], monkeypatch)
+    assert without_times(read_summary(folder)) == before
+
+
 def test_published_data_and_a_checkpoint_give_policies_of_several_seeds(tmp_path, monkeypatch, capsys):
     """The line for published data and a published model, at a tiny size."""
     monkeypatch.chdir(tmp_path)
@@ -187,6 +201,7 @@ WRONG = {
     "unknown task": (["task=walker-fly"], "ValueError: unknown task 'walker-fly'.*did you mean 'walker"),
     "unknown task set": (["task_set=mt50"], "mt50"),
     "task of another set": (["task_set=mt30", "task=mw-reach"], "unknown task 'mw-reach'"),
+    "unknown comparison": (["compare=paper"], "compare must be null or published, found 'paper'"),
     "no policies": (["seeds=0"], "at least 1, found 0"),
     "unknown selection": (["extraction.select=first"], "last or best, found 'first'"),
     "model without embedding": (["model=custom", "preset=from_scratch"], "num_tasks=80 and task_dim=0: give both"),

@@ -13,9 +13,11 @@ from tests.objectives.test_loss_checklist import (
     BATCH,
     TASKS,
     ending_rollouts,
+    flagged_sequences,
     make_first_order,
     make_model,
     make_pwm,
+    make_tdmpc2,
     sequences,
     starts,
 )
@@ -81,6 +83,12 @@ def test_world_model_loss_compiles_whole(num_tasks: int, ends: str) -> None:
     elif ends == "padding":
         td["collector", "mask"] = torch.arange(td.shape[1]).expand(td.shape) < torch.randint(1, 4, (BATCH, 1))
     check(loss, td)
+
+
+@pytest.mark.parametrize(("num_tasks", "episodic"), [(0, False), (TASKS, True)], ids=["single", "multitask-episodic"])
+def test_tdmpc2_loss_compiles_whole(num_tasks: int, episodic: bool) -> None:
+    loss, td = make_tdmpc2(num_tasks, episodic), flagged_sequences(num_tasks)[:, :2]
+    check(loss, td, [parameter for parameter in loss.parameters() if parameter.requires_grad])
 
 
 @pytest.mark.parametrize("bootstrap", ["standard", "reference"])

@@ -11,8 +11,17 @@ from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.modules import IndependentNormal, ProbabilisticActor, ValueOperator
 from torchrl.objectives.utils import ValueEstimators
 
+from tests.modules import tdmpc2
 from tests.objectives.quadratic_env import make_shac, make_window
-from torchrl_pwm import FirstOrderLoss, PWMLoss, PWMWorldModel, PWMWorldModelLoss, make_pwm_actor, make_value_ensemble
+from torchrl_pwm import (
+    FirstOrderLoss,
+    PWMLoss,
+    PWMWorldModel,
+    PWMWorldModelLoss,
+    TDMPC2Loss,
+    make_pwm_actor,
+    make_value_ensemble,
+)
 
 BATCH, HORIZON, OBSERVATION, ACTION, LATENT, TASKS = 6, 4, 5, 2, 16, 3
 
@@ -46,6 +55,17 @@ def sequences(num_tasks: int = 0) -> TensorDict:
     return TensorDict(entries, shape)
 
 
+def flagged_sequences(num_tasks: int = 0) -> TensorDict:
+    td = sequences(num_tasks)
+    td["next", "done"] = torch.zeros(BATCH, HORIZON, 1, dtype=torch.bool)
+    td["next", "terminated"] = torch.rand(BATCH, HORIZON, 1) < 0.3
+    return td
+
+
+def make_tdmpc2(num_tasks: int = 0, episodic: bool = False, **options) -> TDMPC2Loss:
+    return TDMPC2Loss(tdmpc2.make_model(num_tasks, episodic=episodic), **options)
+
+
 def rollouts() -> TensorDict:
     """Without the graph that made them, and without dones."""
     return make_pwm().imagine(starts()).detach()
@@ -71,7 +91,11 @@ LOSSES = {
     "pwm_multitask": (lambda **o: make_pwm(TASKS, **o), lambda: starts(TASKS)),
     "world_model": (lambda **o: PWMWorldModelLoss(make_model(), **o), sequences),
     "world_model_multitask": (lambda **o: PWMWorldModelLoss(make_model(TASKS), **o), lambda: sequences(TASKS)),
+    "tdmpc2": (make_tdmpc2, flagged_sequences),
+    "tdmpc2_multitask": (lambda **o: make_tdmpc2(TASKS, **o), lambda: flagged_sequences(TASKS)),
+    "tdmpc2_episodic": (lambda **o: make_tdmpc2(episodic=True, **o), flagged_sequences),
 }
+NUM_LOSSES = {"tdmpc2": 4, "tdmpc2_multitask": 4, "tdmpc2_episodic": 5}
 ALL = pytest.mark.parametrize("name", LOSSES)
 
 
@@ -87,7 +111,7 @@ def test_losses_are_scalars_and_metrics_are_detached(name: str) -> None:
     make, data = LOSSES[name]
     out = make()(data())
     losses = {key: value for key, value in out.items() if key.startswith("loss_")}
-    assert len(losses) == 2 and set(out.keys()) == set(make().out_keys)
+    assert len(losses) == NUM_LOSSES.get(name, 2) and set(out.keys()) == set(make().out_keys)
     assert all(value.shape == () and value.requires_grad for value in losses.values())
     assert not any(value.requires_grad for key, value in out.items() if key not in losses)
 
@@ -141,7 +165,7 @@ def test_reductions_agree(name: str) -> None:
         loss = make(reduction=reduction)
         torch.manual_seed(1)
         found[reduction] = loss(td)
-    for key in ("loss_actor", "loss_value", "loss_consistency", "loss_reward"):
+    for key in ("loss_actor", "loss_value", "loss_consistency", "loss_reward", "loss_policy", "loss_termination"):
         if key in found["mean"]:
             every = found["none"][key]
             assert every.ndim >= 1 and every.shape[0] == BATCH
@@ -162,10 +186,13 @@ def test_state_dict_round_trip(name: str) -> None:
     loss(td)  # moves the return scale
     other.load_state_dict(loss.state_dict())
     if not name.startswith("pwm"):
-        expected, found = loss.eval()(td), other.eval()(td)
+        torch.manual_seed(1)
+        expected = loss.eval()(td)
+        torch.manual_seed(1)
+        found = other.eval()(td)
         for key in loss.out_keys:
             torch.testing.assert_close(found[key], expected[key])
-    if name.startswith("world_model"):
+    if name.startswith(("world_model", "tdmpc2")):
         return
     assert "return_moments.var" in loss.state_dict() and not any("world_model" in key for key in loss.state_dict())
     torch.testing.assert_close(other.return_moments.state_dict(), loss.return_moments.state_dict())

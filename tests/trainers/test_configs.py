@@ -30,9 +30,16 @@ POSITIONAL = {
     configs.PWMStepperConfig: {"loss_module"},
     configs.SHACStepperConfig: {"loss_module"},
     configs.WorldModelStepperConfig: {"loss_module"},
+    configs.TDMPC2ModelConfig: {"world_model"},
+    configs.TDMPC2LossConfig: {"model"},
+    configs.TDMPC2PlannerConfig: {"model"},
+    configs.TDMPC2StepperConfig: {"loss_module"},
     configs.OnlinePWMStepperConfig: {"loss_module", "model_loss", "replay_buffer"},
     configs.OnlinePWMTrainerConfig: {"loss_module", "model_loss", "collector", "replay_buffer"},
     configs.PWMTrainerConfig: {"loss_module", "replay_buffer"},
+    configs.OnlineTDMPC2StepperConfig: {"loss_module", "replay_buffer"},
+    configs.OnlineTDMPC2TrainerConfig: {"loss_module", "collector", "replay_buffer"},
+    configs.TDMPC2TrainerConfig: {"loss_module", "replay_buffer"},
     configs.WorldModelTrainerConfig: {"loss_module", "replay_buffer"},
     configs.SHACTrainerConfig: {"loss_module", "env"},
 }
@@ -221,6 +228,9 @@ def test_every_component_is_built_from_its_group():
         ("stepper", "shac"),
         ("trainer", "shac"),
         ("normalizer", "moments"),
+        ("loss", "tdmpc2"),
+        ("planner", "tdmpc2"),
+        ("stepper", "tdmpc2"),
     ],
 )
 def test_further_groups_are_in_the_store(group, name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +110,45 @@ def test_the_page_holds_curves_configuration_and_no_film(run):
     assert "PWM on pendulum-swingup, mw-reach" in text and "task_set: mt80" in text
     assert {file.name for file in run[1].iterdir()} >= {"summary.json", "scores.png", "report.html", "baselines"}
     assert (run[1] / "policies" / "mw-reach" / "seed-4" / "training.png").exists()
+
+
+def test_a_run_is_set_beside_the_papers_where_asked(run):
+    path, folder, store = run
+    assert "comparison" not in read_summary(path)
+    sizes = {"_target_": "torchrl_pwm.PWMWorldModel", "latent_dim": 16, "units": [16], "task_dim": 4, "num_bins": 11}
+    config = OmegaConf.create({**CONFIG, "compare": "published", "checkpoint": None, "model": sizes})
+    try:
+        write_report(config, folder, store, folder / "none", RESULTS, seconds=1.0)
+        found = read_summary(path)
+        page = (folder / "report.html").read_text(encoding="utf-8")
+    finally:
+        write_report(OmegaConf.create(CONFIG), folder, store, folder / "none", RESULTS, seconds=1.0)
+    pendulum = found["comparison"]["tasks"]["pendulum-swingup"]["pwm"]
+    assert pendulum["score"] == reference_score("pendulum-swingup")
+    assert pendulum["difference"] == pytest.approx(0.45 - pendulum["score"])
+    data, size, settings = found["comparison"]["remarks"]
+    assert "Not the published data" in data and "19,188,581" in size
+    assert (
+        "extraction.select=best (last)" in settings and "rounds.count=2 (0)" in settings and "horizon" not in settings
+    )
+    assert "Beside the papers" in page and settings.partition("'")[0] in page
+    text = format_table(found)
+    assert data in text and "PWM-H3*" in text and "[" in text.split("This run minus published PWM: ")[1][:8]
+
+
+def test_the_published_settings_need_no_remark_but_for_targets_and_bootstrap(run):
+    pytest.importorskip("hydra")
+    from hydra import compose, initialize_config_dir
+
+    import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
+    from torchrl_pwm.trainers.unlike_published import unlike_published
+
+    exact = ["preset=published", "extraction.value_estimator=TD0", "loss.bootstrap=reference"]
+    with initialize_config_dir(str(Path(__file__).parents[2] / "examples" / "conf"), version_base="1.3"):
+        default, same = compose("pwm_mt80", exact[:1]), compose("pwm_mt80", exact)
+    data, settings = unlike_published(default, run[2], Path("none"))
+    assert settings.endswith("extraction.value_estimator=TDLambda (TD0), loss.bootstrap=standard (reference).")
+    assert unlike_published(same, run[2], Path("none")) == [data]
 
 
 def test_a_report_that_is_written_again_has_the_same_numbers_and_more_seconds(run):

@@ -11,7 +11,7 @@ from torchrl_pwm._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from torchrl_pwm.envs.gymnasium_env import make_gym_env
-    from torchrl_pwm.envs.multitask import make_task_env, raw_reward, restore_state
+    from torchrl_pwm.envs.multitask import make_task_env, make_task_envs, raw_reward, restore_state
     from torchrl_pwm.envs.scripted import ScriptedPolicy
     from torchrl_pwm.envs.simulators import (
         AnalyticEnv,
@@ -52,6 +52,7 @@ _HOME = {
     "get_task_spec": "tasks",
     "make_gym_env": "gymnasium_env",
     "make_task_env": "multitask",
+    "make_task_envs": "multitask",
     "raw_reward": "multitask",
     "restore_state": "multitask",
 }
@@ -79,6 +80,7 @@ __all__ = [
     "get_task_spec",
     "make_gym_env",
     "make_task_env",
+    "make_task_envs",
     "raw_reward",
     "restore_state",
 ]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, TransformedEnv
 
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set, get_task_spec
 
-__all__ = ["TaskEnv", "TaskSimulation", "make_task_env", "raw_reward", "restore_state"]
+__all__ = ["TaskEnv", "TaskSimulation", "make_task_env", "make_task_envs", "raw_reward", "restore_state"]
 
 
 class TaskSimulation(Protocol):
@@ -208,6 +209,47 @@ def make_task_env(
     height, width = pixel_size
     size = (int(height), int(width)) if from_pixels else None
     return TaskEnv(spec, simulation, task_set=table, device=device, pixel_size=size)
+
+
+def make_task_envs(
+    task: str,
+    num_envs: int = 1,
+    *,
+    seed: int = 0,
+    device: torch.device | str | int | None = None,
+    parallel: bool = False,
+    **options: Any,
+) -> EnvBase:
+    """The env of one task, ``num_envs`` times side by side; its keys are those of :func:`make_task_env`.
+
+    Args:
+        task (str): name of the task.
+        num_envs (int): number of rows N.
+
+    Keyword Args:
+        seed (int): seed of the first row; the next ones have ``seed + 1``, ``seed + 2``, ...
+        device: device of the tensors.
+        parallel (bool): a process for each row (``ParallelEnv``) instead of all in this one (``SerialEnv``).
+        options: of :func:`make_task_env`.
+
+    Returns:
+        An env of batch [N].
+
+    Raises:
+        ValueError, ImportError: as :func:`make_task_env`, or if ``num_envs`` is below 1.
+
+    Examples:
+        >>> from torchrl_pwm.envs import make_task_envs
+        >>> env = make_task_envs("pendulum-swingup", 2)
+        >>> env.rollout(3)["observation"].shape
+        torch.Size([2, 3, 3])
+    """
+    if num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, found {num_envs}.")
+    make = partial(make_task_env, task, device=device, **options)
+    return (ParallelEnv if parallel else SerialEnv)(
+        num_envs, [partial(make, seed=seed + row) for row in range(num_envs)]
+    )
 
 
 def restore_state(env: EnvBase, record: Mapping[str, Any]) -> TensorDictBase:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from torchrl_pwm.evaluation.films import film_pictures, film_strip, save_video
     from torchrl_pwm.evaluation.html_report import Film, write_html_report
     from torchrl_pwm.evaluation.plots import plot_scores, plot_training, read_metrics
+    from torchrl_pwm.evaluation.profile_plots import plot_aggregates, plot_profiles
+    from torchrl_pwm.evaluation.profiles import performance_profile
+    from torchrl_pwm.evaluation.published import compare_with_published, published_results
     from torchrl_pwm.evaluation.results import EvaluationResult
     from torchrl_pwm.evaluation.rollouts import evaluate_policy
     from torchrl_pwm.evaluation.scores import (
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 _HOME = {
     "EvaluationResult": "results",
     "aggregate_scores": "statistics",
+    "compare_with_published": "published",
     "evaluate_policy": "rollouts",
     "Film": "html_report",
     "film_pictures": "films",
@@ -41,8 +45,12 @@ _HOME = {
     "make_summary": "summary",
     "normalized_score": "scores",
     "package_versions": "summary",
+    "performance_profile": "profiles",
+    "plot_aggregates": "profile_plots",
+    "plot_profiles": "profile_plots",
     "plot_scores": "plots",
     "plot_training": "plots",
+    "published_results": "published",
     "read_metrics": "plots",
     "read_summary": "summary",
     "reference_average": "scores",
@@ -57,6 +65,7 @@ __all__ = [
     "EvaluationResult",
     "Film",
     "aggregate_scores",
+    "compare_with_published",
     "evaluate_policy",
     "film_pictures",
     "film_strip",
@@ -64,8 +73,12 @@ __all__ = [
     "make_summary",
     "normalized_score",
     "package_versions",
+    "performance_profile",
+    "plot_aggregates",
+    "plot_profiles",
     "plot_scores",
     "plot_training",
+    "published_results",
     "read_metrics",
     "read_summary",
     "reference_average",

@@ -12,7 +12,7 @@ from torchrl_pwm.evaluation.statistics import aggregate_scores
 
 __all__ = ["METHODS", "compare_methods", "headline", "method_scores"]
 
-# In the order of tables and charts. The first is the run itself, the last two were trained on other data.
+# In the order of tables and charts. The first is the run itself, the published ones were trained on other data.
 METHODS: Mapping[str, str] = {
     "policy": "PWM, this run",
     "cloning": "behaviour cloning",

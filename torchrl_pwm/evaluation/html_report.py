@@ -96,6 +96,7 @@ def write_html_report(
         beaten=_beaten(rows),
         tasks=[_task(row, (curves or {}).get(row["task"], {}), (films or {}).get(row["task"])) for row in rows],
         open_tasks=len(rows) <= _OPEN_TASKS,
+        comparison=summary.get("comparison"),
         published=get_task_set(task_set).name.upper(),
         config=config,
     )

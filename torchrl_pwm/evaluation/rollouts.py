@@ -13,11 +13,11 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import nn
-from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, TransformedEnv
+from torchrl.envs import EnvBase, InitTracker, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
-from torchrl_pwm.envs import WorldModelWrapper, make_task_env
+from torchrl_pwm.envs import WorldModelWrapper, make_task_env, make_task_envs
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
 from torchrl_pwm.evaluation.results import EvaluationResult
 from torchrl_pwm.evaluation.scores import find_task_spec
@@ -90,7 +90,8 @@ def evaluate_policy(
         task_set: ``"mt30"``, ``"mt80"`` or a table, for task names: the env is padded to it and carries ``task``.
             Needed by a multi-task world model or policy.
         world_model: where the policy reads ``latent`` and the env has none, the env is wrapped in
-            ``WorldModelWrapper(world_model)``.
+            ``WorldModelWrapper(world_model)``. Where it reads ``is_init`` and the env has none, as
+            :class:`~torchrl_pwm.TDMPC2Planner` does, TorchRL's ``InitTracker`` is added.
         num_envs: copies of the env that run side by side, for task names.
         parallel: run the copies in processes of their own.
         record: keep the frames of this many episodes. Every step is rendered then, which is slow: record in a short
@@ -134,7 +135,7 @@ def evaluate_policy(
         progress=progress,
     )
     if isinstance(env_or_task, EnvBase):
-        env = _with_latent(env_or_task, policy, world_model)
+        env = _as_read(env_or_task, policy, world_model)
         spec = _task_spec_of(env, task, task_set)
         label = task or (type(innermost_env(env)).__name__ if spec is None else spec.name)
         return run(policy, env, label=label, spec=spec)
@@ -145,12 +146,13 @@ def evaluate_policy(
         task_policy = _policy_for(policy, name)
         spec = get_task_set("mt80" if task_set is None else task_set)[name]
         place = _device_of(task_policy) if device is None else device
-        make = functools.partial(make_task_env, name, task_set=task_set, device=place)
-        if record:
-            make = functools.partial(make, from_pixels=True, pixel_size=pixel_size)
-        env = _make_envs(make, seed, num_envs, parallel)
+        make: Callable[..., EnvBase] = make_task_env
+        if num_envs > 1:
+            make = functools.partial(make_task_envs, num_envs=num_envs, parallel=parallel)
+        pixels = {"from_pixels": True, "pixel_size": pixel_size} if record else {}
+        env = make(name, task_set=task_set, seed=seed, device=place, **pixels)
         try:
-            wrapped = _with_latent(env, task_policy, world_model)
+            wrapped = _as_read(env, task_policy, world_model)
             results[name] = run(task_policy, wrapped, label=name, spec=spec)
         finally:
             env.close(raise_if_closed=False)
@@ -208,20 +210,15 @@ def _evaluate(
     )
 
 
-def _make_envs(make: Callable[..., EnvBase], seed: int, num_envs: int, parallel: bool) -> EnvBase:
-    if num_envs == 1:
-        return make(seed=seed)
-    kind = ParallelEnv if parallel else SerialEnv
-    return kind(num_envs, [functools.partial(make, seed=seed + copy) for copy in range(num_envs)])
-
-
-def _with_latent(env: EnvBase, policy: Policy, world_model: nn.Module | None) -> EnvBase:
-    """The env as the policy reads it: wrapped in the world model if the policy needs a latent the env lacks."""
+def _as_read(env: EnvBase, policy: Policy, world_model: nn.Module | None) -> EnvBase:
+    """The env as the policy reads it: with the latent, and with the beginnings of episodes, if the env lacks them."""
     written = {unravel_key(key) for key in env.observation_spec.keys(True, True)}
+    # auto_unwrap would take the transforms out of the caller's env
+    if "is_init" in getattr(policy, "in_keys", ()) and "is_init" not in written:
+        env = TransformedEnv(env, InitTracker(), auto_unwrap=False)
     reads_latent = "latent" in getattr(policy, "in_keys", ("latent",))
     if world_model is None or "latent" in written or not reads_latent:
         return env
-    # auto_unwrap would take the transforms out of the caller's env
     return TransformedEnv(env, WorldModelWrapper(world_model), auto_unwrap=False)
 
 

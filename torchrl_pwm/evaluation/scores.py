@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any, Literal
 
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
+from torchrl_pwm.evaluation.published import published_table
 
 __all__ = [
     "find_task_spec",
@@ -18,7 +16,9 @@ __all__ = [
     "reference_scores",
 ]
 
-_METHODS = {"pwm": "pwm", "tdmpc2": "tdmpc2", "td-mpc2": "tdmpc2"}
+Method = Literal["pwm", "tdmpc2", "pwm_horizon3"]
+
+_METHODS = {"pwm": "pwm", "tdmpc2": "tdmpc2", "td-mpc2": "tdmpc2", "pwm_horizon3": "pwm_horizon3"}
 _PARTS = {
     "all": "average",
     "dm_control": "average_dm_control",
@@ -59,7 +59,7 @@ def find_task_spec(task: str, task_set: str | TaskSet | None = None) -> TaskSpec
     return next((spec for spec in table if spec.name == task), None)
 
 
-def reference_score(task: str, task_set: str | TaskSet = "mt80", method: Literal["pwm", "tdmpc2"] = "pwm") -> float:
+def reference_score(task: str, task_set: str | TaskSet = "mt80", method: Method = "pwm") -> float:
     """Published multi-task score of one task (48M world model).
 
     The published runs used other data than a run of yours (345 to 545 million transitions), one run per task for
@@ -69,13 +69,14 @@ def reference_score(task: str, task_set: str | TaskSet = "mt80", method: Literal
         task: task name.
         task_set: ``"mt30"`` or ``"mt80"``: which of the two published world models. A table of your own
             (:class:`~torchrl_pwm.envs.TaskSet`) is answered from MT80.
-        method: ``"pwm"`` or ``"tdmpc2"``.
+        method: ``"pwm"``, ``"tdmpc2"``, or ``"pwm_horizon3"``, PWM in a world model trained with horizon 3.
 
     Returns:
         Normalised score in [0, 1].
 
     Raises:
-        ValueError: for an unknown task, task set or method.
+        ValueError: for an unknown task, task set or method, or a task for which the method has no published score
+            (four tasks with horizon 3).
 
     Source: PWM (arXiv 2407.02466), published result files.
 
@@ -84,18 +85,21 @@ def reference_score(task: str, task_set: str | TaskSet = "mt80", method: Literal
         0.857758
     """
     spec = get_task_set(_published_set(task_set))[task]
-    return reference_scores(task_set, method)[spec.name]
+    known = reference_scores(task_set, method)
+    if spec.name not in known:
+        raise ValueError(f"there is no published score of {_method(method)} in {spec.name}; use method='pwm'")
+    return known[spec.name]
 
 
-def reference_scores(task_set: str | TaskSet = "mt80", method: Literal["pwm", "tdmpc2"] = "pwm") -> Mapping[str, float]:
-    """Published scores of a whole set, by task name; see :func:`reference_score`."""
-    method_key = _method(method)
-    return {task: row[method_key] for task, row in _reference()[_published_set(task_set)]["tasks"].items()}
+def reference_scores(task_set: str | TaskSet = "mt80", method: Method = "pwm") -> Mapping[str, float]:
+    """Published scores of a whole set, by task name; tasks without one are left out. See :func:`reference_score`."""
+    key, table = _method(method), published_table(_published_set(task_set))
+    return {task: row[key] for task, row in table["tasks"].items() if key in row}
 
 
 def reference_average(
     task_set: str | TaskSet = "mt80",
-    method: Literal["pwm", "tdmpc2"] = "pwm",
+    method: Method = "pwm",
     *,
     part: Literal["all", "dm_control", "metaworld", "interquartile_mean"] = "all",
 ) -> float:
@@ -103,7 +107,7 @@ def reference_average(
 
     Args:
         task_set: ``"mt30"`` or ``"mt80"``.
-        method: ``"pwm"`` or ``"tdmpc2"``.
+        method: as in :func:`reference_score`.
         part: mean over all tasks, over the tasks of one suite, or the interquartile mean over all tasks.
 
     Raises:
@@ -116,10 +120,10 @@ def reference_average(
     if part not in _PARTS:
         raise ValueError(f"unknown part {part!r}; known are {', '.join(_PARTS)}")
     name = _published_set(task_set)
-    table = _reference()[name]
-    if _PARTS[part] not in table:
-        raise ValueError(f"{name} has no {part} tasks, so there is no published average of them; use part='all'")
-    return table[_PARTS[part]][_method(method)]
+    found = published_table(name).get(_PARTS[part], {})
+    if _method(method) not in found:
+        raise ValueError(f"{name} has no {part} average of {_method(method)}; use part='all'")
+    return found[_method(method)]
 
 
 def _published_set(task_set: str | TaskSet) -> str:
@@ -130,11 +134,6 @@ def _published_set(task_set: str | TaskSet) -> str:
 def _method(method: str) -> str:
     key = str(method).lower()
     if key not in _METHODS:
-        raise ValueError(f"unknown method {method!r}; published scores exist for 'pwm' and 'tdmpc2'")
+        known = ", ".join(dict.fromkeys(_METHODS.values()))
+        raise ValueError(f"unknown method {method!r}; published scores exist for {known}")
     return _METHODS[key]
-
-
-@functools.cache
-def _reference() -> dict[str, Any]:
-    text = resources.files("torchrl_pwm.evaluation").joinpath("reference_results.json").read_text("utf-8")
-    return json.loads(text)

@@ -77,6 +77,22 @@ def aggregate_scores(
         >>> found.iqm, found.mean.value, found.tasks, found.seeds
         (Aggregate(value=0.55, low=None, high=None), 0.525, 4, 1)
     """
+    matrix = score_matrix(scores, confidence, reps)
+    values = _aggregates(matrix)
+    lows: Sequence[float | None] = [None] * len(values)
+    highs: Sequence[float | None] = [None] * len(values)
+    if reps and len(matrix) > 1:
+        lows, highs = _intervals(matrix, confidence, reps, seed).tolist()
+    iqm, mean, median = (Aggregate(*found) for found in zip(values.tolist(), lows, highs))
+    return ScoreStatistics(iqm, mean, median, seeds=len(matrix), tasks=matrix.shape[1], confidence=confidence)
+
+
+def score_matrix(scores: npt.ArrayLike, confidence: float, reps: int) -> np.ndarray:
+    """Scores as float64 [seeds, tasks].
+
+    Raises:
+        ValueError: if they are something else, or an option of their bootstrap is out of range.
+    """
     matrix = np.asarray(scores, dtype=np.float64)
     if matrix.ndim != 2 or matrix.size == 0 or not np.isfinite(matrix).all():
         raise ValueError(
@@ -85,13 +101,7 @@ def aggregate_scores(
         )
     if not 0.0 < confidence < 1.0 or reps < 0:
         raise ValueError(f"confidence must lie in (0, 1) and reps be at least 0, found {confidence} and {reps}")
-    values = _aggregates(matrix)
-    lows: Sequence[float | None] = [None] * len(values)
-    highs: Sequence[float | None] = [None] * len(values)
-    if reps and len(matrix) > 1:
-        lows, highs = _intervals(matrix, confidence, reps, seed).tolist()
-    iqm, mean, median = (Aggregate(*found) for found in zip(values.tolist(), lows, highs))
-    return ScoreStatistics(iqm, mean, median, seeds=len(matrix), tasks=matrix.shape[1], confidence=confidence)
+    return matrix
 
 
 def _aggregates(matrix: np.ndarray) -> np.ndarray:

@@ -32,7 +32,8 @@ _ROW_MORE = ("seeds", "baselines", "published")
 # A policy or a baseline: where the spread of the data's returns is not known, and how many episodes there were, null.
 _OUTCOME = {"return_mean": False, "return_std": True, "success": True, "score": True, "episodes": True}
 _TOP = ("tasks", "score_mean", "seconds_total", "seed", "versions")
-_TOP_MORE = ("statistics", "notes")
+_TOP_MORE = ("statistics", "notes", "comparison")
+_COMPARISON = ("task_set", "source", "remarks", "tasks", "methods")
 _PACKAGES = {
     "torch": "torch",
     "torchrl": "torchrl",
@@ -68,6 +69,7 @@ def make_summary(
     seconds_total: float,
     versions: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
+    comparison: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of ``summary.json``.
 
@@ -86,6 +88,8 @@ def make_summary(
         seconds_total: wall time of the run.
         versions: package versions. Default: :func:`package_versions`.
         notes: sentences that a reader of the numbers must know; an entry of the summary where there are any.
+        comparison: the papers' numbers beside the run's, of
+            :func:`~torchrl_pwm.evaluation.compare_with_published`; an entry where it is given.
 
     Raises:
         ValueError: if a row lacks an entry, has one more, repeats a task or holds a number that is not finite, or if
@@ -111,6 +115,9 @@ def make_summary(
         summary["statistics"] = compare_methods(tasks)
     if notes:
         summary["notes"] = list(notes)
+    if comparison is not None:
+        summary["comparison"] = _plain(comparison)
+        _check_comparison(summary["comparison"], "the summary")
     return summary
 
 
@@ -122,6 +129,7 @@ def write_summary(
     seconds_total: float,
     versions: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
+    comparison: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write ``summary.json``, whole or not at all; arguments and errors as in :func:`make_summary`.
 
@@ -131,7 +139,9 @@ def write_summary(
     Returns:
         What was written.
     """
-    summary = make_summary(rows, seed=seed, seconds_total=seconds_total, versions=versions, notes=notes)
+    summary = make_summary(
+        rows, seed=seed, seconds_total=seconds_total, versions=versions, notes=notes, comparison=comparison
+    )
     target = _file(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(target) as temporary:
@@ -192,8 +202,19 @@ def _check(summary: Any, where: str) -> None:
     notes = summary.get("notes", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise ValueError(f"notes of {where} must be a list of sentences, found {notes!r}")
+    if "comparison" in summary:
+        _check_comparison(summary["comparison"], where)
     if not isinstance(summary["versions"], dict):
         raise ValueError(f"versions of {where} must map package names to versions, found {summary['versions']!r}")
+
+
+def _check_comparison(comparison: Any, where: str) -> None:
+    _check_keys(comparison, _COMPARISON, (), f"comparison of {where}")
+    for task, methods in comparison["tasks"].items():
+        for method, entry in methods.items():
+            name = f"{method} of {task} in the comparison of {where}"
+            _check_keys(entry, ("score", "difference"), ("std",), name)
+            _check_numbers(entry, dict.fromkeys(entry, False), name)
 
 
 def _check_more(row: dict[str, Any], where: str) -> None:

@@ -14,7 +14,14 @@ from torchrl_pwm.evaluation.statistics import aggregate_scores
 
 __all__ = ["format_interval", "format_table"]
 
-_TITLES = {"cloning": "BC", "data": "data", "random": "random", "pwm": "PWM*", "tdmpc2": "TD-MPC2*"}
+_TITLES = {
+    "cloning": "BC",
+    "data": "data",
+    "random": "random",
+    "pwm": "PWM*",
+    "tdmpc2": "TD-MPC2*",
+    "pwm_horizon3": "PWM-H3*",
+}
 
 
 def format_table(
@@ -25,7 +32,8 @@ def format_table(
     Columns: task, return and its standard deviation over episodes, mean return of the data, their ratio, success
     rate, normalised score, and the published scores, which come from other data. A summary that has them also shows
     the lowest and highest score of a seed, and the scores of the baselines; then the interquartile mean follows the
-    mean, with its confidence interval.
+    mean, with its confidence interval. One that was compared with the published results shows, in place of
+    ``references``, every published method and after each the difference, run minus published.
 
     Args:
         summary: of :func:`make_summary` or :func:`read_summary`.
@@ -45,13 +53,15 @@ def format_table(
         10 episodes per task, seed 0, 60 s in all.  * published 48M multi-task results (mt80), trained on other data.
     """
     rows = summary["tasks"]
-    known = {method: reference_scores(task_set, method) for method in references}  # type: ignore[arg-type]
+    comparison = summary.get("comparison")
+    columns = _published_columns(rows, comparison, task_set, references)
     shown = [method for method in ("cloning", "data", "random") if any(method_scores(row, method) for row in rows)]
     spread = any(len(method_scores(row, "policy")) > 1 for row in rows)
     scores = [[_mean(method_scores(row, method)) for method in shown] for row in rows]
-    scores = [[*line, *(table.get(row["task"]) for table in known.values())] for row, line in zip(rows, scores)]
+    scores = [[*line, *(column[number] for column in columns.values())] for number, line in enumerate(scores)]
     head = ["task", "return", "data mean", "ratio", "success", "score", *(["by seed"] if spread else [])]
-    head += [_TITLES[method] for method in (*shown, *known)]
+    head += [*(_TITLES[method] for method in shown), *(title.partition(" ")[0] for title in columns)]
+    specs = [".3f"] * len(shown) + ["+.3f" if title.startswith("diff") else ".3f" for title in columns]
     body = []
     for row, others in zip(rows, scores):
         data = row["behavior_return_mean"]
@@ -67,17 +77,21 @@ def format_table(
                 _cell(row["success"], ".0%"),
                 _cell(row["score"], ".3f"),
                 *([f"{min(seeds):.2f}-{max(seeds):.2f}" if seeds else "-"] if spread else []),
-                *(_cell(score, ".3f") for score in others),
+                *(_cell(score, spec) for score, spec in zip(others, specs)),
             ]
         )
-    columns = [[score for score in column if score is not None] for column in zip(*scores)] if scores else []
-    columns += [[]] * (len(shown) + len(known) - len(columns))
+    numbers = [[score for score in column if score is not None] for column in zip(*scores)] if scores else []
+    numbers += [[]] * (len(specs) - len(numbers))
     gap = [""] * spread
     foot = [["mean", "", "", "", "", _cell(summary["score_mean"], ".3f"), *gap]]
-    foot[0] += [_cell(_mean(column), ".3f") for column in columns]
+    foot[0] += [_cell(_mean(column), spec) for column, spec in zip(numbers, specs)]
     statistics = summary.get("statistics", {})
     if "policy" in statistics:
-        middle = [aggregate_scores([column], reps=0).iqm.value if column else None for column in columns]
+        # of differences it would be that of other tasks than the scores'
+        middle = [
+            aggregate_scores([column], reps=0).iqm.value if column and spec == ".3f" else None
+            for column, spec in zip(numbers, specs)
+        ]
         for number, method in enumerate(shown):
             middle[number] = statistics[method]["iqm"]["value"]
         own = statistics["policy"]["iqm"]["value"]
@@ -86,7 +100,7 @@ def format_table(
     lines = [_line(row, widths) for row in [head, *body, *foot]]
     rule = "-" * max(map(len, lines))
     return "\n".join(
-        [lines[0], rule, *lines[1 : -len(foot)], rule, *lines[-len(foot) :], *_notes(summary, known, task_set)]
+        [lines[0], rule, *lines[1 : -len(foot)], rule, *lines[-len(foot) :], *_notes(summary, bool(columns), task_set)]
     )
 
 
@@ -98,14 +112,55 @@ def format_interval(statistics: Mapping[str, Any], key: str = "iqm") -> str:
     return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
-def _notes(summary: Mapping[str, Any], known: Mapping[str, Any], task_set: str | TaskSet) -> list[str]:
+def _published_columns(
+    rows: Sequence[Mapping[str, Any]],
+    comparison: Mapping[str, Any] | None,
+    task_set: str | TaskSet,
+    references: Sequence[str],
+) -> dict[str, list[float | None]]:
+    """By title, a number for each row; what follows a space in a title is not shown."""
+    columns: dict[str, list[float | None]] = {}
+    if comparison is None:
+        for method in references:
+            known = reference_scores(task_set, method)  # type: ignore[arg-type]
+            columns[_TITLES[method]] = [known.get(row["task"]) for row in rows]
+        return columns
+    for method in comparison["methods"]:
+        found = [comparison["tasks"].get(row["task"], {}).get(method, {}) for row in rows]
+        columns[_TITLES[method]] = [entry.get("score") for entry in found]
+        columns[f"diff {method}"] = [entry.get("difference") for entry in found]
+    return columns
+
+
+def _beside_the_papers(comparison: Mapping[str, Any]) -> list[str]:
+    """Run minus published over the tasks that both have, and the published averages of the whole set."""
+    lines = []
+    parts = {"mean": "mean", "iqm": "IQM", "dm_control": "DMControl", "metaworld": "Meta-World"}
+    for found in comparison["methods"].values():
+        gap, whole = found["difference"], found["whole_set"]
+        interval = "" if gap["low"] is None else f" [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+        averages = ", ".join(f"{name} {whole[part]:.3f}" for part, name in parts.items() if part in whole)
+        counts = ", ".join(f"{how} in {found[how]}" for how in ("higher", "equal", "lower"))
+        tasks = f"{found['tasks']} task{'s' if found['tasks'] > 1 else ''}"
+        lines.append(
+            f"This run minus {found['label']}: {gap['value']:+.3f}{interval} over {tasks} ({counts}). "
+            f"As published over {whole['tasks']} tasks: {averages}."
+        )
+    return [*lines, *comparison["remarks"]]
+
+
+def _notes(summary: Mapping[str, Any], known: bool, task_set: str | TaskSet) -> list[str]:
     episodes = sorted({row["episodes"] for row in summary["tasks"]})
     count = " or ".join(map(str, episodes)) or "no"
     note = f"{count} episodes per task, seed {summary['seed']}, {summary['seconds_total']:.0f} s in all."
     if known:
         name = get_task_set(task_set).name
-        note += f"  * published 48M multi-task results ({name}), trained on other data."
+        note += f"  * published 48M multi-task results ({name})"
+        # whether the data are others, a comparison says itself
+        note += ", trained on other data." if "comparison" not in summary else "."
     remarks = [note, *summary.get("notes", [])]
+    if "comparison" in summary:
+        remarks += _beside_the_papers(summary["comparison"])
     statistics = summary.get("statistics", {})
     if "policy" not in statistics:
         return remarks

@@ -25,7 +25,7 @@ def read_world_model(
         ValueError: if the layout is unknown, incomplete or inconsistent; the offending keys are named.
         FileNotFoundError: if ``source`` is a path that does not exist.
     """
-    state = _load(source)
+    state = load_state(source)
     weights: dict[str, Tensor] = {}
     unknown = []
     for key, value in state.items():
@@ -50,7 +50,8 @@ def read_world_model(
     return sizes, weights
 
 
-def _load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
+def load_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict in a file, in ``{"model": ...}``, or itself; no pickled code is executed."""
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not path.exists():

@@ -14,6 +14,7 @@ from torchrl.objectives.common import LossModule
 
 from torchrl_pwm.modules.world_model import PWMWorldModel
 from torchrl_pwm.objectives.entries import require, require_reward
+from torchrl_pwm.objectives.sequences import same_episode, step_weights, unroll
 
 _REWARD_CLIP = 5.0  # published
 
@@ -134,21 +135,15 @@ class PWMWorldModelLoss(LossModule):
         with torch.no_grad():
             target = model.encode_observation(next_observation, task)
 
-        # One sequence has one task: its embedding is looked up once for all steps.
-        first_task = None if task is None else task[:, 0]
-        latents = [model.encode_observation(observation[:, 0], first_task)]
-        context = model.task_context(first_task)
-        for step in range(tensordict.shape[1]):
-            latents.append(model.next_latent(latents[-1], action[:, step], context))
-        latent, predicted = torch.stack(latents[:-1]), torch.stack(latents[1:]).transpose(0, 1)
-        logits = model.reward_logits(latent, action.transpose(0, 1), context).transpose(0, 1)
+        latents, logits = unroll(model, observation[:, 0], action, None if task is None else task[:, 0])
+        predicted, logits = latents[1:].transpose(0, 1), logits.transpose(0, 1)
 
         consistency = (predicted - target).square().mean(-1)
-        mask = self._same_episode(tensordict)
+        mask = same_episode(tensordict, keys.done)
         reward_loss = model.codec.cross_entropy(logits, self._reward_target(reward, mask)).squeeze(-1)
         reward_error = (model.decode_reward(logits.detach()) - reward).abs().squeeze(-1)
         horizon = tensordict.shape[1]
-        weight = torch.pow(self.rho, torch.arange(horizon, device=reward.device).to(reward.dtype))
+        weight = step_weights(self.rho, horizon, reward)
         out = TensorDict(
             {
                 "loss_consistency": self.consistency_coef * self._mean(consistency * weight, tensordict, mask),
@@ -180,11 +175,3 @@ class PWMWorldModelLoss(LossModule):
             # With a mask of its own the reduction would drop entries; keep [B, T].
             return self._reduce_loss(torch.where(mask, loss, 0.0), tensordict)
         return self._reduce_loss(loss, tensordict, mask=mask)
-
-    def _same_episode(self, tensordict: TensorDictBase) -> Tensor | None:
-        """[B, T]: False from the step after a done on; ``None`` where the data carry no done."""
-        done = tensordict.get(unravel_key(("next", self.tensor_keys.done)), None)
-        if done is None:
-            return None
-        done = done.squeeze(-1).long()
-        return (done.cumsum(1) - done) == 0

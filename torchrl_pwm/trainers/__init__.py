@@ -1,10 +1,12 @@
-"""Trainers: world-model pre-training, policy extraction from replay buffers, and SHAC in simulators."""
+"""Trainers: world-model pre-training, policy extraction from replay buffers, online PWM, SHAC and TD-MPC2."""
 
 from __future__ import annotations
 
 from torchrl_pwm.trainers.base import ReplayTrainer, UpdateTrainer
 from torchrl_pwm.trainers.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from torchrl_pwm.trainers.collected import OnlineTrainer
 from torchrl_pwm.trainers.online import OnlinePWMOptimizationStepper, OnlinePWMTrainer
+from torchrl_pwm.trainers.online_tdmpc2 import OnlineTDMPC2OptimizationStepper, OnlineTDMPC2Trainer
 from torchrl_pwm.trainers.pwm import PWMTrainer
 from torchrl_pwm.trainers.shac import SHACOptimizationStepper, SHACTrainer
 from torchrl_pwm.trainers.steppers import (
@@ -12,17 +14,23 @@ from torchrl_pwm.trainers.steppers import (
     PWMOptimizationStepper,
     WorldModelOptimizationStepper,
 )
+from torchrl_pwm.trainers.tdmpc2 import TDMPC2OptimizationStepper, TDMPC2Trainer
 from torchrl_pwm.trainers.world_model import WorldModelTrainer
 
 __all__ = [
     "FirstOrderOptimizationStepper",
     "OnlinePWMOptimizationStepper",
     "OnlinePWMTrainer",
+    "OnlineTDMPC2OptimizationStepper",
+    "OnlineTDMPC2Trainer",
+    "OnlineTrainer",
     "PWMOptimizationStepper",
     "PWMTrainer",
     "ReplayTrainer",
     "SHACOptimizationStepper",
     "SHACTrainer",
+    "TDMPC2OptimizationStepper",
+    "TDMPC2Trainer",
     "UpdateTrainer",
     "WorldModelOptimizationStepper",
     "WorldModelTrainer",

@@ -139,6 +139,53 @@ class SHACLossConfig(FirstOrderLossConfig):
 
 
 @dataclass
+class TDMPC2ModelConfig:
+    """:class:`torchrl_pwm.TDMPC2Model`, on a world model."""
+
+    _target_: str = "torchrl_pwm.TDMPC2Model"
+    units: Any = None
+    num_q: int = 5
+    dropout: float = 0.01
+    episode_lengths: Any = 500
+    episodic: bool = False
+    log_std_min: float = -10
+    log_std_max: float = 2
+
+
+@dataclass
+class TDMPC2LossConfig:
+    """:class:`torchrl_pwm.TDMPC2Loss`."""
+
+    _target_: str = "torchrl_pwm.TDMPC2Loss"
+    consistency_coef: float = 20.0
+    reward_coef: float = 0.1
+    value_coef: float = 0.1
+    termination_coef: float = 1.0
+    entropy_coef: float = 1e-4
+    rho: float = 0.5
+    entropy: str = "current"
+    reduction: str = "mean"
+
+
+@dataclass
+class TDMPC2PlannerConfig:
+    """:class:`torchrl_pwm.TDMPC2Planner`."""
+
+    _target_: str = "torchrl_pwm.TDMPC2Planner"
+    horizon: int = 3
+    iterations: Any = None
+    num_samples: int = 512
+    num_policy_rollouts: int = 24
+    num_elites: int = 64
+    temperature: float = 0.5
+    min_std: float = 0.05
+    max_std: float = 2.0
+    plan: bool = True
+    generator: Any = None
+    init_key: Any = "is_init"
+
+
+@dataclass
 class ReplayConfig:
     """:class:`torchrl_pwm.TDMPC2ExperienceReplay`."""
 
@@ -202,6 +249,16 @@ class WorldModelStepperConfig:
 
 
 @dataclass
+class TDMPC2StepperConfig(WorldModelStepperConfig):
+    """:class:`torchrl_pwm.trainers.TDMPC2OptimizationStepper`."""
+
+    _target_: str = "torchrl_pwm.trainers.TDMPC2OptimizationStepper"
+    iterations: int = 10_000
+    policy_eps: float = 1e-5
+    tau: float = 0.01
+
+
+@dataclass
 class OnlinePWMStepperConfig:
     """:class:`torchrl_pwm.trainers.OnlinePWMOptimizationStepper`."""
 
@@ -214,6 +271,16 @@ class OnlinePWMStepperConfig:
     model_stepper: Any = None
     policy_stepper: Any = None
     seed: int = 0
+
+
+@dataclass
+class OnlineTDMPC2StepperConfig:
+    """:class:`torchrl_pwm.trainers.OnlineTDMPC2OptimizationStepper`."""
+
+    _target_: str = "torchrl_pwm.trainers.OnlineTDMPC2OptimizationStepper"
+    iterations: int = 100_000
+    updates: int = 1
+    stepper: Any = None
 
 
 @dataclass
@@ -246,6 +313,13 @@ class PWMTrainerConfig(ReplayTrainerConfig):
 
 
 @dataclass
+class TDMPC2TrainerConfig(ReplayTrainerConfig):
+    """:class:`torchrl_pwm.TDMPC2Trainer`."""
+
+    _target_: str = "torchrl_pwm.TDMPC2Trainer"
+
+
+@dataclass
 class WorldModelTrainerConfig(ReplayTrainerConfig):
     """:class:`torchrl_pwm.WorldModelTrainer`."""
 
@@ -261,14 +335,29 @@ class SHACTrainerConfig(UpdateTrainerConfig):
 
 
 @dataclass
-class OnlinePWMTrainerConfig(UpdateTrainerConfig):
+class OnlineTrainerConfig(UpdateTrainerConfig):
+    """What those that collect their own steps share: :class:`torchrl_pwm.trainers.OnlineTrainer`."""
+
+    warmup_steps: int = 0
+    warmup_updates: int = 0
+    normalize_observations: bool = False
+    episode_seed: Any = None
+
+
+@dataclass
+class OnlinePWMTrainerConfig(OnlineTrainerConfig):
     """:class:`torchrl_pwm.OnlinePWMTrainer`."""
 
     _target_: str = "torchrl_pwm.OnlinePWMTrainer"
     iterations: int = 15_000
-    warmup_steps: int = 0
-    warmup_updates: int = 0
-    normalize_observations: bool = False
+
+
+@dataclass
+class OnlineTDMPC2TrainerConfig(OnlineTrainerConfig):
+    """:class:`torchrl_pwm.OnlineTDMPC2Trainer`."""
+
+    _target_: str = "torchrl_pwm.OnlineTDMPC2Trainer"
+    iterations: int = 100_000
 
 
 def register() -> None:
@@ -277,20 +366,27 @@ def register() -> None:
     store(group="model", name="custom", node=WorldModelConfig)
     for preset in ("5M", "19M", "48M", "317M"):
         store(group="model", name=preset, node=PresetConfig(preset=preset))
+    store(group="heads", name="tdmpc2", node=TDMPC2ModelConfig)
     store(group="actor", name="pwm", node=ActorConfig)
     store(group="value", name="ensemble", node=ValueEnsembleConfig)
     store(group="model_loss", name="pwm", node=PWMWorldModelLossConfig)
     store(group="loss", name="first_order", node=FirstOrderLossConfig)
     store(group="loss", name="pwm", node=PWMLossConfig)
     store(group="loss", name="shac", node=SHACLossConfig)
+    store(group="loss", name="tdmpc2", node=TDMPC2LossConfig)
+    store(group="planner", name="tdmpc2", node=TDMPC2PlannerConfig)
     store(group="normalizer", name="moments", node=ObservationNormalizerConfig)
     store(group="replay", name="tdmpc2", node=ReplayConfig)
     store(group="stepper", name="pwm", node=PWMStepperConfig)
     store(group="stepper", name="shac", node=SHACStepperConfig)
+    store(group="stepper", name="tdmpc2", node=TDMPC2StepperConfig)
     store(group="model_stepper", name="pwm", node=WorldModelStepperConfig)
     store(group="online", name="pwm", node=OnlinePWMStepperConfig)
+    store(group="online", name="tdmpc2", node=OnlineTDMPC2StepperConfig)
     store(group="trainer", name="pwm", node=PWMTrainerConfig)
     store(group="trainer", name="online_pwm", node=OnlinePWMTrainerConfig)
+    store(group="trainer", name="tdmpc2", node=TDMPC2TrainerConfig)
+    store(group="trainer", name="online_tdmpc2", node=OnlineTDMPC2TrainerConfig)
     store(group="trainer", name="shac", node=SHACTrainerConfig)
     store(group="model_trainer", name="pwm", node=WorldModelTrainerConfig)
 

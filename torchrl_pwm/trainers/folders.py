@@ -11,15 +11,15 @@ from omegaconf import DictConfig, OmegaConf
 from torchrl_pwm.trainers.checkpoint import replace_file
 
 _CONFIG = "config.yaml"
-# These say where and how fast a run goes on, not what it computes.
-_FREE = ("resume", "folder", "progress", "workers", "threads", "device")
+# These say where and how fast a run goes on and what its report holds, not what it computes.
+_FREE = ("resume", "folder", "progress", "workers", "threads", "device", "compare")
 
 
 def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictConfig, Path]:
     """The configuration and the folder of a new run, or of the one that ``config.resume`` names; writes nothing.
 
     A resumed run keeps its own configuration. What the command line sets must agree with it, except where and how
-    fast it runs.
+    fast it runs, and what its report is compared with.
 
     Args:
         config: the composed configuration.

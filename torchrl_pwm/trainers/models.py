@@ -40,15 +40,20 @@ def load_world_model(config: Any, file: str | os.PathLike[str]) -> PWMWorldModel
         model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
         return model.requires_grad_(False)
     task_set = get_task_set(config.task_set)
-    unsaid = {key: config.model[key] for key in ("simnorm_dim", "vmin", "vmax") if key in config.model}
+    unsaid = unsaid_sizes(config)
     check_sizes(PWMWorldModel.from_tdmpc2(file, **unsaid), task_set, file)
     return PWMWorldModel.from_tdmpc2(file, action_dims=task_set.action_dims, **unsaid).requires_grad_(False)
 
 
-def check_sizes(model: PWMWorldModel, task_set: TaskSet, source: Any) -> None:
-    """Raises ValueError if the model's sizes are not those of the task set."""
+def unsaid_sizes(config: Any) -> dict[str, Any]:
+    """What the weights of a checkpoint do not tell, as configured."""
+    return {key: config.model[key] for key in ("simnorm_dim", "vmin", "vmax") if key in config.model}
+
+
+def check_sizes(model: PWMWorldModel, task_set: TaskSet, source: Any, *, num_tasks: int | None = None) -> None:
+    """Raises ValueError if the model's sizes are not those of the task set, with ``num_tasks`` tasks or all."""
     found = (model.observation_dim, model.action_dim, model.num_tasks)
-    expected = (task_set.observation_dim, task_set.action_dim, len(task_set))
+    expected = (task_set.observation_dim, task_set.action_dim, len(task_set) if num_tasks is None else num_tasks)
     if found != expected:
         names = ("observation size", "action size", "number of tasks")
         wrong = ", ".join(f"{name} {f} (expected {e})" for name, f, e in zip(names, found, expected) if f != e)

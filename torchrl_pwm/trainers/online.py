@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.collectors import BaseCollector, MultiAsyncCollector
+from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
-from torchrl.trainers import OptimizationStepper, Trainer, TrainerHookBase
-from tqdm import tqdm
+from torchrl.trainers import OptimizationStepper
 
-from torchrl_pwm.modules import RunningMoments
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
-from torchrl_pwm.trainers.base import UpdateTrainer
+from torchrl_pwm.trainers.collected import OnlineTrainer
 from torchrl_pwm.trainers.steppers import PWMOptimizationStepper, WorldModelOptimizationStepper
-
-_STATISTICS_SAMPLES = 100  # batches
 
 
 class OnlinePWMOptimizationStepper(OptimizationStepper):
@@ -130,69 +125,7 @@ class OnlinePWMOptimizationStepper(OptimizationStepper):
         self._generator.set_state(state_dict["generator"])
 
 
-class CollectedSteps(TrainerHookBase):
-    """Feeds the optimiser with the newest steps of a collector, and puts them into a replay buffer first.
-
-    The buffer's contents are saved with a checkpoint. The envs' states are not, since envs in general cannot be saved:
-    a resumed run begins new episodes.
-
-    Args:
-        collector (BaseCollector): a TorchRL collector in this process, or a synchronous one in several.
-        replay_buffer (ReplayBuffer): is extended by ``[N, T]``.
-        keys (sequence of NestedKey): the entries that are kept, where they are there.
-
-    Raises:
-        ValueError: for an asynchronous collector, or one that splits trajectories.
-    """
-
-    def __init__(self, collector: BaseCollector, replay_buffer: ReplayBuffer, keys: list[Any]) -> None:
-        if isinstance(collector, MultiAsyncCollector):
-            raise ValueError(
-                "Online PWM needs the steps of all envs in every batch, in the same order: use Collector or "
-                "MultiSyncCollector, found MultiAsyncCollector."
-            )
-        self.collector, self.replay_buffer, self.keys = collector, replay_buffer, keys
-        self.env_steps = 0
-        self._batches: Iterator[TensorDictBase] | None = None
-
-    def collect(self) -> TensorDictBase:
-        """The next steps ``[N, T]``, which are in the replay buffer then."""
-        if self._batches is None:
-            self._batches = iter(self.collector)
-        batch = next(self._batches, None)
-        if batch is None:
-            raise ValueError(
-                f"The collector ended after {self.env_steps} steps: build it with total_frames=-1, the trainer's "
-                "iterations say when to stop."
-            )
-        if ("collector", "mask") in batch.keys(True):
-            raise ValueError("The collector splits trajectories: build it with split_trajs=False.")
-        if batch.ndim != 2:
-            # One env, or several processes with batched envs: time is last.
-            batch = batch.unsqueeze(0) if batch.ndim == 1 else batch.reshape(-1, batch.shape[-1])
-        self.env_steps += batch.numel()
-        steps = batch.select(*self.keys, strict=False)
-        self.replay_buffer.extend(steps.copy())
-        return batch
-
-    def sample(self, tick: TensorDictBase) -> TensorDictBase:
-        # The workers of a multi-process collector act with copies of the networks.
-        self.collector.update_policy_weights_()
-        return self.collect()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"replay_buffer": self.replay_buffer.state_dict(), "env_steps": self.env_steps}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.replay_buffer.load_state_dict(state_dict["replay_buffer"])
-        self.env_steps = state_dict["env_steps"]
-
-    def register(self, trainer: Trainer, name: str = "collected_steps") -> None:
-        trainer.register_op("process_optim_batch", self.sample)
-        trainer.register_module(name, self)
-
-
-class OnlinePWMTrainer(UpdateTrainer):
+class OnlinePWMTrainer(OnlineTrainer):
     """PWM on any TorchRL env: steps go into a replay buffer, the model learns from it, the policy inside the model.
 
     An iteration is one batch of the collector, then what :class:`OnlinePWMOptimizationStepper` does. Before the first,
@@ -208,16 +141,11 @@ class OnlinePWMTrainer(UpdateTrainer):
 
     Keyword Args:
         iterations (int): number of iterations; published: 15,000 of 16 steps in every env.
-        warmup_steps (int): steps of all envs together before the first update, at least one batch.
-        warmup_updates (int): world-model updates from them. Published: as many as an episode has steps.
-        normalize_observations (bool): give the model the mean and spread of the first observations it learns from,
-            those of :meth:`pretrain` or of the warm-up, unless it has statistics already; see
-            :meth:`~torchrl_pwm.PWMWorldModel.set_observation_statistics`. Published: no.
         optimization_stepper (OnlinePWMOptimizationStepper, optional): default: one with the published settings.
-        **kwargs: see :class:`~torchrl_pwm.trainers.UpdateTrainer`.
+        **kwargs: see :class:`~torchrl_pwm.trainers.OnlineTrainer`.
 
     Raises:
-        ValueError: for a collector that does not fit, see :class:`CollectedSteps`.
+        ValueError: for a collector that does not fit, see :class:`~torchrl_pwm.trainers.collected.CollectedSteps`.
         FloatingPointError: if a number is not finite.
 
     Examples:
@@ -253,36 +181,16 @@ class OnlinePWMTrainer(UpdateTrainer):
         replay_buffer: ReplayBuffer,
         *,
         iterations: int = 15_000,
-        warmup_steps: int = 0,
-        warmup_updates: int = 0,
-        normalize_observations: bool = False,
         optimization_stepper: OnlinePWMOptimizationStepper | None = None,
         **kwargs: Any,
     ) -> None:
-        self.stepper = optimization_stepper or OnlinePWMOptimizationStepper(
+        stepper = optimization_stepper or OnlinePWMOptimizationStepper(
             loss_module, model_loss, replay_buffer, iterations=iterations
         )
-        self.steps = CollectedSteps(collector, replay_buffer, _kept_keys(model_loss))
-        self.warmup_steps, self.warmup_updates = warmup_steps, warmup_updates
-        self.normalize_observations = normalize_observations
-        super().__init__(loss_module, self.steps, self.stepper, iterations=iterations, **kwargs)
+        self.model_loss = model_loss
+        super().__init__(loss_module, collector, replay_buffer, stepper, iterations=iterations, **kwargs)
         # PWMLoss leaves the world model to others.
         self.register_module("world_model", model_loss.world_model)
-        self.register_op("post_optim_complete_log", self._log_steps)
-        self._reward = torch.zeros(())
-        self.register_op("process_optim_batch", self._note_reward)
-
-    @property
-    def env_steps(self) -> int:
-        """Steps collected so far, of all envs together."""
-        return self.steps.env_steps
-
-    def train(self) -> None:
-        """Warms up if the run is new, runs the iterations that are left, and closes the collector."""
-        if self.collected_frames == 0:
-            self._warm_up()
-        super().train()
-        self.steps.collector.shutdown()
 
     def pretrain(self, replay_buffer: ReplayBuffer, updates: int) -> None:
         """World-model updates from a data set, before any step of the env.
@@ -293,49 +201,9 @@ class OnlinePWMTrainer(UpdateTrainer):
             updates (int): published: 50,000 for hopper, 100,000 for ant, 200,000 for humanoid.
         """
         stepper = self.stepper
-        self._set_statistics(replay_buffer)
+        self.set_statistics(replay_buffer)
         own, stepper.replay_buffer = stepper.replay_buffer, replay_buffer
         try:
-            self._update_model(updates, "pre-training the world model")
+            self.update_model(updates, "pre-training the world model")
         finally:
             stepper.replay_buffer = own
-
-    def _warm_up(self) -> None:
-        progress = tqdm(
-            total=self.warmup_steps, desc="warm-up steps", disable=not self.progress_bar or not self.warmup_steps
-        )
-        while not self.env_steps or self.env_steps < self.warmup_steps:
-            progress.update(self.steps.collect().numel())
-        progress.close()
-        self._set_statistics(self.steps.replay_buffer)
-        self._update_model(self.warmup_updates, "first world-model updates")
-
-    def _set_statistics(self, replay_buffer: ReplayBuffer) -> None:
-        loss = self.stepper.model_loss
-        model = loss.world_model
-        if not self.normalize_observations or model.observation_mean is not None:
-            return
-        moments = RunningMoments((model.observation_dim,))
-        for _ in range(_STATISTICS_SAMPLES):
-            seen = replay_buffer.sample().get(loss.tensor_keys.observation)
-            moments.update(seen.reshape(-1, seen.shape[-1]))
-        model.set_observation_statistics(moments.mean, moments.std)
-
-    def _update_model(self, updates: int, what: str) -> None:
-        for _ in tqdm(range(updates), desc=what, disable=not self.progress_bar or not updates):
-            self.stepper.update_model()
-
-    def _note_reward(self, batch: TensorDictBase) -> TensorDictBase:
-        self._reward = batch.get(("next", self.loss_module.tensor_keys.reward)).mean()
-        return batch
-
-    def _log_steps(self, optim_steps: int, metrics: TensorDictBase) -> None:
-        if optim_steps % self.metrics_interval == 0 or optim_steps == self.total_frames:
-            found = {"env_steps": self.env_steps, "collected_reward": float(self._reward)}
-            for key, value in found.items():
-                self._log(**{key: value}, log_pbar=True)
-
-
-def _kept_keys(model_loss: PWMWorldModelLoss) -> list[Any]:
-    keys = model_loss.tensor_keys
-    return [*model_loss.in_keys, *(("next", key) for key in (keys.done, "terminated"))]

@@ -10,9 +10,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tensordict import TensorDict, TensorDictBase
+from torch import nn
 from torchrl.collectors import BaseCollector, Collector, MultiSyncCollector
 from torchrl.data import ReplayBuffer
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, InitTracker, TransformedEnv
 from torchrl.objectives import ValueEstimators
 from torchrl.record.loggers import get_logger
 
@@ -130,7 +131,9 @@ def make_training_env(config: DictConfig, device: str, *, rows: int | None = Non
     settings: dict[str, Any] = {**config.training_env, "seed": config.seed if seed is None else seed}
     if rows is not None:
         settings["num_envs"] = rows
-    return instantiate(config.env, **settings, device=device)
+    env = instantiate(config.env, **settings, device=device)
+    # A planner starts afresh where an episode begins.
+    return TransformedEnv(env, InitTracker()) if "planner" in config else env
 
 
 def make_losses(config: DictConfig, env: EnvBase, device: str) -> tuple[PWMWorldModel, PWMLoss, PWMWorldModelLoss]:
@@ -145,7 +148,7 @@ def make_losses(config: DictConfig, env: EnvBase, device: str) -> tuple[PWMWorld
 
 
 def make_collector(
-    config: DictConfig, env: EnvBase, policy: WorldModelPolicy, device: str, *, random_steps: int
+    config: DictConfig, env: EnvBase, policy: nn.Module, device: str, *, random_steps: int
 ) -> BaseCollector:
     """The collector of a run: in this process, or with the rows shared out over several."""
     rows, workers = env.batch_size.numel(), config.collector.workers

@@ -30,6 +30,7 @@ from torchrl_pwm.trainers.pretraining import (
     prepare_world_model,
 )
 from torchrl_pwm.trainers.report import write_report
+from torchrl_pwm.trainers.unlike_published import check_comparison
 
 
 def run_pipeline(config: DictConfig, folder: Path) -> Path:
@@ -71,10 +72,9 @@ def check_config(config: DictConfig) -> list[str]:
         raise ValueError(f"seeds is the number of policies per task and at least 1, found {config.seeds}")
     if config.extraction.select not in ("last", "best"):
         raise ValueError(f"extraction.select must be last or best, found {config.extraction.select!r}")
+    check_comparison(config)
     baseline_settings(config)
-    for package in sorted({"metaworld" if task_set[task].suite == "metaworld" else "dm_control" for task in tasks}):
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(f'these tasks need {package}, which is not installed; pip install "torchrl-pwm[mt80]"')
+    check_simulators(tasks, task_set)
     if config.data.source == "quickstart":
         _check_quickstart(config, tasks)
     if config.checkpoint == "quickstart":
@@ -85,6 +85,13 @@ def check_config(config: DictConfig) -> list[str]:
         with torch.device("meta"):
             make_world_model(config)
     return tasks
+
+
+def check_simulators(tasks: list[str], task_set: TaskSet) -> None:
+    """Raises ImportError if the simulator of a task is not installed."""
+    for package in sorted({"metaworld" if task_set[task].suite == "metaworld" else "dm_control" for task in tasks}):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f'these tasks need {package}, which is not installed; pip install "torchrl-pwm[mt80]"')
 
 
 def _check_quickstart(config: DictConfig, tasks: list[str]) -> None:

@@ -18,6 +18,7 @@ from torchrl_pwm.envs.tasks import TaskSpec
 from torchrl_pwm.evaluation import (
     EvaluationResult,
     Film,
+    compare_with_published,
     evaluate_policy,
     film_pictures,
     film_strip,
@@ -34,6 +35,7 @@ from torchrl_pwm.trainers.baselines import baseline_settings, measure_baselines
 from torchrl_pwm.trainers.checkpoint import replace_file
 from torchrl_pwm.trainers.extraction import load_actor
 from torchrl_pwm.trainers.models import load_world_model
+from torchrl_pwm.trainers.unlike_published import unlike_published
 
 
 def write_report(
@@ -65,7 +67,7 @@ def write_report(
     rows = []
     for task in tasks:
         spec, runs = task_set[task], [result for result in results if result["task"] == task]
-        row = _merged(spec, runs).summary_row(
+        row = merge_runs(spec, runs).summary_row(
             behavior_return_mean=behavior[task]["behavior_return_mean"],
             seconds_extraction=round(float(np.mean([run["seconds"] for run in runs])), 1),
             seeds=_by_seed(spec, runs),
@@ -78,7 +80,13 @@ def write_report(
         rows.append(row)
     path = folder / "summary.json"
     notes = _notes(config, store, any("cloning" in found for found in baselines.values()))
-    summary = write_summary(path, rows, seed=config.seed, seconds_total=round(seconds, 1), notes=notes)
+    comparison = None
+    if OmegaConf.select(config, "compare"):
+        remarks = unlike_published(config, store, model_file)
+        comparison = compare_with_published(rows, task_set, remarks=remarks)
+    summary = write_summary(
+        path, rows, seed=config.seed, seconds_total=round(seconds, 1), notes=notes, comparison=comparison
+    )
     plot_scores(summary, folder / "scores.png", task_set=task_set)
     write_html_report(
         summary,
@@ -117,8 +125,8 @@ def _notes(config: DictConfig, store: EpisodeStore | Quickstart, cloning: bool) 
     return notes
 
 
-def _merged(spec: TaskSpec, runs: list[dict[str, Any]]) -> EvaluationResult:
-    """The episodes of all runs together."""
+def merge_runs(spec: TaskSpec, runs: list[dict[str, Any]]) -> EvaluationResult:
+    """The episodes of all runs of a task together."""
     returns = np.concatenate([run["returns"] for run in runs])
     successes = None
     if runs[0]["successes"] is not None:
@@ -134,12 +142,12 @@ def _merged(spec: TaskSpec, runs: list[dict[str, Any]]) -> EvaluationResult:
 
 
 def _by_seed(spec: TaskSpec, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"seed": run["seed"], **_merged(spec, [run]).outcome()} for run in runs]
+    return [{"seed": run["seed"], **merge_runs(spec, [run]).outcome()} for run in runs]
 
 
 def _outcome(spec: TaskSpec, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The episodes of a baseline together, and by seed."""
-    return {**_merged(spec, runs).outcome(), "seeds": _by_seed(spec, runs)}
+    return {**merge_runs(spec, runs).outcome(), "seeds": _by_seed(spec, runs)}
 
 
 def _data_outcome(spec: TaskSpec, behavior: dict[str, Any]) -> dict[str, Any]:

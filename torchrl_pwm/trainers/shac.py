@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl._utils import logger as torchrl_logger
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 from torchrl.trainers import Trainer, TrainerHookBase
 
-from torchrl_pwm.evaluation.rollouts import innermost_env
 from torchrl_pwm.objectives import SHACLoss
 from torchrl_pwm.trainers.base import UpdateTrainer
+from torchrl_pwm.trainers.env_state import load_env, save_env
 from torchrl_pwm.trainers.steppers import FirstOrderOptimizationStepper
 
 
@@ -159,22 +159,10 @@ class SimulatorWindows(TrainerHookBase):
         return self.env.reset(carrier.detach().set("_reset", lost.unsqueeze(-1))).exclude("_reset")
 
     def state_dict(self) -> dict[str, Any]:
-        env = self.env
-        return {
-            "simulator": innermost_env(env).state_dict(),
-            # Of a TransformedEnv, TorchRL saves the transforms alone.
-            "transforms": env.state_dict() if isinstance(env, TransformedEnv) else None,
-            "carrier": None if self.carrier is None else self.carrier.detach().to_dict(),
-            "restarted": self.restarted,
-        }
+        return {**save_env(self.env, self.carrier), "restarted": self.restarted}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        env = self.env
-        innermost_env(env).load_state_dict(state_dict["simulator"])
-        if isinstance(env, TransformedEnv):
-            env.load_state_dict(state_dict["transforms"])
-        carrier = state_dict["carrier"]
-        self.carrier = None if carrier is None else TensorDict(carrier, env.batch_size, device=env.device)
+        self.carrier = load_env(self.env, state_dict)
         self.restarted = state_dict["restarted"]
 
     def register(self, trainer: Trainer, name: str = "simulator_windows") -> None:

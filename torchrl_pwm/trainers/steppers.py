@@ -91,7 +91,7 @@ class FirstOrderOptimizationStepper(OptimizationStepper):
         actor_norm = nn.utils.clip_grad_norm_(self.actor_params, self.actor_clip)
         target = loss.value_target(rollout)
         found = {"loss": actor_loss.detach(), "gradient norm": actor_norm, "value target": target.sum()}
-        if _all_finite(found.values()):
+        if all_finite(found.values()):
             self.actor_optimizer.step()
             critic = self.update_critics(rollout, target, batch)
         else:
@@ -126,7 +126,7 @@ class FirstOrderOptimizationStepper(OptimizationStepper):
                 norms.append(nn.utils.clip_grad_norm_(self.critic_params, self.critic_clip))
                 losses.append(value_loss.detach())
                 found = {"loss": losses[-1], "gradient norm": norms[-1]}
-                if _all_finite(found.values()):
+                if all_finite(found.values()):
                     self.critic_optimizer.step()
                 else:
                     self._refuse("critic", batch, found, changed=True)
@@ -244,7 +244,7 @@ class WorldModelOptimizationStepper(OptimizationStepper):
         """One update from ``[B, T]`` sequences."""
         update = self.scheduler.last_epoch + 1
         # The two-hot code clips rewards, so that an infinite one would go unseen in the loss.
-        if not _all_finite(batch.get(key) for key in self.loss_module.in_keys):
+        if not all_finite(batch.get(key) for key in self.loss_module.in_keys):
             raise_non_finite("world-model", update, batch, {})
         losses = self.loss_module(batch)
         total = losses["loss_consistency"] + losses["loss_reward"]
@@ -252,7 +252,7 @@ class WorldModelOptimizationStepper(OptimizationStepper):
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.params, self.clip)
         found = {"loss": total.detach(), "gradient norm": norm}
-        if not _all_finite(found.values()):
+        if not all_finite(found.values()):
             raise_non_finite("world-model", update, batch, found)
         self.optimizer.step()
         lr = self.scheduler.get_last_lr()[-1]
@@ -308,5 +308,6 @@ def raise_non_finite(
     )
 
 
-def _all_finite(values: Iterable[Tensor]) -> bool:
+def all_finite(values: Iterable[Tensor]) -> bool:
+    """Whether every entry of every tensor is finite."""
     return bool(torch.stack([value.detach().isfinite().all() for value in values]).all())

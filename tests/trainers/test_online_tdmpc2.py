@@ -1,0 +1,215 @@
+"""TD-MPC2 from an env's own steps: what is collected, learned and refused, and runs that go on as they were."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.collectors import Collector, MultiSyncCollector
+from torchrl.data import Binary, Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase, InitTracker, SerialEnv, TransformedEnv
+from torchrl.record.loggers import CSVLogger
+
+from tests.trainers.tiny import Interrupted, assert_same, metrics_of
+from torchrl_pwm import OnlineTDMPC2Trainer, PWMWorldModel, TDMPC2Loss, TDMPC2Model, TDMPC2Planner
+from torchrl_pwm.data import make_online_replay
+from torchrl_pwm.envs import make_task_envs
+from torchrl_pwm.envs.simulators import AnalyticEnv
+from torchrl_pwm.evaluation import evaluate_policy
+from torchrl_pwm.trainers import OnlineTDMPC2OptimizationStepper, has_checkpoint
+
+ITERATIONS = 12
+
+
+class Walk(EnvBase):
+    """A random walk that the action pushes; its draws cannot be saved, only seeded."""
+
+    def __init__(self, length: int = 6) -> None:
+        super().__init__(batch_size=[])
+        self.observation_spec = Composite(observation=Unbounded((2,)))
+        self.action_spec = Bounded(-1, 1, (1,))
+        self.reward_spec = Unbounded((1,))
+        self.done_spec = Composite({key: Binary(1, dtype=torch.bool) for key in ("done", "terminated", "truncated")})
+        self.length, self.time, self.place = length, 0, torch.zeros(2)
+        self.generator = torch.Generator()
+        self.generator.seed()
+
+    def _set_seed(self, seed: int | None) -> None:
+        self.generator.manual_seed(seed)
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        self.time, self.place = 0, torch.randn(2, generator=self.generator)
+        return self._pack()
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self.time += 1
+        self.place = self.place + 0.3 * tensordict["action"] + 0.1 * torch.randn(2, generator=self.generator)
+        return self._pack().set("reward", -self.place.square().sum(-1, keepdim=True))
+
+    def _pack(self) -> TensorDictBase:
+        over = torch.tensor([self.time >= self.length])
+        flags = {"done": over, "terminated": torch.zeros_like(over), "truncated": over}
+        return TensorDict({"observation": self.place.clone(), **flags})
+
+
+def make_env(kind: str) -> EnvBase:
+    if kind == "simulator":
+        # Seven steps an episode and five a batch: a checkpoint is taken in the middle of episodes.
+        env: EnvBase = AnalyticEnv("cartpole_swingup", 4, episode_length=7)
+    elif kind == "task":
+        env = make_task_envs("cartpole-swingup")
+    else:
+        lengths = {"walk": (6, 6), "apart": (6, 7)}[kind]
+        env = SerialEnv(2, [lambda length=length: Walk(length) for length in lengths])
+    return TransformedEnv(env, InitTracker())
+
+
+STEPS = {"simulator": 5, "walk": 3, "apart": 3, "task": 125}
+
+
+def make_planner(model: TDMPC2Model, **options: Any) -> TDMPC2Planner:
+    sizes = {"num_samples": 8, "num_policy_rollouts": 2, "num_elites": 4, "iterations": 2, "horizon": 2}
+    return TDMPC2Planner(model, **{**sizes, **options})
+
+
+def make_trainer(kind: str, folder: Path | None = None, **options: Any) -> OnlineTDMPC2Trainer:
+    """A trainer whose networks depend on nothing but ``kind``; with a folder it logs and saves there."""
+    if folder is not None:
+        options.setdefault("logger", CSVLogger("log", log_dir=str(folder)))
+        options.setdefault("save_folder", folder / "checkpoint")
+    torch.manual_seed(3)
+    env = make_env(kind)
+    sizes = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
+    world_model = PWMWorldModel(*sizes, latent_dim=16, encoder_units=(12,), units=(12, 12), num_bins=11)
+    loss = TDMPC2Loss(TDMPC2Model(world_model))
+    steps = STEPS[kind] * env.batch_size.numel()
+    collector = Collector(
+        env,
+        make_planner(loss.model, plan=kind != "task"),
+        frames_per_batch=steps,
+        total_frames=-1,
+        init_random_frames=2 * steps,
+        auto_register_policy_transforms=False,
+    )
+    replay = make_online_replay(4 * steps if kind == "task" else 200, slice_len=3, batch_size=6)
+    stepper = OnlineTDMPC2OptimizationStepper(loss, replay, iterations=ITERATIONS, updates=2)
+    settings = {"iterations": ITERATIONS, "warmup_steps": 2 * steps, "warmup_updates": 3, "log_interval": 1}
+    settings |= {"save_interval": 2, "episode_seed": 5, "progress_bar": False, "eval_interval": 4}
+    return OnlineTDMPC2Trainer(loss, collector, replay, optimization_stepper=stepper, **{**settings, **options})
+
+
+def run(kind: str, folder: Path, stop: int | None = None, **options: Any) -> OnlineTDMPC2Trainer:
+    """Trains, from the folder's checkpoint if there is one; stops in the ``stop``-th iteration."""
+    trainer = make_trainer(kind, folder, **options)
+    judged, env = make_planner(trainer.loss_module.model), make_env("walk" if kind == "apart" else kind)
+    trainer.evaluate = lambda: {"real_return": evaluate_policy(judged, env, episodes=2, seed=8).return_mean}
+    if kind == "task":
+        trainer.evaluate = None
+    trainer.resume(required=False)
+    if stop is not None:
+        update, visits = trainer.stepper.update, []
+
+        def visit() -> Any:
+            visits.append(1)
+            if len(visits) == stop:
+                raise Interrupted
+            return update()
+
+        trainer.stepper.update = visit  # type: ignore[method-assign]
+    trainer.train()
+    return trainer
+
+
+def test_steps_are_counted_and_kept_and_every_part_learns() -> None:
+    trainer = make_trainer("simulator")
+    before = {key: value.clone() for key, value in trainer.loss_module.state_dict().items()}
+    trainer.train()
+    assert trainer.env_steps == (2 + ITERATIONS) * 20 == trainer.steps.collector._frames
+    kept = trainer.steps.replay_buffer[:]
+    nexts = (("next", key) for key in ("observation", "reward", "done", "terminated"))
+    assert set(kept.keys(True, True)) == {"observation", "action", *nexts} and kept.shape[0] == 4
+    after = trainer.loss_module.state_dict()
+    names = [f"model.{name}" for name, _ in trainer.loss_module.model.named_parameters()]
+    assert all(not torch.equal(before[name], after[name]) for name in names)
+    assert trainer.stepper.stepper.schedulers[0].last_epoch == 3 + 2 * ITERATIONS
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 7, 12])
+@pytest.mark.parametrize("kind", ["simulator", "walk"])
+def test_a_run_stopped_half_way_goes_on_with_the_same_numbers(kind: str, stop: int, tmp_path: Path) -> None:
+    whole = run(kind, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(kind, tmp_path / "parts", stop)
+    assert has_checkpoint(tmp_path / "parts" / "checkpoint") == (stop > 2)
+    parts = run(kind, tmp_path / "parts")
+    assert_same(parts.loss_module.state_dict(), whole.loss_module.state_dict())
+    assert_same(parts.steps.replay_buffer[:].to_dict(), whole.steps.replay_buffer[:].to_dict())
+    found = metrics_of(tmp_path / "parts")
+    assert found == metrics_of(tmp_path / "whole") and "real_return.csv" in found and "env_steps.csv" in found
+
+
+@pytest.mark.skipif(importlib.util.find_spec("dm_control") is None, reason="dm_control is not installed")
+def test_a_run_on_a_dm_control_task_goes_on_with_the_same_numbers(tmp_path: Path) -> None:
+    options = {"iterations": 10, "warmup_steps": 250}
+    whole = run("task", tmp_path / "whole", **options)
+    with pytest.raises(Interrupted):
+        run("task", tmp_path / "parts", 8, **options)
+    parts = make_trainer("task", tmp_path / "parts", **options)
+    parts.resume()
+    # Two batches of the warm-up and six iterations: two episodes of 500 steps.
+    assert parts.collected_frames == 6
+    parts = run("task", tmp_path / "parts", **options)
+    assert_same(parts.loss_module.state_dict(), whole.loss_module.state_dict())
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole") != {}
+
+
+def test_every_episode_of_an_env_without_state_is_seeded_by_its_number() -> None:
+    kept = []
+    for seed in (5, 5, 6):
+        trainer = make_trainer("walk", episode_seed=seed)
+        trainer.train()
+        kept.append(trainer.steps.replay_buffer[:]["observation"][:, ::6])
+    assert torch.equal(kept[0], kept[1]) and not torch.isclose(kept[0], kept[2]).any()
+    starts = kept[0].flatten(0, 1)
+    assert len(starts.unique(dim=0)) == len(starts) == 14
+
+
+def test_a_checkpoint_waits_for_the_end_of_an_episode(tmp_path: Path) -> None:
+    trainer = make_trainer("walk", tmp_path, save_interval=1)
+    saved, save = [], trainer._save_trainer
+    trainer._save_trainer = lambda: (saved.append(trainer.collected_frames), save())  # type: ignore[method-assign]
+    trainer.train()
+    assert saved == [2, 4, 6, 8, 10, 12]
+
+
+def test_episodes_that_end_apart_are_saved_with_a_warning(tmp_path: Path, monkeypatch) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr("torchrl_pwm.trainers.collected.torchrl_logger.warning", warned.append)
+    trainer = make_trainer("apart", tmp_path)
+    trainer.train()
+    assert has_checkpoint(tmp_path / "checkpoint") and len(warned) == 1
+    assert "do not end together" in warned[0] and "begins new episodes" in warned[0]
+
+
+def test_a_checkpoint_without_an_episode_seed_is_not_resumed_with_one(tmp_path: Path) -> None:
+    run("simulator", tmp_path, iterations=2, episode_seed=None)
+    with pytest.raises(ValueError, match="without episode_seed"):
+        run("simulator", tmp_path)
+
+
+def test_collectors_and_options_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="updates must be at least 1"):
+        OnlineTDMPC2OptimizationStepper(make_trainer("walk").loss_module, make_online_replay(100), updates=0)
+    loss = make_trainer("simulator").loss_module
+    collector = MultiSyncCollector(
+        [lambda: make_env("simulator")], make_planner(loss.model), frames_per_batch=20, cat_results=0
+    )
+    try:
+        with pytest.raises(ValueError, match="needs a Collector in this process, found MultiSyncCollector"):
+            OnlineTDMPC2Trainer(loss, collector, make_online_replay(100), iterations=1, episode_seed=0)
+    finally:
+        collector.shutdown()

@@ -1,0 +1,167 @@
+"""Reads and writes the published checkpoints of TD-MPC2's whole model, in both layouts."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchrl_pwm.modules.checkpoints import load_state, read_world_model
+
+if TYPE_CHECKING:
+    from torchrl_pwm.modules.tdmpc2 import TDMPC2Model
+
+_HEADS = {"_pi": "policy", "_termination": "termination_head"}
+_HEAD = re.compile(r"(_pi|_termination)\.((\d+)\.(?:ln\.)?(?:weight|bias))")
+# Mid-2024: parameters numbered through. Current: by layer, the live ones under `_Qs.params`.
+_OLD_Q = re.compile(r"_(target_)?Qs\.params\.(\d+)")
+_NEW_Q = re.compile(r"(?:_Qs\.params|_(target_)Qs_params)\.(\d+)\.(weight|bias|ln\.weight|ln\.bias)")
+# The live Q functions once more, what newer tensordict releases add, and bookkeeping.
+_COPY = re.compile(r"_detach_Qs(_params)?\.|_(target_)?Qs\.module\.|_(target_)?Qs[._]params\.__(batch_size|device)$")
+_PLACES = ("weight", "bias", "ln.weight", "ln.bias")
+
+
+class Published(NamedTuple):
+    """Constructor arguments and weights of world model and heads, under the names of :class:`TDMPC2Model`."""
+
+    world_sizes: dict[str, Any]
+    world_weights: dict[str, Tensor]
+    head_sizes: dict[str, Any]
+    head_weights: dict[str, Tensor]
+
+
+def read_tdmpc2(
+    source: str | os.PathLike[str] | Mapping[str, Any], *, action_dims: Sequence[int] | None = None
+) -> Published:
+    """The sizes and weights of a published TD-MPC2 model.
+
+    Raises:
+        ValueError: if the layout is unknown, incomplete or inconsistent (the offending keys are named), or the action
+            sizes of many tasks are neither given nor in the checkpoint.
+        FileNotFoundError: if ``source`` is a path that does not exist.
+    """
+    state = load_state(source)
+    world_sizes, world_weights = read_world_model(state, action_dims=action_dims)
+    if world_sizes["num_tasks"] and "action_dims" not in world_sizes:
+        raise ValueError(
+            f"This checkpoint has {world_sizes['num_tasks']} tasks but does not say how many entries of the action "
+            "each has, which the policy needs: give action_dims, for instance MT80.action_dims."
+        )
+    weights: dict[str, Tensor] = {}
+    layers: dict[str, list[int]] = {part: [] for part in _HEADS}
+    unknown = []
+    for key, value in state.items():
+        if match := _HEAD.fullmatch(key):
+            weights[f"{_HEADS[match[1]]}.{match[2]}"] = value
+            layers[match[1]].append(int(match[3]))
+        elif match := _OLD_Q.fullmatch(key):
+            weights[f"{match[1] or ''}q.params.{match[2]}"] = value
+        elif match := _NEW_Q.fullmatch(key):
+            weights[f"{match[1] or ''}q.params.{4 * int(match[2]) + _PLACES.index(match[3])}"] = value
+        elif re.match(r"_pi\.|_termination\.|_(detach_|target_)?Qs[._]", key) and not _COPY.match(key):
+            unknown.append(key)
+    if unknown:
+        raise ValueError(
+            "Unknown checkpoint layout: expected TD-MPC2's policy and Q functions as of mid-2024 or as they are now, "
+            f"found the unknown keys {unknown[:8]}{' ...' if len(unknown) > 8 else ''}."
+        )
+    if not any(key.startswith(("policy.", "q.", "target_q.")) for key in weights):
+        raise ValueError(
+            "This checkpoint has a world model only, without policy and Q functions (keys _pi.*, _Qs.*): read it with "
+            "PWMWorldModel.from_tdmpc2."
+        )
+    _check_complete(weights, layers)
+    return Published(world_sizes, world_weights, _head_sizes(weights, layers, state), weights)
+
+
+def _check_complete(weights: Mapping[str, Tensor], layers: Mapping[str, list[int]]) -> None:
+    expected = {
+        key for part, name in _HEADS.items() if part == "_pi" or layers[part] for key in _mlp(name, layers[part])
+    }
+    found = [int(key.rsplit(".", 1)[1]) for key in weights if key.startswith(("q.", "target_q."))]
+    # Four to a hidden layer, two for the last.
+    count = 4 * (max(found, default=9) // 4) + 2
+    expected |= {f"{name}.params.{index}" for name in ("q", "target_q") for index in range(count)}
+    if wrong := sorted(expected ^ set(weights)):
+        raise ValueError(
+            "Incomplete or inconsistent checkpoint: the policy and Q functions lack, or have too many of, the entries "
+            f"{wrong[:8]}{' ...' if len(wrong) > 8 else ''}."
+        )
+
+
+def _mlp(name: str, layers: Sequence[int]) -> Iterator[str]:
+    """Keys of a head whose last layer is the largest one found."""
+    last = max(layers, default=2)
+    for layer in range(last + 1):
+        yield from (f"{name}.{layer}.{place}" for place in (_PLACES if layer < last else _PLACES[:2]))
+
+
+def _head_sizes(
+    weights: Mapping[str, Tensor], layers: Mapping[str, list[int]], state: Mapping[str, Any]
+) -> dict[str, Any]:
+    sizes: dict[str, Any] = {
+        "units": tuple(weights[f"policy.{layer}.weight"].shape[0] for layer in range(max(layers["_pi"]))),
+        "num_q": weights["q.params.0"].shape[0],
+        "episodic": bool(layers["_termination"]),
+    }
+    if "log_std_min" in state and "log_std_dif" in state:
+        low = state["log_std_min"].item()
+        sizes |= {"log_std_min": low, "log_std_max": low + state["log_std_dif"].item()}
+    return sizes
+
+
+def write_tdmpc2(model: TDMPC2Model, layout: str) -> dict[str, Any]:
+    """The state dict that the published code saves of such a model; tensors are copies.
+
+    Raises:
+        ValueError: if the layout is neither ``"old"`` nor ``"new"``, or cannot hold this model.
+    """
+    if layout not in ("old", "new"):
+        raise ValueError(f'layout must be "old" (mid-2024) or "new" (current), found {layout!r}.')
+    world = {key.replace("_encoder.", "_encoder.state.", 1): v for key, v in model.world_model.state_dict().items()}
+    if extra := [key for key in world if key.startswith("observation_")]:
+        raise ValueError(
+            f"TD-MPC2's layouts have no place for the world model's observation statistics {extra}: save "
+            "model.state_dict() instead."
+        )
+    heads = model.state_dict()
+    published = {part: _renamed(heads, name, part) for part, name in _HEADS.items()}
+    if layout == "old":
+        limits = (model.log_std_min, model.log_std_max)
+        if limits != (-10, 2) or published["_termination"]:
+            raise ValueError(
+                "The mid-2024 layout holds neither limits of log sigma other than (-10, 2) nor a termination head, "
+                f'found {limits} and episodic={bool(published["_termination"])}: use layout="new".'
+            )
+        values = _renamed(heads, "q.params", "_Qs.params") | _renamed(heads, "target_q.params", "_target_Qs.params")
+        return _copied({**world, **published["_pi"], **values})
+
+    low, high = model.log_std_min, model.log_std_max
+    first: dict[str, Any] = {"log_std_min": torch.tensor(low), "log_std_dif": torch.tensor(high - low)}
+    masks = model.world_model.action_masks
+    if model.world_model.num_tasks:
+        if masks is None:
+            raise ValueError(
+                f"The current layout holds the action sizes of the {model.world_model.num_tasks} tasks, which this "
+                'model does not know: build its world model with action_dims, or use layout="old".'
+            )
+        first = {"_action_masks": masks, **first}
+    current: dict[str, Any] = {}
+    for name, part in (("q", "_Qs.params"), ("q", "_detach_Qs_params"), ("target_q", "_target_Qs_params")):
+        for key, value in _renamed(heads, f"{name}.params", "").items():
+            layer, place = divmod(int(key[1:]), 4)
+            current[f"{part}.{layer}.{_PLACES[place]}"] = value
+        current |= {f"{part}.__batch_size": torch.Size([model.q.num_nets]), f"{part}.__device": None}
+    return _copied({**first, **world, **published["_termination"], **published["_pi"], **current})
+
+
+def _renamed(state: Mapping[str, Tensor], name: str, to: str) -> dict[str, Tensor]:
+    return {to + key[len(name) :]: value for key, value in state.items() if key.startswith(name + ".")}
+
+
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: v.detach().clone() if isinstance(v, Tensor) else v for key, v in state.items()}

@@ -1,0 +1,41 @@
+"""What the losses on real sequences [B, T] share."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey, unravel_key
+from torch import Tensor
+
+from torchrl_pwm.modules.world_model import PWMWorldModel
+
+
+def unroll(model: PWMWorldModel, observation: Tensor, action: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:
+    """z_0 = enc(o_0), z_{t+1} = dyn(z_t, a_t): latents [T + 1, B, D], and reward logits [T, B, K] of the steps.
+
+    Args:
+        model (PWMWorldModel): the world model.
+        observation (Tensor): ``[B, O]``, where the sequences begin.
+        action (Tensor): ``[B, T, A]``.
+        task (Tensor, optional): ``[B]``; one sequence has one task, whose embedding is looked up once.
+    """
+    latents = [model.encode_observation(observation, task)]
+    context = model.task_context(task)
+    for step in range(action.shape[1]):
+        latents.append(model.next_latent(latents[-1], action[:, step], context))
+    latent = torch.stack(latents)
+    return latent, model.reward_logits(latent[:-1], action.transpose(0, 1), context)
+
+
+def same_episode(tensordict: TensorDictBase, done_key: NestedKey) -> Tensor | None:
+    """[B, T]: False from the step after a ``("next", done)`` on; ``None`` where the data carry none."""
+    done = tensordict.get(unravel_key(("next", done_key)), None)
+    if done is None:
+        return None
+    done = done.squeeze(-1).long()
+    return (done.cumsum(1) - done) == 0
+
+
+def step_weights(rho: float, steps: int, like: Tensor) -> Tensor:
+    """rho^t, [steps]."""
+    return torch.pow(rho, torch.arange(steps, device=like.device).to(like.dtype))

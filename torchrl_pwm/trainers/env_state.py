@@ -1,0 +1,36 @@
+"""Where an env stands, as a part of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tensordict import TensorDict, TensorDictBase
+from torchrl.envs import EnvBase, TransformedEnv
+
+from torchrl_pwm.envs.simulators import SimulatorEnv
+from torchrl_pwm.evaluation.rollouts import innermost_env
+
+
+def has_state(env: EnvBase) -> bool:
+    """Whether :func:`save_env` saves all that the env's later steps depend on."""
+    return isinstance(innermost_env(env), SimulatorEnv)
+
+
+def save_env(env: EnvBase, carrier: TensorDictBase | None) -> dict[str, Any]:
+    """The state of a simulator and of its transforms, and the TensorDict of the step that it stands at."""
+    return {
+        "simulator": innermost_env(env).state_dict(),
+        # Of a TransformedEnv, TorchRL saves the transforms alone.
+        "transforms": env.state_dict() if isinstance(env, TransformedEnv) else None,
+        "carrier": None if carrier is None else carrier.detach().to_dict(),
+    }
+
+
+def load_env(env: EnvBase, state: Mapping[str, Any]) -> TensorDictBase | None:
+    """Puts the env where :func:`save_env` found it, and returns the TensorDict of that step."""
+    innermost_env(env).load_state_dict(state["simulator"])
+    if isinstance(env, TransformedEnv):
+        env.load_state_dict(state["transforms"])
+    carrier = state["carrier"]
+    return None if carrier is None else TensorDict(carrier, env.batch_size, device=env.device)
