@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torchrl.data import LazyTensorStorage, ReplayBuffer, SamplerWithoutReplacement
+from torchrl.record.loggers import CSVLogger
 
 from tests.modules.tdmpc2 import TASKS, make_model
 from tests.objectives.test_tdmpc2 import flags, sequences
-from tests.trainers.tiny import assert_same
-from torchrl_pwm import TDMPC2Loss
-from torchrl_pwm.trainers import ReplayTrainer, TDMPC2OptimizationStepper
+from tests.trainers.tiny import Interrupted, assert_same, interrupt_at, make_buffer, metrics_of, write_store
+from tests.trainers.tiny import make_model as make_world_model
+from torchrl_pwm import TDMPC2Loss, TDMPC2Model, TDMPC2Trainer
+from torchrl_pwm.trainers import TDMPC2OptimizationStepper, has_checkpoint
 
 
 def make_stepper(**options: Any) -> TDMPC2OptimizationStepper:
@@ -132,10 +135,44 @@ def test_a_trainer_takes_it() -> None:
     buffer.extend(data)
     stepper = make_stepper(lr=3e-3)
     before = snapshot(stepper)
-    trainer = ReplayTrainer(stepper.loss_module, buffer, stepper, iterations=3, progress_bar=False)
+    trainer = TDMPC2Trainer(stepper.loss_module, buffer, iterations=3, optimization_stepper=stepper, progress_bar=False)
     trainer.train()
     assert trainer.collected_frames == 3
     assert not torch.equal(snapshot(stepper)["model.policy.0.weight"], before["model.policy.0.weight"])
+
+
+def run(root: Path, folder: Path, buffer: str, place: str | None = None, count: int = 0) -> TDMPC2Trainer:
+    """Trains on offline data of two tasks, from the folder's checkpoint if there is one; returns the trainer."""
+    replay = make_buffer(buffer, root)
+    torch.manual_seed(3)
+    trainer = TDMPC2Trainer(
+        TDMPC2Loss(TDMPC2Model(make_world_model())),
+        replay,
+        iterations=7,
+        logger=CSVLogger("log", log_dir=str(folder)),
+        log_interval=1,
+        save_folder=folder / "checkpoint",
+        save_interval=2,
+        progress_bar=False,
+    )
+    trainer.resume(required=False)
+    if place is not None:
+        interrupt_at(trainer, place, count)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize(("place", "count"), [("sample", 1), ("sample", 6), ("save", 3)])
+@pytest.mark.parametrize("buffer", ["store", "store with prefetch", "own generator"])
+def test_an_interrupted_training_ends_with_the_same_numbers(buffer, place, count, tmp_path) -> None:
+    root = write_store(tmp_path / "store")
+    whole = run(root, tmp_path / "whole", buffer)
+    with pytest.raises(Interrupted):
+        run(root, tmp_path / "parts", buffer, place, count)
+    assert has_checkpoint(tmp_path / "parts" / "checkpoint") == (count > 1)
+    parts = run(root, tmp_path / "parts", buffer)
+    assert_same(parts.state_dict(), whole.state_dict())
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole") != {}
 
 
 def test_training_lowers_the_losses() -> None:
