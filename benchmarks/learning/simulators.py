@@ -197,7 +197,8 @@ def draw(groups: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> Non
     for axes, task in zip(panels[0], tasks):
         for (name, method), rows in groups.items():
             for number, row in enumerate(rows if name == task else []):
-                label = f"{NAMES[method]}, {len(rows)} seeds" if number == 0 else None
+                seeds = "1 seed" if len(rows) == 1 else f"{len(rows)} seeds"
+                label = f"{NAMES[method]}, {seeds}" if number == 0 else None
                 axes.plot(*row["curve"], color=colors[method], alpha=0.8, linewidth=1.2, label=label)
         shown = next(rows[0] for (name, _), rows in groups.items() if name == task)
         levels = {"controller": "tab:green", "random": "tab:gray", "none": "tab:brown"}
@@ -205,9 +206,9 @@ def draw(groups: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> Non
             if shown[level] is not None:
                 named = {"controller": "hand-written controller", "random": "random actions", "none": "no action"}
                 axes.axhline(shown[level], color=color, linestyle="--", linewidth=1, label=named[level])
-        worst = min(value for level in levels if (value := shown[level]) is not None)
+        least = max(shown["random"], shown["none"])
         best = max(max(row["curve"][1]) for (name, _), rows in groups.items() if name == task for row in rows)
-        axes.set_ylim(worst - 0.25 * (best - worst), best + 0.1 * (best - worst))
+        axes.set_ylim(least - 0.35 * (best - least), best + 0.1 * (best - least))
         axes.set(title=task, xlabel="steps of the env, all rows", ylabel="return of an episode")
         axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
         axes.legend(fontsize=7)
@@ -232,7 +233,7 @@ hand-written controller.
 ![curves](simulators.png)
 
 The return of 16 episodes during training, over the steps that all rows of the env took together. Every line is one
-seed; returns far below those of random actions are cut off.
+seed; what is far below the better of random actions and none is cut off.
 """
 
 
