@@ -170,3 +170,15 @@ def test_a_wrong_option_says_what_to_do_and_leaves_no_folder(tmp_path, monkeypat
     with pytest.raises(SystemExit, match="horizon must be at least 1"):
         call(monkeypatch, *TINY, "loss.horizon=0", f"folder={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
+
+
+def test_scaled_rewards_are_those_of_training_alone(tmp_path, monkeypatch):
+    found = {}
+    for scale in (1.0, 0.1):
+        folder = tmp_path / str(scale)
+        call(monkeypatch, *TINY, "iterations=2", f"reward_scale={scale}", f"folder={folder}")
+        first = (folder / "scalars" / "reward_mean.csv").read_text().split()[0]
+        outcomes = json.loads((folder / "summary.json").read_text())["outcomes"]
+        found[scale] = float(first.split(",")[1]), outcomes["untrained policy"]["return_mean"]
+    assert found[0.1][0] == pytest.approx(0.1 * found[1.0][0])
+    assert found[0.1][1] == pytest.approx(found[1.0][1])
