@@ -2,7 +2,7 @@
 
     python examples/tdmpc2_online.py                                     # cartpole-swingup
     python examples/tdmpc2_online.py env.task=reacher-easy
-    python examples/tdmpc2_online.py collector.plan=true                 # plan while training, as published
+    python examples/tdmpc2_online.py collector.plan=false                # act by the policy prior while training
     python examples/tdmpc2_online.py env=gym/pendulum
     python examples/tdmpc2_online.py env=analytic/cartpole_swingup
     python examples/tdmpc2_online.py resume=runs/2026-11-21_cartpole-swingup
