@@ -18,9 +18,9 @@ from tests.trainers.tiny import Interrupted, assert_same, metrics_of
 from torchrl_pwm import OnlineTDMPC2Trainer, PWMWorldModel, TDMPC2Loss, TDMPC2Model, TDMPC2Planner
 from torchrl_pwm.data import make_online_replay
 from torchrl_pwm.envs import make_task_envs
-from torchrl_pwm.envs.simulators import AnalyticEnv
+from torchrl_pwm.envs.simulators import AnalyticEnv, Simulator, SimulatorEnv, SimulatorStep
 from torchrl_pwm.evaluation import evaluate_policy
-from torchrl_pwm.trainers import OnlineTDMPC2OptimizationStepper, has_checkpoint
+from torchrl_pwm.trainers import OnlineTDMPC2OptimizationStepper, TDMPC2OptimizationStepper, has_checkpoint
 
 ITERATIONS = 12
 
@@ -213,3 +213,54 @@ def test_collectors_and_options_that_do_not_fit_are_refused() -> None:
             OnlineTDMPC2Trainer(loss, collector, make_online_replay(100), iterations=1, episode_seed=0)
     finally:
         collector.shutdown()
+
+
+class Hold(Simulator):
+    """A point in the plane that the actions push, rewarded for being near the origin: at most 40 an episode."""
+
+    observation_size, action_size, episode_length = 4, 2, 40
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__(num_envs)
+        self.state = torch.zeros(num_envs, 4)
+
+    def reset(self, rows: torch.Tensor) -> torch.Tensor:
+        self.state = torch.where(rows[:, None], self.uniform(4), self.state)
+        return self.state
+
+    def step(self, actions: torch.Tensor) -> SimulatorStep:
+        position, velocity = self.state.split(2, -1)
+        velocity = velocity + 0.1 * actions
+        position = position + 0.1 * velocity
+        self.state = torch.cat([position, velocity], -1)
+        return SimulatorStep(self.state, 1 - position.square().sum(-1), torch.zeros(len(position), dtype=torch.bool))
+
+
+@pytest.mark.slow
+def test_planning_learns_to_hold_a_point() -> None:
+    """From -138 to about 31 in 100 iterations; 25 seconds on one core."""
+    torch.manual_seed(0)
+    env, judge = (TransformedEnv(SimulatorEnv(Hold(rows)), InitTracker()) for rows in (16, 32))
+    world_model = PWMWorldModel(4, 2, latent_dim=32, encoder_units=(64,), units=(64, 64), num_bins=41, vmin=-6, vmax=6)
+    model = TDMPC2Model(world_model, episode_lengths=100)
+    loss = TDMPC2Loss(model)
+    acting, judged = (
+        TDMPC2Planner(model, num_samples=32, num_policy_rollouts=8, num_elites=8, iterations=2) for _ in range(2)
+    )
+    replay = make_online_replay(50_000, slice_len=3, batch_size=64)
+    stepper = OnlineTDMPC2OptimizationStepper(
+        loss, replay, updates=4, stepper=TDMPC2OptimizationStepper(loss, lr=1e-3, encoder_lr_scale=1.0)
+    )
+    collector = Collector(env, acting, frames_per_batch=128, total_frames=-1, init_random_frames=1280)
+    before = evaluate_policy(judged, judge, episodes=32, seed=1).return_mean
+    OnlineTDMPC2Trainer(
+        loss,
+        collector,
+        replay,
+        iterations=100,
+        warmup_steps=1280,
+        warmup_updates=50,
+        optimization_stepper=stepper,
+        progress_bar=False,
+    ).train()
+    assert before < 0 < 20 < evaluate_policy(judged, judge, episodes=32, seed=1).return_mean
