@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -37,9 +38,16 @@ def run_command(run: Callable[[DictConfig, Path], Path], config: DictConfig) -> 
     Returns:
         The configuration of the run, its folder, and what ``run`` returned.
     """
-    try:
+    with user_errors():
         config, folder = open_run(config, overrides=HydraConfig.get().overrides.task)
         return config, folder, run(config, folder)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Ends the process with the message of what a wrong option, file or package raises."""
+    try:
+        yield
     except _USER_ERRORS as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

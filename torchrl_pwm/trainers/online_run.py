@@ -26,6 +26,7 @@ from torchrl_pwm.trainers.folders import claim_folder
 from torchrl_pwm.trainers.judging import Judge, save_tensors, write_summary
 from torchrl_pwm.trainers.models import choose_device
 from torchrl_pwm.trainers.online import OnlinePWMOptimizationStepper, OnlinePWMTrainer
+from torchrl_pwm.trainers.warm_start import warm_start
 
 _PANELS = {
     "return of an episode": ("real_return",),
@@ -86,7 +87,7 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         make_collector(config, env, policy, device, random_steps=0 if resumed else config.collector.random_steps),
         replay,
         iterations=config.iterations,
-        warmup_steps=config.collector.random_steps,
+        warmup_steps=config.collector.random_steps + config.collector.first_policy_steps,
         warmup_updates=config.warmup_updates,
         normalize_observations=config.normalize_observations,
         optimization_stepper=stepper,
@@ -102,8 +103,10 @@ def run_online(config: DictConfig, folder: Path) -> Path:
     trainer.register_module("stopwatch", stopwatch)
     trainer.register_module("best_policy", best)
     trainer.resume(required=False)
-    if not resumed and config.pretraining.updates:
-        trainer.pretrain(open_sequences(config), config.pretraining.updates)
+    if not resumed and (config.pretraining.data or config.pretraining.updates):
+        recorded = open_sequences(config)
+        trainer.pretrain(recorded, config.pretraining.updates)
+        warm_start(loss, stepper.policy_stepper, recorded, **config.pretraining.warm_start, device=device)
     if not resumed and config.pretraining.keep:
         steps = open_steps(config).select(*trainer.steps.keys, strict=False)
         extend_with_recorded(replay, steps, env.batch_size.numel())

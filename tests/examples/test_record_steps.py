@@ -1,0 +1,61 @@
+"""Steps of a finished run, recorded from the command line, and a model and a policy that begin with them."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+COMMON = ["env.num_envs=4", "+env.episode_length=10", "actor.units=[8]", "value.units=[8]", "eval_interval=2"]
+COMMON += ["stepper.critic_iterations=1", "eval_episodes=2", "evaluation.episodes=2", "progress=false", "device=cpu"]
+SHAC = ["iterations=2", "loss.horizon=4", *COMMON]
+PWM = ["iterations=2", "model.latent_dim=16", "model.encoder_units=[8]", "model.units=[8]", "loss.horizon=3", *COMMON]
+PWM += ["collector.random_steps=0", "collector.first_policy_steps=32", "replay.slice_len=3", "replay.batch_size=4"]
+PWM += ["warmup_updates=2", "online.start_states=6"]
+
+
+def call(monkeypatch, script, *arguments):
+    path = str(EXAMPLES / f"{script}.py")
+    monkeypatch.setattr(sys, "argv", [path, *arguments])
+    runpy.run_path(path, run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recorded")
+    with pytest.MonkeyPatch.context() as patch:
+        call(patch, "shac_simulator", *SHAC, f"folder={folder / 'run'}")
+        call(patch, "record_steps", f"run={folder / 'run'}", f"out={folder / 'steps'}", "rows=8", "steps=25")
+    return folder
+
+
+def test_steps_of_a_run_are_recorded(recorded):
+    steps = TensorDict.load_memmap(recorded / "steps")
+    assert steps.batch_size == (8, 25) and steps["next", "done"].sum() == 16
+
+
+def test_a_policy_begins_with_the_recorded_behaviour(recorded, tmp_path, monkeypatch):
+    start = ["pretraining.warm_start.behavior_updates=300", "pretraining.warm_start.value_updates=2"]
+    rates = ["stepper.actor_lr=1e-9", "stepper.final_lr=1e-9"]
+    data = [f"pretraining.data={recorded / 'steps'}", "pretraining.updates=3", "pretraining.keep=true"]
+    actions = {}
+    for name, further in (("cloned", start), ("plain", [])):
+        folder = tmp_path / name
+        call(monkeypatch, "pwm_simulator", *PWM, *rates, *data, *further, f"folder={folder}")
+        assert json.loads((folder / "summary.json").read_text())["steps"] == 32 + 2 * 32
+        call(monkeypatch, "record_steps", f"run={folder}", f"out={folder / 'steps'}", "rows=2", "noise=0", "steps=10")
+        actions[name] = TensorDict.load_memmap(folder / "steps")["action"].abs().mean()
+    # The untrained actor's actions are next to zero; SHAC's first ones are not.
+    assert actions["cloned"] > 5 * actions["plain"] > 0
+
+
+def test_what_is_missing_or_in_the_way_is_named(recorded, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"No policy in .*expected the folder of a finished run"):
+        call(monkeypatch, "record_steps", f"run={tmp_path}", f"out={tmp_path / 'steps'}")
+    with pytest.raises(SystemExit, match="exists: choose another folder"):
+        call(monkeypatch, "record_steps", f"run={recorded / 'run'}", f"out={recorded / 'steps'}")
+    assert torch.is_tensor(TensorDict.load_memmap(recorded / "steps")["action"])

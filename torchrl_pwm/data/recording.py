@@ -1,0 +1,64 @@
+"""Steps of a policy, recorded for a world model to learn from."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import nn
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from tqdm import tqdm
+
+__all__ = ["record_steps"]
+
+
+def record_steps(
+    policy: nn.Module, env: EnvBase, steps: int, *, noise: float = 0.5, seed: int = 0, progress: bool = False
+) -> TensorDictBase:
+    """Steps of a policy's mean actions, which more and more uniform noise spoils from the first row to the last.
+
+    Row i of N acts by (1 - s_i) a + s_i u, with the policy's mean action a, u uniform in [-1, 1] and the share
+    s_i = ``noise`` i / (N - 1): a model that shall tell good actions from bad ones must see both. What it is for is
+    ``pretraining.data`` of ``examples/pwm_simulator.py``, after ``memmap(folder)``.
+
+    Args:
+        policy (nn.Module): writes ``action``, in [-1, 1].
+        env (EnvBase): of batch [N], whose rows reset alone.
+        steps (int): T, of each row.
+
+    Keyword Args:
+        noise (float): share of the noise in the last row, between 0 and 1.
+        seed (int): of the noise; the env has its own.
+        progress (bool): show a progress bar.
+
+    Returns:
+        TensorDict [N, T] with ``observation``, ``action`` and, under ``"next"``, ``observation``, ``reward``, ``done``
+        and ``terminated``.
+
+    Raises:
+        ValueError: if ``steps`` or ``noise`` is out of range, or the env is no batch of rows.
+
+    Examples:
+        >>> from torchrl_pwm import make_pwm_actor
+        >>> from torchrl_pwm.envs.simulators import AnalyticEnv
+        >>> env = AnalyticEnv("cartpole_swingup", num_envs=4)
+        >>> record_steps(make_pwm_actor(5, 1, in_key="observation"), env, 3).shape
+        torch.Size([4, 3])
+    """
+    if steps < 1 or not 0.0 <= noise <= 1.0:
+        raise ValueError(f"steps must be at least 1 and noise between 0 and 1, found {steps} and {noise}.")
+    if env.batch_size.numel() < 1 or len(env.batch_size) != 1:
+        raise ValueError(f"env must be a batch [N] of rows, found batch {list(env.batch_size)}.")
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.linspace(0.0, noise, env.batch_size[0])[:, None]
+    keys = ("observation", "action", *(("next", key) for key in ("observation", "reward", "done", "terminated")))
+    recorded = []
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        state = env.reset()
+        for _ in tqdm(range(steps), desc="recording", unit="step", disable=not progress):
+            action = policy(state).get("action")
+            uniform = 2 * torch.rand(action.shape, generator=generator).to(action) - 1
+            part = share.to(action)
+            step, state = env.step_and_maybe_reset(state.set("action", (1 - part) * action + part * uniform))
+            recorded.append(step.select(*keys).clone())
+    return torch.stack(recorded, 1)
