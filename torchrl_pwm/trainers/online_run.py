@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torchrl.record.loggers import get_logger
 from torchrl_pwm.data import extend_with_recorded, make_online_replay
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
-from torchrl_pwm.trainers.checkpoint import has_checkpoint
+from torchrl_pwm.trainers.checkpoint import has_checkpoint, replace_file
 from torchrl_pwm.trainers.extraction import BestPolicy, Stopwatch
 from torchrl_pwm.trainers.folders import claim_folder
 from torchrl_pwm.trainers.judging import Judge, save_tensors, write_summary
@@ -28,6 +29,8 @@ from torchrl_pwm.trainers.models import choose_device
 from torchrl_pwm.trainers.online import OnlinePWMOptimizationStepper, OnlinePWMTrainer
 from torchrl_pwm.trainers.warm_start import warm_start
 
+#: What the clone of recorded behaviour earned.
+_CLONED = "cloned.json"
 _PANELS = {
     "return of an episode": ("real_return",),
     "reward of a step": ("collected_reward",),
@@ -42,8 +45,8 @@ def run_online(config: DictConfig, folder: Path) -> Path:
     final evaluation does not see, else the last ones. The folder then holds the configuration, the metrics, the
     checkpoint, ``policy.pt`` and ``world_model.pt`` (state dicts of the :class:`~torchrl_pwm.WorldModelPolicy`'s actor
     and of the model), ``training.png`` and the summary: returns of whole episodes of the policy, of the last and the
-    untrained one, of random actions, of none (zeros) and of the hand-written controller where there is one, all from
-    the same start states.
+    untrained one, of the clone of recorded behaviour that it began with, if it did, of random actions, of none (zeros)
+    and of the hand-written controller where there is one, all from the same start states.
 
     Raises:
         ImportError, ValueError: if a simulator is not installed, or an option is unknown.
@@ -107,6 +110,8 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         recorded = open_sequences(config)
         trainer.pretrain(recorded, config.pretraining.updates)
         warm_start(loss, stepper.policy_stepper, recorded, **config.pretraining.warm_start, device=device)
+        if config.pretraining.warm_start.behavior_updates:
+            replace_file(folder / _CLONED, json.dumps(judge.outcome(policy)).encode())
     if not resumed and config.pretraining.keep:
         steps = open_steps(config).select(*trainer.steps.keys, strict=False)
         extend_with_recorded(replay, steps, env.batch_size.numel())
@@ -117,10 +122,13 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         best.restore()
     save_tensors(loss.actor_network.state_dict(), folder / "policy.pt")
     save_tensors(model.state_dict(), folder / "world_model.pt")
+    outcomes = {**judge.outcomes(policy, untrained), "last policy": last}
+    if (folder / _CLONED).exists():
+        outcomes["cloned behaviour"] = json.loads((folder / _CLONED).read_text())
     return write_summary(
         config,
         folder,
-        {**judge.outcomes(policy, untrained), "last policy": last},
+        outcomes,
         panels=_PANELS,
         xlabel="iteration",
         steps=trainer.env_steps,
