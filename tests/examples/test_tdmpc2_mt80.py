@@ -113,7 +113,8 @@ def test_an_interrupted_run_ends_with_the_same_numbers(data, tmp_path, monkeypat
     assert_same(*models)
     assert results(parts) == results(whole)
     for file in whole.glob("model/scalars/*.csv"):
-        assert file.read_text() == (parts / "model" / "scalars" / file.name).read_text()
+        if file.stem != "training_seconds":
+            assert file.read_text() == (parts / "model" / "scalars" / file.name).read_text()
 
 
 @pytest.mark.parametrize("layout", ["old", "new"])

@@ -1,0 +1,97 @@
+"""Methods x tasks x seeds, in one harness: PWM, TD-MPC2, SHAC, SAC, PPO, behaviour cloning and random actions.
+
+    python -m benchmarks.learning.suite run --group mini --data runs/quickstart/data --seeds 0 1 2 --workers 2
+    python -m benchmarks.learning.suite run --group closed_form --methods pwm shac sac ppo tdmpc2 random
+    python -m benchmarks.learning.suite run --group mini --data ... -- evaluation.episodes=20 tdmpc2:stepper.lr=3e-4
+    python -m benchmarks.learning.suite report --group mini         # benchmarks/results/suite_mini.*
+
+Each run is one of ``examples/`` or of this folder, on one thread; it lives in runs/suite/<group>/<method>/. What is
+done is skipped and what was interrupted goes on from its checkpoint. Settings after ``--`` go to every method, or with
+``method:`` before them to one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from benchmarks.learning.groups import METHODS, Group, Plan, groups
+from benchmarks.learning.jobs import ROOT, Job, run_jobs
+from benchmarks.learning.offline import offline_jobs
+
+RUNS = ROOT / "runs" / "suite"
+
+
+def make_jobs(plan: Plan) -> list[Job]:
+    """The runs of a plan."""
+    return offline_jobs(plan)
+
+
+def make_plan(options: argparse.Namespace, group: Group) -> Plan:
+    """What the command line asks for.
+
+    Raises:
+        ValueError: if the group has no such method.
+    """
+    methods = tuple(options.methods or group.methods)
+    if unknown := [method for method in methods if method not in group.methods]:
+        raise ValueError(f"the group {group.name} has {', '.join(group.methods)}, not {', '.join(unknown)}")
+    tasks = tuple(options.tasks or group.tasks)
+    if not group.offline and (unknown := [task for task in tasks if task not in group.tasks]):
+        raise ValueError(f"the group {group.name} has {', '.join(group.tasks)}, not {', '.join(unknown)}")
+    return Plan(
+        group=group,
+        methods=methods,
+        tasks=tasks,
+        seeds=tuple(options.seeds),
+        folder=options.folder or RUNS / group.name,
+        data=options.data,
+        updates=options.updates,
+        batch_size=options.batch_size,
+        slice_len=options.slice_len,
+        episodes=options.episodes,
+        overrides=tuple(options.overrides),
+    )
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options of a command line."""
+    known = groups()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.learning.suite",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("--group", choices=list(known), required=True)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="default: all of the group")
+    parser.add_argument("--tasks", nargs="+", help="default: all of the group")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--folder", type=Path, help="of the runs; default: runs/suite/<group>")
+    parser.add_argument("--episodes", type=int, help="of the final evaluation in each task")
+    offline = parser.add_argument_group("offline groups")
+    offline.add_argument("--data", type=Path, help="folder of the episodes that all methods learn from")
+    offline.add_argument("--updates", type=int, default=6000, help="of each world model")
+    offline.add_argument("--batch-size", type=int, default=128, help="sequences of an update")
+    offline.add_argument("--slice-len", type=int, default=8, help="transitions of a sequence")
+    mark = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:mark])
+    options.overrides = arguments[mark + 1 :]
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        plan = make_plan(options, groups()[options.group])
+        failures = run_jobs(make_jobs(plan), options.workers)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    if failures:
+        sys.exit(f"{len(failures)} runs are missing; the same command goes on with them.")
+
+
+if __name__ == "__main__":
+    main()
