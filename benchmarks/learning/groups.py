@@ -11,7 +11,8 @@ from torchrl_pwm.modules import load_quickstart
 #: By key, in the order of tables and charts: name and colour.
 METHODS: dict[str, tuple[str, str]] = {
     "pwm": ("PWM", "#2f6db3"),
-    "pwm_tdmpc2": ("PWM on TD-MPC2's model", "#4fb0c6"),
+    "pwm_plain": ("PWM without cloning", "#7fb2e5"),
+    "pwm_tdmpc2": ("PWM on TD-MPC2's model", "#2a9d9d"),
     "tdmpc2": ("TD-MPC2, planning", "#c77700"),
     "tdmpc2_prior": ("TD-MPC2, no planning", "#7b5ea7"),
     "shac": ("SHAC", "#b3365b"),
@@ -100,7 +101,7 @@ def groups() -> dict[str, Group]:
                 "mini",
                 "eight tasks of DMControl and Meta-World, offline",
                 load_quickstart().tasks,
-                ("pwm", "pwm_tdmpc2", "tdmpc2", "tdmpc2_prior", "cloning", "random"),
+                ("pwm", "pwm_plain", "pwm_tdmpc2", "tdmpc2", "tdmpc2_prior", "cloning", "random"),
                 "DMControl: return / 1000, Meta-World: success rate",
                 offline=True,
             ),

@@ -12,12 +12,16 @@ RUNS = {
     "pwm": "pwm",
     "cloning": "pwm",
     "random": "pwm",
+    "pwm_plain": "pwm_plain",
     "pwm_tdmpc2": "pwm_tdmpc2",
     "tdmpc2": "tdmpc2",
     "tdmpc2_prior": "tdmpc2_prior",
 }
+#: The run whose world model another one uses.
+MODELS = {"pwm_plain": "pwm", "pwm_tdmpc2": "tdmpc2", "tdmpc2_prior": "tdmpc2"}
+#: Where a run leaves its world model.
+MODEL_FILES = {"pwm": Path("world_model") / "world_model.pt", "tdmpc2": Path("model") / "model.pt"}
 EPISODES = 10
-MODEL_FILE = Path("model") / "model.pt"  # of a TD-MPC2 run
 
 
 def check_data(plan: Plan) -> Path:
@@ -48,13 +52,12 @@ def offline_jobs(plan: Plan) -> list[Job]:
         FileNotFoundError, ValueError: if the data are not there or not of the tasks.
     """
     data = check_data(plan)
-    wanted = dict.fromkeys(RUNS[method] for method in plan.methods)
-    if "tdmpc2_prior" in wanted or "pwm_tdmpc2" in wanted:
-        wanted = dict.fromkeys(["tdmpc2", *wanted])  # whose model they use
+    chosen = [RUNS[method] for method in plan.methods]
+    wanted = dict.fromkeys([*(MODELS[run] for run in chosen if run in MODELS), *chosen])
     jobs = []
     for seed in plan.seeds:
         folders = {run: (plan.folder / run / f"seed-{seed}").absolute() for run in RUNS}
-        model = folders["tdmpc2"] / MODEL_FILE
+        models = {run: folders[source] / MODEL_FILES[source] for run, source in MODELS.items()}
         common = [
             f"task=[{','.join(plan.tasks)}]",
             f"seed={seed}",
@@ -69,13 +72,24 @@ def offline_jobs(plan: Plan) -> list[Job]:
         budget = {"iterations": plan.updates, "batch_size": plan.batch_size, "slice_len": plan.slice_len}
         settings = {
             "pwm": [*pwm, *(f"world_model.{key}={value}" for key, value in budget.items())],
-            "pwm_tdmpc2": [*pwm, f"checkpoint={model}", "evaluation.baselines=null"],
+            # As published: from a random policy, which nothing holds near the data.
+            "pwm_plain": [
+                *(*pwm, f"checkpoint={models['pwm_plain']}", "evaluation.baselines=null"),
+                *("extraction.warm_start.behavior_updates=0", "loss.behavior_coef=0"),
+            ],
+            "pwm_tdmpc2": [*pwm, f"checkpoint={models['pwm_tdmpc2']}", "evaluation.baselines=null"],
             "tdmpc2": [
                 *("model=small", *opened, *common, "training.normalize_observations=true"),
                 *("training.eval_interval=500", "training.eval_episodes=5"),
                 *(f"training.{key}={value}" for key, value in budget.items()),
             ],
-            "tdmpc2_prior": ["model=small", "planner=small", f"checkpoint={model}", *common, "plan=false"],
+            "tdmpc2_prior": [
+                "model=small",
+                "planner=small",
+                f"checkpoint={models['tdmpc2_prior']}",
+                *common,
+                "plan=false",
+            ],
         }
         for run in wanted:
             jobs.append(
@@ -84,7 +98,7 @@ def offline_jobs(plan: Plan) -> list[Job]:
                     script=f"examples/{'pwm_mt80' if run.startswith('pwm') else 'tdmpc2_mt80'}.py",
                     settings=(*settings[run], *plan.overrides_of(run)),
                     folder=folders[run],
-                    needs=(model,) if run in ("pwm_tdmpc2", "tdmpc2_prior") else (),
+                    needs=(models[run],) if run in MODELS else (),
                 )
             )
     return jobs
