@@ -6,15 +6,19 @@ import json
 import multiprocessing
 import os
 import runpy
+import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from benchmarks.machine import machine
 from torchrl_pwm.data.processes import end_with_parent
 from torchrl_pwm.trainers.checkpoint import replace_file
 
@@ -66,7 +70,8 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         started = (self.folder / "config.yaml").exists()
         if not started:
-            content = {"script": self.script, "settings": list(self.settings)}
+            content: dict[str, Any] = {"script": self.script, "settings": list(self.settings), "commit": commit()}
+            content["machine"] = machine(torch.device("cpu"))
             replace_file(self.folder / _JOB, json.dumps(content, indent=2).encode())
         log = self.folder / _LOG
         place = [f"resume={self.folder}"] if started else [*self.settings, f"folder={self.folder}"]
@@ -88,6 +93,17 @@ class Job:
                 raise RuntimeError(f"{self.name} failed; the end of {log}:\n{tail}") from None
         finally:
             sys.stdout.flush()
+
+
+def commit() -> str | None:
+    """The commit of the code, with a mark if the tree differs from it; None outside a repository."""
+    try:
+        name = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return name.stdout.strip()
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from omegaconf import DictConfig
 from tensordict.nn import TensorDictSequential
+from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
@@ -65,9 +66,16 @@ class ModelFreeTrainer(OnlineTrainer):
 
     progress_keys = ("env_steps", "collected_reward", "loss_actor")
 
-    def __init__(self, parts: Parts, normalizer: ObservationNormalizer, *arguments: Any, **options: Any) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        normalizer: ObservationNormalizer,
+        collector: BaseCollector,
+        replay_buffer: ReplayBuffer,
+        **options: Any,
+    ) -> None:
         self.model_loss, self.normalizer = _Entries(), normalizer
-        super().__init__(parts.loss, *arguments, parts.stepper, **options)
+        super().__init__(parts.loss, collector, replay_buffer, parts.stepper, **options)
         self.register_module("normalizer", normalizer)
 
     def set_statistics(self, replay_buffer: ReplayBuffer) -> None:

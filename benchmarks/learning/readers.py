@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ def read_records(group: Group, folder: Path, methods: Sequence[str] = (), tasks:
     reader = _read_offline if group.offline else _read_online
     for summary in sorted(folder.rglob("summary.json")):
         reader(records, summary.parent, folder, known)
+        _read_origin(records, summary)
     records.rows = [
         {**row, "group": group.name} for row in records.rows if row["method"] in wanted and row["task"] in known
     ]
@@ -46,6 +48,22 @@ def read_records(group: Group, folder: Path, methods: Sequence[str] = (), tasks:
     return records
 
 
+def _read_origin(records: Records, summary: Path) -> None:
+    """With what a run was made; where runs differ, all that there was."""
+    for name, version in json.loads(summary.read_text()).get("versions", {}).items():
+        records.versions[name] = _joined(records.versions.get(name), version)
+    job = summary.parent / "job.json"
+    made = json.loads(job.read_text()) if job.exists() else {}
+    for name, value in made.get("machine", {}).items():
+        records.machine[name] = _joined(records.machine.get(name), value)
+    if made.get("commit"):
+        records.commit = _joined(records.commit, made["commit"])
+
+
+def _joined(before: str | None, found: str) -> str:
+    return found if before is None else before if found in before.split("; ") else f"{before}; {found}"
+
+
 def _read_offline(records: Records, run: Path, folder: Path, tasks: Sequence[str]) -> None:
     name = run.relative_to(folder).parts[0]
     if name not in RUNS.values():
@@ -56,6 +74,9 @@ def _read_offline(records: Records, run: Path, folder: Path, tasks: Sequence[str
         _read_pwm(records, run, name, config)
     else:
         _read_tdmpc2(records, run, name, config)
+    date = datetime.date.fromtimestamp((run / "summary.json").stat().st_mtime).isoformat()
+    for row in records.rows:
+        row["made"] = row["made"] or date
     for row in made["tasks"]:
         if row.get("baselines", {}).get("data"):
             records.references.setdefault(row["task"], {})["the data's behaviour"] = row["baselines"]["data"]["score"]
@@ -67,9 +88,11 @@ def _read_pwm(records: Records, run: Path, name: str, config: Any) -> None:
     if name == "pwm":
         model_updates, model = config.world_model.iterations, read_metrics(run / "world_model")
     else:
-        trained: Any = OmegaConf.load(Path(config.checkpoint).parents[1] / "config.yaml")
+        source = _source(run, name)
+        trained: Any = OmegaConf.load(source / "config.yaml")
         settings = trained.training if MODELS[name] == "tdmpc2" else trained.world_model
-        model_updates, model = settings.iterations, read_metrics(Path(config.checkpoint).parent)
+        model_updates = settings.iterations
+        model = read_metrics(source / MODEL_FILES[MODELS[name]].parent)
     seconds = float(model["training_seconds"][1][-1])
     policies = []
     for file in sorted(run.glob("policies/*/*/result.json")):
@@ -101,15 +124,20 @@ def _read_pwm(records: Records, run: Path, name: str, config: Any) -> None:
     records.curves += _extraction_curve(name, config.seed, model_updates, seconds, policies)
     what = f"world model of {model_updates} updates of {config.world_model.batch_size} x {config.world_model.slice_len}"
     if name != "pwm":
-        what = f"world model of the {METHODS[MODELS[name]][0]} run"
+        what = f"world model of the {METHODS[MODELS[name]][0].split(',')[0]} run"
     records.budgets[name] = (
         f"{what}, then {config.extraction.iterations} updates of {config.extraction.batch_size} imagined rollouts of "
         f"{config.loss.horizon} steps for each task"
     )
 
 
+def _source(run: Path, name: str) -> Path:
+    """The run whose world model this one uses; beside it, wherever both were moved."""
+    return run.parents[1] / MODELS[name] / run.name
+
+
 def _extraction_curve(
-    name: str, seed: int, model_updates: int, seconds: float, policies: list[Mapping[str, Any]]
+    name: str, seed: int, model_updates: int, seconds: float, policies: Sequence[Mapping[str, Any]]
 ) -> Iterator[Curve]:
     """The mean of all tasks, as if their policies were extracted side by side on one core, after the model."""
     shared = [metrics["real_score"][0] for metrics in policies if "real_score" in metrics]
@@ -130,7 +158,7 @@ def _extraction_curve(
 
 def _read_tdmpc2(records: Records, run: Path, name: str, config: Any) -> None:
     task_set = get_task_set(config.task_set)
-    source = run if name == "tdmpc2" else Path(config.checkpoint).parents[1]
+    source = run if name == "tdmpc2" else _source(run, name)
     trained: Any = OmegaConf.load(source / "config.yaml")
     training, metrics = trained.training, read_metrics(source / MODEL_FILES["tdmpc2"].parent)
     for file in sorted(run.glob("tasks/*.json")):
@@ -182,6 +210,8 @@ def _read_online(records: Records, run: Path, folder: Path, tasks: Sequence[str]
     summary = json.loads((run / "summary.json").read_text())
     config: Any = OmegaConf.load(run / "config.yaml")
     task, seed, outcomes = summary["task"], summary["seed"], summary["outcomes"]
+    if task not in tasks:
+        return
     common = {"env_steps": summary["steps"], "made": summary["made"]}
     metrics = read_metrics(run)
     seconds = float(metrics["training_seconds"][1][-1]) if "training_seconds" in metrics else summary["seconds"]
@@ -222,12 +252,13 @@ def _normalize(records: Records) -> None:
     """Scores of returns: 0 is the better of random actions and none, 1 the controller or else the best method."""
     for task in records.tasks():
         levels = records.references.get(task, {})
-        low = max([*(np.mean(v) for v in [records.values("random", task, "return_mean")] if v), levels["no action"]])
-        means = [np.mean(records.values(method, task, "return_mean") or [low]) for method in records.methods()]
-        top = levels.get("hand-written controller", max(means))
-        scale = float(top - low) or 1.0
+        means = {
+            method: np.mean(records.values(method, task, "return_mean") or -np.inf) for method in records.methods()
+        }
+        low = max(float(means.get("random", -np.inf)), levels["no action"])
+        scale = float(levels.get("hand-written controller", max(means.values()))) - low or 1.0
 
-        def score(value: Any, low: float = float(low), scale: float = scale) -> Any:
+        def score(value: Any, low: float = low, scale: float = scale) -> Any:
             return (value - low) / scale
 
         for row in records.rows:

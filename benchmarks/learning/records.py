@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.learning.groups import METHODS
 
-#: Of the CSV. Seconds are wall-clock ones of one thread without evaluations; all tasks of a run share those of the model.
+#: Of the CSV. Seconds are wall-clock ones of one thread, without evaluations; all tasks of a run share the model's.
 COLUMNS = (
     *("group", "method", "task", "seed", "return_mean", "return_std", "success", "score", "episodes"),
     *("model_updates", "policy_updates", "transitions", "env_steps", "seconds_model", "seconds_policy"),
@@ -40,12 +40,25 @@ class Curve:
 
 @dataclass
 class Records:
-    """Rows with the keys :data:`COLUMNS`, curves, and by task the scores or returns of what is no method."""
+    """Rows with the keys :data:`COLUMNS`, curves, and what they were made with.
+
+    Args:
+        rows: of the CSV.
+        curves: of all runs.
+        references: by task, the scores of what is no method: the data's behaviour, a hand-written controller.
+        budgets: by run, what it had, in words.
+        versions: of the packages that the runs were made with.
+        machine: on which they were made, where they say it.
+        commit: of the code that made them, likewise.
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     references: dict[str, dict[str, float]] = field(default_factory=dict)
     budgets: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
 
     def add(self, method: str, task: str, seed: int, returns: Sequence[float], **further: Any) -> None:
         """A row, from the returns of its episodes."""

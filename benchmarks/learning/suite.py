@@ -13,19 +13,54 @@ done is skipped and what was interrupted goes on from its checkpoint. Settings a
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
+from benchmarks.learning.decisions import measure_decisions
+from benchmarks.learning.figures import draw
 from benchmarks.learning.groups import METHODS, Group, Plan, groups
 from benchmarks.learning.jobs import ROOT, Job, run_jobs
 from benchmarks.learning.offline import offline_jobs
+from benchmarks.learning.online import online_jobs
+from benchmarks.learning.page import markdown, write_page
+from benchmarks.learning.readers import read_records
+from benchmarks.learning.results import summarize, write_csv, write_json
+from torchrl_pwm.trainers.checkpoint import replace_file
 
 RUNS = ROOT / "runs" / "suite"
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def make_jobs(plan: Plan) -> list[Job]:
     """The runs of a plan."""
-    return offline_jobs(plan)
+    return offline_jobs(plan) if plan.group.offline else online_jobs(plan)
+
+
+def report(plan: Plan, results: Path, *, minutes: float | None = None) -> Path:
+    """Writes CSV, JSON, figures, table and page of the finished runs; returns the path of the page.
+
+    The milliseconds of a decision are measured once, and kept beside the runs.
+
+    Raises:
+        FileNotFoundError: if no run is finished.
+    """
+    group = plan.group
+    records = read_records(group, plan.folder, plan.methods, plan.tasks)
+    measured = plan.folder / "decisions.json"
+    if not measured.exists():
+        replace_file(measured, json.dumps(measure_decisions(group, plan.folder), indent=2).encode())
+    content = summarize(group, records, json.loads(measured.read_text()), minutes=minutes)
+    results.mkdir(parents=True, exist_ok=True)
+    write_csv(content["rows"], results / f"suite_{group.name}.csv")
+    write_json(content, results / f"suite_{group.name}.json")
+    pictures = draw(group, records, content, results)
+    table = markdown(group, content)
+    (results / f"suite_{group.name}.md").write_text(table, encoding="utf-8")
+    print(table)
+    page = results / f"suite_{group.name}.html"
+    write_page(group, content, pictures, page)
+    return page
 
 
 def make_plan(options: argparse.Namespace, group: Group) -> Plan:
@@ -71,6 +106,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--folder", type=Path, help="of the runs; default: runs/suite/<group>")
     parser.add_argument("--episodes", type=int, help="of the final evaluation in each task")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="of the report")
+    parser.add_argument("--minutes", type=float, help="where curves are compared at equal time; default: the shortest")
     offline = parser.add_argument_group("offline groups")
     offline.add_argument("--data", type=Path, help="folder of the episodes that all methods learn from")
     offline.add_argument("--updates", type=int, default=6000, help="of each world model")
@@ -86,6 +123,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         plan = make_plan(options, groups()[options.group])
+        if options.what == "report":
+            print(report(plan, options.results, minutes=options.minutes))
+            return
         failures = run_jobs(make_jobs(plan), options.workers)
     except (ValueError, FileNotFoundError, ImportError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
