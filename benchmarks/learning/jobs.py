@@ -62,37 +62,45 @@ class Job:
             )
 
     def run(self) -> None:
-        """Runs the script in this process, or what is left of it, with its output in the folder's ``log.txt``.
-
-        Raises:
-            RuntimeError: if it fails, with the end of its output.
-        """
+        """Runs the script in this process, or what is left of it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         started = (self.folder / "config.yaml").exists()
         if not started:
             content: dict[str, Any] = {"script": self.script, "settings": list(self.settings), "commit": commit()}
             content["machine"] = machine(torch.device("cpu"))
             replace_file(self.folder / _JOB, json.dumps(content, indent=2).encode())
-        log = self.folder / _LOG
         place = [f"resume={self.folder}"] if started else [*self.settings, f"folder={self.folder}"]
-        with open(log, "ab") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
         script = ROOT / self.script
         sys.argv = [str(script), *place, "progress=false", "device=cpu"]
         sys.path[:0] = [str(ROOT), str(script.parent)]
-        try:
-            runpy.run_path(str(script), run_name="__main__")
-        except BaseException as error:
-            if not (isinstance(error, SystemExit) and not error.code):
-                traceback.print_exc()
-                if isinstance(error, SystemExit):
-                    print(error.code, file=sys.stderr)
-                sys.stderr.flush()
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-6:])
-                raise RuntimeError(f"{self.name} failed; the end of {log}:\n{tail}") from None
-        finally:
-            sys.stdout.flush()
+        runpy.run_path(str(script), run_name="__main__")
+
+
+def _work(job: Job) -> None:
+    """Runs a job in a process of its own, with its output in the folder's ``log.txt``.
+
+    Raises:
+        RuntimeError: if it fails, with the end of its output.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    log = job.folder / _LOG
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        job.run()
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:
+            return
+        if isinstance(error, SystemExit):
+            print(error.code, file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stderr.flush()
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-6:])
+        raise RuntimeError(f"{job.name} failed; the end of {log}:\n{tail}") from None
+    finally:
+        sys.stdout.flush()
 
 
 def commit() -> str | None:
@@ -130,7 +138,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> list[str]:
             for job in [job for job in pending if all(file.exists() for file in job.needs)]:
                 if len(running) < workers:
                     pending.remove(job)
-                    running[pool.submit(job.run)] = job
+                    running[pool.submit(_work, job)] = job
             if not running:
                 failures += [f"{job.name} was left out: {job.needs[0]} is missing" for job in pending]
                 break
