@@ -93,7 +93,7 @@ class Plan:
 def groups() -> dict[str, Group]:
     """All groups by name."""
     swing = "(return - the better of random actions and none) / (hand-written controller - the same)"
-    online = ("pwm", "shac", "tdmpc2", "sac", "ppo", "random")
+    online = ("pwm", "tdmpc2", "tdmpc2_prior", "shac", "sac", "ppo", "random")
     return {
         group.name: group
         for group in (

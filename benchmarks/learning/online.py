@@ -38,7 +38,8 @@ def online_jobs(plan: Plan) -> list[Job]:
             f"the group {plan.group.name} needs newton, which is not installed here and is left out; "
             'pip install "torchrl-pwm[newton]"'
         )
-    methods = [method for method in plan.methods if method in SCRIPTS]
+    runs = dict.fromkeys("tdmpc2" if method == "tdmpc2_prior" else method for method in plan.methods)
+    methods = [method for method in runs if method in SCRIPTS]
     if not methods:
         raise ValueError(f"random actions are evaluated beside another method: name one of {', '.join(SCRIPTS)} too")
     return [

@@ -256,7 +256,8 @@ def _normalize(records: Records) -> None:
             method: np.mean(records.values(method, task, "return_mean") or -np.inf) for method in records.methods()
         }
         low = max(float(means.get("random", -np.inf)), levels["no action"])
-        scale = float(levels.get("hand-written controller", max(means.values()))) - low or 1.0
+        top = levels.get("hand-written controller", -np.inf)
+        scale = float(top if top > low else max(means.values())) - low or 1.0
 
         def score(value: Any, low: float = low, scale: float = scale) -> Any:
             return (value - low) / scale

@@ -63,7 +63,7 @@ def test_a_folder_with_other_settings_is_refused_before_anything_runs(script, tm
     Job("first", script, ("a=1",), tmp_path / "first").run()
     other = Job("first", script, ("a=2",), tmp_path / "first")
     new = Job("new", script, (), tmp_path / "new")
-    with pytest.raises(ValueError, match="other settings .*a=1, a=2"):
+    with pytest.raises(ValueError, match=r"other settings .*a=1, a=2"):
         run_jobs([new, other], workers=1)
     assert not (tmp_path / "new").exists()
 
