@@ -45,7 +45,7 @@ def draw(group: Group, records: Records, content: Mapping[str, Any], folder: Pat
         folder: where they go.
     """
     made = f"One thread a run on {content['machine']['processor']}; {content['made']}."
-    seeds, score = _seeds(content), f"normalised score: {group.score}"
+    seeds, score = count_seeds(content), f"normalised score: {group.score}"
     place = folder / f"suite_{group.name}"
 
     def file(name: str) -> Path:
@@ -53,7 +53,8 @@ def draw(group: Group, records: Records, content: Mapping[str, Any], folder: Pat
 
     # Online, random actions are next to the zero of the score.
     shown = [method for method in content["methods"] if group.offline or method != "random"]
-    matrices = {METHODS[method][0]: np.asarray(records.matrix(method)) for method in shown}
+    found = {METHODS[method][0]: records.matrix(method) for method in shown}
+    matrices = {name: matrix for name, matrix in found.items() if matrix is not None}
     options: dict[str, Any] = {"colors": COLORS, "units": f"{score}\n{made}"}
     pictures = [
         Picture(
@@ -128,7 +129,7 @@ def draw_scores(content: Mapping[str, Any], label: str, path: Path) -> Path:
     axes.set_ylim(len(tasks) - 0.5, -0.5)
     axes.set_xlabel(label, fontsize=8, color=_MUTED)
     _tidy(axes, grid="x")
-    note = f"mean, each seed and 95 % interval; {_seeds(content)}"
+    note = f"mean, each seed and 95 % interval; {count_seeds(content)}"
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), title=note, title_fontsize=7)
     return _save(figure, path)
 
@@ -158,7 +159,7 @@ def draw_curves(group: Group, records: Records, content: Mapping[str, Any], made
             "mean normalised score of all tasks" if task is None else f"{task}\nnormalised score", fontsize=9
         )
         row[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.suptitle(f"{_seeds(content)}; faint: each seed, strong: their mean", fontsize=10)
+    figure.suptitle(f"{count_seeds(content)}; faint: each seed, strong: their mean", fontsize=10)
     figure.supxlabel(f"score: {group.score}\n{made}", fontsize=8, color=_MUTED)
     return _save(figure, path)
 
@@ -175,6 +176,7 @@ def _lines(axes: Any, axis: str, runs: Sequence[Curve]) -> None:
     axes.plot(places, mean, color=color, lw=2.2, marker="o" if len(places) == 1 else None, ms=4, label=name)
 
 
-def _seeds(content: Mapping[str, Any]) -> str:
-    counts = sorted({entry["seeds"] for entry in content["methods"].values()})
+def count_seeds(content: Mapping[str, Any]) -> str:
+    """How many seeds the methods have, in words."""
+    counts = sorted({len(entry["each"]) for found in content["tasks"].values() for entry in found.values()})
     return f"{' or '.join(map(str, counts))} seed{'s' if counts != [1] else ''}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.learning.figures import Picture
+from benchmarks.learning.figures import Picture, count_seeds
 from benchmarks.learning.groups import METHODS, Group
 from torchrl_pwm.evaluation.comparison import headline
 from torchrl_pwm.evaluation.html_report import template_environment
@@ -29,8 +29,8 @@ _NOTES = {
         "their evaluations during training, SHAC its last policy.",
     ),
     "newton": (
-        "The score of a task is the share of the best method's mean return, above the better of random actions and "
-        "none: there is no hand-written controller here.",
+        "There is no hand-written controller here: a score of 1 is the best method's mean, not a solved task.",
+        "Of the methods only SHAC's settings, and on the ant PWM's, were made for these robots.",
     ),
 }
 
@@ -38,13 +38,12 @@ _NOTES = {
 def write_page(group: Group, content: Mapping[str, Any], pictures: Sequence[Picture], path: Path) -> None:
     """One page that needs nothing but itself, in the style of a run's report."""
     template = template_environment().from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    counts = sorted({entry["seeds"] for entry in content["methods"].values()})
     page = template.render(
         title=f"Learning benchmark: {group.title}",
         content={**content, "offline": group.offline},
-        seeds=f"{' or '.join(map(str, counts))} seed{'s' if counts != [1] else ''}",
+        seeds=count_seeds(content),
         headline=headline({"tasks": len(content["tasks"])}),
-        tiles={method: entry for method, entry in content["methods"].items() if method != "random"},
+        tiles={method: entry for method, entry in content["methods"].items() if method != "random" and entry["seeds"]},
         levels=list(dict.fromkeys(level for found in content["references"].values() for level in found)),
         best={task: _best(found) for task, found in content["tasks"].items()},
         notes=_NOTES[group.name],
@@ -74,7 +73,7 @@ def loss_sentences(content: Mapping[str, Any]) -> Iterator[str]:
         better = [f"{METHODS[entry['method']][0]} {entry['other']:.2f} ({_more(entry)})" for entry in here]
         yield f"{where} PWM has {here[0]['pwm']:.2f}: {'; '.join(better)}."
     if not found:
-        yield "No method has a higher mean score, over all tasks or on one."
+        yield "No method's mean score is higher by a hundredth, over all tasks or on one."
     own = content["decisions"].get("pwm", {}).get("1")
     faster = [
         f"{METHODS[method][0]} {values['1']:.2f} ms"
@@ -91,7 +90,7 @@ def loss_sentences(content: Mapping[str, Any]) -> Iterator[str]:
         if own is not None and value is not None and method != "pwm" and value < own
     ]
     if shorter:
-        yield f"PWM trained for {own:.1f} minutes on one thread; shorter: {_list(shorter)}."
+        yield f"PWM trained for {own:.1f} minutes on one thread, {content['minutes_of']}; shorter: {_list(shorter)}."
 
 
 def markdown(group: Group, content: Mapping[str, Any]) -> str:
@@ -102,8 +101,7 @@ def markdown(group: Group, content: Mapping[str, Any]) -> str:
         "",
         f"Made with `python -m benchmarks.learning.suite report --group {group.name}`, {content['made']}; "
         f"{content['machine']['processor']}, one thread a run. Normalised score: {content['score']}; mean of "
-        f"{' or '.join(sorted({str(entry['seeds']) for entry in methods.values()}))} seeds and its 95 % bootstrap "
-        "interval.",
+        f"{count_seeds(content)} and its 95 % bootstrap interval.",
         "",
         f"| task | {' | '.join(entry['label'] for entry in methods.values())} |",
         "|---" * (len(methods) + 1) + "|",
@@ -117,7 +115,7 @@ def markdown(group: Group, content: Mapping[str, Any]) -> str:
     for key, name in (("mean", "mean"), ("iqm", "interquartile mean")):
         lines.append(f"| {name} | {' | '.join(_cell(entry[key], 'value') for entry in methods.values())} |")
     minutes = [_number(_minutes(entry), ".1f") for entry in methods.values()]
-    lines.append(f"| minutes of training | {' | '.join(minutes)} |")
+    lines.append(f"| minutes of training, {content['minutes_of']} | {' | '.join(minutes)} |")
     for rows, name in (("1", "ms per decision"), ("8", "ms per decision, of 8 at once")):
         times = [_number(content["decisions"].get(method, {}).get(rows), ".2f") for method in methods]
         lines.append(f"| {name} | {' | '.join(times)} |")
@@ -147,7 +145,7 @@ def _best(found: Mapping[str, Mapping[str, Any]]) -> set[str]:
 
 
 def _cell(entry: Mapping[str, Any] | None, key: str) -> str:
-    if entry is None:
+    if entry is None or entry[key] is None:
         return "-"
     shown = f"{entry[key]:.2f}"
     return shown if entry["low"] is None else f"{shown} [{entry['low']:.2f}, {entry['high']:.2f}]"

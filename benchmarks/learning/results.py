@@ -52,7 +52,8 @@ def summarize(
         "versions": records.versions or package_versions(),
         "confidence": CONFIDENCE,
         "budgets": records.budgets,
-        "methods": {method: _method(records, method, matrix) for method, matrix in learned.items()},
+        "minutes_of": "all tasks together" if group.offline else "mean of the tasks",
+        "methods": {method: _method(group, records, method, learned.get(method)) for method in records.methods()},
         "tasks": {task: _task(records, task) for task in records.tasks()},
         "references": records.references,
         "decisions": {method: dict(values) for method, values in decisions.items()},
@@ -64,16 +65,22 @@ def summarize(
     }
 
 
-def _method(records: Records, method: str, matrix: np.ndarray) -> dict[str, Any]:
-    """Aggregates of a method's scores, and what its training took in the mean of its seeds."""
+def _method(group: Group, records: Records, method: str, matrix: np.ndarray | None) -> dict[str, Any]:
+    """Aggregates of a method's scores, and what its training took: offline for all tasks, online for each.
+
+    Where no seed has every task, there are no aggregates.
+    """
     rows = [row for row in records.rows if row["method"] == method]
-    found = aggregate_scores(matrix, confidence=CONFIDENCE).to_dict()
+    found: dict[str, Any] = {key: {"value": None, "low": None, "high": None} for key in ("iqm", "mean", "median")}
+    found |= {"seeds": 0, "tasks": len({row["task"] for row in rows})}
+    if matrix is not None:
+        found = aggregate_scores(matrix, confidence=CONFIDENCE).to_dict()
     totals: dict[str, float | None] = {"minutes_model": None, "minutes_policies": None}
     if all(row["seconds_policy"] is not None for row in rows):
-        seeds = len({row["seed"] for row in rows})
+        runs = len({row["seed"] for row in rows}) if group.offline else len(rows)
         models = {(row["seed"], row["seconds_model"]) for row in rows}
-        totals["minutes_model"] = sum(seconds for _, seconds in models) / seeds / 60
-        totals["minutes_policies"] = sum(row["seconds_policy"] for row in rows) / seeds / 60
+        totals["minutes_model"] = sum(seconds for _, seconds in models) / runs / 60
+        totals["minutes_policies"] = sum(row["seconds_policy"] for row in rows) / runs / 60
     return {"label": METHODS[method][0], **found, **totals}
 
 
@@ -119,7 +126,7 @@ def equal(curves: Sequence[Curve], axis: str, limit: float | None = None) -> Ite
 
 
 def losses(records: Records, matrices: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Where another method's mean score is above PWM's: over all tasks first, then task by task.
+    """Where another method's mean score is above PWM's by a hundredth or more: over all tasks first, then by task.
 
     Each entry has both means, their difference, and its bootstrap interval over seeds, which are drawn anew for both
     methods independently; None where one of them has a single seed.
@@ -135,7 +142,7 @@ def losses(records: Records, matrices: Mapping[str, np.ndarray]) -> list[dict[st
             other = records.values(method, task)
             if method != "pwm" and pwm and other:
                 found.append(_difference(task, method, np.array(pwm)[:, None], np.array(other)[:, None]))
-    return [entry for entry in found if entry["difference"] > 0]
+    return [entry for entry in found if entry["difference"] >= 0.01]
 
 
 def _difference(task: str | None, method: str, own: np.ndarray, other: np.ndarray) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def make_jobs(plan: Plan) -> list[Job]:
 def report(plan: Plan, results: Path, *, minutes: float | None = None) -> Path:
     """Writes CSV, JSON, figures, table and page of the finished runs; returns the path of the page.
 
-    The milliseconds of a decision are measured once, and kept beside the runs.
+    The milliseconds of a decision are kept beside the runs, and measured anew when further runs are finished.
 
     Raises:
         FileNotFoundError: if no run is finished.
@@ -48,7 +48,8 @@ def report(plan: Plan, results: Path, *, minutes: float | None = None) -> Path:
     group = plan.group
     records = read_records(group, plan.folder, plan.methods, plan.tasks)
     measured = plan.folder / "decisions.json"
-    if not measured.exists():
+    latest = max(file.stat().st_mtime for file in plan.folder.rglob("summary.json"))
+    if not measured.exists() or measured.stat().st_mtime < latest:
         replace_file(measured, json.dumps(measure_decisions(group, plan.folder), indent=2).encode())
     content = summarize(group, records, json.loads(measured.read_text()), minutes=minutes)
     results.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ def test_one_seed_has_no_interval_and_no_loss_is_said():
     assert alone["losses"][0]["low"] is None
     assert "one seed has no interval" in next(iter(loss_sentences(alone)))
     best = summarize(GROUP, make_records(pwm=[[0.5, 0.9]], cloning=[[0.4, 0.1]]), {})
-    assert list(loss_sentences(best)) == ["No method has a higher mean score, over all tasks or on one."]
+    assert list(loss_sentences(best)) == ["No method's mean score is higher by a hundredth, over all tasks or on one."]
     none = summarize(GROUP, make_records(cloning=[[0.4, 0.1]]), {})
     assert list(loss_sentences(none)) == ["There is no run of PWM here."]
 
@@ -58,6 +58,9 @@ def test_aggregates_leave_out_seeds_that_lack_a_task():
     assert content["methods"]["pwm"]["seeds"] == 2
     assert content["methods"]["pwm"]["mean"]["value"] == pytest.approx(0.75)
     assert content["tasks"]["a"]["pwm"]["each"] == [0.5, 0.7, 0.1]
+    alone = summarize(GROUP, make_records(pwm=[[0.5, 0.9]], cloning=[[0.4]]), {})
+    assert alone["methods"]["cloning"]["mean"]["value"] is None and alone["tasks"]["a"]["cloning"]["mean"] == 0.4
+    assert "| mean | 0.70 | - |" in markdown(GROUP, alone)
     # of the model once for each seed, of the policies for each task
     assert content["methods"]["pwm"]["minutes_model"] == pytest.approx(1.0)
     assert content["methods"]["pwm"]["minutes_policies"] == pytest.approx(5 * 0.5 / 3)
