@@ -83,7 +83,7 @@ def draw(group: Group, records: Records, content: Mapping[str, Any], folder: Pat
         how = (
             "Mean over tasks of evaluations along the way, on episodes apart from the final ones. PWM's policies are "
             "drawn as if extracted side by side on one core after their world model, whose updates and minutes come "
-            "first; TD-MPC2's are those of its prior, without planning."
+            "first; TD-MPC2's are those of its prior, without planning. Dashed: the final score of what has no curve."
             if group.offline
             else "Evaluations along the way, on start states apart from the final ones; steps are those of all rows."
         )
@@ -101,7 +101,7 @@ def draw(group: Group, records: Records, content: Mapping[str, Any], folder: Pat
 def draw_scores(content: Mapping[str, Any], label: str, path: Path) -> Path:
     """A band for each task with a line for each method: mean, interval and each seed."""
     tasks, methods = content["tasks"], list(content["methods"])
-    figure = _figure(9.0, 1.4 + 0.2 * (len(methods) + 1) * len(tasks))
+    figure = _figure(9.0, 1.4 + 0.17 * (len(methods) + 1) * len(tasks))
     axes = figure.subplots()
     lowest = -0.12
     for number, (task, found) in enumerate(tasks.items()):
@@ -146,6 +146,10 @@ def draw_curves(group: Group, records: Records, content: Mapping[str, Any], made
                 runs = [curve for curve in here if curve.method == method]
                 if runs:
                     _lines(axes, axis, runs)
+            for method in _without_curve(content, here) if task is None else ():
+                name, color = METHODS[method]
+                level = content["methods"][method]["mean"]["value"]
+                axes.axhline(level, color=color, lw=1.6, ls="--", label=f"{name}, as it ends")
             levels = content["references"].get(task, {}) if task else {}
             for level, value in levels.items():
                 axes.axhline(value, color=_MUTED, lw=1.1, ls=_LEVELS[level], label=level)
@@ -162,6 +166,12 @@ def draw_curves(group: Group, records: Records, content: Mapping[str, Any], made
     figure.suptitle(f"{count_seeds(content)}; faint: each seed, strong: their mean", fontsize=10)
     figure.supxlabel(f"score: {group.score}\n{made}", fontsize=8, color=_MUTED)
     return _save(figure, path)
+
+
+def _without_curve(content: Mapping[str, Any], curves: Sequence[Curve]) -> list[str]:
+    """Methods that are known at their end alone."""
+    drawn = {curve.method for curve in curves}
+    return [name for name, entry in content["methods"].items() if entry["seeds"] and name not in drawn]
 
 
 def _lines(axes: Any, axis: str, runs: Sequence[Curve]) -> None:

@@ -18,11 +18,12 @@ _NOTES = {
     "mini": (
         "All methods learn from one data set, and from nothing else. World models have one size, the same number of "
         "updates, batch and sequence length; observations are standardised per task for all. PWM's policies begin as "
-        "a clone of the better half of the data, which a behaviour term keeps them near (preset=quickstart); "
-        "“PWM without cloning” has neither, as published. TD-MPC2 has its published losses.",
+        "a clone of the better half of the data, which a behaviour term keeps them near (preset=quickstart). TD-MPC2 "
+        "has its published losses and nothing of the kind; its planner is a small one.",
         "PWM keeps the best of its evaluations along the way, in real episodes apart from those of the score "
         "(extraction.select=best): 8 episodes every 50 updates. TD-MPC2 and behaviour cloning are scored as they end.",
     ),
+    "pwm_plain": ("“PWM without cloning” has neither clone nor behaviour term, as published.",),
     "closed_form": (
         "Every method has its own settings for these tasks and its own number of env steps; the curves and the tables "
         "at equal steps and at equal minutes compare them along the way. PWM, TD-MPC2, SAC and PPO keep the best of "
@@ -46,7 +47,7 @@ def write_page(group: Group, content: Mapping[str, Any], pictures: Sequence[Pict
         tiles={method: entry for method, entry in content["methods"].items() if method != "random" and entry["seeds"]},
         levels=list(dict.fromkeys(level for found in content["references"].values() for level in found)),
         best={task: _best(found) for task, found in content["tasks"].items()},
-        notes=_NOTES[group.name],
+        notes=_notes(group, content),
         losses=list(loss_sentences(content)),
         equal=[
             ("minutes of training", "minutes", [_equal(table, "minutes") for table in content["equal_minutes"]]),
@@ -71,6 +72,10 @@ def loss_sentences(content: Mapping[str, Any]) -> Iterator[str]:
         here = [entry for entry in found if entry["task"] == task]
         where = "Over all tasks, where" if task is None else f"On {task}, where"
         better = [f"{METHODS[entry['method']][0]} {entry['other']:.2f} ({_more(entry)})" for entry in here]
+        if task is None:
+            middles = {method: entry["iqm"]["value"] for method, entry in content["methods"].items()}
+            shown = [f"{METHODS[entry['method']][0]} {middles[entry['method']]:.2f}" for entry in here]
+            better.append(f"interquartile means: PWM {middles['pwm']:.2f}, {', '.join(shown)}")
         yield f"{where} PWM has {here[0]['pwm']:.2f}: {'; '.join(better)}."
     if not found:
         yield "No method's mean score is higher by a hundredth, over all tasks or on one."
@@ -126,10 +131,15 @@ def markdown(group: Group, content: Mapping[str, Any]) -> str:
         *(f"- {_named(name)}: {text}" for name, text in content["budgets"].items()),
         "",
     ]
-    lines += [note + "\n" for note in _NOTES[group.name]]
+    lines += [note + "\n" for note in _notes(group, content)]
     names = ("scores", "aggregates", "profiles", "curves")
     lines += [f"![{name}](suite_{group.name}_{name}.png)\n" for name in names]
     return "\n".join(lines)
+
+
+def _notes(group: Group, content: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a reader should know of the group, and of its methods."""
+    return (*_NOTES[group.name], *(_NOTES["pwm_plain"] if "pwm_plain" in content["methods"] else ()))
 
 
 def _more(entry: Mapping[str, Any]) -> str:
