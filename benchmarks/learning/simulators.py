@@ -7,6 +7,8 @@
 Each run is one of ``examples/`` with its own settings for the task, on one thread. A task counts as solved where the
 mean return is at least nine tenths of the way from the better of random actions and none to the hand-written
 controller; on the ant, which has no controller, the forward progress of an episode is compared with random actions'.
+The group closed_form of :mod:`benchmarks.learning.suite`, which compares more methods, reads these runs too: --folder
+runs/simulators.
 """
 
 from __future__ import annotations
@@ -14,10 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import platform
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,16 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tensordict import TensorDictBase
 from torchrl.envs import Transform, TransformedEnv
-from tqdm import tqdm
 
 import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
-from torchrl_pwm import WorldModelPolicy, evaluate_policy
+from benchmarks.learning.groups import METHODS
+from benchmarks.learning.jobs import Job, run_jobs
+from benchmarks.learning.online import SCRIPTS, run_folder
+from benchmarks.learning.readers import env_steps_curve
+from benchmarks.machine import processor
+from torchrl_pwm import evaluate_policy
 from torchrl_pwm.evaluation import read_metrics
-from torchrl_pwm.trainers.online_run import make_losses
-from torchrl_pwm.trainers.simulation import make_shac_loss
+from torchrl_pwm.trainers.policies import load_policy
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -42,8 +44,7 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 RUNS = ROOT / "runs" / "simulators"
-SCRIPTS = {"shac": "shac_simulator", "pwm": "pwm_simulator"}
-NAMES = {"shac": "SHAC", "pwm": "PWM"}
+SHOWN = ("shac", "pwm")
 ENVS = {
     "cartpole_swingup": "analytic/cartpole_swingup",
     "double_pendulum": "analytic/double_pendulum",
@@ -65,32 +66,21 @@ class ForwardProgress(Transform):
         return next_tensordict.set("reward", speed * STEP)
 
 
-def run(methods: list[str], tasks: list[str], further: list[str]) -> None:
+def run(folder: Path, methods: Sequence[str], tasks: Sequence[str], further: Sequence[str]) -> None:
     """Every run that is not there yet, one after the other, or what is left of it."""
-    jobs = [(method, task, seed) for task in tasks for method in methods for seed in SEEDS]
-    for method, task, seed in tqdm(jobs, desc="runs"):
-        folder = RUNS / method / task / f"seed-{seed}"
-        if (folder / "summary.json").exists():
-            continue
-        if (folder / "config.yaml").exists():
-            arguments = [f"resume={folder}"]
-        else:
-            arguments = [f"env={ENVS[task]}", f"seed={seed}", f"folder={folder}", *further]
-        command = [sys.executable, "-m", f"examples.{SCRIPTS[method]}", *arguments, "progress=false", "device=cpu"]
-        subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
-def load_policy(folder: Path, method: str, config: Any) -> Any:
-    """The policy that a run ended with."""
-    env = instantiate(config.env)
-    if method == "shac":
-        policy = make_shac_loss(config, env).policy
-        policy.load_state_dict(torch.load(folder / "policy.pt", weights_only=True))
-        return policy
-    model, loss, _ = make_losses(config, env, "cpu")
-    model.load_state_dict(torch.load(folder / "world_model.pt", weights_only=True))
-    loss.actor_network.load_state_dict(torch.load(folder / "policy.pt", weights_only=True))
-    return WorldModelPolicy(model, loss.actor_network)
+    jobs = [
+        Job(
+            name=f"{method}/{task}/{seed}",
+            script=SCRIPTS[method],
+            settings=(f"env={ENVS[task]}", f"seed={seed}", *further),
+            folder=run_folder(folder.absolute(), method, task, seed),
+        )
+        for task in tasks
+        for method in methods
+        for seed in SEEDS
+    ]
+    if failures := run_jobs(jobs, workers=1):
+        raise SystemExit(f"{len(failures)} runs are missing; the same command goes on with them.")
 
 
 def uniform_actions(seed: int) -> Any:
@@ -120,15 +110,10 @@ def read_run(folder: Path, method: str) -> dict[str, Any]:
     record |= {"random": found["random actions"], "none": found["no action"]}
     record["controller"] = found.get("hand-written controller")
     if record["task"] == "ant":
-        record["progress"] = forward_progress(load_policy(folder, method, config), config)
+        record["progress"] = forward_progress(load_policy(folder)[0], config)
         record["random progress"] = forward_progress(uniform_actions(record["seed"]), config)
-    metrics = read_metrics(folder)
-    x, y = (np.asarray(values, dtype=float) for values in metrics["real_return"])
-    # SHAC's windows have as many steps each; PWM says how many it took, those of the warm-up included.
-    taken = (
-        np.interp(x, *metrics["env_steps"]) if "env_steps" in metrics else x * record["steps"] / summary["iterations"]
-    )
-    record["curve"] = (taken.tolist(), y.tolist())
+    taken, _, score = env_steps_curve(read_metrics(folder), summary)
+    record["curve"] = (taken.tolist(), score.tolist())
     return record
 
 
@@ -140,18 +125,18 @@ def threshold(record: dict[str, Any]) -> float | None:
     return best + 0.9 * (record["controller"] - best)
 
 
-def report() -> None:
+def report(folder: Path, results: Path) -> None:
     """Writes the table, the rows behind it and the picture."""
     records = [
         read_run(summary.parent, method)
         for task in ENVS
-        for method in SCRIPTS
-        for summary in sorted((RUNS / method / task).glob("seed-*/summary.json"))
+        for method in SHOWN
+        for summary in sorted((folder / method / task).glob("seed-*/summary.json"))
     ]
     if not records:
-        raise SystemExit(f"no finished run in {RUNS}: python -m benchmarks.learning.simulators run")
+        raise SystemExit(f"no finished run in {folder}: python -m benchmarks.learning.simulators run")
     fields = [name for name in max(records, key=len) if name != "curve"]
-    with open(RESULTS / "simulators.csv", "w", newline="") as file:
+    with open(results / "simulators.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, fields, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(records)
@@ -159,8 +144,8 @@ def report() -> None:
     for record in records:
         groups.setdefault((record["task"], record["method"]), []).append(record)
     table = _table(groups)
-    draw(groups, RESULTS / "simulators.png")
-    (RESULTS / "simulators.md").write_text(_PAGE.format(table=table, made=records[-1]["made"], machine=_machine()))
+    draw(groups, results / "simulators.png")
+    (results / "simulators.md").write_text(_PAGE.format(table=table, made=records[-1]["made"], machine=processor()))
     print(table)
 
 
@@ -183,7 +168,7 @@ def _table(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
             ends = [f"{rows[0][name]:.0f}" for name in ("controller", "random", "none")]
             ends += [f"{least:.0f}", f"{count} of {len(rows)}"]
         each = ", ".join(f"{value:.0f}" for value in returns)
-        cells = [task, NAMES[method], f"{np.mean(returns):.0f} ({each})", *ends]
+        cells = [task, METHODS[method][0], f"{np.mean(returns):.0f} ({each})", *ends]
         cells += [f"{rows[0]['steps'] / 1e6:.2f} M", f"{np.mean([row['seconds'] for row in rows]) / 60:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -193,13 +178,12 @@ def draw(groups: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> Non
     """Return over steps of the env, a line a seed, a panel a task."""
     tasks = list(dict.fromkeys(task for task, _ in groups))
     figure, panels = plt.subplots(1, len(tasks), figsize=(4.6 * len(tasks), 3.6), squeeze=False, layout="constrained")
-    colors = {"shac": "tab:blue", "pwm": "tab:orange"}
     for axes, task in zip(panels[0], tasks):
         for (name, method), rows in groups.items():
             for number, row in enumerate(rows if name == task else []):
                 seeds = "1 seed" if len(rows) == 1 else f"{len(rows)} seeds"
-                label = f"{NAMES[method]}, {seeds}" if number == 0 else None
-                axes.plot(*row["curve"], color=colors[method], alpha=0.8, linewidth=1.2, label=label)
+                label = f"{METHODS[method][0]}, {seeds}" if number == 0 else None
+                axes.plot(*row["curve"], color=METHODS[method][1], alpha=0.8, linewidth=1.2, label=label)
         shown = next(rows[0] for (name, _), rows in groups.items() if name == task)
         levels = {"controller": "tab:green", "random": "tab:gray", "none": "tab:brown"}
         for level, color in levels.items():
@@ -214,11 +198,6 @@ def draw(groups: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> Non
         axes.legend(fontsize=7)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def _machine() -> str:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{models[0].split(':')[1].strip() if models else platform.processor()}, {os.cpu_count()} cores"
 
 
 _PAGE = """# SHAC and online PWM in simulators
@@ -240,13 +219,15 @@ seed; what is far below the better of random actions and none is cut off.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "report"])
-    parser.add_argument("--methods", nargs="+", choices=list(SCRIPTS), default=list(SCRIPTS))
+    parser.add_argument("--methods", nargs="+", choices=SHOWN, default=SHOWN)
     parser.add_argument("--tasks", nargs="+", choices=list(ENVS), default=list(ENVS))
+    parser.add_argument("--folder", type=Path, default=RUNS, help="of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="of the report")
     arguments, further = parser.parse_known_args()
     if arguments.what == "run":
-        run(arguments.methods, arguments.tasks, further)
+        run(arguments.folder, arguments.methods, arguments.tasks, further)
     else:
-        report()
+        report(arguments.folder, arguments.results)
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ def test_empty_summary_and_missing_jinja_are_refused(tmp_path, monkeypatch):
         write_html_report(make_summary([], seed=0, seconds_total=1), tmp_path / "a.html")
     from torchrl_pwm.evaluation import html_report
 
-    html_report._template.cache_clear()
+    html_report.template_environment.cache_clear()
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r'pip install "torchrl-pwm\[plots\]"'):
         write_html_report(make_summary(ROWS, seed=0, seconds_total=1), tmp_path / "a.html")

@@ -108,7 +108,8 @@ def test_an_interrupted_run_ends_with_the_same_numbers(options, tmp_path, monkey
     outcomes = [json.loads((folder / "summary.json").read_text())["outcomes"] for folder in (whole, parts)]
     assert outcomes[0] == outcomes[1]
     for file in whole.glob("scalars/*.csv"):
-        assert file.read_text() == (parts / "scalars" / file.name).read_text()
+        if file.stem != "training_seconds":
+            assert file.read_text() == (parts / "scalars" / file.name).read_text()
 
 
 PUBLISHED = {

@@ -102,7 +102,8 @@ def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path, monkeypatch):
     call(monkeypatch, SCRIPT, f"resume={parts}")
     assert outcomes(parts) == outcomes(whole)
     for file in whole.glob("scalars/*.csv"):
-        assert file.read_text() == (parts / "scalars" / file.name).read_text()
+        if file.stem != "training_seconds":
+            assert file.read_text() == (parts / "scalars" / file.name).read_text()
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,20 @@ def test_old_keys_are_those_that_the_fixture_maps_them_to(golden, kind):
         assert torch.equal(new[new_key], old[old_key])
 
 
+def test_observation_statistics_are_written_where_asked_for(tmp_path):
+    model = make_model(TASKS, action_dims=[1, 2, 2])
+    mean, std = torch.randn(TASKS, OBSERVATION), torch.rand(TASKS, OBSERVATION) + 0.1
+    model.world_model.set_observation_statistics(mean, std)
+    with pytest.raises(ValueError, match=r"no place for the world model's observation statistics .*statistics=True"):
+        model.to_checkpoint()
+    torch.save(model.to_checkpoint(statistics=True), tmp_path / "model.pt")
+    for found in (
+        TDMPC2Model.from_checkpoint(tmp_path / "model.pt").world_model,
+        PWMWorldModel.from_tdmpc2(tmp_path / "model.pt"),
+    ):
+        assert torch.equal(found.observation_mean, mean) and torch.equal(found.observation_std, std)
+
+
 def test_a_saved_checkpoint_is_read_back_from_a_file(tmp_path):
     model = make_model(TASKS, action_dims=[1, 2, 2], episodic=True, log_std_max=1)
     torch.save(model.to_checkpoint(), tmp_path / "model.pt")

@@ -1,4 +1,4 @@
-"""Soft actor-critic on one task, for data that goes from random to expert."""
+"""Soft actor-critic: a learner for any env, and episodes of one task that go from random to expert."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import nn
 from torchrl.data import Bounded, LazyTensorStorage, TensorDictReplayBuffer
@@ -16,7 +16,7 @@ from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
 from torchrl_pwm.data.episodes import Episode, EpisodeRecorder
 
-__all__ = ["SACConfig", "sac_episodes"]
+__all__ = ["SACConfig", "SACLearner", "sac_episodes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +52,30 @@ class SACConfig:
             )
 
 
-class _Learner:
-    """Actor, critics and their update; TorchRL's loss and target update."""
+class SACLearner:
+    """Actor, critics and their update: TorchRL's loss and target update.
 
-    def __init__(self, observation_dim: int, action_dim: int, config: SACConfig, discount: float) -> None:
+    Args:
+        observation_dim: size O of the observation.
+        action_dim: size A of the action, which is in [-1, 1].
+        config: settings; ``discount`` and what decides when to update are left to the caller.
+        discount: of a step.
+        observation_key: entry that the networks read.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        config: SACConfig,
+        discount: float,
+        *,
+        observation_key: str = "observation",
+    ) -> None:
         head = MLP(observation_dim, 2 * action_dim, num_cells=config.units, activation_class=nn.ReLU)
         spec = Bounded(-1.0, 1.0, (action_dim,))
         self.actor = ProbabilisticActor(
-            TensorDictModule(nn.Sequential(head, NormalParamExtractor()), ["observation"], ["loc", "scale"]),
+            TensorDictModule(nn.Sequential(head, NormalParamExtractor()), [observation_key], ["loc", "scale"]),
             in_keys=["loc", "scale"],
             spec=spec,
             distribution_class=TanhNormal,
@@ -68,7 +84,7 @@ class _Learner:
         critic = MLP(observation_dim + action_dim, 1, num_cells=config.units, activation_class=nn.ReLU)
         self.loss = SACLoss(
             self.actor,
-            ValueOperator(critic, in_keys=["observation", "action"]),
+            ValueOperator(critic, in_keys=[observation_key, "action"]),
             action_spec=spec,
             loss_function="l2",
             alpha_init=config.first_alpha,
@@ -79,7 +95,12 @@ class _Learner:
         self._head = head
         self._extract = NormalParamExtractor()
 
-    def update(self, batch: TensorDict) -> None:
+    def update(self, batch: TensorDictBase) -> TensorDictBase:
+        """One step of everything from transitions [B]; returns the losses.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+        """
         losses = self.loss(batch)
         total = losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]
         if not total.isfinite():
@@ -88,6 +109,7 @@ class _Learner:
         total.backward()
         self.optimizer.step()
         self.targets.step()
+        return losses.detach()
 
     @torch.no_grad()
     def act(self, observation: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -120,7 +142,7 @@ def sac_episodes(
     observation_dim, action_dim = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        learner = _Learner(observation_dim, action_dim, config, config.discount or discount)
+        learner = SACLearner(observation_dim, action_dim, config, config.discount or discount)
         state = torch.get_rng_state()
     false = torch.zeros(1, dtype=torch.bool)
     steps, owed = 0, 0.0

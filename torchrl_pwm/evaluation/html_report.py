@@ -84,21 +84,25 @@ def write_html_report(
         raise ValueError("there is nothing to report: the summary has no task")
     statistics = summary.get("statistics") or compare_methods(rows)
     own = statistics.get("policy") or next(iter(statistics.values()), {"tasks": 0})
-    page = _template().render(
-        title=title or f"PWM on {len(rows)} task{'s' if len(rows) > 1 else ''}",
-        made=made,
-        episodes=" or ".join(str(count) for count in sorted({row["episodes"] for row in rows})),
-        summary=summary,
-        methods=METHODS,
-        statistics=statistics,
-        headline=headline(own),
-        shown=[method for method in METHODS if any(method_scores(row, method) for row in rows)],
-        beaten=_beaten(rows),
-        tasks=[_task(row, (curves or {}).get(row["task"], {}), (films or {}).get(row["task"])) for row in rows],
-        open_tasks=len(rows) <= _OPEN_TASKS,
-        comparison=summary.get("comparison"),
-        published=get_task_set(task_set).name.upper(),
-        config=config,
+    page = (
+        template_environment()
+        .get_template("report.html")
+        .render(
+            title=title or f"PWM on {len(rows)} task{'s' if len(rows) > 1 else ''}",
+            made=made,
+            episodes=" or ".join(str(count) for count in sorted({row["episodes"] for row in rows})),
+            summary=summary,
+            methods=METHODS,
+            statistics=statistics,
+            headline=headline(own),
+            shown=[method for method in METHODS if any(method_scores(row, method) for row in rows)],
+            beaten=_beaten(rows),
+            tasks=[_task(row, (curves or {}).get(row["task"], {}), (films or {}).get(row["task"])) for row in rows],
+            open_tasks=len(rows) <= _OPEN_TASKS,
+            comparison=summary.get("comparison"),
+            published=get_task_set(task_set).name.upper(),
+            config=config,
+        )
     )
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -108,16 +112,28 @@ def write_html_report(
 
 
 @functools.cache
-def _template() -> Any:
+def template_environment() -> Any:
+    """The environment of the page's template; others may include its ``style.css``."""
     jinja2 = require("jinja2", extra="plots", purpose="the HTML report")
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FunctionLoader(_read_template),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters["percent"] = lambda value: f"{100.0 * min(max(value, 0.0), 1.0):.2f}%"
-    environment.filters["data_uri"] = lambda data: "data:image/jpeg;base64," + base64.b64encode(data).decode()
+    environment.filters["data_uri"] = _data_uri
     environment.filters["number"] = lambda value, spec=".3f": "-" if value is None else format(value, spec)
-    text = resources.files("torchrl_pwm.evaluation").joinpath("templates/report.html").read_text("utf-8")
-    return environment.from_string(text)
+    return environment
+
+
+def _read_template(name: str) -> str:
+    return resources.files("torchrl_pwm.evaluation").joinpath("templates", name).read_text("utf-8")
+
+
+def _data_uri(picture: bytes, kind: str = "jpeg") -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(picture).decode()
 
 
 def _beaten(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

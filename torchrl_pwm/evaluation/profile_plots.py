@@ -30,6 +30,7 @@ def plot_profiles(
     seed: int = 0,
     units: str = UNITS,
     title: str | None = None,
+    colors: Mapping[str, str] | None = None,
 ) -> Path:
     """Performance profiles of methods as curves, with their confidence bands where there are several seeds.
 
@@ -42,6 +43,7 @@ def plot_profiles(
         seed: seed of the bootstrap.
         units: what a score is, for the horizontal axis.
         title: first line of the picture.
+        colors: by name of the method. Default: one after the other.
 
     Returns:
         The path of the picture.
@@ -62,7 +64,7 @@ def plot_profiles(
     }
     figure = _figure(8.0, 4.6)
     axes = figure.subplots()
-    for color, (name, profile) in zip(_cycle(_CURVES, len(found)), found.items()):
+    for color, (name, profile) in zip(_colors(found, colors), found.items()):
         axes.plot(profile.thresholds, profile.values, color=color, lw=2.0, label=_label(name, profile))
         if profile.low is not None and profile.high is not None:
             axes.fill_between(profile.thresholds, profile.low, profile.high, color=color, alpha=0.18, lw=0)
@@ -88,6 +90,7 @@ def plot_aggregates(
     seed: int = 0,
     units: str = UNITS,
     title: str | None = None,
+    colors: Mapping[str, str] | None = None,
 ) -> Path:
     """Interquartile mean, mean and median of methods, a panel each, with their confidence intervals.
 
@@ -101,6 +104,7 @@ def plot_aggregates(
         seed: seed of the bootstrap.
         units: what a score is, for the horizontal axis.
         title: first line of the picture.
+        colors: by name of the method. Default: one after the other.
 
     Returns:
         The path of the picture.
@@ -122,7 +126,7 @@ def plot_aggregates(
     figure = _figure(10.0, 0.42 * len(found) + 1.7)
     panels = figure.subplots(1, len(_AGGREGATES), sharey=True)
     for axes, (key, label) in zip(panels, _AGGREGATES.items()):
-        for place, (color, statistics) in enumerate(zip(_cycle(_CURVES, len(found)), found.values())):
+        for place, (color, statistics) in enumerate(zip(_colors(found, colors), found.values())):
             entry = getattr(statistics, key)
             if entry.low is not None:
                 axes.plot([entry.low, entry.high], [place, place], color=color, lw=7, alpha=0.3, solid_capstyle="butt")
@@ -143,6 +147,10 @@ def _checked(scores: Mapping[str, npt.ArrayLike]) -> Mapping[str, npt.ArrayLike]
     if not scores:
         raise ValueError("there is nothing to plot: give the scores [seeds, tasks] of at least one method")
     return {name: np.asarray(matrix, dtype=np.float64) for name, matrix in scores.items()}
+
+
+def _colors(names: Mapping[str, object], given: Mapping[str, str] | None) -> list[str]:
+    return [(given or {}).get(name, color) for name, color in zip(names, _cycle(_CURVES, len(names)))]
 
 
 def _label(name: str, found: object) -> str:

@@ -191,10 +191,15 @@ class TDMPC2Model(TensorDictModuleBase):
         model._load_heads(found.head_weights)
         return model
 
-    def to_checkpoint(self, layout: Layout = "new") -> dict[str, dict[str, Any]]:
+    def to_checkpoint(self, layout: Layout = "new", *, statistics: bool = False) -> dict[str, dict[str, Any]]:
         """``{"model": state dict}`` as the published code saves it, in the mid-2024 (``"old"``) or current layout.
 
         Discounts and return scale are in neither: ``state_dict()`` has them.
+
+        Args:
+            layout: ``"new"`` or ``"old"``.
+            statistics: whether observation statistics of the world model are written too. :meth:`from_checkpoint` and
+                :meth:`~torchrl_pwm.PWMWorldModel.from_tdmpc2` read them, the published code does not.
 
         Raises:
             ValueError: if the layout is another, or cannot hold this model.
@@ -207,7 +212,7 @@ class TDMPC2Model(TensorDictModuleBase):
         """
         from torchrl_pwm.modules.tdmpc2_checkpoints import write_tdmpc2
 
-        return {"model": write_tdmpc2(self, layout)}
+        return {"model": write_tdmpc2(self, layout, statistics=statistics)}
 
     def _load_heads(self, weights: Mapping[str, Tensor]) -> None:
         own = self.state_dict()

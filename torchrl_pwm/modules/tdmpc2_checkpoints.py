@@ -114,7 +114,7 @@ def _head_sizes(
     return sizes
 
 
-def write_tdmpc2(model: TDMPC2Model, layout: str) -> dict[str, Any]:
+def write_tdmpc2(model: TDMPC2Model, layout: str, *, statistics: bool = False) -> dict[str, Any]:
     """The state dict that the published code saves of such a model; tensors are copies.
 
     Raises:
@@ -123,10 +123,10 @@ def write_tdmpc2(model: TDMPC2Model, layout: str) -> dict[str, Any]:
     if layout not in ("old", "new"):
         raise ValueError(f'layout must be "old" (mid-2024) or "new" (current), found {layout!r}.')
     world = {key.replace("_encoder.", "_encoder.state.", 1): v for key, v in model.world_model.state_dict().items()}
-    if extra := [key for key in world if key.startswith("observation_")]:
+    if not statistics and (extra := [key for key in world if key.startswith("observation_")]):
         raise ValueError(
             f"TD-MPC2's layouts have no place for the world model's observation statistics {extra}: save "
-            "model.state_dict() instead."
+            "model.state_dict() instead, or pass statistics=True for a file that only this package reads."
         )
     heads = model.state_dict()
     published = {part: _renamed(heads, name, part) for part, name in _HEADS.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from torchrl.trainers import OptimizationStepper, Trainer, TrainerHookBase
 from torchrl_pwm.data import ReplayMixture, TDMPC2ExperienceReplay
 from torchrl_pwm.trainers.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_pwm.trainers.metrics import rewind_metrics
+from torchrl_pwm.trainers.stopwatch import Stopwatch
 
 Evaluation = Callable[[], Mapping[str, float]]
 
@@ -133,6 +135,8 @@ class UpdateTrainer(Trainer):
         logger (torchrl Logger, optional): for instance a ``CSVLogger``.
         log_interval, eval_interval, save_interval (int): in updates.
         evaluate (callable, optional): returns a mapping of named numbers.
+        stopwatch (Stopwatch, optional): is part of the checkpoint; ``training_seconds``, those without evaluations,
+            are logged beside the metrics.
         save_folder (path, optional): folder of the checkpoint.
         progress_bar (bool): show one, with ``progress_keys``.
     """
@@ -150,6 +154,7 @@ class UpdateTrainer(Trainer):
         log_interval: int = 100,
         evaluate: Evaluation | None = None,
         eval_interval: int = 1000,
+        stopwatch: Stopwatch | None = None,
         save_folder: str | os.PathLike[str] | None = None,
         save_interval: int = 1000,
         progress_bar: bool = True,
@@ -175,6 +180,9 @@ class UpdateTrainer(Trainer):
         self.evaluate, self.eval_interval = evaluate, eval_interval
         source.register(self)
         self.register_module("generators", TorchGenerators())
+        self.stopwatch = stopwatch
+        if stopwatch is not None:
+            self.register_module("stopwatch", stopwatch)
         self.register_op("setup", self._show_progress)
         self.register_op("post_optim_complete_log", self._log_metrics)
         self.register_op("post_steps_log", self._log_evaluation)
@@ -204,7 +212,11 @@ class UpdateTrainer(Trainer):
             raise ValueError("resume() needs a folder, or a trainer that was given save_folder.")
         found = required or has_checkpoint(source)
         if found:
-            self.load_state_dict(load_checkpoint(source))
+            state = load_checkpoint(source)
+            if self.stopwatch is not None:
+                # A run that began without one counts from here.
+                state.setdefault("stopwatch", self.stopwatch.state_dict())
+            self.load_state_dict(state)
         rewind_metrics(self.logger, self.collected_frames if found else -1)
 
     def _show_progress(self) -> None:
@@ -221,6 +233,7 @@ class UpdateTrainer(Trainer):
             return
         for key, value in metrics.items():
             self._log(**{str(key): float(value)}, log_pbar=key in self.progress_keys)
+        self._log_seconds()
 
     def _log_evaluation(self, batch: TensorDictBase) -> None:
         done = self.collected_frames
@@ -230,10 +243,18 @@ class UpdateTrainer(Trainer):
     def log_evaluation(self) -> None:
         """Calls ``evaluate`` now, and logs what it returns at the current step."""
         if self.evaluate is not None:
-            for key, value in self.evaluate().items():
+            self._log_seconds()
+            with self.stopwatch.evaluating() if self.stopwatch else contextlib.nullcontext():
+                found = self.evaluate()
+            for key, value in found.items():
                 # TorchRL's Trainer logs nothing before the first step.
                 self._last_log.setdefault(key, -1)
                 self._log(**{key: float(value)}, log_pbar=True)
+
+    def _log_seconds(self) -> None:
+        if self.stopwatch is not None:
+            self._last_log.setdefault("training_seconds", -1)
+            self._log(training_seconds=self.stopwatch.training_seconds)
 
 
 class ReplayTrainer(UpdateTrainer):

@@ -293,6 +293,7 @@ class UpdateTrainerConfig:
     log_interval: int = 100
     evaluate: Any = None
     eval_interval: int = 1000
+    stopwatch: Any = None
     save_folder: Any = None
     save_interval: int = 1000
     progress_bar: bool = True

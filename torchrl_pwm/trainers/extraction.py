@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from torchrl_pwm.trainers.checkpoint import replace_file
 from torchrl_pwm.trainers.disagreement import disagreement_file, load_disagreement
 from torchrl_pwm.trainers.models import load_world_model
 from torchrl_pwm.trainers.pwm import PWMTrainer
+from torchrl_pwm.trainers.stopwatch import Stopwatch
 from torchrl_pwm.trainers.warm_start import warm_start
 
 Report = Callable[[str, int, Mapping[str, float]], None]
@@ -67,23 +67,6 @@ class ExtractionJob:
     def result_file(self) -> Path:
         """Where the result is written when all is done."""
         return self.folder / "result.json"
-
-
-class Stopwatch:
-    """Seconds spent so far, kept across interruptions by the checkpoint."""
-
-    def __init__(self) -> None:
-        self.before, self.start = 0.0, time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return self.before + time.perf_counter() - self.start
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.before, self.start = state_dict["seconds"], time.perf_counter()
 
 
 class BestPolicy:
@@ -144,6 +127,7 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
             best.offer(metrics["real_score"], metrics["real_return"])
         return metrics
 
+    stopwatch = Stopwatch()
     trainer = PWMTrainer(
         loss,
         replay,
@@ -154,12 +138,11 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
         log_interval=config.extraction.log_interval,
         evaluate=evaluate,
         eval_interval=config.extraction.eval_interval,
+        stopwatch=stopwatch,
         save_folder=job.folder / "checkpoint",
         save_interval=config.extraction.save_interval,
         progress_bar=False,
     )
-    stopwatch = Stopwatch()
-    trainer.register_module("stopwatch", stopwatch)
     trainer.register_module("best_policy", best)
     trainer.register_module("policy_average", average)
     trainer.register_op("post_optim", average.update)

@@ -16,16 +16,17 @@ from torchrl.record.loggers import get_logger
 from tqdm import tqdm
 
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
+from torchrl_pwm.data.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
 from torchrl_pwm.evaluation import compare_with_published, evaluate_policy, plot_scores, write_summary
 from torchrl_pwm.modules import PWMWorldModel, TDMPC2Model
 from torchrl_pwm.planners import TDMPC2Planner
 from torchrl_pwm.trainers.checkpoint import replace_file
-from torchrl_pwm.trainers.extraction import Stopwatch
 from torchrl_pwm.trainers.folders import claim_folder
 from torchrl_pwm.trainers.models import check_sizes, choose_device, make_world_model, unsaid_sizes
 from torchrl_pwm.trainers.pipeline import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.trainers.report import merge_runs
+from torchrl_pwm.trainers.stopwatch import Stopwatch
 from torchrl_pwm.trainers.tdmpc2 import TDMPC2Trainer
 from torchrl_pwm.trainers.unlike_published import check_comparison, other_data, other_size
 
@@ -34,8 +35,9 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
     """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``.
 
     With a ``checkpoint`` it is evaluated. Without, a model is trained on the configured data first; the folder then
-    holds ``model/model.pt``, a checkpoint in TD-MPC2's current layout, beside metrics and what a resume needs. The
-    summary has return, success and normalised score of every task.
+    holds ``model/model.pt``, a checkpoint in TD-MPC2's current layout (with ``training.normalize_observations`` of
+    statistics too, which only this package reads), beside metrics and what a resume needs. The summary has return,
+    success and normalised score of every task.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: if something that the configuration names is missing, unknown or
@@ -124,6 +126,9 @@ def train_tdmpc2(config: DictConfig, folder: Path, store: EpisodeStore, tasks: l
     torch.manual_seed(config.seed)
     lengths = config.heads.episode_lengths or [task.episode_length for task in task_set]
     model: TDMPC2Model = instantiate(config.heads, make_world_model(config), episode_lengths=lengths)
+    normalized = bool(settings.get("normalize_observations"))
+    if normalized:
+        model.world_model.set_observation_statistics(*observation_statistics(store))
     device = choose_device(config.device)
     loss = instantiate(config.loss, model.to(device))
     replay = TDMPC2ExperienceReplay(
@@ -140,15 +145,15 @@ def train_tdmpc2(config: DictConfig, folder: Path, store: EpisodeStore, tasks: l
         log_interval=settings.log_interval,
         evaluate=lambda: _scores(config, model, tasks),
         eval_interval=settings.eval_interval,
+        stopwatch=Stopwatch(),
         save_folder=folder / "checkpoint",
         save_interval=settings.save_interval,
         progress_bar=config.progress,
     )
-    trainer.register_module("stopwatch", Stopwatch())
     trainer.resume(required=False)
     trainer.train()
     buffer = io.BytesIO()
-    torch.save(model.cpu().to_checkpoint("new"), buffer)
+    torch.save(model.cpu().to_checkpoint("new", statistics=normalized), buffer)
     replace_file(file, buffer.getvalue())
     return file
 

@@ -22,11 +22,12 @@ from torchrl_pwm.data import extend_with_recorded, make_online_replay
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.trainers.checkpoint import has_checkpoint, replace_file
-from torchrl_pwm.trainers.extraction import BestPolicy, Stopwatch
+from torchrl_pwm.trainers.extraction import BestPolicy
 from torchrl_pwm.trainers.folders import claim_folder
 from torchrl_pwm.trainers.judging import Judge, save_tensors, write_summary
 from torchrl_pwm.trainers.models import choose_device
 from torchrl_pwm.trainers.online import OnlinePWMOptimizationStepper, OnlinePWMTrainer
+from torchrl_pwm.trainers.stopwatch import Stopwatch
 from torchrl_pwm.trainers.warm_start import warm_start
 
 #: What the clone of recorded behaviour earned.
@@ -84,6 +85,7 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         return found
 
     resumed = has_checkpoint(folder / "checkpoint")
+    stopwatch = Stopwatch()
     trainer = OnlinePWMTrainer(
         loss,
         model_loss,
@@ -98,12 +100,11 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         log_interval=config.log_interval,
         evaluate=evaluate,
         eval_interval=config.eval_interval,
+        stopwatch=stopwatch,
         save_folder=folder / "checkpoint",
         save_interval=config.save_interval,
         progress_bar=config.progress,
     )
-    stopwatch = Stopwatch()
-    trainer.register_module("stopwatch", stopwatch)
     trainer.register_module("best_policy", best)
     trainer.resume(required=False)
     if not resumed and (config.pretraining.data or config.pretraining.updates):

@@ -18,12 +18,13 @@ from torchrl_pwm.modules import TDMPC2Model
 from torchrl_pwm.objectives import TDMPC2Loss
 from torchrl_pwm.planners import TDMPC2Planner
 from torchrl_pwm.trainers.checkpoint import has_checkpoint
-from torchrl_pwm.trainers.extraction import BestPolicy, Stopwatch
+from torchrl_pwm.trainers.extraction import BestPolicy
 from torchrl_pwm.trainers.folders import claim_folder
 from torchrl_pwm.trainers.judging import Judge, save_tensors, write_summary
 from torchrl_pwm.trainers.models import choose_device
 from torchrl_pwm.trainers.online_run import make_collector, make_training_env
 from torchrl_pwm.trainers.online_tdmpc2 import OnlineTDMPC2OptimizationStepper, OnlineTDMPC2Trainer
+from torchrl_pwm.trainers.stopwatch import Stopwatch
 
 _PANELS = {
     "return of an episode": ("real_return",),
@@ -76,6 +77,7 @@ def run_online_tdmpc2(config: DictConfig, folder: Path) -> Path:
         return found
 
     resumed = has_checkpoint(folder / "checkpoint")
+    stopwatch = Stopwatch()
     trainer = OnlineTDMPC2Trainer(
         loss,
         make_collector(config, env, acting, device, random_steps=0 if resumed else config.collector.random_steps),
@@ -90,12 +92,11 @@ def run_online_tdmpc2(config: DictConfig, folder: Path) -> Path:
         log_interval=config.log_interval,
         evaluate=evaluate,
         eval_interval=config.eval_interval,
+        stopwatch=stopwatch,
         save_folder=folder / "checkpoint",
         save_interval=config.save_interval,
         progress_bar=config.progress,
     )
-    stopwatch = Stopwatch()
-    trainer.register_module("stopwatch", stopwatch)
     trainer.register_module("best_policy", best)
     trainer.resume(required=False)
     trainer.train()

@@ -21,6 +21,7 @@ from torchrl_pwm.trainers.disagreement import disagreement_file, save_disagreeme
 from torchrl_pwm.trainers.extraction import load_actor
 from torchrl_pwm.trainers.models import choose_device, load_world_model, make_world_model
 from torchrl_pwm.trainers.pool import extract_policies
+from torchrl_pwm.trainers.stopwatch import Stopwatch
 from torchrl_pwm.trainers.world_model import WorldModelTrainer
 
 
@@ -68,6 +69,7 @@ def train_world_model(
         device=device,
         logger=get_logger(config.logger, str(folder.parent), folder.name),
         log_interval=settings.log_interval,
+        stopwatch=Stopwatch(),
         save_folder=folder / "checkpoint",
         save_interval=settings.save_interval,
         progress_bar=config.progress,

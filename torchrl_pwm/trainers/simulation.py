@@ -12,11 +12,11 @@ from torchrl.objectives import ValueEstimators
 from torchrl.record.loggers import get_logger
 
 from torchrl_pwm.objectives import SHACLoss
-from torchrl_pwm.trainers.extraction import Stopwatch
 from torchrl_pwm.trainers.folders import claim_folder
 from torchrl_pwm.trainers.judging import Judge, save_tensors, write_summary
 from torchrl_pwm.trainers.models import choose_device
 from torchrl_pwm.trainers.shac import SHACTrainer
+from torchrl_pwm.trainers.stopwatch import Stopwatch
 
 _PANELS = {"return of an episode": ("real_return",), "reward of a step": ("reward_mean",)}
 
@@ -46,6 +46,7 @@ def run_simulation(config: DictConfig, folder: Path) -> Path:
     claim_folder(config, folder)
     # Before a resume, so that an interrupted run has the same one.
     untrained = judge.outcome(loss.policy)
+    stopwatch = Stopwatch()
     trainer = SHACTrainer(
         loss,
         env,
@@ -55,12 +56,11 @@ def run_simulation(config: DictConfig, folder: Path) -> Path:
         log_interval=config.log_interval,
         evaluate=lambda: judge.during_training(loss.policy),
         eval_interval=config.eval_interval,
+        stopwatch=stopwatch,
         save_folder=folder / "checkpoint",
         save_interval=config.save_interval,
         progress_bar=config.progress,
     )
-    stopwatch = Stopwatch()
-    trainer.register_module("stopwatch", stopwatch)
     trainer.resume(required=False)
     trainer.train()
     seconds = stopwatch.seconds

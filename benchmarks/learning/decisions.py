@@ -1,0 +1,147 @@
+"""Milliseconds per decision: policies side by side in one process and thread, for one env and several at once."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from tensordict.nn import TensorDictSequential
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
+from benchmarks.learning.groups import Group
+from benchmarks.learning.offline import MODEL_FILES, MODELS
+from torchrl_pwm.data import make_online_replay
+from torchrl_pwm.envs import get_task_set
+from torchrl_pwm.modules import ObservationNormalizer, WorldModelPolicy
+from torchrl_pwm.trainers.extraction import load_actor
+from torchrl_pwm.trainers.models import load_world_model
+from torchrl_pwm.trainers.offline_tdmpc2 import load_tdmpc2
+from torchrl_pwm.trainers.online_run import make_losses
+from torchrl_pwm.trainers.online_tdmpc2_run import make_model, make_planner
+from torchrl_pwm.trainers.simulation import make_shac_loss
+
+#: Envs at once.
+ROWS = (1, 8)
+Policy = Callable[[TensorDict], Any]
+
+
+def measure_decisions(group: Group, folder: Path, *, rounds: int = 30) -> dict[str, dict[str, float]]:
+    """Median milliseconds of a decision for one env, by method and number of envs at once.
+
+    The policies take turns, so that what else the machine does falls on all of them alike.
+
+    Args:
+        group: the group.
+        folder: of its runs; those of the first seed and task are loaded.
+        rounds: decisions of each.
+    """
+    make = _offline_policies if group.offline else _online_policies
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        policies, inputs = make(folder)
+        return _measure(policies, inputs, rounds)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measure(
+    policies: Mapping[str, Callable[[], Policy]], inputs: Callable[[int], TensorDict], rounds: int
+) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {name: {} for name in policies}
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        for rows in ROWS:
+            # A planner keeps the plans of its envs: one for each number of them.
+            made = {name: policy() for name, policy in policies.items()}
+            times: dict[str, list[float]] = {name: [] for name in policies}
+            for number in range(rounds + 3):
+                for name, policy in made.items():
+                    td = inputs(rows)
+                    start = time.perf_counter()
+                    policy(td)
+                    if number >= 3:
+                        times[name].append(time.perf_counter() - start)
+            for name, values in times.items():
+                found[name][str(rows)] = round(1000 * float(np.median(values)) / rows, 4)
+    return found
+
+
+def _offline_policies(folder: Path) -> tuple[dict[str, Callable[[], Policy]], Callable[[int], TensorDict]]:
+    policies: dict[str, Callable[[], Policy]] = {}
+    task_set, task = get_task_set("mt80"), 0
+    for name in ("pwm", "tdmpc2", "tdmpc2_prior"):
+        run = _first_run(folder / name)
+        if run is None:
+            continue
+        config: Any = OmegaConf.load(run / "config.yaml")
+        task = task_set[config.task[0]].index
+        if name == "pwm":
+            model = load_world_model(config, run / MODEL_FILES[name])
+            policy = WorldModelPolicy(model, load_actor(config, model, run, config.task[0])).eval()
+            policies[name] = functools.partial(_same, policy)
+        else:
+            source = folder / MODELS.get(name, name) / run.name
+            tdmpc2 = load_tdmpc2(config, source / MODEL_FILES["tdmpc2"], list(config.task)).eval()
+            policies[name] = functools.partial(instantiate, config.planner, tdmpc2, plan=config.plan)
+
+    def inputs(rows: int) -> TensorDict:
+        return _inputs(rows, task_set.observation_dim).set("task", torch.full((rows,), task))
+
+    return policies, inputs
+
+
+def _online_policies(folder: Path) -> tuple[dict[str, Callable[[], Policy]], Callable[[int], TensorDict]]:
+    """Policies of the sizes that were trained, with new weights: they take as long."""
+    from benchmarks.learning.ppo import make_ppo
+    from benchmarks.learning.sac import make_sac
+
+    policies: dict[str, Callable[[], Policy]] = {}
+    size, first = 0, None
+    for name in ("pwm", "shac", "tdmpc2", "sac", "ppo"):
+        runs = sorted((folder / name).glob("*/seed-*/summary.json"))
+        runs = [file for file in runs if first in (None, file.parts[-3])]
+        if not runs:
+            continue
+        first = runs[0].parts[-3]
+        config: Any = OmegaConf.load(runs[0].parent / "config.yaml")
+        env = instantiate(config.env, num_envs=2)
+        size = env.observation_spec["observation"].shape[-1]
+        if name == "pwm":
+            model, loss, _ = make_losses(config, env, "cpu")
+            policies[name] = functools.partial(_same, WorldModelPolicy(model, loss.actor_network).eval())
+        elif name == "shac":
+            policies[name] = functools.partial(_same, make_shac_loss(config, env).policy.eval())
+        elif name == "tdmpc2":
+            tdmpc2 = make_model(config, env).eval()
+            policies[name] = functools.partial(make_planner, config, tdmpc2, True)
+            policies["tdmpc2_prior"] = functools.partial(make_planner, config, tdmpc2, False)
+        else:
+            normalizer = ObservationNormalizer(size)
+            make = make_sac if name == "sac" else make_ppo
+            actor = make(config, env, normalizer, make_online_replay(10, slice_len=1)).actor
+            policies[name] = functools.partial(_same, TensorDictSequential(normalizer, actor).eval())
+        env.close()
+    return policies, functools.partial(_inputs, size=size)
+
+
+def _same(policy: Policy) -> Policy:
+    return policy
+
+
+def _first_run(folder: Path) -> Path | None:
+    runs = sorted(folder.glob("seed-*/summary.json"))
+    return runs[0].parent if runs else None
+
+
+def _inputs(rows: int, size: int) -> TensorDict:
+    observation = torch.randn(rows, size)
+    return TensorDict({"observation": observation, "is_init": torch.zeros(rows, 1, dtype=torch.bool)}, [rows])

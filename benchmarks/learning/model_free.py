@@ -1,0 +1,145 @@
+"""What SAC and PPO share: one env, a collector, evaluation beside baselines, and the files of every online run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import torch
+from omegaconf import DictConfig
+from tensordict.nn import TensorDictSequential
+from torchrl.collectors import BaseCollector
+from torchrl.data import ReplayBuffer
+from torchrl.envs import EnvBase
+from torchrl.objectives import LossModule
+from torchrl.record.loggers import get_logger
+from torchrl.trainers import OptimizationStepper
+
+from torchrl_pwm.data import make_online_replay
+from torchrl_pwm.modules import ObservationNormalizer
+from torchrl_pwm.trainers.checkpoint import has_checkpoint
+from torchrl_pwm.trainers.collected import OnlineTrainer
+from torchrl_pwm.trainers.extraction import BestPolicy
+from torchrl_pwm.trainers.folders import claim_folder
+from torchrl_pwm.trainers.judging import Judge, save_tensors, write_summary
+from torchrl_pwm.trainers.models import choose_device
+from torchrl_pwm.trainers.online_run import make_collector, make_training_env
+from torchrl_pwm.trainers.stopwatch import Stopwatch
+
+#: Options of Hydra that add the examples' envs to the configurations of this folder.
+EXAMPLE_CONFIGS = ["--config-dir", str(Path(__file__).parents[2] / "examples" / "conf")]
+_PANELS = {"return of an episode": ("real_return",), "reward of a step": ("collected_reward",)}
+_SAMPLES = 40  # batches that first statistics are taken from
+
+
+@dataclass
+class Parts:
+    """What a method brings: its objective, an actor that reads ``normalized_observation``, and its optimisation."""
+
+    loss: LossModule
+    actor: Any
+    stepper: OptimizationStepper
+
+
+class Method(Protocol):
+    """Makes the parts of a method for an env."""
+
+    def __call__(
+        self, config: DictConfig, env: EnvBase, normalizer: ObservationNormalizer, replay: ReplayBuffer
+    ) -> Parts: ...
+
+
+@dataclass
+class _Entries:
+    """The entries of a transition that are kept."""
+
+    in_keys: list[Any] = field(
+        default_factory=lambda: ["observation", "action", ("next", "observation"), ("next", "reward")]
+    )
+    tensor_keys: Any = field(default_factory=lambda: SimpleNamespace(done="done"))
+
+
+class ModelFreeTrainer(OnlineTrainer):
+    """An :class:`~torchrl_pwm.trainers.collected.OnlineTrainer` of a policy that reads observations itself."""
+
+    progress_keys = ("env_steps", "collected_reward", "loss_actor")
+
+    def __init__(
+        self,
+        parts: Parts,
+        normalizer: ObservationNormalizer,
+        collector: BaseCollector,
+        replay_buffer: ReplayBuffer,
+        **options: Any,
+    ) -> None:
+        self.model_loss, self.normalizer = _Entries(), normalizer
+        super().__init__(parts.loss, collector, replay_buffer, parts.stepper, **options)
+        self.register_module("normalizer", normalizer)
+
+    def set_statistics(self, replay_buffer: ReplayBuffer) -> None:
+        if self.normalize_observations:
+            for _ in range(_SAMPLES):
+                self.normalizer.update(replay_buffer.sample())
+
+
+def run_model_free(config: DictConfig, folder: Path, method: Method) -> Path:
+    """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``.
+
+    The folder is like that of :func:`~torchrl_pwm.trainers.online_run.run_online`; ``policy.pt`` is the state dict of
+    the normaliser and the actor.
+    """
+    summary = folder / "summary.json"
+    if summary.exists():
+        return summary
+    torch.manual_seed(config.seed)
+    device = choose_device(config.device)
+    judge = Judge(config, device)
+    env = make_training_env(config, device)
+    normalizer = ObservationNormalizer(env.observation_spec["observation"].shape[-1]).to(device)
+    replay = make_online_replay(**config.replay, seed=config.seed)
+    parts = method(config, env, normalizer, replay)
+    policy = TensorDictSequential(normalizer, parts.actor)
+    claim_folder(config, folder)
+    untrained = judge.outcome(policy)
+    best = BestPolicy(policy)
+
+    def evaluate() -> dict[str, float]:
+        found = judge.during_training(policy)
+        best.offer(found["real_return"], found["real_return"])
+        return found
+
+    resumed = has_checkpoint(folder / "checkpoint")
+    stopwatch = Stopwatch()
+    trainer = ModelFreeTrainer(
+        parts,
+        normalizer,
+        make_collector(config, env, policy, device, random_steps=0 if resumed else config.collector.random_steps),
+        replay,
+        iterations=config.iterations,
+        warmup_steps=config.collector.random_steps,
+        warmup_updates=config.warmup_updates,
+        normalize_observations=config.normalize_observations,
+        episode_seed=config.seed if config.collector.workers < 2 else None,
+        logger=get_logger(config.logger, str(folder.parent), folder.name),
+        log_interval=config.log_interval,
+        evaluate=evaluate,
+        eval_interval=config.eval_interval,
+        stopwatch=stopwatch,
+        save_folder=folder / "checkpoint",
+        save_interval=config.save_interval,
+        progress_bar=config.progress,
+    )
+    trainer.register_module("best_policy", best)
+    trainer.resume(required=False)
+    trainer.train()
+    seconds = stopwatch.seconds
+    last = judge.outcome(policy)
+    if config.select == "best":
+        best.restore()
+    save_tensors(policy.state_dict(), folder / "policy.pt")
+    outcomes = {**judge.outcomes(policy, untrained), "last policy": last}
+    return write_summary(
+        config, folder, outcomes, panels=_PANELS, xlabel="iteration", steps=trainer.env_steps, seconds=seconds
+    )

@@ -1,0 +1,179 @@
+"""What the rows of a group come to: aggregates with intervals, equal budgets, and where PWM loses."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.learning.groups import METHODS, Group
+from benchmarks.learning.jobs import commit
+from benchmarks.learning.records import COLUMNS, Curve, Records
+from benchmarks.machine import machine
+from torchrl_pwm.evaluation import aggregate_scores, package_versions
+
+CONFIDENCE = 0.95
+_DRAWS = 10_000
+_DIGITS = {"return_mean": 2, "return_std": 2, "score": 4, "seconds_model": 1, "seconds_policy": 1}
+
+
+def summarize(
+    group: Group,
+    records: Records,
+    decisions: Mapping[str, Mapping[str, float]],
+    *,
+    minutes: float | None = None,
+) -> dict[str, Any]:
+    """The content of ``suite_<group>.json``.
+
+    Args:
+        group: of the rows.
+        records: the rows, to which the milliseconds of a decision are added.
+        decisions: of :func:`~benchmarks.learning.decisions.measure_decisions`.
+        minutes: where curves are compared at equal wall-clock time; default: the end of the shortest training.
+    """
+    for row in records.rows:
+        taken = decisions.get(row["method"], {})
+        row["ms_per_decision"], row["ms_per_decision_of_8"] = taken.get("1"), taken.get("8")
+    learned = {method: matrix for method in records.methods() if (matrix := records.matrix(method)) is not None}
+    return {
+        "group": group.name,
+        "title": group.title,
+        "score": group.score,
+        "made": datetime.date.today().isoformat(),
+        "commit": records.commit or commit(),
+        "machine": records.machine or machine(torch.device("cpu")),
+        "versions": records.versions or package_versions(),
+        "confidence": CONFIDENCE,
+        "budgets": records.budgets,
+        "minutes_of": "all tasks together" if group.offline else "mean of the tasks",
+        "methods": {method: _method(group, records, method, learned.get(method)) for method in records.methods()},
+        "tasks": {task: _task(records, task) for task in records.tasks()},
+        "references": records.references,
+        "decisions": {method: dict(values) for method, values in decisions.items()},
+        "equal_minutes": list(equal(records.curves, "minutes", minutes)),
+        # Updates of an offline group are equal by design.
+        "equal_steps": [] if group.offline else list(equal(records.curves, "amount")),
+        "losses": losses(records, learned),
+        "rows": [{key: _rounded(key, row[key]) for key in COLUMNS} for row in records.rows],
+    }
+
+
+def _method(group: Group, records: Records, method: str, matrix: np.ndarray | None) -> dict[str, Any]:
+    """Aggregates of a method's scores, and what its training took: offline for all tasks, online for each.
+
+    Where no seed has every task, there are no aggregates.
+    """
+    rows = [row for row in records.rows if row["method"] == method]
+    found: dict[str, Any] = {key: {"value": None, "low": None, "high": None} for key in ("iqm", "mean", "median")}
+    found |= {"seeds": 0, "tasks": len({row["task"] for row in rows})}
+    if matrix is not None:
+        found = aggregate_scores(matrix, confidence=CONFIDENCE).to_dict()
+    totals: dict[str, float | None] = {"minutes_model": None, "minutes_policies": None}
+    if all(row["seconds_policy"] is not None for row in rows):
+        runs = len({row["seed"] for row in rows}) if group.offline else len(rows)
+        models = {(row["seed"], row["seconds_model"]) for row in rows}
+        totals["minutes_model"] = sum(seconds for _, seconds in models) / runs / 60
+        totals["minutes_policies"] = sum(row["seconds_policy"] for row in rows) / runs / 60
+    return {"label": METHODS[method][0], **found, **totals}
+
+
+def _task(records: Records, task: str) -> dict[str, Any]:
+    """By method: the mean score of its seeds, the interval of that mean, and each seed's."""
+    found = {}
+    for method in records.methods():
+        scores = records.values(method, task)
+        if not scores:
+            continue
+        low, high = interval(scores) if len(scores) > 1 else (None, None)
+        found[method] = {"mean": float(np.mean(scores)), "low": low, "high": high, "each": scores}
+    return found
+
+
+def interval(scores: Sequence[float]) -> tuple[float, float]:
+    """Bootstrap interval of the mean over seeds (percentile method)."""
+    draws = np.random.default_rng(0).choice(np.asarray(scores), (_DRAWS, len(scores)))
+    low, high = np.quantile(draws.mean(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def equal(curves: Sequence[Curve], axis: str, limit: float | None = None) -> Iterator[dict[str, Any]]:
+    """Scores along the training where all methods have had as much of ``axis``, ``minutes`` or ``amount``.
+
+    Args:
+        curves: of all methods, tasks and seeds.
+        axis: what is to be equal.
+        limit: how much of it; default: the end of the shortest curve.
+
+    Yields:
+        For each task, or for the mean of all (``task`` is None): the limit, and by method each seed's last score until
+        then; None where there was no policy yet.
+    """
+    for task in dict.fromkeys(curve.task for curve in curves):
+        here = [curve for curve in curves if curve.task == task]
+        least = min(float(getattr(curve, axis)[-1]) for curve in here) if limit is None else limit
+        found: dict[str, list[float | None]] = {}
+        for curve in sorted(here, key=lambda curve: (list(METHODS).index(curve.method), curve.seed)):
+            reached = curve.score[getattr(curve, axis) <= least * (1 + 1e-9)]
+            found.setdefault(curve.method, []).append(float(reached[-1]) if len(reached) else None)
+        yield {"task": task, axis: least, "methods": found}
+
+
+def losses(records: Records, matrices: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Where another method's mean score is above PWM's by a hundredth or more: over all tasks first, then by task.
+
+    Each entry has both means, their difference, and its bootstrap interval over seeds, which are drawn anew for both
+    methods independently; None where one of them has a single seed.
+    """
+    found = []
+    own = matrices.get("pwm")
+    for method, matrix in matrices.items():
+        if own is not None and method != "pwm":
+            found.append(_difference(None, method, own, matrix))
+    for task in records.tasks():
+        pwm = records.values("pwm", task)
+        for method in records.methods():
+            other = records.values(method, task)
+            if method != "pwm" and pwm and other:
+                found.append(_difference(task, method, np.array(pwm)[:, None], np.array(other)[:, None]))
+    return [entry for entry in found if entry["difference"] >= 0.01]
+
+
+def _difference(task: str | None, method: str, own: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    """How far the mean of ``other`` [seeds, tasks] is above that of ``own``."""
+    means_of = {"pwm": float(own.mean()), "other": float(other.mean())}
+    entry: dict[str, Any] = {"task": task, "method": method, **means_of}
+    entry["difference"] = means_of["other"] - means_of["pwm"]
+    low = high = None
+    if min(len(own), len(other)) > 1:
+        draws = np.random.default_rng(0)
+        means = []
+        for matrix in (other, own):
+            # seeds are drawn within each task, as rliable does
+            rows = draws.integers(len(matrix), size=(_DRAWS, *matrix.shape))
+            means.append(matrix[rows, np.arange(matrix.shape[1])].mean((1, 2)))
+        low, high = (float(x) for x in np.quantile(means[0] - means[1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
+    return {**entry, "low": low, "high": high}
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """One row for each method, task and seed."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """The whole content."""
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _rounded(key: str, value: Any) -> Any:
+    return round(value, _DIGITS[key]) if key in _DIGITS and value is not None else value

@@ -1,0 +1,74 @@
+"""SAC and PPO of the benchmark, at a tiny size: what they leave, and that an interrupted run repeats the rest."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("hydra")
+pytest.importorskip("matplotlib")
+
+from benchmarks.learning.model_free import ModelFreeTrainer
+from tests.trainers.tiny import assert_same
+from torchrl_pwm.data.sac import SACConfig, SACLearner
+from torchrl_pwm.trainers import has_checkpoint
+
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "learning"
+TINY = ["env.num_envs=4", "iterations=4", "collector.steps=6", "log_interval=1", "eval_interval=2", "save_interval=1"]
+TINY += ["eval_episodes=2", "evaluation.episodes=2", "progress=false", "device=cpu"]
+METHODS = {
+    "sac": ["collector.random_steps=24", "updates=2", "learner.units=[8]", "replay.batch_size=8"],
+    "ppo": ["units=[8]", "epochs=2", "batch_size=12", "replay.capacity=24", "replay.batch_size=8"],
+}
+
+
+def call(monkeypatch, method, *arguments):
+    """The script in this process; it ends with SystemExit where it ends with an exit code."""
+    monkeypatch.setattr(sys, "argv", [str(FOLDER / f"{method}.py"), *arguments])
+    runpy.run_path(str(FOLDER / f"{method}.py"), run_name="__main__")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_run_ends_with_the_same_numbers(method, tmp_path, monkeypatch, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    call(monkeypatch, method, *TINY, *METHODS[method], f"folder={whole}")
+    assert capsys.readouterr().out.splitlines()[-1] == str(whole / "summary.json")
+    with monkeypatch.context() as patch:
+        original, seen = ModelFreeTrainer._log_steps, []
+
+        def stop_at_the_third(self, *arguments):
+            seen.append(1)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return original(self, *arguments)
+
+        patch.setattr(ModelFreeTrainer, "_log_steps", stop_at_the_third)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            call(patch, method, *TINY, *METHODS[method], f"folder={parts}")
+    assert has_checkpoint(parts / "checkpoint") and not (parts / "summary.json").exists()
+    call(monkeypatch, method, f"resume={parts}")
+    found = [json.loads((folder / "summary.json").read_text()) for folder in (whole, parts)]
+    assert found[0]["outcomes"] == found[1]["outcomes"]
+    assert found[0]["steps"] == {"sac": 24 + 4 * 24, "ppo": 24 + 4 * 24}[method]
+    assert_same(*(torch.load(folder / "policy.pt", weights_only=True) for folder in (whole, parts)))
+    for file in whole.glob("scalars/*.csv"):
+        if file.stem != "training_seconds":
+            assert file.read_text() == (parts / "scalars" / file.name).read_text()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_wrong_option_ends_in_one_line(method, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=r"collector\.workers must divide the 4 rows"):
+        call(monkeypatch, method, *TINY, *METHODS[method], "collector.workers=3", f"folder={tmp_path / 'run'}")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_the_learner_of_sac_reads_the_entry_it_is_given():
+    learner = SACLearner(3, 2, SACConfig(units=(4,)), 0.99, observation_key="normalized_observation")
+    assert learner.actor.in_keys == ["normalized_observation"]
+    assert "normalized_observation" in learner.loss.in_keys and "observation" not in learner.loss.in_keys

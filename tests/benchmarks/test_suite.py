@@ -1,0 +1,175 @@
+"""The harness on tiny real runs of every method: runs, report, resumption and errors."""
+
+from __future__ import annotations
+
+import csv
+import html
+import importlib.util
+import json
+import sys
+
+import pytest
+
+pytest.importorskip("hydra")
+pytest.importorskip("matplotlib")
+pytest.importorskip("rliable")
+
+from benchmarks.learning.groups import groups
+from benchmarks.learning.offline import offline_jobs
+from benchmarks.learning.online import online_jobs
+from benchmarks.learning.records import COLUMNS
+from benchmarks.learning.suite import main, make_plan, parse
+from tests.trainers.tiny import write_store
+from torchrl_pwm import TDMPC2Loss
+from torchrl_pwm.trainers import has_checkpoint
+
+with_tasks = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("metaworld", "dm_control")),
+    reason="the extra mt80 is not installed",
+)
+
+MODEL = ["model.latent_dim=16", "model.units=[16,16]", "model.encoder_units=[16]", "model.task_dim=4"]
+PWM = ["actor.units=[16]", "value.units=[16]", "loss.horizon=2", "world_model.log_interval=2"]
+PWM += ["extraction={iterations: 4, batch_size: 8, log_interval: 2, eval_interval: 2, eval_episodes: 1}"]
+PWM += ["extraction.starts={count: 20, resets: 0.1, top: 0.5}"]
+PWM += ["extraction.warm_start={behavior_updates: 4, value_updates: 1}"]
+PLANNER = "planner={num_samples: 8, num_policy_rollouts: 2, num_elites: 4, iterations: 1, horizon: 2}"
+OFFLINE = [
+    *MODEL,
+    *(f"{run}:{setting}" for run in ("pwm", "pwm_plain", "pwm_tdmpc2") for setting in PWM),
+    "pwm:++evaluation.baselines={cloning: {updates: 4}}",
+    f"tdmpc2:{PLANNER}",
+    f"tdmpc2_prior:{PLANNER}",
+    *("tdmpc2:training.eval_interval=2", "tdmpc2:training.eval_episodes=1", "tdmpc2:training.log_interval=2"),
+    "tdmpc2:training.save_interval=2",
+]
+ONLINE = {
+    "pwm": [
+        *("model.latent_dim=8", "model.units=[8]", "model.encoder_units=[8]", "actor.units=[8]", "value.units=[8]"),
+        *("collector.random_steps=48", "warmup_updates=1", "loss.horizon=2", "replay.slice_len=2"),
+        *("replay.batch_size=4", "online={model_updates: 1, start_states: 4}"),
+    ],
+    "shac": ["loss.horizon=4", "actor.units=[8]", "value.units=[8]"],
+    "tdmpc2": [
+        *("model.latent_dim=8", "model.units=[8]", "model.encoder_units=[8]", PLANNER, "online.updates=1"),
+        *("collector.random_steps=40", "warmup_updates=1", "replay.batch_size=4", "collector.steps=5"),
+    ],
+    "sac": ["collector.random_steps=24", "updates=2", "learner.units=[8]", "replay.batch_size=8"],
+    "ppo": ["units=[8]", "epochs=1", "collector.steps=4", "replay.capacity=16", "replay.batch_size=8"],
+}
+SHORT = ["env.num_envs=4", "iterations=2", "eval_interval=1", "eval_episodes=2", "log_interval=1"]
+SHORT += ["+env.episode_length=10"]
+
+
+def command(what, group, folder, *further):
+    return [what, "--group", group, "--folder", str(folder / "runs"), "--results", str(folder / "results"), *further]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("data") / "store")
+
+
+def offline(data, *seeds):
+    sizes = ["--updates", "4", "--batch-size", "6", "--slice-len", "3", "--episodes", "1"]
+    return ["--data", str(data), "--tasks", "mw-reach", "--seeds", *seeds, *sizes, "--workers", "2", "--", *OFFLINE]
+
+
+def read(folder, group):
+    with open(folder / "results" / f"suite_{group}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    content = json.loads((folder / "results" / f"suite_{group}.json").read_text())
+    return rows, content
+
+
+@with_tasks
+def test_every_offline_method_runs_and_is_reported(data, tmp_path, capsys):
+    main(command("run", "mini", tmp_path, *offline(data, "0")))
+    main(command("report", "mini", tmp_path, "--tasks", "mw-reach"))
+    rows, content = read(tmp_path, "mini")
+    assert list(rows[0]) == list(COLUMNS)
+    expected = ["pwm", "pwm_plain", "pwm_tdmpc2", "tdmpc2", "tdmpc2_prior", "cloning", "random"]
+    assert [row["method"] for row in rows] == expected
+    by_method = {row["method"]: row for row in rows}
+    # equal data and updates of the world model
+    assert {by_method[method]["model_updates"] for method in expected[:5]} == {"4"}
+    assert {by_method[method]["transitions"] for method in expected[:6]} == {"36"}
+    assert all(float(by_method[method]["seconds_model"]) > 0 for method in expected[:5])
+    assert all(float(by_method[method]["ms_per_decision"]) > 0 for method in ("pwm", "tdmpc2", "tdmpc2_prior"))
+    assert all(row["success"] == row["score"] and row["episodes"] == "1" for row in rows)
+    assert content["versions"]["torch"] and content["machine"]["processor"] and content["made"]
+    assert set(content["equal_minutes"][0]["methods"]) == {"pwm", "pwm_plain", "pwm_tdmpc2", "tdmpc2_prior"}
+    assert "world model of the TD-MPC2 run" in content["budgets"]["pwm_tdmpc2"]
+    page = (tmp_path / "results" / "suite_mini.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 and page.count("<figcaption>") == 4
+    assert all(method["label"] in html.unescape(page) for method in content["methods"].values())
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("*") if file.is_file()}
+    main(command("run", "mini", tmp_path, *offline(data, "0")))
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("*") if file.is_file()} == before
+
+
+@with_tasks
+def test_an_interrupted_training_goes_on_from_its_checkpoint(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [])
+    options = parse(command("run", "mini", tmp_path, "--methods", "tdmpc2", *offline(data, "0")))
+    (job,) = offline_jobs(make_plan(options, groups()["mini"]))
+    updates = []
+    original = TDMPC2Loss.policy_loss
+
+    def stop_at_the_fourth(*arguments):
+        updates.append(1)
+        if len(updates) == 4:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TDMPC2Loss, "policy_loss", stop_at_the_fourth)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            job.run()
+        assert not job.done and has_checkpoint(job.folder / "model" / "checkpoint")
+        job.run()
+    # two of them were saved
+    assert job.done and len(updates) == 4 + 2
+    rows = (job.folder / "model" / "scalars" / "training_seconds.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["2", "4"]
+
+
+def test_every_online_method_runs_and_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [])
+    further = ["--", *SHORT, *(f"{method}:{setting}" for method, found in ONLINE.items() for setting in found)]
+    tasks = ["--tasks", "cartpole_swingup"]
+    arguments = command("run", "closed_form", tmp_path, *tasks, "--seeds", "0", "--episodes", "2", *further)
+    for job in online_jobs(make_plan(parse(arguments), groups()["closed_form"])):
+        job.run()
+    main(command("report", "closed_form", tmp_path, *tasks))
+    rows, content = read(tmp_path, "closed_form")
+    assert [row["method"] for row in rows] == ["pwm", "tdmpc2", "tdmpc2_prior", "shac", "sac", "ppo", "random"]
+    assert all(int(row["env_steps"]) > 0 for row in rows[:-1])
+    low = max(float(rows[-1]["score"]), content["references"]["cartpole_swingup"]["no action"])
+    assert low == pytest.approx(0.0, abs=1e-4)
+    assert "hand-written controller" in content["references"]["cartpole_swingup"]
+    assert {"pwm", "shac", "tdmpc2", "tdmpc2_prior", "sac", "ppo"} == set(content["decisions"])
+    assert content["equal_steps"][0]["task"] == "cartpole_swingup"
+    assert (tmp_path / "results" / "suite_closed_form_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--group", "mini"], "expected the folder of an EpisodeStore with --data, found none.*make_quickstart"),
+        (["run", "--group", "mini", "--methods", "sac"], "the group mini has pwm, .*, not sac"),
+        (["run", "--group", "closed_form", "--tasks", "ant"], "has cartpole_swingup, double_pendulum, not ant"),
+        (["run", "--group", "closed_form", "--methods", "random"], "evaluated beside another method"),
+        (["report", "--group", "mini", "--folder", "nowhere"], "no finished run of .* in nowhere"),
+    ],
+)
+def test_bad_input_says_what_to_do(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        main(arguments)
+
+
+def test_a_simulator_that_is_not_installed_is_named(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "newton" else found(name))
+    with pytest.raises(SystemExit, match=r'needs newton, which is not installed here.*pip install "torchrl-pwm'):
+        main(["run", "--group", "newton"])

@@ -1,0 +1,121 @@
+"""What rows and curves come to: normalised scores, intervals, equal budgets, and where PWM loses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("rliable")
+
+from benchmarks.learning.groups import Group, Plan, groups
+from benchmarks.learning.page import loss_sentences, markdown, write_page
+from benchmarks.learning.readers import env_steps_curve
+from benchmarks.learning.records import Curve, Records
+from benchmarks.learning.results import equal, interval, losses, summarize
+
+GROUP = Group("mini", "two tasks", ("a", "b"), ("pwm", "cloning"), "a share", offline=True)
+
+
+def make_records(**scores: list[list[float]]) -> Records:
+    """Scores [seeds][tasks] by method."""
+    records = Records(budgets={"pwm": "much"})
+    for method, matrix in scores.items():
+        for seed, row in enumerate(matrix):
+            for task, score in zip("ab", row):
+                records.add(method, task, seed, [score], score=score, seconds_model=60.0, seconds_policy=30.0)
+    return records
+
+
+def test_pwm_loses_where_another_mean_is_higher_and_only_there():
+    records = make_records(pwm=[[0.5, 0.9], [0.5, 0.9]], cloning=[[0.9, 0.1], [0.7, 0.1]])
+    found = losses(records, {method: records.matrix(method) for method in records.methods()})
+    (entry,) = found
+    assert (entry["task"], entry["method"]) == ("a", "cloning")
+    assert entry["difference"] == pytest.approx(0.3)
+    assert (entry["low"], entry["high"]) == (pytest.approx(0.2), pytest.approx(0.4))
+    content = summarize(GROUP, records, {"pwm": {"1": 2.0}, "tdmpc2_prior": {"1": 1.0}})
+    sentences = list(loss_sentences(content))
+    assert sentences[0] == (
+        "On a, where PWM has 0.50: behaviour cloning 0.80 (+0.30, interval +0.20 to +0.40, without 0)."
+    )
+    assert sentences[1] == "A decision of PWM takes 2.00 ms; faster: TD-MPC2, no planning 1.00 ms."
+
+
+def test_one_seed_has_no_interval_and_no_loss_is_said():
+    alone = summarize(GROUP, make_records(pwm=[[0.5, 0.9]], cloning=[[0.9, 0.1]]), {})
+    assert alone["losses"][0]["low"] is None
+    assert "one seed has no interval" in next(iter(loss_sentences(alone)))
+    best = summarize(GROUP, make_records(pwm=[[0.5, 0.9]], cloning=[[0.4, 0.1]]), {})
+    assert list(loss_sentences(best)) == ["No method's mean score is higher by a hundredth, over all tasks or on one."]
+    none = summarize(GROUP, make_records(cloning=[[0.4, 0.1]]), {})
+    assert list(loss_sentences(none)) == ["There is no run of PWM here."]
+
+
+def test_aggregates_leave_out_seeds_that_lack_a_task():
+    records = make_records(pwm=[[0.5, 0.9], [0.7, 0.9], [0.1]])
+    content = summarize(GROUP, records, {})
+    assert content["methods"]["pwm"]["seeds"] == 2
+    assert content["methods"]["pwm"]["mean"]["value"] == pytest.approx(0.75)
+    assert content["tasks"]["a"]["pwm"]["each"] == [0.5, 0.7, 0.1]
+    alone = summarize(GROUP, make_records(pwm=[[0.5, 0.9]], cloning=[[0.4]]), {})
+    assert alone["methods"]["cloning"]["mean"]["value"] is None and alone["tasks"]["a"]["cloning"]["mean"] == 0.4
+    assert "| mean | 0.70 | - |" in markdown(GROUP, alone)
+    # of the model once for each seed, of the policies for each task
+    assert content["methods"]["pwm"]["minutes_model"] == pytest.approx(1.0)
+    assert content["methods"]["pwm"]["minutes_policies"] == pytest.approx(5 * 0.5 / 3)
+
+
+def test_the_interval_of_equal_seeds_is_a_point():
+    assert interval([0.3, 0.3, 0.3]) == (pytest.approx(0.3), pytest.approx(0.3))
+    low, high = interval([0.0, 0.5, 1.0])
+    assert 0.0 <= low < 0.5 < high <= 1.0
+
+
+def test_curves_are_compared_where_the_shortest_ends():
+    def curve(method, minutes, score):
+        return Curve(method, 0, None, 100 * np.array(minutes), np.array(minutes), np.array(score))
+
+    curves = [curve("tdmpc2_prior", [1.0, 2.0], [0.1, 0.2]), curve("pwm", [1.5, 3.0, 4.0], [0.4, 0.5, 0.6])]
+    (found,) = equal(curves, "minutes")
+    assert found == {"task": None, "minutes": 2.0, "methods": {"pwm": [0.4], "tdmpc2_prior": [0.2]}}
+    (found,) = equal(curves, "minutes", 1.2)
+    assert found["methods"] == {"pwm": [None], "tdmpc2_prior": [0.1]}
+    (found,) = equal(curves, "amount")
+    assert found["amount"] == 200.0
+
+
+def test_steps_and_minutes_of_a_run_without_clock_follow_its_iterations():
+    summary = {"iterations": 10, "steps": 1000, "seconds": 120.0}
+    steps, minutes, score = env_steps_curve({"real_return": ([5, 10], [1.0, 2.0])}, summary)
+    assert (steps.tolist(), minutes.tolist(), score.tolist()) == ([500, 1000], [1.0, 2.0], [1.0, 2.0])
+    logged = {"real_return": ([5], [1.0]), "env_steps": ([0, 10], [0, 50]), "training_seconds": ([0, 10], [0.0, 60.0])}
+    steps, minutes, _ = env_steps_curve(logged, summary)
+    assert (steps.tolist(), minutes.tolist()) == ([25.0], [0.5])
+
+
+def test_the_page_and_the_table_show_every_number_that_there_is(tmp_path):
+    records = make_records(pwm=[[0.5, 0.9], [0.5, 0.9]], cloning=[[0.9, 0.1], [0.7, 0.1]])
+    records.references = {"a": {"the data's behaviour": 0.123}}
+    content = summarize(GROUP, records, {"pwm": {"1": 2.0, "8": 0.25}})
+    write_page(GROUP, content, [], tmp_path / "page.html")
+    page, table = (tmp_path / "page.html").read_text(), markdown(GROUP, content)
+    for text in (page, table):
+        assert "0.80" in text and "2.00" in text and "behaviour cloning" in text and "Where PWM loses" in text
+    assert "0.12" in page and "2 seeds" in page and content["machine"]["processor"] in page
+    assert "<script" not in page and "http" not in page
+
+
+@pytest.mark.parametrize(
+    ("override", "message"), [("nothing:a=1", "the method 'nothing', which there is none of"), ("a", "'a'")]
+)
+def test_an_override_of_no_method_is_refused(override, message):
+    plan = Plan(groups()["mini"], (), (), (), None, overrides=(override,))
+    with pytest.raises(ValueError, match=message):
+        plan.overrides_of("pwm")
+
+
+def test_overrides_go_to_all_methods_or_to_one():
+    plan = Plan(groups()["mini"], (), (), (), None, overrides=("a=b:c", "pwm:d=1", "tdmpc2:e=2"))
+    assert plan.overrides_of("pwm") == ["a=b:c", "d=1"]
+    assert plan.overrides_of("cloning") == ["a=b:c"]
