@@ -129,7 +129,8 @@ def _online_policies(folder: Path) -> tuple[dict[str, Callable[[], Policy]], Cal
             make = make_sac if name == "sac" else make_ppo
             actor = make(config, env, normalizer, make_online_replay(10, slice_len=1)).actor
             policies[name] = functools.partial(_same, TensorDictSequential(normalizer, actor).eval())
-        env.close()
+        if not env.is_closed:
+            env.close()
     return policies, functools.partial(_inputs, size=size)
 
 

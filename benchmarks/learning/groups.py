@@ -34,6 +34,8 @@ class Group:
         methods: keys of :data:`METHODS`.
         score: what a normalised score is.
         offline: whether all methods learn from one data set, else from their own steps.
+        family: of the examples' envs, ``conf/env/<family>``, that an online group's tasks are.
+        scale: a score is return / scale; None: it is relative to random actions and the best there is.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Group:
     methods: tuple[str, ...]
     score: str
     offline: bool = False
+    family: str = ""
+    scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,17 @@ def groups() -> dict[str, Group]:
                 ("cartpole_swingup", "double_pendulum"),
                 online,
                 swing,
+                family="analytic",
             ),
-            Group("newton", "robots simulated by Newton, online", ("ant", "hopper"), online, walk),
+            Group(*("newton", "robots simulated by Newton, online", ("ant", "hopper"), online, walk), family="newton"),
+            Group(
+                "dm_control",
+                "two tasks of DMControl, online",
+                ("cartpole-swingup", "walker-stand"),
+                ("tdmpc2", "tdmpc2_prior", "random"),
+                "return / 1000",
+                family="task/dm_control",
+                scale=1000.0,
+            ),
         )
     }

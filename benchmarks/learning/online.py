@@ -15,7 +15,6 @@ SCRIPTS = {
     "sac": "benchmarks/learning/sac.py",
     "ppo": "benchmarks/learning/ppo.py",
 }
-FAMILIES = {"closed_form": "analytic", "newton": "newton"}
 
 
 def run_folder(folder: Path, method: str, task: str, seed: int) -> Path:
@@ -32,7 +31,7 @@ def online_jobs(plan: Plan) -> list[Job]:
         ImportError: if the simulator is not installed.
         ValueError: if there is nothing to run.
     """
-    family = FAMILIES[plan.group.name]
+    family = plan.group.family
     if family == "newton" and importlib.util.find_spec("newton") is None:
         raise ImportError(
             f"the group {plan.group.name} needs newton, which is not installed here and is left out; "
@@ -47,7 +46,7 @@ def online_jobs(plan: Plan) -> list[Job]:
             name=f"{method}/{task}/{seed}",
             script=SCRIPTS[method],
             settings=(
-                f"env={family}/{task}",
+                *_env(family, task),
                 f"seed={seed}",
                 *([] if plan.episodes is None else [f"evaluation.episodes={plan.episodes}"]),
                 *plan.overrides_of(method),
@@ -58,3 +57,8 @@ def online_jobs(plan: Plan) -> list[Job]:
         for task in plan.tasks
         for method in methods
     ]
+
+
+def _env(family: str, task: str) -> tuple[str, ...]:
+    """Options that choose the env: some families have a file for each task, others one for all."""
+    return (f"env={family}", f"env.task={task}") if "/" in family else (f"env={family}/{task}",)

@@ -33,6 +33,10 @@ _NOTES = {
         "There is no hand-written controller here: a score of 1 is the best method's mean, not a solved task.",
         "Of the methods only SHAC's settings, and on the ant PWM's, were made for these robots.",
     ),
+    "dm_control": (
+        "One env, action repeat 2 as in TD-MPC2's runs, so that an env step here is two of the simulator. The best of "
+        "the evaluations during training counts, on other start states than the score's.",
+    ),
 }
 
 
@@ -63,9 +67,11 @@ def write_page(group: Group, content: Mapping[str, Any], pictures: Sequence[Pict
 
 
 def loss_sentences(content: Mapping[str, Any]) -> Iterator[str]:
-    """Where another method's mean is above PWM's, with the intervals: over all tasks, by task, and in time."""
+    """Where another method's mean is above PWM's, with the intervals: over all tasks, by task, and in time.
+
+    Nothing where PWM is not among the methods.
+    """
     if "pwm" not in content["methods"]:
-        yield "There is no run of PWM here."
         return
     found = content["losses"]
     for task in dict.fromkeys(entry["task"] for entry in found):
@@ -124,7 +130,9 @@ def markdown(group: Group, content: Mapping[str, Any]) -> str:
     for rows, name in (("1", "ms per decision"), ("8", "ms per decision, of 8 at once")):
         times = [_number(content["decisions"].get(method, {}).get(rows), ".2f") for method in methods]
         lines.append(f"| {name} | {' | '.join(times)} |")
-    lines += ["", "## Where PWM loses", "", *(f"- {sentence}" for sentence in loss_sentences(content)), ""]
+    if sentences := list(loss_sentences(content)):
+        lines += ["", "## Where PWM loses", "", *(f"- {sentence}" for sentence in sentences)]
+    lines.append("")
     lines += [
         "## What each run had",
         "",
@@ -139,7 +147,7 @@ def markdown(group: Group, content: Mapping[str, Any]) -> str:
 
 def _notes(group: Group, content: Mapping[str, Any]) -> tuple[str, ...]:
     """What a reader should know of the group, and of its methods."""
-    return (*_NOTES[group.name], *(_NOTES["pwm_plain"] if "pwm_plain" in content["methods"] else ()))
+    return (*_NOTES.get(group.name, ()), *(_NOTES["pwm_plain"] if "pwm_plain" in content["methods"] else ()))
 
 
 def _more(entry: Mapping[str, Any]) -> str:

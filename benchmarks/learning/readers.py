@@ -44,7 +44,7 @@ def read_records(group: Group, folder: Path, methods: Sequence[str] = (), tasks:
     order = {method: place for place, method in enumerate(METHODS)}
     records.rows.sort(key=lambda row: (order[row["method"]], known.index(row["task"]), row["seed"]))
     if not group.offline:
-        _normalize(records)
+        _normalize(records, group.scale)
     return records
 
 
@@ -248,8 +248,11 @@ def _policy_updates(name: str, config: Any) -> int:
     return config.iterations * (OmegaConf.select(config, each[name]) if name in each else 1)
 
 
-def _normalize(records: Records) -> None:
-    """Scores of returns: 0 is the better of random actions and none, 1 the controller or else the best method."""
+def _normalize(records: Records, known_scale: float | None) -> None:
+    """Scores of returns: 0 is the better of random actions and none, 1 the controller or else the best method.
+
+    With a known scale, 0 is a return of 0 and 1 one of the scale.
+    """
     for task in records.tasks():
         levels = records.references.get(task, {})
         means = {
@@ -258,6 +261,8 @@ def _normalize(records: Records) -> None:
         low = max(float(means.get("random", -np.inf)), levels["no action"])
         top = levels.get("hand-written controller", -np.inf)
         scale = float(top if top > low else max(means.values())) - low or 1.0
+        if known_scale is not None:
+            low, scale = 0.0, known_scale
 
         def score(value: Any, low: float = low, scale: float = scale) -> Any:
             return (value - low) / scale

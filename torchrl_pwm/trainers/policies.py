@@ -37,7 +37,8 @@ def load_policy(folder: Path) -> tuple[nn.Module, DictConfig]:
             return policy, config
         model, loss, _ = make_losses(config, env, "cpu")
     finally:
-        env.close()
+        if not env.is_closed:
+            env.close()
     model.load_state_dict(torch.load(folder / "world_model.pt", weights_only=True))
     loss.actor_network.load_state_dict(weights)
     return WorldModelPolicy(model, loss.actor_network), config
