@@ -14,19 +14,15 @@ from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
-from torchrl.record.loggers import get_logger
 from torchrl.trainers import OptimizationStepper
 
 from torchrl_pwm.data import make_online_replay
 from torchrl_pwm.modules import ObservationNormalizer
-from torchrl_pwm.trainers.checkpoint import has_checkpoint
 from torchrl_pwm.trainers.collected import OnlineTrainer
-from torchrl_pwm.trainers.extraction import BestPolicy
-from torchrl_pwm.trainers.folders import claim_folder
-from torchrl_pwm.trainers.judging import Judge, save_tensors, write_summary
+from torchrl_pwm.trainers.judged_run import JudgedRun
+from torchrl_pwm.trainers.judging import Judge
 from torchrl_pwm.trainers.models import choose_device
 from torchrl_pwm.trainers.online_run import make_collector, make_training_env
-from torchrl_pwm.trainers.stopwatch import Stopwatch
 
 #: Options of Hydra that add the examples' envs to the configurations of this folder.
 EXAMPLE_CONFIGS = ["--config-dir", str(Path(__file__).parents[2] / "examples" / "conf")]
@@ -101,45 +97,16 @@ def run_model_free(config: DictConfig, folder: Path, method: Method) -> Path:
     replay = make_online_replay(**config.replay, seed=config.seed)
     parts = method(config, env, normalizer, replay)
     policy = TensorDictSequential(normalizer, parts.actor)
-    claim_folder(config, folder)
-    untrained = judge.outcome(policy)
-    best = BestPolicy(policy)
-
-    def evaluate() -> dict[str, float]:
-        found = judge.during_training(policy)
-        best.offer(found["real_return"], found["real_return"])
-        return found
-
-    resumed = has_checkpoint(folder / "checkpoint")
-    stopwatch = Stopwatch()
+    run = JudgedRun(config, folder, judge, policy, policy)
     trainer = ModelFreeTrainer(
         parts,
         normalizer,
-        make_collector(config, env, policy, device, random_steps=0 if resumed else config.collector.random_steps),
+        make_collector(config, env, policy, device, random_steps=run.random_steps),
         replay,
-        iterations=config.iterations,
         warmup_steps=config.collector.random_steps,
-        warmup_updates=config.warmup_updates,
-        normalize_observations=config.normalize_observations,
         episode_seed=config.seed if config.collector.workers < 2 else None,
-        logger=get_logger(config.logger, str(folder.parent), folder.name),
-        log_interval=config.log_interval,
-        evaluate=evaluate,
-        eval_interval=config.eval_interval,
-        stopwatch=stopwatch,
-        save_folder=folder / "checkpoint",
-        save_interval=config.save_interval,
-        progress_bar=config.progress,
+        **run.options(),
     )
-    trainer.register_module("best_policy", best)
-    trainer.resume(required=False)
+    run.resume(trainer)
     trainer.train()
-    seconds = stopwatch.seconds
-    last = judge.outcome(policy)
-    if config.select == "best":
-        best.restore()
-    save_tensors(policy.state_dict(), folder / "policy.pt")
-    outcomes = {**judge.outcomes(policy, untrained), "last policy": last}
-    return write_summary(
-        config, folder, outcomes, panels=_PANELS, xlabel="iteration", steps=trainer.env_steps, seconds=seconds
-    )
+    return run.finish(trainer, {"policy.pt": policy}, panels=_PANELS)

@@ -20,7 +20,7 @@ from torchrl_pwm.evaluation import aggregate_scores, package_versions
 
 CONFIDENCE = 0.95
 _DRAWS = 10_000
-_DIGITS = {"return_mean": 2, "return_std": 2, "score": 4, "seconds_model": 1, "seconds_policy": 1}
+_DIGITS = {"return_mean": 2, "return_std": 2, "score": 4, "seconds_model": 3, "seconds_policy": 3}
 
 
 def summarize(

@@ -16,18 +16,15 @@ from torchrl.collectors import BaseCollector, Collector, MultiSyncCollector
 from torchrl.data import ReplayBuffer
 from torchrl.envs import EnvBase, InitTracker, TransformedEnv
 from torchrl.objectives import ValueEstimators
-from torchrl.record.loggers import get_logger
 
 from torchrl_pwm.data import extend_with_recorded, make_online_replay
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
-from torchrl_pwm.trainers.checkpoint import has_checkpoint, replace_file
-from torchrl_pwm.trainers.extraction import BestPolicy
-from torchrl_pwm.trainers.folders import claim_folder
-from torchrl_pwm.trainers.judging import Judge, save_tensors, write_summary
+from torchrl_pwm.trainers.checkpoint import replace_file
+from torchrl_pwm.trainers.judged_run import JudgedRun
+from torchrl_pwm.trainers.judging import Judge
 from torchrl_pwm.trainers.models import choose_device
 from torchrl_pwm.trainers.online import OnlinePWMOptimizationStepper, OnlinePWMTrainer
-from torchrl_pwm.trainers.stopwatch import Stopwatch
 from torchrl_pwm.trainers.warm_start import warm_start
 
 #: What the clone of recorded behaviour earned.
@@ -62,8 +59,7 @@ def run_online(config: DictConfig, folder: Path) -> Path:
     env = make_training_env(config, device)
     model, loss, model_loss = make_losses(config, env, device)
     policy = WorldModelPolicy(model, loss.actor_network)
-    claim_folder(config, folder)
-    untrained = judge.outcome(policy)
+    run = JudgedRun(config, folder, judge, policy, policy)
     replay = make_online_replay(**config.replay, seed=config.seed)
     stepper: OnlinePWMOptimizationStepper = instantiate(
         config.online,
@@ -77,63 +73,32 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         ),
         policy_stepper=instantiate(config.stepper, loss, iterations=config.iterations * config.online.policy_updates),
     )
-    best = BestPolicy(policy)
-
-    def evaluate() -> dict[str, float]:
-        found = judge.during_training(policy)
-        best.offer(found["real_return"], found["real_return"])
-        return found
-
-    resumed = has_checkpoint(folder / "checkpoint")
-    stopwatch = Stopwatch()
     trainer = OnlinePWMTrainer(
         loss,
         model_loss,
-        make_collector(config, env, policy, device, random_steps=0 if resumed else config.collector.random_steps),
+        make_collector(config, env, policy, device, random_steps=run.random_steps),
         replay,
-        iterations=config.iterations,
         warmup_steps=config.collector.random_steps + config.collector.first_policy_steps,
-        warmup_updates=config.warmup_updates,
-        normalize_observations=config.normalize_observations,
         optimization_stepper=stepper,
-        logger=get_logger(config.logger, str(folder.parent), folder.name),
-        log_interval=config.log_interval,
-        evaluate=evaluate,
-        eval_interval=config.eval_interval,
-        stopwatch=stopwatch,
-        save_folder=folder / "checkpoint",
-        save_interval=config.save_interval,
-        progress_bar=config.progress,
+        **run.options(),
     )
-    trainer.register_module("best_policy", best)
-    trainer.resume(required=False)
-    if not resumed and (config.pretraining.data or config.pretraining.updates):
+    run.resume(trainer)
+    if not run.resumed and (config.pretraining.data or config.pretraining.updates):
         recorded = open_sequences(config)
         trainer.pretrain(recorded, config.pretraining.updates)
         warm_start(loss, stepper.policy_stepper, recorded, **config.pretraining.warm_start, device=device)
         if config.pretraining.warm_start.behavior_updates:
             replace_file(folder / _CLONED, json.dumps(judge.outcome(policy)).encode())
-    if not resumed and config.pretraining.keep:
+    if not run.resumed and config.pretraining.keep:
         steps = open_steps(config).select(*trainer.steps.keys, strict=False)
         extend_with_recorded(replay, steps, env.batch_size.numel())
     trainer.train()
-    seconds = stopwatch.seconds
-    last = judge.outcome(policy)
-    if config.select == "best":
-        best.restore()
-    save_tensors(loss.actor_network.state_dict(), folder / "policy.pt")
-    save_tensors(model.state_dict(), folder / "world_model.pt")
-    outcomes = {**judge.outcomes(policy, untrained), "last policy": last}
-    if (folder / _CLONED).exists():
-        outcomes["cloned behaviour"] = json.loads((folder / _CLONED).read_text())
-    return write_summary(
-        config,
-        folder,
-        outcomes,
+    cloned = folder / _CLONED
+    return run.finish(
+        trainer,
+        {"policy.pt": loss.actor_network, "world_model.pt": model},
         panels=_PANELS,
-        xlabel="iteration",
-        steps=trainer.env_steps,
-        seconds=seconds,
+        outcomes=lambda: {"cloned behaviour": json.loads(cloned.read_text())} if cloned.exists() else {},
         skipped=stepper.policy_stepper.skipped,
     )
 

@@ -9,7 +9,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torchrl.envs import EnvBase
-from torchrl.record.loggers import get_logger
 
 from torchrl_pwm.data import make_online_replay
 from torchrl_pwm.evaluation.rollouts import innermost_env
@@ -17,14 +16,11 @@ from torchrl_pwm.evaluation.scores import find_task_spec
 from torchrl_pwm.modules import TDMPC2Model
 from torchrl_pwm.objectives import TDMPC2Loss
 from torchrl_pwm.planners import TDMPC2Planner
-from torchrl_pwm.trainers.checkpoint import has_checkpoint
-from torchrl_pwm.trainers.extraction import BestPolicy
-from torchrl_pwm.trainers.folders import claim_folder
-from torchrl_pwm.trainers.judging import Judge, save_tensors, write_summary
+from torchrl_pwm.trainers.judged_run import JudgedRun
+from torchrl_pwm.trainers.judging import Judge
 from torchrl_pwm.trainers.models import choose_device
 from torchrl_pwm.trainers.online_run import make_collector, make_training_env
 from torchrl_pwm.trainers.online_tdmpc2 import OnlineTDMPC2OptimizationStepper, OnlineTDMPC2Trainer
-from torchrl_pwm.trainers.stopwatch import Stopwatch
 
 _PANELS = {
     "return of an episode": ("real_return",),
@@ -62,60 +58,28 @@ def run_online_tdmpc2(config: DictConfig, folder: Path) -> Path:
     acting, judged, prior = (
         make_planner(config, model, plan) for plan in (config.collector.plan, config.evaluation.plan, False)
     )
-    claim_folder(config, folder)
-    untrained = judge.outcome(judged)
+    run = JudgedRun(config, folder, judge, judged, model)
     replay = make_online_replay(**config.replay, seed=config.seed)
     updates = config.iterations * config.online.updates + config.warmup_updates
     stepper: OnlineTDMPC2OptimizationStepper = instantiate(
         config.online, loss, replay, stepper=instantiate(config.stepper, loss, iterations=updates)
     )
-    best = BestPolicy(model)
-
-    def evaluate() -> dict[str, float]:
-        found = judge.during_training(judged)
-        best.offer(found["real_return"], found["real_return"])
-        return found
-
-    resumed = has_checkpoint(folder / "checkpoint")
-    stopwatch = Stopwatch()
     trainer = OnlineTDMPC2Trainer(
         loss,
-        make_collector(config, env, acting, device, random_steps=0 if resumed else config.collector.random_steps),
+        make_collector(config, env, acting, device, random_steps=run.random_steps),
         replay,
-        iterations=config.iterations,
         warmup_steps=config.collector.random_steps,
-        warmup_updates=config.warmup_updates,
-        normalize_observations=config.normalize_observations,
         episode_seed=config.seed if config.collector.workers < 2 else None,
         optimization_stepper=stepper,
-        logger=get_logger(config.logger, str(folder.parent), folder.name),
-        log_interval=config.log_interval,
-        evaluate=evaluate,
-        eval_interval=config.eval_interval,
-        stopwatch=stopwatch,
-        save_folder=folder / "checkpoint",
-        save_interval=config.save_interval,
-        progress_bar=config.progress,
+        **run.options(),
     )
-    trainer.register_module("best_policy", best)
-    trainer.resume(required=False)
+    run.resume(trainer)
     trainer.train()
-    seconds = stopwatch.seconds
-    last = judge.outcome(judged)
-    if config.select == "best":
-        best.restore()
-    save_tensors(model.state_dict(), folder / "model.pt")
-    outcomes = judge.outcomes(judged, untrained)
-    if config.evaluation.plan:
-        outcomes["policy without planning"] = judge.outcome(prior)
-    return write_summary(
-        config,
-        folder,
-        {**outcomes, "last policy": last},
+    return run.finish(
+        trainer,
+        {"model.pt": model},
         panels=_PANELS,
-        xlabel="iteration",
-        steps=trainer.env_steps,
-        seconds=seconds,
+        outcomes=lambda: {"policy without planning": judge.outcome(prior)} if config.evaluation.plan else {},
     )
 
 
