@@ -42,7 +42,7 @@ def start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     """What a run that ends well prints."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, out + err
     return out
 
@@ -53,8 +53,8 @@ def call(arguments: list[str], monkeypatch) -> None:
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
-def wait_until(condition, seconds: float = 120.0) -> None:
-    """Waits for something that must come."""
+def wait_until(condition, seconds: float = 900.0) -> None:
+    """Waits for something that must come, however busy the machine is."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
