@@ -19,7 +19,7 @@ _NOTES = {
         "All methods learn from one data set, and from nothing else. World models have one size, the same number of "
         "updates, batch and sequence length; observations are standardised per task for all. PWM's policies begin as "
         "a clone of the better half of the data, which a behaviour term keeps them near (preset=quickstart). TD-MPC2 "
-        "has its published losses and nothing of the kind; its planner is a small one.",
+        "has its published losses (rho=0.5) and nothing of the kind; its planner is a small one.",
         "PWM keeps the best of its evaluations along the way, in real episodes apart from those of the score "
         "(extraction.select=best): 8 episodes every 50 updates. TD-MPC2 and behaviour cloning are scored as they end.",
     ),
