@@ -145,6 +145,21 @@ def test_recorded_steps_stay_in_the_replay(updates, tmp_path, monkeypatch):
     assert replay["_storage"]["_len"] == run["steps"] + 8 * 20
 
 
+def test_several_folders_of_recorded_steps_are_joined(tmp_path, monkeypatch):
+    env = AnalyticEnv("cartpole_swingup", 4)
+    for name, steps in (("a", 20), ("b", 20), ("short", 10)):
+        env.rollout(steps, break_when_any_done=False).memmap(tmp_path / name)
+    several = "pretraining.data=[{},{}]"
+    joined = several.format(tmp_path / "a", tmp_path / "b")
+    call(monkeypatch, "pwm_simulator", *TINY, SHORT, joined, "pretraining.keep=true", f"folder={tmp_path / 'run'}")
+    run = json.loads((tmp_path / "run" / "summary.json").read_text())
+    replay = load_checkpoint(tmp_path / "run" / "checkpoint")["collected_steps"]["replay_buffer"]
+    assert replay["_storage"]["_len"] == run["steps"] + 2 * 4 * 20
+    unequal = several.format(tmp_path / "a", tmp_path / "short")
+    with pytest.raises(SystemExit, match="must agree in the number of steps of a row"):
+        call(monkeypatch, "pwm_simulator", *TINY, SHORT, unequal, "pretraining.updates=1", f"folder={tmp_path / 'no'}")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -157,18 +157,30 @@ def open_sequences(config: DictConfig) -> ReplayBuffer:
 
 
 def open_steps(config: DictConfig) -> TensorDictBase:
-    """The data set of ``config.pretraining.data``: a folder of a memory-mapped TensorDict ``[N, T]`` of transitions.
+    """The data of ``config.pretraining.data``, one folder or several, each of a memory-mapped TensorDict ``[N, T]``.
+
+    Several are joined along their rows.
 
     Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it holds something else.
+        FileNotFoundError: if one is not there.
+        ValueError: if one holds something else, or numbers of steps T differ.
     """
-    if not config.pretraining.data or not (Path(config.pretraining.data) / "meta.json").exists():
+    wanted = config.pretraining.data
+    folders = [wanted] if wanted is None or isinstance(wanted, str) else list(wanted)
+    parts = [_open_folder(folder) for folder in folders]
+    steps = {folder: part.shape[1] for folder, part in zip(folders, parts, strict=True)}
+    if len(set(steps.values())) > 1:
+        raise ValueError(f"the folders of pretraining.data must agree in the number of steps of a row, found {steps}.")
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _open_folder(folder: str | None) -> TensorDictBase:
+    if not folder or not (Path(folder) / "meta.json").exists():
         raise FileNotFoundError(
-            f"pretraining.data={config.pretraining.data}: expected the folder of a TensorDict [N, T] of transitions, "
+            f"pretraining.data={folder}: expected the folder of a TensorDict [N, T] of transitions, "
             "as rollout.memmap(folder) writes it, with N envs and T steps."
         )
-    data = TensorDict.load_memmap(config.pretraining.data)
+    data = TensorDict.load_memmap(folder)
     if data.ndim != 2:
         raise ValueError(f"pretraining.data must be a TensorDict [N, T], found batch {list(data.batch_size)}.")
     return data
