@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,13 +85,16 @@ def run_online(config: DictConfig, folder: Path) -> Path:
     )
     run.resume(trainer)
     if not run.resumed and (config.pretraining.data or config.pretraining.updates):
-        recorded = open_sequences(config)
+        recorded = open_sequences(config, config.pretraining.data)
         trainer.pretrain(recorded, config.pretraining.updates)
-        warm_start(loss, stepper.policy_stepper, recorded, **config.pretraining.warm_start, device=device)
+        settings = {**config.pretraining.warm_start}
+        shown = settings.pop("data", None)
+        shown = open_sequences(config, shown) if shown else recorded
+        warm_start(loss, stepper.policy_stepper, shown, **settings, device=device)
         if config.pretraining.warm_start.behavior_updates:
             replace_file(folder / _CLONED, json.dumps(judge.outcome(policy)).encode())
     if not run.resumed and config.pretraining.keep:
-        steps = open_steps(config).select(*trainer.steps.keys, strict=False)
+        steps = open_steps(config.pretraining.data).select(*trainer.steps.keys, strict=False)
         extend_with_recorded(replay, steps, env.batch_size.numel())
     trainer.train()
     cloned = folder / _CLONED
@@ -148,16 +152,16 @@ def make_collector(
     return MultiSyncCollector(make, policy, **settings, cat_results=0)
 
 
-def open_sequences(config: DictConfig) -> ReplayBuffer:
+def open_sequences(config: DictConfig, data: str | Sequence[str] | None) -> ReplayBuffer:
     """Sequences of :func:`open_steps`, which are read into memory."""
-    steps = open_steps(config)
+    steps = open_steps(data)
     replay = make_online_replay(**{**config.replay, "capacity": steps.numel()}, seed=config.seed)
     extend_with_recorded(replay, steps, len(steps))
     return replay
 
 
-def open_steps(config: DictConfig) -> TensorDictBase:
-    """The data of ``config.pretraining.data``, one folder or several, each of a memory-mapped TensorDict ``[N, T]``.
+def open_steps(data: str | Sequence[str] | None) -> TensorDictBase:
+    """Recorded steps from one folder or several, each of a memory-mapped TensorDict ``[N, T]`` of transitions.
 
     Several are joined along their rows.
 
@@ -165,8 +169,7 @@ def open_steps(config: DictConfig) -> TensorDictBase:
         FileNotFoundError: if one is not there.
         ValueError: if one holds something else, or numbers of steps T differ.
     """
-    wanted = config.pretraining.data
-    folders = [wanted] if wanted is None or isinstance(wanted, str) else list(wanted)
+    folders = [data] if data is None or isinstance(data, str) else list(data)
     parts = [_open_folder(folder) for folder in folders]
     steps = {folder: part.shape[1] for folder, part in zip(folders, parts, strict=True)}
     if len(set(steps.values())) > 1:
