@@ -70,7 +70,9 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         iterations=config.iterations,
         seed=config.seed,
         model_stepper=instantiate(
-            config.model_stepper, model_loss, iterations=config.iterations * config.online.model_updates
+            config.model_stepper,
+            model_loss,
+            iterations=config.pretraining.updates + config.iterations * config.online.model_updates,
         ),
         policy_stepper=instantiate(config.stepper, loss, iterations=config.iterations * config.online.policy_updates),
     )
@@ -84,17 +86,17 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         **run.options(),
     )
     run.resume(trainer)
+    shown_data = config.pretraining.warm_start.get("data") or config.pretraining.data
     if not run.resumed and (config.pretraining.data or config.pretraining.updates):
         recorded = open_sequences(config, config.pretraining.data)
         trainer.pretrain(recorded, config.pretraining.updates)
-        settings = {**config.pretraining.warm_start}
-        shown = settings.pop("data", None)
-        shown = open_sequences(config, shown) if shown else recorded
+        shown = recorded if shown_data == config.pretraining.data else open_sequences(config, shown_data)
+        settings = {key: value for key, value in config.pretraining.warm_start.items() if key != "data"}
         warm_start(loss, stepper.policy_stepper, shown, **settings, device=device)
         if config.pretraining.warm_start.behavior_updates:
             replace_file(folder / _CLONED, json.dumps(judge.outcome(policy)).encode())
     if not run.resumed and config.pretraining.keep:
-        steps = open_steps(config.pretraining.data).select(*trainer.steps.keys, strict=False)
+        steps = open_steps(shown_data).select(*trainer.steps.keys, strict=False)
         extend_with_recorded(replay, steps, env.batch_size.numel())
     trainer.train()
     cloned = folder / _CLONED
