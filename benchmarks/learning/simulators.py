@@ -2,6 +2,8 @@
 
     python -m benchmarks.learning.simulators run                      # what is missing; resumable
     python -m benchmarks.learning.simulators run --tasks ant --methods shac
+    python -m benchmarks.learning.simulators run --tasks ant --methods pwm -- \\
+        pwm=newton/ant_recorded pretraining.data=steps
     python -m benchmarks.learning.simulators report                   # benchmarks/results/simulators.{md,csv,png}
 
 Each run is one of ``examples/`` with its own settings for the task, on one thread. A task counts as solved where the
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ from benchmarks.learning.readers import env_steps_curve
 from benchmarks.machine import processor
 from torchrl_pwm import evaluate_policy
 from torchrl_pwm.evaluation import read_metrics
+from torchrl_pwm.trainers.online_run import open_steps
 from torchrl_pwm.trainers.policies import load_policy
 
 matplotlib.use("Agg")
@@ -113,8 +117,20 @@ def read_run(folder: Path, method: str) -> dict[str, Any]:
         record["progress"] = forward_progress(load_policy(folder)[0], config)
         record["random progress"] = forward_progress(uniform_actions(record["seed"]), config)
     taken, _, score = env_steps_curve(read_metrics(folder), summary)
+    record |= {"recorded": 0, "cloned": found.get("cloned behaviour")}
+    if "pretraining" in config and config.pretraining.data:
+        record["recorded"] = open_steps(config.pretraining.data).numel()
+        # What such a run learns from is not what it steps through.
+        taken = taken * (summary["iterations"] * config.online.policy_updates / summary["steps"])
     record["curve"] = (taken.tolist(), score.tolist())
     return record
+
+
+def panel(record: dict[str, Any]) -> tuple[str, str]:
+    """Title of the panel that shows the record, and its horizontal axis."""
+    if record["recorded"]:
+        return f"{record['task']}, from {record['recorded'] / 1e6:.1f} M recorded steps", "policy updates"
+    return record["task"], "steps of the env, all rows"
 
 
 def threshold(record: dict[str, Any]) -> float | None:
@@ -169,36 +185,48 @@ def _table(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
             ends += [f"{least:.0f}", f"{count} of {len(rows)}"]
         each = ", ".join(f"{value:.0f}" for value in returns)
         cells = [task, METHODS[method][0], f"{np.mean(returns):.0f} ({each})", *ends]
-        cells += [f"{rows[0]['steps'] / 1e6:.2f} M", f"{np.mean([row['seconds'] for row in rows]) / 60:.1f}"]
+        if rows[0]["recorded"]:
+            cells[1] += " from recorded steps; their clones " + ", ".join(f"{row['cloned']:.0f}" for row in rows)
+            cells.append(f"{rows[0]['recorded'] / 1e6:.2f} M recorded")
+        else:
+            cells.append(f"{rows[0]['steps'] / 1e6:.2f} M")
+        cells.append(f"{np.mean([row['seconds'] for row in rows]) / 60:.1f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def draw(groups: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
-    """Return over steps of the env, a line a seed, a panel a task."""
-    tasks = list(dict.fromkeys(task for task, _ in groups))
-    figure, panels = plt.subplots(1, len(tasks), figsize=(4.6 * len(tasks), 3.6), squeeze=False, layout="constrained")
-    for axes, task in zip(panels[0], tasks):
-        for (name, method), rows in groups.items():
-            for number, row in enumerate(rows if name == task else []):
-                seeds = "1 seed" if len(rows) == 1 else f"{len(rows)} seeds"
-                label = f"{METHODS[method][0]}, {seeds}" if number == 0 else None
-                axes.plot(*row["curve"], color=METHODS[method][1], alpha=0.8, linewidth=1.2, label=label)
-        shown = next(rows[0] for (name, _), rows in groups.items() if name == task)
-        levels = {"controller": "tab:green", "random": "tab:gray", "none": "tab:brown"}
-        for level, color in levels.items():
-            if shown[level] is not None:
-                named = {"controller": "hand-written controller", "random": "random actions", "none": "no action"}
-                axes.axhline(shown[level], color=color, linestyle="--", linewidth=1, label=named[level])
-        least = max(shown["random"], shown["none"])
-        best = max(max(row["curve"][1]) for (name, _), rows in groups.items() if name == task for row in rows)
+    """Return over steps of the env or policy updates, a line a seed, a panel a task."""
+    shown: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for (_, method), rows in groups.items():
+        shown.setdefault(panel(rows[0]), {})[method] = rows
+    figure, panels = plt.subplots(1, len(shown), figsize=(4.6 * len(shown), 3.6), squeeze=False, layout="constrained")
+    for axes, ((title, axis), methods) in zip(panels[0], shown.items()):
+        for method, rows in methods.items():
+            name, color = METHODS[method][:2]
+            for number, row in enumerate(rows):
+                label = f"{name}, {len(rows)} seed{'s' * (len(rows) > 1)}" if number == 0 else None
+                axes.plot(*row["curve"], color=color, alpha=0.8, linewidth=1.2, label=label)
+        first = next(iter(methods.values()))[0]
+        for level, (name, color) in _LEVELS.items():
+            if first[level] is not None:
+                axes.axhline(first[level], color=color, linestyle="--", linewidth=1, label=name)
+        least = max(first["random"], first["none"])
+        best = max(max(row["curve"][1]) for rows in methods.values() for row in rows)
         axes.set_ylim(least - 0.35 * (best - least), best + 0.1 * (best - least))
-        axes.set(title=task, xlabel="steps of the env, all rows", ylabel="return of an episode")
+        axes.set(title=title, xlabel=axis, ylabel="return of an episode")
         axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
         axes.legend(fontsize=7)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
+
+_LEVELS = {
+    "controller": ("hand-written controller", "tab:green"),
+    "random": ("random actions", "tab:gray"),
+    "none": ("no action", "tab:brown"),
+    "cloned": ("clone of seed 0", "tab:olive"),
+}
 
 _PAGE = """# SHAC and online PWM in simulators
 
@@ -211,19 +239,25 @@ hand-written controller.
 
 ![curves](simulators.png)
 
-The return of 16 episodes during training, over the steps that all rows of the env took together. Every line is one
-seed; what is far below the better of random actions and none is cut off.
+The return of 16 episodes during training, over the steps that all rows of the env took together, or over policy
+updates where a frozen model of recorded steps is all that is learnt from; such a policy begins as a clone of the
+recorded behaviour. Every line is one seed; what is far below the better of random actions and none is cut off.
 """
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="What follows -- are settings of the runs: simulators run --tasks ant -- iterations=500",
+    )
     parser.add_argument("what", choices=["run", "report"])
     parser.add_argument("--methods", nargs="+", choices=SHOWN, default=SHOWN)
     parser.add_argument("--tasks", nargs="+", choices=list(ENVS), default=list(ENVS))
     parser.add_argument("--folder", type=Path, default=RUNS, help="of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="of the report")
-    arguments, further = parser.parse_known_args()
+    mark = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments, further = parser.parse_args(sys.argv[1:mark]), sys.argv[mark + 1 :]
     if arguments.what == "run":
         run(arguments.folder, arguments.methods, arguments.tasks, further)
     else:
