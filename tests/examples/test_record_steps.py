@@ -56,6 +56,19 @@ def test_a_policy_begins_with_the_recorded_behaviour(recorded, tmp_path, monkeyp
     assert min(actions["cloned"], actions["shown"]) > 5 * actions["plain"] > 0
 
 
+def test_a_frozen_model_of_recorded_steps_teaches_a_policy(recorded, tmp_path, monkeypatch):
+    data = [f"pretraining.data={recorded / 'steps'}", "pretraining.updates=3"]
+    start = ["pretraining.warm_start={behavior_updates: 3, value_updates: 1}", "warmup_updates=0"]
+    for iterations in (1, 3):
+        folder = tmp_path / str(iterations)
+        settings = [*PWM, *data, *start, f"iterations={iterations}", "select=last", f"folder={folder}"]
+        call(monkeypatch, "pwm_simulator", "pwm=newton/ant_recorded", *settings)
+    ends = [torch.load(tmp_path / end / "world_model.pt", weights_only=True) for end in ("1", "3")]
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+    outcomes = json.loads((folder / "summary.json").read_text())["outcomes"]
+    assert outcomes["policy"]["returns"] != outcomes["cloned behaviour"]["returns"]
+
+
 def test_what_is_missing_or_in_the_way_is_named(recorded, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"No policy in .*expected the folder of a finished run"):
         call(monkeypatch, "record_steps", f"run={tmp_path}", f"out={tmp_path / 'steps'}")
