@@ -10,8 +10,13 @@ import pytest
 pytest.importorskip("hydra")
 pytest.importorskip("matplotlib")
 
+import torch
+
+from benchmarks.learning.gradients import compare, table
 from benchmarks.learning.simulators import main
+from torchrl_pwm import PWMWorldModel
 from torchrl_pwm.envs.simulators import AnalyticEnv
+from torchrl_pwm.trainers.policies import load_policy
 
 COMMON = ["env.num_envs=4", "+env.episode_length=10", "actor.units=[8]", "value.units=[8]", "eval_interval=1"]
 COMMON += ["stepper.critic_iterations=1", "eval_episodes=2", "evaluation.episodes=2"]
@@ -45,8 +50,32 @@ def test_the_report_shows_runs_of_own_and_of_recorded_steps(command, tmp_path):
     page = (tmp_path / "simulators.md").read_text()
     assert "| 0.00 M recorded |" in page and "their clones -" in page and "controller" in page
     assert (tmp_path / "simulators.png").stat().st_size > 10_000
+    runs = {method: tmp_path / "runs" / method / "cartpole_swingup" / "seed-0" for method in ("shac", "pwm")}
+    lines = table(load_policy(runs["pwm"])[0].world_model, [runs["shac"]], 4).splitlines()
+    assert lines[0].startswith("| states of | windows | 1 ahead | 2 ahead | 4 ahead | R2")
+    assert all(-1 <= float(cell) <= 1 for cell in lines[2].split("|")[3:6])
 
 
 def test_a_report_without_runs_says_how_to_make_them(command, tmp_path):
     with pytest.raises(SystemExit, match=r"no finished run in .*simulators run"):
         command("report", "--folder", str(tmp_path), "--results", str(tmp_path))
+
+
+def test_a_model_agrees_with_itself():
+    torch.manual_seed(0)
+    model = PWMWorldModel(5, 2, latent_dim=16, encoder_units=(8,), units=(8, 8), num_bins=None)
+    for param in model.parameters():  # a new reward head is zero
+        torch.nn.init.normal_(param, std=0.3)
+    observation, actions = torch.randn(32, 5), torch.rand(4, 32, 2, requires_grad=True)
+    latent, rewards = model.encode_observation(observation), []
+    for action in actions:
+        rewards.append(model.reward_logits(latent, action).squeeze(-1))
+        latent = model.next_latent(latent, action)
+    reward = torch.stack(rewards)
+    (gradient,) = torch.autograd.grad(reward.sum(), actions)
+    truth = {"observation": observation, "action": actions.detach(), "reward": reward.detach(), "gradient": gradient}
+    cosine, explained = compare(model, truth)
+    torch.testing.assert_close(cosine, torch.ones(4))
+    assert explained == pytest.approx(1.0)
+    truth["gradient"] = -gradient
+    torch.testing.assert_close(compare(model, truth)[0], -torch.ones(4))
