@@ -165,6 +165,7 @@ def test_several_folders_of_recorded_steps_are_joined(tmp_path, monkeypatch):
     [
         (["pretraining.keep=true"], r"pretraining.data=None: expected the folder of a TensorDict \[N, T\]"),
         (["pretraining.updates=3"], r"pretraining.data=None: expected the folder of a TensorDict \[N, T\]"),
+        (["pretraining.warm_start.behavior_updates=1"], r"pretraining.data=None: expected the folder"),
         (["collector.workers=3"], "collector.workers must divide the 4 rows of the env, found 3"),
         (["env.task=cartpol"], "cartpole_swingup"),
         (["online.recent_share=2"], "recent_share must be between 0 and 1"),

@@ -179,3 +179,8 @@ def test_optimisers_have_the_published_settings(golden):
         assert {key: settings[key] for key in ("betas", "eps", "weight_decay")} == {
             key: expected[name][key] for key in ("betas", "eps", "weight_decay")
         }
+
+
+def test_no_updates_have_a_schedule_too():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    assert linear_schedule(optimizer, 0.01, 0).get_last_lr() == [0.1]

@@ -26,6 +26,7 @@ from torchrl_pwm.trainers.judged_run import JudgedRun
 from torchrl_pwm.trainers.judging import Judge
 from torchrl_pwm.trainers.models import choose_device
 from torchrl_pwm.trainers.online import OnlinePWMOptimizationStepper, OnlinePWMTrainer
+from torchrl_pwm.trainers.steppers import PWMOptimizationStepper
 from torchrl_pwm.trainers.warm_start import warm_start
 
 #: What the clone of recorded behaviour earned.
@@ -86,18 +87,10 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         **run.options(),
     )
     run.resume(trainer)
-    shown_data = config.pretraining.warm_start.get("data") or config.pretraining.data
-    if not run.resumed and (config.pretraining.data or config.pretraining.updates):
-        recorded = open_sequences(config, config.pretraining.data)
-        trainer.pretrain(recorded, config.pretraining.updates)
-        shown = recorded if shown_data == config.pretraining.data else open_sequences(config, shown_data)
-        settings = {key: value for key, value in config.pretraining.warm_start.items() if key != "data"}
-        warm_start(loss, stepper.policy_stepper, shown, **settings, device=device)
+    if not run.resumed:
+        _learn_from_recordings(config, trainer, stepper.policy_stepper, env.batch_size.numel(), device)
         if config.pretraining.warm_start.behavior_updates:
             replace_file(folder / _CLONED, json.dumps(judge.outcome(policy)).encode())
-    if not run.resumed and config.pretraining.keep:
-        steps = open_steps(shown_data).select(*trainer.steps.keys, strict=False)
-        extend_with_recorded(replay, steps, env.batch_size.numel())
     trainer.train()
     cloned = folder / _CLONED
     return run.finish(
@@ -152,6 +145,23 @@ def make_collector(
         for worker in range(workers)
     ]
     return MultiSyncCollector(make, policy, **settings, cat_results=0)
+
+
+def _learn_from_recordings(
+    config: DictConfig, trainer: OnlinePWMTrainer, stepper: PWMOptimizationStepper, rows: int, device: str
+) -> None:
+    """What precedes the first own step: the world model, then the warm start; and what stays in the replay."""
+    settings = config.pretraining
+    shown_data = settings.warm_start.get("data") or settings.data
+    if shown_data or settings.updates or any(settings.warm_start.values()):
+        recorded = open_sequences(config, settings.data)
+        trainer.pretrain(recorded, settings.updates)
+        shown = recorded if shown_data == settings.data else open_sequences(config, shown_data)
+        updates = {key: value for key, value in settings.warm_start.items() if key != "data"}
+        warm_start(trainer.loss_module, stepper, shown, **updates, device=device)
+    if settings.keep:
+        kept = open_steps(shown_data).select(*trainer.steps.keys, strict=False)
+        extend_with_recorded(trainer.steps.replay_buffer, kept, rows)
 
 
 def open_sequences(config: DictConfig, data: str | Sequence[str] | None) -> ReplayBuffer:

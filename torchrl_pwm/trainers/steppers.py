@@ -274,7 +274,7 @@ def linear_schedule(
 
     def factor(initial_lr: float) -> Any:
         end = 1.0 if final_lr is None else final_lr / initial_lr
-        return lambda n: 1.0 + (end - 1.0) * min(n / iterations, 1.0)
+        return lambda n: 1.0 + (end - 1.0) * min(n / max(iterations, 1), 1.0)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
 
