@@ -12,7 +12,9 @@ pytest.importorskip("matplotlib")
 
 import torch
 
+from benchmarks.learning import ant_progress
 from benchmarks.learning.gradients import compare, table
+from benchmarks.learning.jobs import Job
 from benchmarks.learning.simulators import main
 from torchrl_pwm import PWMWorldModel
 from torchrl_pwm.envs.simulators import AnalyticEnv
@@ -59,6 +61,21 @@ def test_the_report_shows_runs_of_own_and_of_recorded_steps(command, tmp_path):
 def test_a_report_without_runs_says_how_to_make_them(command, tmp_path):
     with pytest.raises(SystemExit, match=r"no finished run in .*simulators run"):
         command("report", "--folder", str(tmp_path), "--results", str(tmp_path))
+
+
+def test_forward_progress_is_measured_between_updates(tmp_path, monkeypatch):
+    pytest.importorskip("newton")
+    from torchrl_pwm.envs.simulators import NewtonEnv
+
+    NewtonEnv("ant", 4).rollout(20, break_when_any_done=False).memmap(tmp_path / "steps")
+    settings = ["env=newton/ant", "pwm=newton/ant_recorded", f"pretraining.data={tmp_path / 'steps'}", *PWM]
+    run = tmp_path / "run"
+    Job("ant", "examples/pwm_simulator.py", (*settings, "iterations=4", "training_env={}"), run).run()
+    monkeypatch.setattr(sys, "argv", ["ant_progress", str(run), "--results", str(tmp_path), "--points", "2"])
+    ant_progress.main()
+    rows = list(csv.DictReader((tmp_path / "ant_progress.csv").open()))
+    assert [row["updates"] for row in rows] == ["0", "4", "8"] and len({row["metres"] for row in rows}) > 1
+    assert (tmp_path / "ant_progress.png").stat().st_size > 10_000
 
 
 def test_a_model_agrees_with_itself():
