@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Metres over updates, a line a seed."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     seeds = sorted({row["seed"] for row in rows})
-    for seed in seeds:
+    for seed, marker in zip(seeds, itertools.cycle("osD^v")):
         curve = [(row["updates"], row["metres"]) for row in rows if row["seed"] == seed]
-        axes.plot(*zip(*curve), color=METHODS["pwm"][1], alpha=0.7, marker=".", label=f"PWM, seed {seed}")
+        axes.plot(
+            *zip(*curve), color=METHODS["pwm"][1], alpha=0.7, marker=marker, markersize=4, label=f"PWM, seed {seed}"
+        )
     random = float(np.mean([row["random"] for row in rows]))
     axes.axhline(random, color="tab:gray", linestyle="--", label=f"random actions, {random:.2f} m")
     axes.set(xlabel="policy updates, from the clone of the data on", ylabel="forward in an episode [m]")
