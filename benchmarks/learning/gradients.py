@@ -17,29 +17,12 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from tensordict import TensorDictBase
 from torch import Tensor, nn
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_pwm.data.recording import SpoiledPolicy
 from torchrl_pwm.trainers.policies import load_policy
 
 ROWS, BLOCKS, BETWEEN, NOISE = 64, 3, 40, 0.6
-
-
-class SpoiledPolicy(nn.Module):
-    """A policy's mean action, of which row i of N keeps the share 1 - ``noise`` i / (N - 1); the rest is uniform."""
-
-    def __init__(self, policy: nn.Module, rows: int, noise: float = NOISE, seed: int = 0) -> None:
-        super().__init__()
-        self.policy, self.generator = policy, torch.Generator().manual_seed(seed)
-        self.share = torch.linspace(0.0, noise, rows)[:, None]
-
-    @torch.no_grad()
-    def forward(self, state: TensorDictBase) -> TensorDictBase:
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            action = self.policy(state.detach().copy())["action"]
-        uniform = 2 * torch.rand(action.shape, generator=self.generator) - 1
-        return state.set("action", (1 - self.share) * action + self.share * uniform)
 
 
 def simulated(config: Any, policy: nn.Module, horizon: int) -> dict[str, Tensor]:
@@ -48,7 +31,7 @@ def simulated(config: Any, policy: nn.Module, horizon: int) -> dict[str, Tensor]
     The gradient is that of a row's summed reward with respect to its actions.
     """
     env = instantiate(config.env, num_envs=ROWS, requires_grad=True, seed=1, stagger=True)
-    acting, carrier, found = SpoiledPolicy(policy, ROWS), env.reset(), []
+    acting, carrier, found = SpoiledPolicy(policy, ROWS, NOISE), env.reset(), []
     for _ in range(BLOCKS):
         with torch.no_grad():
             for _ in range(BETWEEN):

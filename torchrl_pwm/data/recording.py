@@ -9,7 +9,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
-__all__ = ["record_steps"]
+__all__ = ["SpoiledPolicy", "record_steps"]
 
 
 def record_steps(
@@ -49,16 +49,45 @@ def record_steps(
         raise ValueError(f"steps must be at least 1 and noise between 0 and 1, found {steps} and {noise}.")
     if env.batch_size.numel() < 1 or len(env.batch_size) != 1:
         raise ValueError(f"env must be a batch [N] of rows, found batch {list(env.batch_size)}.")
-    generator = torch.Generator().manual_seed(seed)
-    share = torch.linspace(0.0, noise, env.batch_size[0])[:, None]
+    acting = SpoiledPolicy(policy, env.batch_size[0], noise, seed=seed)
     keys = ("observation", "action", *(("next", key) for key in ("observation", "reward", "done", "terminated")))
     recorded = []
-    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+    with torch.no_grad():
         state = env.reset()
         for _ in tqdm(range(steps), desc="recording", unit="step", disable=not progress):
-            action = policy(state).get("action")
-            uniform = 2 * torch.rand(action.shape, generator=generator).to(action) - 1
-            part = share.to(action)
-            step, state = env.step_and_maybe_reset(state.set("action", (1 - part) * action + part * uniform))
+            step, state = env.step_and_maybe_reset(acting(state))
             recorded.append(step.select(*keys).clone())
     return torch.stack(recorded, 1)
+
+
+class SpoiledPolicy(nn.Module):
+    """A policy's mean actions, of which row i of N keeps the share 1 - ``noise`` i / (N - 1); the rest is uniform.
+
+    Args:
+        policy (nn.Module): writes ``action``, in [-1, 1].
+        rows (int): N.
+        noise (float): share of the noise in the last row, between 0 and 1.
+
+    Keyword Args:
+        seed (int): of the noise.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from torchrl_pwm import make_pwm_actor
+        >>> policy = SpoiledPolicy(make_pwm_actor(5, 1, in_key="observation"), rows=4, noise=0.5)
+        >>> policy(TensorDict({"observation": torch.zeros(4, 5)}, [4]))["action"].shape
+        torch.Size([4, 1])
+    """
+
+    def __init__(self, policy: nn.Module, rows: int, noise: float, *, seed: int = 0) -> None:
+        super().__init__()
+        self.policy, self.generator = policy, torch.Generator().manual_seed(seed)
+        self.share = torch.linspace(0.0, noise, rows)[:, None]
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            action = self.policy(tensordict.copy())["action"]
+        uniform = 2 * torch.rand(action.shape, generator=self.generator).to(action) - 1
+        share = self.share.to(action)
+        return tensordict.set("action", (1 - share) * action + share * uniform)
