@@ -26,7 +26,7 @@ from benchmarks.learning.groups import METHODS
 from benchmarks.learning.simulators import RESULTS, forward_progress, uniform_actions
 from benchmarks.machine import processor
 from torchrl_pwm import WorldModelPolicy
-from torchrl_pwm.trainers.online_run import make_losses, open_sequences
+from torchrl_pwm.trainers.online_run import make_losses, make_stepper, open_sequences
 from torchrl_pwm.trainers.policies import load_policy
 from torchrl_pwm.trainers.warm_start import warm_start
 
@@ -44,19 +44,10 @@ def progress(folder: Path, points: int = POINTS) -> Iterator[dict[str, Any]]:
     torch.manual_seed(config.seed)
     model, loss, model_loss = make_losses(config, instantiate(config.env), "cpu")
     model.load_state_dict(finished.world_model.state_dict())
-    replay = open_sequences(config, config.pretraining.data)
+    replay = open_sequences(config, config.pretraining.demonstrations or config.pretraining.data)
     each = config.online.policy_updates
-    policy_stepper = instantiate(config.stepper, loss, iterations=config.iterations * each)
-    stepper = instantiate(
-        config.online,
-        loss,
-        model_loss,
-        replay,
-        iterations=config.iterations,
-        seed=config.seed,
-        policy_stepper=policy_stepper,
-    )
-    warm_start(loss, policy_stepper, replay, **{k: v for k, v in config.pretraining.warm_start.items() if k != "data"})
+    stepper = make_stepper(config, loss, model_loss, replay)
+    warm_start(loss, stepper.policy_stepper, replay, **config.pretraining.warm_start)
     policy = WorldModelPolicy(model, loss.actor_network)
     random = forward_progress(uniform_actions(config.seed), config)
     between = config.iterations // points

@@ -19,7 +19,7 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from torchrl_pwm.data.recording import SpoiledPolicy
+from torchrl_pwm.data import NoisyPolicy
 from torchrl_pwm.trainers.policies import load_policy
 
 ROWS, BLOCKS, BETWEEN, NOISE = 64, 3, 40, 0.6
@@ -31,7 +31,7 @@ def simulated(config: Any, policy: nn.Module, horizon: int) -> dict[str, Tensor]
     The gradient is that of a row's summed reward with respect to its actions.
     """
     env = instantiate(config.env, num_envs=ROWS, requires_grad=True, seed=1, stagger=True)
-    acting, carrier, found = SpoiledPolicy(policy, ROWS, NOISE), env.reset(), []
+    acting, carrier, found = NoisyPolicy(policy, ROWS, NOISE), env.reset(), []
     for _ in range(BLOCKS):
         with torch.no_grad():
             for _ in range(BETWEEN):

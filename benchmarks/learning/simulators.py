@@ -186,7 +186,8 @@ def _table(groups: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
         each = ", ".join(f"{value:.0f}" for value in returns)
         cells = [task, METHODS[method][0], f"{np.mean(returns):.0f} ({each})", *ends]
         if rows[0]["recorded"]:
-            cells[1] += " from recorded steps; their clones " + ", ".join(f"{row['cloned']:.0f}" for row in rows)
+            clones = [f"{row['cloned']:.0f}" for row in rows if row["cloned"] is not None]
+            cells[1] += " from recorded steps" + (f"; their clones {', '.join(clones)}" if clones else "")
             cells.append(f"{rows[0]['recorded'] / 1e6:.2f} M recorded")
         else:
             cells.append(f"{rows[0]['steps'] / 1e6:.2f} M")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tensordict.nn import TensorDictModule
 
-from torchrl_pwm.data import record_steps
+from torchrl_pwm.data import NoisyPolicy, record_steps
 from torchrl_pwm.envs.simulators import AnalyticEnv
 
 
@@ -32,6 +32,18 @@ def test_the_same_seed_records_the_same_steps():
         for _ in range(2)
     )
     assert torch.equal(first, second)
+
+
+def test_what_a_policy_remembers_stays():
+    remembering = TensorDictModule(
+        lambda observation, count: (torch.zeros(3, 1), count + 1), ["observation", "count"], ["action", "count"]
+    )
+    env, policy = AnalyticEnv("double_pendulum", 3, seed=0), NoisyPolicy(remembering, 3, 0.5)
+    assert policy.in_keys == ["observation", "count"] and policy.out_keys == ["action"]
+    state = env.reset().set("count", torch.zeros(3, 1))
+    for _ in range(4):
+        _, state = env.step_and_maybe_reset(policy(state))
+    assert (state["count"] == 4).all()
 
 
 @pytest.mark.parametrize(("steps", "noise"), [(0, 0.5), (4, 1.5), (4, -0.1)])

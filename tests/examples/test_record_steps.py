@@ -42,7 +42,7 @@ def test_a_policy_begins_with_the_recorded_behaviour(recorded, tmp_path, monkeyp
     start = ["pretraining.warm_start.behavior_updates=300", "pretraining.warm_start.value_updates=2"]
     rates = ["stepper.actor_lr=1e-9", "stepper.final_lr=1e-9"]
     steps = {"plain": recorded / "steps", "cloned": recorded / "steps", "shown": tmp_path / "plain" / "steps"}
-    further = {"plain": [], "cloned": start, "shown": [*start, f"pretraining.warm_start.data={recorded / 'steps'}"]}
+    further = {"plain": [], "cloned": start, "shown": [*start, f"pretraining.demonstrations={recorded / 'steps'}"]}
     actions = {}
     for name, data in steps.items():
         folder = tmp_path / name

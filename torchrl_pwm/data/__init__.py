@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torchrl_pwm.data.download import download_checkpoint, download_shards
     from torchrl_pwm.data.mixture import ReplayMixture
     from torchrl_pwm.data.parallel import ParallelSliceSampler, extend_with_recorded, make_online_replay
-    from torchrl_pwm.data.recording import record_steps
+    from torchrl_pwm.data.recording import NoisyPolicy, record_steps
     from torchrl_pwm.data.replay import TDMPC2ExperienceReplay
     from torchrl_pwm.data.sac import SACConfig
     from torchrl_pwm.data.sampler import EpisodeSliceSampler
@@ -39,6 +39,7 @@ _HOME = {
     "download_checkpoint": "download",
     "download_shards": "download",
     "extend_with_recorded": "parallel",
+    "NoisyPolicy": "recording",
     "record_steps": "recording",
     "make_online_replay": "parallel",
     "start_states": "starts",
@@ -50,6 +51,7 @@ __all__ = [
     "EpisodeStorage",
     "EpisodeStore",
     "EpisodeStoreWriter",
+    "NoisyPolicy",
     "ParallelSliceSampler",
     "ReplayMixture",
     "SACConfig",

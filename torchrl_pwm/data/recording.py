@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
-__all__ = ["SpoiledPolicy", "record_steps"]
+__all__ = ["NoisyPolicy", "record_steps"]
 
 
 def record_steps(
@@ -17,9 +18,8 @@ def record_steps(
 ) -> TensorDictBase:
     """Steps of a policy's mean actions, which more and more uniform noise spoils from the first row to the last.
 
-    Row i of N acts by (1 - s_i) a + s_i u, with the policy's mean action a, u uniform in [-1, 1] and the share
-    s_i = ``noise`` i / (N - 1): a model that shall tell good actions from bad ones must see both. What it is for is
-    ``pretraining.data`` of ``examples/pwm_simulator.py``, after ``memmap(folder)``.
+    The actions are those of :class:`NoisyPolicy`: a model that shall tell good actions from bad ones must see both.
+    What it is for is ``pretraining.data`` of ``examples/pwm_simulator.py``, after ``memmap(folder)``.
 
     Args:
         policy (nn.Module): writes ``action``, in [-1, 1].
@@ -49,7 +49,7 @@ def record_steps(
         raise ValueError(f"steps must be at least 1 and noise between 0 and 1, found {steps} and {noise}.")
     if env.batch_size.numel() < 1 or len(env.batch_size) != 1:
         raise ValueError(f"env must be a batch [N] of rows, found batch {list(env.batch_size)}.")
-    acting = SpoiledPolicy(policy, env.batch_size[0], noise, seed=seed)
+    acting = NoisyPolicy(policy, env.batch_size[0], noise, seed=seed)
     keys = ("observation", "action", *(("next", key) for key in ("observation", "reward", "done", "terminated")))
     recorded = []
     with torch.no_grad():
@@ -60,11 +60,14 @@ def record_steps(
     return torch.stack(recorded, 1)
 
 
-class SpoiledPolicy(nn.Module):
-    """A policy's mean actions, of which row i of N keeps the share 1 - ``noise`` i / (N - 1); the rest is uniform.
+class NoisyPolicy(TensorDictModuleBase):
+    """A policy's mean actions with uniform noise that grows from row to row of a batch [N].
+
+    Row i acts by (1 - s_i) a + s_i u, with the policy's mean action a [A], u uniform in [-1, 1] and the share
+    s_i = ``noise`` i / (N - 1). What else the policy writes, such as a recurrent state, stays in the TensorDict.
 
     Args:
-        policy (nn.Module): writes ``action``, in [-1, 1].
+        policy (nn.Module): reads a TensorDict and writes ``action`` [N, A], in [-1, 1].
         rows (int): N.
         noise (float): share of the noise in the last row, between 0 and 1.
 
@@ -74,20 +77,21 @@ class SpoiledPolicy(nn.Module):
     Examples:
         >>> from tensordict import TensorDict
         >>> from torchrl_pwm import make_pwm_actor
-        >>> policy = SpoiledPolicy(make_pwm_actor(5, 1, in_key="observation"), rows=4, noise=0.5)
+        >>> policy = NoisyPolicy(make_pwm_actor(5, 1, in_key="observation"), rows=4, noise=0.5)
         >>> policy(TensorDict({"observation": torch.zeros(4, 5)}, [4]))["action"].shape
         torch.Size([4, 1])
     """
 
     def __init__(self, policy: nn.Module, rows: int, noise: float, *, seed: int = 0) -> None:
         super().__init__()
+        self.in_keys, self.out_keys = list(getattr(policy, "in_keys", ["observation"])), ["action"]
         self.policy, self.generator = policy, torch.Generator().manual_seed(seed)
         self.share = torch.linspace(0.0, noise, rows)[:, None]
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         with set_exploration_type(ExplorationType.DETERMINISTIC):
-            action = self.policy(tensordict.copy())["action"]
+            action = self.policy(tensordict)["action"]
         uniform = 2 * torch.rand(action.shape, generator=self.generator).to(action) - 1
         share = self.share.to(action)
         return tensordict.set("action", (1 - share) * action + share * uniform)

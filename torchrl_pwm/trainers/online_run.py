@@ -63,20 +63,7 @@ def run_online(config: DictConfig, folder: Path) -> Path:
     policy = WorldModelPolicy(model, loss.actor_network)
     run = JudgedRun(config, folder, judge, policy, policy)
     replay = make_online_replay(**config.replay, seed=config.seed)
-    stepper: OnlinePWMOptimizationStepper = instantiate(
-        config.online,
-        loss,
-        model_loss,
-        replay,
-        iterations=config.iterations,
-        seed=config.seed,
-        model_stepper=instantiate(
-            config.model_stepper,
-            model_loss,
-            iterations=config.pretraining.updates + config.iterations * config.online.model_updates,
-        ),
-        policy_stepper=instantiate(config.stepper, loss, iterations=config.iterations * config.online.policy_updates),
-    )
+    stepper = make_stepper(config, loss, model_loss, replay)
     trainer = OnlinePWMTrainer(
         loss,
         model_loss,
@@ -123,6 +110,25 @@ def make_losses(config: DictConfig, env: EnvBase, device: str) -> tuple[PWMWorld
     return model, loss.to(device), instantiate(config.model_loss, model)
 
 
+def make_stepper(
+    config: DictConfig, loss: PWMLoss, model_loss: PWMWorldModelLoss, replay: ReplayBuffer
+) -> OnlinePWMOptimizationStepper:
+    """The optimisation, as configured; the model's learning rates fall over pre-training and iterations together."""
+    settings = config.online
+    model_updates = config.pretraining.updates + config.iterations * settings.model_updates
+    stepper: OnlinePWMOptimizationStepper = instantiate(
+        settings,
+        loss,
+        model_loss,
+        replay,
+        iterations=config.iterations,
+        seed=config.seed,
+        model_stepper=instantiate(config.model_stepper, model_loss, iterations=model_updates),
+        policy_stepper=instantiate(config.stepper, loss, iterations=config.iterations * settings.policy_updates),
+    )
+    return stepper
+
+
 def make_collector(
     config: DictConfig, env: EnvBase, policy: nn.Module, device: str, *, random_steps: int
 ) -> BaseCollector:
@@ -152,15 +158,14 @@ def _learn_from_recordings(
 ) -> None:
     """What precedes the first own step: the world model, then the warm start; and what stays in the replay."""
     settings = config.pretraining
-    shown_data = settings.warm_start.get("data") or settings.data
-    if shown_data or settings.updates or any(settings.warm_start.values()):
+    shown = settings.demonstrations or settings.data
+    if shown or settings.updates or any(settings.warm_start.values()):
         recorded = open_sequences(config, settings.data)
         trainer.pretrain(recorded, settings.updates)
-        shown = recorded if shown_data == settings.data else open_sequences(config, shown_data)
-        updates = {key: value for key, value in settings.warm_start.items() if key != "data"}
-        warm_start(trainer.loss_module, stepper, shown, **updates, device=device)
+        demonstrations = open_sequences(config, shown) if settings.demonstrations else recorded
+        warm_start(trainer.loss_module, stepper, demonstrations, **settings.warm_start, device=device)
     if settings.keep:
-        kept = open_steps(shown_data).select(*trainer.steps.keys, strict=False)
+        kept = open_steps(shown).select(*trainer.steps.keys, strict=False)
         extend_with_recorded(trainer.steps.replay_buffer, kept, rows)
 
 
