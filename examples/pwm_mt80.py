@@ -7,7 +7,7 @@
     python examples/pwm_mt80.py checkpoint=mt80-48M.pt data=published data.root=/data/mt80 task=mt80 compare=published
     python examples/pwm_mt80.py resume=runs/2026-11-21_walker-run
 
-The options are in conf/pwm_mt80.yaml. The last line printed is the path of summary.json.
+The options are in torchrl_pwm/runs/conf/pwm_mt80.yaml. The last line printed is the path of summary.json.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
+import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from torchrl_pwm.evaluation import format_table, read_summary
-from torchrl_pwm.trainers.command import run_command
-from torchrl_pwm.trainers.pipeline import run_pipeline
+from torchrl_pwm.runs.cli import run_command
+from torchrl_pwm.runs.pwm_offline import run_pipeline
 
 
 def with_preset(arguments: list[str]) -> list[str]:
@@ -46,7 +46,7 @@ def run(config: DictConfig) -> Path:
     return folder
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="pwm_mt80")
+@hydra.main(version_base="1.3", config_path="pkg://torchrl_pwm.runs.conf", config_name="pwm_mt80")
 def main(config: DictConfig) -> None:
     run(config)
 

@@ -7,8 +7,8 @@
     python examples/pwm_online.py resume=runs/2026-11-21_Pendulum-v1
 
 ``make_my_env(task, num_envs, seed=, device=)`` returns an env of batch [num_envs] with one ``observation`` and actions
-in [-1, 1]. The options are in conf/pwm_online.yaml and conf/online.yaml. The last line printed is the path of
-summary.json.
+in [-1, 1]. The options are in torchrl_pwm/runs/conf/pwm_online.yaml and online.yaml. The last line printed is the path
+of summary.json.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
-from torchrl_pwm.trainers.command import run_command
-from torchrl_pwm.trainers.judging import format_outcomes
-from torchrl_pwm.trainers.online_run import run_online
+import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
+from torchrl_pwm.runs.cli import run_command
+from torchrl_pwm.runs.evaluator import format_outcomes
+from torchrl_pwm.runs.pwm_online import run_online
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="pwm_online")
+@hydra.main(version_base="1.3", config_path="pkg://torchrl_pwm.runs.conf", config_name="pwm_online")
 def main(config: DictConfig) -> None:
     _, _, summary = run_command(run_online, config)
     print(format_outcomes(summary), summary, sep="\n")

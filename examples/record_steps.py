@@ -3,7 +3,8 @@
     python examples/record_steps.py run=runs/2026-11-21_ant out=steps
     python examples/pwm_simulator.py env=newton/ant pwm=newton/ant_recorded pretraining.data=steps
 
-The run is one of shac_simulator.py, pwm_simulator.py or pwm_online.py. The options are in conf/record_steps.yaml.
+The run is one of shac_simulator.py, pwm_simulator.py or pwm_online.py. The options are in
+torchrl_pwm/runs/conf/record_steps.yaml.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from torchrl_pwm.data import record_steps
-from torchrl_pwm.trainers.command import user_errors
-from torchrl_pwm.trainers.policies import load_policy
+from torchrl_pwm.runs.cli import user_errors
+from torchrl_pwm.runs.load import load_policy
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="record_steps")
+@hydra.main(version_base="1.3", config_path="pkg://torchrl_pwm.runs.conf", config_name="record_steps")
 def main(config: DictConfig) -> None:
     with user_errors():
         out = Path(config.out)

@@ -6,7 +6,7 @@
     python examples/shac_simulator.py value.num_nets=1 loss.delay_value=true loss.normalize_returns=false
     python examples/shac_simulator.py resume=runs/2026-11-21_cartpole_swingup
 
-The options are in conf/shac_simulator.yaml. The last line printed is the path of summary.json.
+The options are in torchrl_pwm/runs/conf/shac_simulator.yaml. The last line printed is the path of summary.json.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
-from torchrl_pwm.trainers.command import run_command
-from torchrl_pwm.trainers.judging import format_outcomes
-from torchrl_pwm.trainers.simulation import run_simulation
+import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
+from torchrl_pwm.runs.cli import run_command
+from torchrl_pwm.runs.evaluator import format_outcomes
+from torchrl_pwm.runs.shac import run_simulation
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="shac_simulator")
+@hydra.main(version_base="1.3", config_path="pkg://torchrl_pwm.runs.conf", config_name="shac_simulator")
 def main(config: DictConfig) -> None:
     _, _, summary = run_command(run_simulation, config)
     print(format_outcomes(summary), summary, sep="\n")

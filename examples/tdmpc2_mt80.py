@@ -6,7 +6,7 @@
     python examples/tdmpc2_mt80.py checkpoint=mt80-48M.pt task=walker-run plan=false    # the policy prior alone
     python examples/tdmpc2_mt80.py resume=runs/2026-11-21_mt80
 
-The options are in conf/tdmpc2_mt80.yaml. The last line printed is the path of summary.json.
+The options are in torchrl_pwm/runs/conf/tdmpc2_mt80.yaml. The last line printed is the path of summary.json.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
+import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from torchrl_pwm.evaluation import format_table, read_summary
-from torchrl_pwm.trainers.command import run_command
-from torchrl_pwm.trainers.offline_tdmpc2 import run_offline_tdmpc2
+from torchrl_pwm.runs.cli import run_command
+from torchrl_pwm.runs.tdmpc2_offline import run_offline_tdmpc2
 
 
 def with_evaluation(arguments: list[str]) -> list[str]:
@@ -29,7 +29,7 @@ def with_evaluation(arguments: list[str]) -> list[str]:
     return [*arguments, *(argument for argument in further if argument.split("=")[0] not in given)]
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="tdmpc2_mt80")
+@hydra.main(version_base="1.3", config_path="pkg://torchrl_pwm.runs.conf", config_name="tdmpc2_mt80")
 def main(config: DictConfig) -> None:
     config, _, summary = run_command(run_offline_tdmpc2, config)
     print(format_table(read_summary(summary), task_set=config.task_set), summary, sep="\n\n")

@@ -7,7 +7,7 @@
     python examples/tdmpc2_online.py env=analytic/cartpole_swingup
     python examples/tdmpc2_online.py resume=runs/2026-11-21_cartpole-swingup
 
-The options are in conf/tdmpc2_online.yaml. The last line printed is the path of summary.json.
+The options are in torchrl_pwm/runs/conf/tdmpc2_online.yaml. The last line printed is the path of summary.json.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
-from torchrl_pwm.trainers.command import run_command
-from torchrl_pwm.trainers.judging import format_outcomes
-from torchrl_pwm.trainers.online_tdmpc2_run import run_online_tdmpc2
+import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
+from torchrl_pwm.runs.cli import run_command
+from torchrl_pwm.runs.evaluator import format_outcomes
+from torchrl_pwm.runs.tdmpc2_online import run_online_tdmpc2
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="tdmpc2_online")
+@hydra.main(version_base="1.3", config_path="pkg://torchrl_pwm.runs.conf", config_name="tdmpc2_online")
 def main(config: DictConfig) -> None:
     _, _, summary = run_command(run_online_tdmpc2, config)
     print(format_outcomes(summary), summary, sep="\n")

@@ -6,7 +6,7 @@ optional packages.
 
 from __future__ import annotations
 
-from torchrl_pwm._lazy import lazy_exports
+from torchrl_pwm._utils.lazy import lazy_exports
 
 __version__ = "0.1.0"
 

@@ -16,18 +16,18 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-import torchrl_pwm.trainers.configs  # noqa: F401, registers the configuration groups
+import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from benchmarks.learning.groups import Group
-from benchmarks.learning.offline import MODEL_FILES, MODELS
+from benchmarks.learning.methods.offline import MODEL_FILES, MODELS
 from torchrl_pwm.data import make_online_replay
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import ObservationNormalizer, WorldModelPolicy
-from torchrl_pwm.trainers.extraction import load_actor
-from torchrl_pwm.trainers.models import load_world_model
-from torchrl_pwm.trainers.offline_tdmpc2 import load_tdmpc2
-from torchrl_pwm.trainers.online_run import make_losses
-from torchrl_pwm.trainers.online_tdmpc2_run import make_model, make_planner
-from torchrl_pwm.trainers.simulation import make_shac_loss
+from torchrl_pwm.runs.extraction import load_actor
+from torchrl_pwm.runs.pwm_online import make_losses
+from torchrl_pwm.runs.shac import make_shac_loss
+from torchrl_pwm.runs.tdmpc2_offline import load_tdmpc2
+from torchrl_pwm.runs.tdmpc2_online import make_model, make_planner
+from torchrl_pwm.runs.world_model import load_world_model
 
 #: Envs at once.
 ROWS = (1, 8)
@@ -101,8 +101,8 @@ def _offline_policies(folder: Path) -> tuple[dict[str, Callable[[], Policy]], Ca
 
 def _online_policies(folder: Path) -> tuple[dict[str, Callable[[], Policy]], Callable[[int], TensorDict]]:
     """Policies of the sizes that were trained, with new weights: they take as long."""
-    from benchmarks.learning.ppo import make_ppo
-    from benchmarks.learning.sac import make_sac
+    from benchmarks.learning.methods.ppo import make_ppo
+    from benchmarks.learning.methods.sac import make_sac
 
     policies: dict[str, Callable[[], Policy]] = {}
     size, first = 0, None

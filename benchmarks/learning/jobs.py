@@ -19,8 +19,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.machine import machine
-from torchrl_pwm.data.processes import end_with_parent
-from torchrl_pwm.trainers.checkpoint import replace_file
+from torchrl_pwm._utils.checkpoint import replace_file
+from torchrl_pwm._utils.processes import end_with_parent
 
 ROOT = Path(__file__).parents[2]
 _JOB, _LOG = "job.json", "log.txt"

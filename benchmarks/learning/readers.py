@@ -12,8 +12,8 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from benchmarks.learning.groups import METHODS, Group
-from benchmarks.learning.offline import MODEL_FILES, MODELS, RUNS
-from benchmarks.learning.online import SCRIPTS
+from benchmarks.learning.methods.offline import MODEL_FILES, MODELS, RUNS
+from benchmarks.learning.methods.online import SCRIPTS
 from benchmarks.learning.records import Curve, Records
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.envs import get_task_set

@@ -21,12 +21,12 @@ from benchmarks.learning.decisions import measure_decisions
 from benchmarks.learning.figures import draw
 from benchmarks.learning.groups import METHODS, Group, Plan, groups
 from benchmarks.learning.jobs import ROOT, Job, run_jobs
-from benchmarks.learning.offline import offline_jobs
-from benchmarks.learning.online import online_jobs
+from benchmarks.learning.methods.offline import offline_jobs
+from benchmarks.learning.methods.online import online_jobs
 from benchmarks.learning.page import markdown, write_page
 from benchmarks.learning.readers import read_records
 from benchmarks.learning.results import summarize, write_csv, write_json
-from torchrl_pwm.trainers.checkpoint import replace_file
+from torchrl_pwm._utils.checkpoint import replace_file
 
 RUNS = ROOT / "runs" / "suite"
 RESULTS = ROOT / "benchmarks" / "results"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
-from torchrl_pwm.data.manifest import MANIFEST_NAME, FieldRecord, Manifest, TaskRows
+from torchrl_pwm.data.store.manifest import MANIFEST_NAME, FieldRecord, Manifest, TaskRows
 from torchrl_pwm.envs.tasks import MT80
 
 SLICES, TRANSITIONS = 512, 16

@@ -13,12 +13,12 @@ import torch
 pytest.importorskip("hydra")
 pytest.importorskip("matplotlib")
 
-from benchmarks.learning.model_free import ModelFreeTrainer
+from benchmarks.learning.methods.model_free import ModelFreeTrainer
 from tests.trainers.tiny import assert_same
-from torchrl_pwm.data.sac import SACConfig, SACLearner
+from torchrl_pwm.data.collect.sac import SACConfig, SACLearner
 from torchrl_pwm.trainers import has_checkpoint
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "learning"
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "learning" / "methods"
 TINY = ["env.num_envs=4", "iterations=4", "collector.steps=6", "log_interval=1", "eval_interval=2", "save_interval=1"]
 TINY += ["eval_episodes=2", "evaluation.episodes=2", "progress=false", "device=cpu"]
 METHODS = {

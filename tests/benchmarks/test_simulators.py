@@ -12,13 +12,13 @@ pytest.importorskip("matplotlib")
 
 import torch
 
-from benchmarks.learning import ant_progress
-from benchmarks.learning.gradients import compare, table
 from benchmarks.learning.jobs import Job
-from benchmarks.learning.simulators import main
+from benchmarks.learning.studies import ant_progress
+from benchmarks.learning.studies.gradients import compare, table
+from benchmarks.learning.studies.simulators import main
 from torchrl_pwm import PWMWorldModel
 from torchrl_pwm.envs.simulators import AnalyticEnv
-from torchrl_pwm.trainers.policies import load_policy
+from torchrl_pwm.runs.load import load_policy
 
 COMMON = ["env.num_envs=4", "+env.episode_length=10", "actor.units=[8]", "value.units=[8]", "eval_interval=1"]
 COMMON += ["stepper.critic_iterations=1", "eval_episodes=2", "evaluation.episodes=2"]

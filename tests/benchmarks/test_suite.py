@@ -15,8 +15,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("rliable")
 
 from benchmarks.learning.groups import groups
-from benchmarks.learning.offline import offline_jobs
-from benchmarks.learning.online import online_jobs
+from benchmarks.learning.methods.offline import offline_jobs
+from benchmarks.learning.methods.online import online_jobs
 from benchmarks.learning.records import COLUMNS
 from benchmarks.learning.suite import main, make_plan, parse
 from tests.trainers.tiny import write_store

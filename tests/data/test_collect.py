@@ -9,8 +9,8 @@ from tensordict.nn import TensorDictModule
 from torchrl.envs.transforms import ObservationNorm
 
 from torchrl_pwm.data import EpisodeStore, SACConfig, TDMPC2ExperienceReplay, collect_dataset
-from torchrl_pwm.data import behaviors as behaviors_module
-from torchrl_pwm.data.episodes import Episode
+from torchrl_pwm.data.collect import behaviors as behaviors_module
+from torchrl_pwm.data.store.episodes import Episode
 from torchrl_pwm.envs.multitask import make_task_env
 from torchrl_pwm.envs.tasks import MT30, MT80, TaskSet
 
@@ -135,7 +135,7 @@ def test_an_interrupted_collection_goes_on_and_gives_the_same_bytes(mixed, tmp_p
                 raise KeyboardInterrupt
             yield episode
 
-    monkeypatch.setattr("torchrl_pwm.data.collect.task_episodes", interrupted)
+    monkeypatch.setattr("torchrl_pwm.data.collect.dataset.task_episodes", interrupted)
     root = tmp_path / "data"
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -150,7 +150,7 @@ def test_an_interrupted_collection_goes_on_and_gives_the_same_bytes(mixed, tmp_p
 
 
 def test_a_finished_collection_is_returned_as_it_is(mixed, monkeypatch):
-    monkeypatch.setattr("torchrl_pwm.data.collect.task_episodes", None)
+    monkeypatch.setattr("torchrl_pwm.data.collect.dataset.task_episodes", None)
     before = contents(mixed)
     assert collect(root=mixed, **MIXED).num_rows == 3 + 10 + 5
     assert contents(mixed) == before
@@ -166,7 +166,7 @@ def test_parts_of_other_settings_are_not_mixed_in(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         yield from made(job)
 
-    monkeypatch.setattr("torchrl_pwm.data.collect.task_episodes", interrupted)
+    monkeypatch.setattr("torchrl_pwm.data.collect.dataset.task_episodes", interrupted)
     tasks = ["pendulum-swingup", "mw-reach"]
     with pytest.raises(KeyboardInterrupt):
         collect(tasks, tmp_path / "d", seed=1)

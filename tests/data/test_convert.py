@@ -49,7 +49,7 @@ def test_the_manifest_says_which_shards_were_converted(tmp_path):
 def test_the_result_does_not_depend_on_how_many_rows_are_moved_at_a_time(tmp_path, monkeypatch):
     paths = save_shards(tmp_path / "shards")
     whole = convert(paths, tmp_path / "whole")
-    monkeypatch.setattr("torchrl_pwm.data.convert._CHUNK_BYTES", 1)
+    monkeypatch.setattr("torchrl_pwm.data.published.convert._CHUNK_BYTES", 1)
     assert convert(paths, tmp_path / "single").manifest == whole.manifest
 
 

@@ -14,8 +14,8 @@ import torch
 
 from tests.data.killed import REPOSITORY
 from tests.data.shards import make_shard
+from torchrl_pwm._utils.files import locked
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, download_checkpoint, download_shards
-from torchrl_pwm.data.files import locked
 from torchrl_pwm.envs.tasks import MT30, MT80
 
 CHECKPOINT = "nicklashansen/tdmpc2/resolve/main/multitask/mt80-5M.pt"
@@ -97,7 +97,7 @@ SCRIPT = """
 import sys
 import huggingface_hub.constants
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1 << 14  # written as it arrives
-from torchrl_pwm.data.download import download_checkpoint
+from torchrl_pwm.data.published.download import download_checkpoint
 download_checkpoint("mt80-5M", sys.argv[1], progress=False)
 """
 
@@ -187,7 +187,7 @@ def test_a_mirror_is_asked_instead_of_the_hub(tmp_path, hub, monkeypatch):
 
 def test_progress_is_shown_unless_refused(tmp_path, hub, monkeypatch, capfd):
     hub.files[CHECKPOINT] = CONTENT
-    monkeypatch.setattr("torchrl_pwm.data.download._BAR_DELAY", 0.0)
+    monkeypatch.setattr("torchrl_pwm.data.published.download._BAR_DELAY", 0.0)
     download_checkpoint("mt80-5M", tmp_path / "silent", progress=False)
     assert "%" not in capfd.readouterr().err
     download_checkpoint("mt80-5M", tmp_path / "shown")
@@ -208,7 +208,7 @@ def test_a_download_without_the_extra_names_it(tmp_path, monkeypatch):
 
 def test_where_files_cannot_be_locked_downloads_work(tmp_path, hub, monkeypatch):
     hub.files[CHECKPOINT] = CONTENT
-    monkeypatch.setattr("torchrl_pwm.data.files.fcntl", None)
+    monkeypatch.setattr("torchrl_pwm._utils.files.fcntl", None)
     assert download_checkpoint("mt80-5M", tmp_path, progress=False).is_file()
     with locked(tmp_path) as free:
         assert free is None

@@ -11,8 +11,8 @@ import torch
 
 from tests.data.killed import REPOSITORY, run, run_until_killed
 from tests.data.shards import LENGTH, convert, save_shards
+from torchrl_pwm._utils.files import locked, staged_folder
 from torchrl_pwm.data import EpisodeStore, collect_dataset
-from torchrl_pwm.data.files import locked, staged_folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs SIGKILL, file locks and /proc")
 
@@ -26,7 +26,7 @@ class Writer(EpisodeStoreWriter):
         if self._written == {{"walker-stand": 1, "cheetah-run": 0, "mw-reach": 2}}:
             os.kill(os.getpid(), signal.SIGKILL)
 
-sys.modules["torchrl_pwm.data.convert"].EpisodeStoreWriter = Writer
+sys.modules["torchrl_pwm.data.published.convert"].EpisodeStoreWriter = Writer
 convert_shards(sys.argv[2:], sys.argv[1], task_set="mt80", episode_length={LENGTH}, progress=False)
 """
 
@@ -51,7 +51,7 @@ def test_a_killed_conversion_is_cleaned_up_by_the_next(tmp_path):
 def test_what_a_living_process_writes_is_left_alone(tmp_path):
     code = """
 import sys
-from torchrl_pwm.data.files import staged_folder
+from torchrl_pwm._utils.files import staged_folder
 with staged_folder(sys.argv[1]) as stage:
     print(stage, flush=True)
     sys.stdin.readline()
@@ -86,7 +86,7 @@ MEMORY = """
 import re, sys
 from pathlib import Path
 from torchrl_pwm.data import convert_shards
-import torchrl_pwm.data.convert as convert
+import torchrl_pwm.data.published.convert as convert
 
 def mib(key):
     return int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
@@ -123,8 +123,8 @@ def test_converting_never_holds_more_than_one_shard(tmp_path, layout):
 
 KILLED_COLLECTION = """
 import os, signal, sys
-import torchrl_pwm.data.collect as collect
-import torchrl_pwm.data.writer as writer
+import torchrl_pwm.data.collect.dataset as collect
+import torchrl_pwm.data.store.writer as writer
 
 root, place = sys.argv[1:]
 episodes, finish = collect.task_episodes, writer.EpisodeStoreWriter._finish

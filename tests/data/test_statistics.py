@@ -8,8 +8,8 @@ import torch
 
 from torchrl_pwm import PWMWorldModel
 from torchrl_pwm.data import EpisodeStore, EpisodeStoreWriter
-from torchrl_pwm.data.moments import ObservationMoments
-from torchrl_pwm.data.statistics import observation_statistics
+from torchrl_pwm.data.store.moments import ObservationMoments
+from torchrl_pwm.data.store.statistics import observation_statistics
 
 
 @pytest.fixture

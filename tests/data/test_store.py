@@ -151,9 +151,9 @@ def test_a_step_is_its_observation_action_and_reward_one_after_the_other(tmp_pat
 @pytest.mark.parametrize("at_once", [1, 400, 1 << 17])
 def test_blocks_reach_the_last_step_and_no_further(tmp_path, monkeypatch, dtype, has_preadv, at_once):
     if not has_preadv:
-        monkeypatch.setattr("torchrl_pwm.data.steps._HAS_PREADV", False)
+        monkeypatch.setattr("torchrl_pwm.data.store.steps._HAS_PREADV", False)
     store = EpisodeStore(write_counting_store(tmp_path / "d", dtype=dtype))
-    monkeypatch.setattr("torchrl_pwm.data.steps._AT_ONCE", at_once)
+    monkeypatch.setattr("torchrl_pwm.data.store.steps._AT_ONCE", at_once)
     row, step = np.array([8, 0, 3]), np.array([9, 0, 4])
     seen = []
     for here, found in store.blocks(row, step, 3):
@@ -206,7 +206,7 @@ def test_the_manifest_names_every_file_with_its_size_and_checksum(counting_root)
 
 def test_a_verification_of_some_time_shows_its_progress(counting_root, monkeypatch, capsys):
     store = EpisodeStore(counting_root)
-    monkeypatch.setattr("torchrl_pwm.data.store._BAR_DELAY", 0.0)
+    monkeypatch.setattr("torchrl_pwm.data.store.store._BAR_DELAY", 0.0)
     store.verify(progress=False)
     assert capsys.readouterr().err == ""
     store.verify()
@@ -331,5 +331,5 @@ def test_arrays_of_a_store_are_read_only(counting_root):
 def test_a_store_too_large_to_read_ahead_gives_the_same_values(counting_root, monkeypatch):
     index = torch.arange(9)[:, None] * 12 + torch.arange(4)
     expected = EpisodeStorage(EpisodeStore(counting_root))[index]
-    monkeypatch.setattr("torchrl_pwm.data.steps._READAHEAD_LIMIT", 0)
+    monkeypatch.setattr("torchrl_pwm.data.store.steps._READAHEAD_LIMIT", 0)
     assert (EpisodeStorage(EpisodeStore(counting_root))[index] == expected).all()

@@ -10,7 +10,7 @@ import pytest
 
 from tests.data.counting import write_counting_store
 from torchrl_pwm.data import EpisodeStore, EpisodeStoreWriter, TDMPC2ExperienceReplay, upgrade_dataset
-from torchrl_pwm.data.manifest import record_checksum
+from torchrl_pwm.data.store.manifest import record_checksum
 
 
 def write_old(store, root):

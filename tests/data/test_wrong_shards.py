@@ -11,7 +11,7 @@ from tensordict import TensorDict
 
 from tests.data.shards import LENGTH, SHARDS, convert, make_shard, refused, save_shards
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
-from torchrl_pwm.data.shards import check_bytes
+from torchrl_pwm.data.published.shards import check_bytes
 
 FILES = ("steps.bin", "returns.bin")
 

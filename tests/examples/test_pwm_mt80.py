@@ -265,7 +265,7 @@ def test_the_traceback_can_be_asked_for(place, monkeypatch):
 
 
 def test_an_unexpected_error_keeps_its_traceback(place, monkeypatch, capsys):
-    monkeypatch.setattr("torchrl_pwm.trainers.pipeline.get_task_set", lambda name: {}["surprise"])
+    monkeypatch.setattr("torchrl_pwm.runs.pwm_offline.get_task_set", lambda name: {}["surprise"])
     with pytest.raises(SystemExit) as end:
         call([], monkeypatch)
     assert end.value.code == 1

@@ -16,15 +16,16 @@ pytest.importorskip("matplotlib")
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-import torchrl_pwm.trainers.configs  # noqa: F401
-from torchrl_pwm import WorldModelPolicy
+import torchrl_pwm.runs.configs  # noqa: F401
+from torchrl_pwm import WorldModelPolicy, runs
 from torchrl_pwm.envs.simulators import AnalyticEnv
 from torchrl_pwm.objectives import PWMLoss
+from torchrl_pwm.runs.evaluator import Judge
+from torchrl_pwm.runs.pwm_online import make_losses
 from torchrl_pwm.trainers import has_checkpoint, load_checkpoint
-from torchrl_pwm.trainers.judging import Judge
-from torchrl_pwm.trainers.online_run import make_losses
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+CONF = Path(runs.__file__).parent / "conf"
 TINY = ["iterations=4", "env.num_envs=4", "collector.steps=5", "collector.random_steps=40", "warmup_updates=2"]
 TINY += ["replay.slice_len=4", "replay.batch_size=6", "online.start_states=8", "loss.horizon=3"]
 TINY += ["model.latent_dim=16", "model.units=[16,16]", "model.encoder_units=[16]", "actor.units=[8]", "value.units=[8]"]
@@ -41,7 +42,7 @@ def call(monkeypatch, script, *arguments):
 
 
 def composed(script, *arguments):
-    with initialize_config_dir(str(EXAMPLES / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(script, list(arguments))
 
 

@@ -17,13 +17,14 @@ pytest.importorskip("matplotlib")
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-import torchrl_pwm.trainers.configs  # noqa: F401
-from torchrl_pwm import SHACLoss
+import torchrl_pwm.runs.configs  # noqa: F401
+from torchrl_pwm import SHACLoss, runs
 from torchrl_pwm.envs.simulators.newton.env import _NAMES
+from torchrl_pwm.runs.shac import make_shac_loss
 from torchrl_pwm.trainers import has_checkpoint
-from torchrl_pwm.trainers.simulation import make_shac_loss
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+CONF = Path(runs.__file__).parent / "conf"
 SCRIPT = EXAMPLES / "shac_simulator.py"
 TINY = ["iterations=6", "env.num_envs=4", "+env.episode_length=10", "loss.horizon=4", "stepper.critic_iterations=1"]
 TINY += ["actor.units=[8]", "value.units=[8]", "eval_interval=2", "eval_episodes=2", "save_interval=2"]
@@ -38,7 +39,7 @@ def call(monkeypatch, *arguments):
 
 
 def composed(*arguments):
-    with initialize_config_dir(str(EXAMPLES / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("shac_simulator", list(arguments))
 
 
@@ -137,11 +138,11 @@ def test_newton_tasks_run_with_64_rows_and_settings_of_their_own(task):
 
 def test_every_newton_task_has_its_configs():
     for group in ("env", "shac"):
-        assert {file.stem for file in EXAMPLES.glob(f"conf/{group}/newton/*.yaml")} == set(_NAMES)
+        assert {file.stem for file in CONF.glob(f"{group}/newton/*.yaml")} == set(_NAMES)
 
 
 def test_every_config_of_an_external_simulator_is_here():
-    found = {f"{file.parent.name}/{file.stem}" for file in EXAMPLES.glob("conf/env/*/*.yaml")}
+    found = {f"{file.parent.name}/{file.stem}" for file in CONF.glob("env/*/*.yaml")}
     assert {name for name in found if name.startswith(("dflex/", "rewarped/"))} == set(PUBLISHED)
 
 

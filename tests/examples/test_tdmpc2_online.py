@@ -13,11 +13,11 @@ pytest.importorskip("matplotlib")
 
 from hydra.utils import instantiate
 
-import torchrl_pwm.trainers.configs  # noqa: F401
+import torchrl_pwm.runs.configs  # noqa: F401
 from tests.examples.test_pwm_online import call, composed
 from torchrl_pwm.envs.simulators import AnalyticEnv
+from torchrl_pwm.runs.tdmpc2_online import episode_length, make_model
 from torchrl_pwm.trainers import OnlineTDMPC2OptimizationStepper, has_checkpoint
-from torchrl_pwm.trainers.online_tdmpc2_run import episode_length, make_model
 
 SCRIPT = "tdmpc2_online"
 TINY = ["iterations=4", "collector.steps=5", "collector.random_steps=40", "warmup_updates=2", "online.updates=1"]

@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from tests.trainers.tiny import assert_same
-from torchrl_pwm.trainers.behavior_cloning import Standardize, clone_behavior
+from torchrl_pwm.trainers.imitation import Standardize, clone_behavior
 
 OBSERVATION, ACTION, PADDED = 4, 2, 3
 WEIGHTS = torch.tensor([[1.0, -1.0, 0.5, 0.0], [0.0, 0.5, -0.5, 1.0]])

@@ -12,7 +12,7 @@ from torchrl.trainers import Trainer
 
 from tests.trainers import tiny
 from torchrl_pwm.trainers import PWMOptimizationStepper, has_checkpoint, load_checkpoint
-from torchrl_pwm.trainers.base import UpdateTicks
+from torchrl_pwm.trainers.trainer import UpdateTicks
 
 METRICS = {
     "model": {"loss_consistency", "loss_reward", "reward_error", "latent_error_last", "model_grad_norm", "model_lr"},

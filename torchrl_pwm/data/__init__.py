@@ -7,40 +7,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchrl_pwm._lazy import lazy_exports
+from torchrl_pwm._utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from torchrl_pwm.data.collect import collect_dataset
-    from torchrl_pwm.data.convert import convert_shards
-    from torchrl_pwm.data.download import download_checkpoint, download_shards
+    from torchrl_pwm.data.collect.dataset import collect_dataset
+    from torchrl_pwm.data.collect.recording import NoisyPolicy, record_steps
+    from torchrl_pwm.data.collect.sac import SACConfig
     from torchrl_pwm.data.mixture import ReplayMixture
     from torchrl_pwm.data.parallel import ParallelSliceSampler, extend_with_recorded, make_online_replay
-    from torchrl_pwm.data.recording import NoisyPolicy, record_steps
+    from torchrl_pwm.data.published.convert import convert_shards
+    from torchrl_pwm.data.published.download import download_checkpoint, download_shards
     from torchrl_pwm.data.replay import TDMPC2ExperienceReplay
-    from torchrl_pwm.data.sac import SACConfig
     from torchrl_pwm.data.sampler import EpisodeSliceSampler
     from torchrl_pwm.data.starts import start_states
-    from torchrl_pwm.data.storage import EpisodeStorage
-    from torchrl_pwm.data.store import EpisodeStore
+    from torchrl_pwm.data.store.storage import EpisodeStorage
+    from torchrl_pwm.data.store.store import EpisodeStore
+    from torchrl_pwm.data.store.writer import EpisodeStoreWriter
     from torchrl_pwm.data.upgrade import upgrade_dataset
-    from torchrl_pwm.data.writer import EpisodeStoreWriter
 
 _HOME = {
     "EpisodeSliceSampler": "sampler",
-    "EpisodeStorage": "storage",
-    "EpisodeStore": "store",
-    "EpisodeStoreWriter": "writer",
+    "EpisodeStorage": "store.storage",
+    "EpisodeStore": "store.store",
+    "EpisodeStoreWriter": "store.writer",
     "ParallelSliceSampler": "parallel",
     "ReplayMixture": "mixture",
-    "SACConfig": "sac",
+    "SACConfig": "collect.sac",
     "TDMPC2ExperienceReplay": "replay",
-    "collect_dataset": "collect",
-    "convert_shards": "convert",
-    "download_checkpoint": "download",
-    "download_shards": "download",
+    "collect_dataset": "collect.dataset",
+    "convert_shards": "published.convert",
+    "download_checkpoint": "published.download",
+    "download_shards": "published.download",
     "extend_with_recorded": "parallel",
-    "NoisyPolicy": "recording",
-    "record_steps": "recording",
+    "NoisyPolicy": "collect.recording",
+    "record_steps": "collect.recording",
     "make_online_replay": "parallel",
     "start_states": "starts",
     "upgrade_dataset": "upgrade",

@@ -14,10 +14,10 @@ from torchrl.data.datasets.common import BaseDatasetExperienceReplay
 from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter, Writer
 
-from torchrl_pwm.data.files import default_root, replaced_file
+from torchrl_pwm._utils.files import default_root, replaced_file
 from torchrl_pwm.data.sampler import EpisodeSliceSampler
-from torchrl_pwm.data.storage import EpisodeStorage
-from torchrl_pwm.data.store import EpisodeStore
+from torchrl_pwm.data.store.storage import EpisodeStorage
+from torchrl_pwm.data.store.store import EpisodeStore
 
 __all__ = ["TDMPC2ExperienceReplay"]
 
@@ -147,8 +147,8 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
     def _download(self) -> None:
         if self.dataset_id not in _PUBLISHED:
             raise ValueError(f"only {' and '.join(_PUBLISHED)} can be downloaded, found dataset_id={self.dataset_id!r}")
-        from torchrl_pwm.data.convert import convert_shards
-        from torchrl_pwm.data.download import download_shards
+        from torchrl_pwm.data.published.convert import convert_shards
+        from torchrl_pwm.data.published.download import download_shards
 
         shards = download_shards(self.dataset_id, self.root / "shards")
         convert_shards(shards, self.data_path, task_set=self.dataset_id)

@@ -10,8 +10,8 @@ import torch
 from torchrl.data.replay_buffers import Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
-from torchrl_pwm.data.files import replaced_file
-from torchrl_pwm.data.storage import EpisodeStorage
+from torchrl_pwm._utils.files import replaced_file
+from torchrl_pwm.data.store.storage import EpisodeStorage
 
 __all__ = ["EpisodeSliceSampler"]
 

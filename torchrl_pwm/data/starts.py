@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from tensordict import TensorDict
 
-from torchrl_pwm.data.storage import EpisodeStorage
-from torchrl_pwm.data.store import EpisodeStore
+from torchrl_pwm.data.store.storage import EpisodeStorage
+from torchrl_pwm.data.store.store import EpisodeStore
 
 __all__ = ["start_states"]
 

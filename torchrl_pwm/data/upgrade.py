@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from torchrl_pwm.data.files import file_sha256, refuse_existing
-from torchrl_pwm.data.manifest import FORMAT, MANIFEST_NAME, record_checksum
-from torchrl_pwm.data.store import EpisodeStore
-from torchrl_pwm.data.writer import EpisodeStoreWriter
+from torchrl_pwm._utils.files import file_sha256, refuse_existing
+from torchrl_pwm.data.store.manifest import FORMAT, MANIFEST_NAME, record_checksum
+from torchrl_pwm.data.store.store import EpisodeStore
+from torchrl_pwm.data.store.writer import EpisodeStoreWriter
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 
 __all__ = ["upgrade_dataset"]

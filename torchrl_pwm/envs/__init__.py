@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchrl_pwm._lazy import lazy_exports
+from torchrl_pwm._utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from torchrl_pwm.envs.gymnasium_env import make_gym_env
+    from torchrl_pwm.envs.imagined import ImaginedEnv
     from torchrl_pwm.envs.multitask import make_task_env, make_task_envs, raw_reward, restore_state
     from torchrl_pwm.envs.scripted import ScriptedPolicy
     from torchrl_pwm.envs.simulators import (
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
         compatibility_shim,
     )
     from torchrl_pwm.envs.tasks import MT30, MT80, TaskSet, TaskSpec, get_task_set, get_task_spec
-    from torchrl_pwm.envs.world_model import ImaginedEnv, WorldModelWrapper
+    from torchrl_pwm.envs.world_model import WorldModelWrapper
 
 _HOME = {
     "AnalyticEnv": "simulators",

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_pwm.envs._extras import require
+from torchrl_pwm._utils.extras import require
 from torchrl_pwm.envs.tasks import TaskSpec
 
 __all__ = ["DMControlSimulation"]

@@ -9,7 +9,7 @@ import torch
 from torchrl.data import Bounded
 from torchrl.envs import ActionScaling, Compose, DoubleToFloat, EnvBase, GymEnv, ParallelEnv, SerialEnv, TransformedEnv
 
-from torchrl_pwm.envs._extras import require
+from torchrl_pwm._utils.extras import require
 
 __all__ = ["make_gym_env"]
 

@@ -9,7 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 
-from torchrl_pwm.envs._extras import require
+from torchrl_pwm._utils.extras import require
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set, get_task_spec
 
 __all__ = ["ScriptedPolicy"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchrl_pwm._lazy import lazy_exports
+from torchrl_pwm._utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from torchrl_pwm.evaluation.films import film_pictures, film_strip, save_video

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from torchrl_pwm.data.files import replaced_file
-from torchrl_pwm.envs._extras import require
+from torchrl_pwm._utils.extras import require
+from torchrl_pwm._utils.files import replaced_file
 
 __all__ = ["film_pictures", "film_strip", "save_video"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_pwm.data.files import replaced_file
-from torchrl_pwm.envs._extras import require
+from torchrl_pwm._utils.extras import require
+from torchrl_pwm._utils.files import replaced_file
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 from torchrl_pwm.evaluation.charts import Curve, Series, line_chart, mean_curve
 from torchrl_pwm.evaluation.comparison import METHODS, compare_methods, headline, method_scores

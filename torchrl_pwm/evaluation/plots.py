@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from torchrl_pwm.data.files import replaced_file
-from torchrl_pwm.envs._extras import require
+from torchrl_pwm._utils.extras import require
+from torchrl_pwm._utils.files import replaced_file
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
 from torchrl_pwm.evaluation.comparison import headline, method_scores
 from torchrl_pwm.evaluation.scores import find_task_spec, reference_scores

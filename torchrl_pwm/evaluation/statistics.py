@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from torchrl_pwm.envs._extras import require
+from torchrl_pwm._utils.extras import require
 
 __all__ = ["Aggregate", "ScoreStatistics", "aggregate_scores"]
 

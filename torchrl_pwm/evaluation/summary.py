@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchrl_pwm.data.files import replaced_file
+from torchrl_pwm._utils.files import replaced_file
 from torchrl_pwm.evaluation.comparison import METHODS, compare_methods
 
 __all__ = ["make_summary", "package_versions", "read_summary", "write_summary"]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from torchrl_pwm.trainers.base import ReplayTrainer, UpdateTrainer
-from torchrl_pwm.trainers.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_pwm.trainers.collected import OnlineTrainer
-from torchrl_pwm.trainers.online import OnlinePWMOptimizationStepper, OnlinePWMTrainer
-from torchrl_pwm.trainers.online_tdmpc2 import OnlineTDMPC2OptimizationStepper, OnlineTDMPC2Trainer
-from torchrl_pwm.trainers.pwm import PWMTrainer
+from torchrl_pwm.trainers.pwm import OnlinePWMOptimizationStepper, OnlinePWMTrainer, PWMTrainer, WorldModelTrainer
 from torchrl_pwm.trainers.shac import SHACOptimizationStepper, SHACTrainer
 from torchrl_pwm.trainers.steppers import (
     FirstOrderOptimizationStepper,
     PWMOptimizationStepper,
     WorldModelOptimizationStepper,
 )
-from torchrl_pwm.trainers.tdmpc2 import TDMPC2OptimizationStepper, TDMPC2Trainer
-from torchrl_pwm.trainers.world_model import WorldModelTrainer
+from torchrl_pwm.trainers.tdmpc2 import (
+    OnlineTDMPC2OptimizationStepper,
+    OnlineTDMPC2Trainer,
+    TDMPC2OptimizationStepper,
+    TDMPC2Trainer,
+)
+from torchrl_pwm.trainers.trainer import ReplayTrainer, UpdateTrainer
 
 __all__ = [
     "FirstOrderOptimizationStepper",

@@ -14,9 +14,9 @@ from torchrl.objectives import LossModule
 from torchrl.trainers import Trainer, TrainerHookBase
 from tqdm import tqdm
 
+from torchrl_pwm.envs.simulators.state import has_state, load_env, save_env
 from torchrl_pwm.modules import PWMWorldModel, RunningMoments
-from torchrl_pwm.trainers.base import UpdateTrainer
-from torchrl_pwm.trainers.env_state import has_state, load_env, save_env
+from torchrl_pwm.trainers.trainer import UpdateTrainer
 
 _STATISTICS_SAMPLES = 100  # batches
 

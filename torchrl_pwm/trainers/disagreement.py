@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
-
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -13,7 +10,6 @@ from tqdm import tqdm
 
 from torchrl_pwm.data import ReplayMixture
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
-from torchrl_pwm.trainers.checkpoint import replace_file
 from torchrl_pwm.trainers.steppers import raise_non_finite
 
 
@@ -62,31 +58,3 @@ def _transitions(model: PWMWorldModel, batch: TensorDictBase) -> tuple[Tensor, T
     latent = model.encode_observation(batch["observation"], task)
     following = model.encode_observation(batch["next", "observation"], task)
     return latent, batch["action"], following, batch["next", "reward"], task
-
-
-def disagreement_file(world_model: Path) -> Path:
-    """Where the ensemble of a world model's file is kept."""
-    return world_model.with_name("disagreement.pt")
-
-
-def save_disagreement(ensemble: DynamicsEnsemble, file: Path) -> None:
-    """Writes the ensemble's weights to a file of tensors only."""
-    buffer = io.BytesIO()
-    torch.save(ensemble.state_dict(), buffer)
-    replace_file(file, buffer.getvalue())
-
-
-def load_disagreement(file: Path, world_model: PWMWorldModel) -> DynamicsEnsemble:
-    """The frozen ensemble of a model.
-
-    Raises:
-        FileNotFoundError: if none was trained for it.
-    """
-    if not file.exists():
-        raise FileNotFoundError(
-            f"loss.disagreement_coef needs the ensemble {file}, which a run trains with its world model; with a model "
-            "that was given, leave it at 0."
-        )
-    ensemble = DynamicsEnsemble(world_model)
-    ensemble.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    return ensemble.requires_grad_(False).eval()

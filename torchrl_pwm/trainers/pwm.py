@@ -1,14 +1,60 @@
-"""Policy extraction as a TorchRL trainer."""
+"""PWM: world-model training, policy extraction from a frozen model, and online training from an env's own steps."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
+from torchrl.trainers import OptimizationStepper
 
-from torchrl_pwm.objectives import PWMLoss
-from torchrl_pwm.trainers.base import ReplayTrainer
-from torchrl_pwm.trainers.steppers import PWMOptimizationStepper
+from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
+from torchrl_pwm.trainers.collected import OnlineTrainer
+from torchrl_pwm.trainers.steppers import PWMOptimizationStepper, WorldModelOptimizationStepper
+from torchrl_pwm.trainers.trainer import ReplayTrainer
+
+
+class WorldModelTrainer(ReplayTrainer):
+    """Trains a world model on sequences from a replay buffer.
+
+    Args:
+        loss_module (PWMWorldModelLoss): the objective.
+        replay_buffer (ReplayBuffer): gives sequences ``[B, T]``.
+
+    Keyword Args:
+        iterations (int): number of updates.
+        optimization_stepper (WorldModelOptimizationStepper, optional): default: one with the published settings.
+        **kwargs: see :class:`~torchrl_pwm.trainers.ReplayTrainer`.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import LazyTensorStorage, ReplayBuffer
+        >>> from torchrl_pwm import PWMWorldModel
+        >>> step = TensorDict({"observation": torch.randn(32, 8, 5), "reward": torch.randn(32, 8, 1)}, [32, 8])
+        >>> data = TensorDict({"observation": torch.randn(32, 8, 5), "action": torch.zeros(32, 8, 2)}, [32, 8])
+        >>> sequences = ReplayBuffer(storage=LazyTensorStorage(32), batch_size=4)
+        >>> _ = sequences.extend(data.set("next", step))
+        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
+        >>> WorldModelTrainer(PWMWorldModelLoss(model), sequences, iterations=2, progress_bar=False).train()
+    """
+
+    progress_keys = ("loss_consistency", "loss_reward", "reward_error")
+
+    def __init__(
+        self,
+        loss_module: PWMWorldModelLoss,
+        replay_buffer: ReplayBuffer,
+        *,
+        iterations: int,
+        optimization_stepper: WorldModelOptimizationStepper | None = None,
+        **kwargs: Any,
+    ) -> None:
+        stepper = optimization_stepper or WorldModelOptimizationStepper(loss_module, iterations=iterations)
+        super().__init__(loss_module, replay_buffer, stepper, iterations=iterations, **kwargs)
 
 
 class PWMTrainer(ReplayTrainer):
@@ -48,3 +94,196 @@ class PWMTrainer(ReplayTrainer):
     ) -> None:
         stepper = optimization_stepper or PWMOptimizationStepper(loss_module, iterations=iterations)
         super().__init__(loss_module, replay_buffer, stepper, iterations=iterations, **kwargs)
+
+
+class OnlinePWMOptimizationStepper(OptimizationStepper):
+    """One iteration of online PWM: the world model learns from replayed sequences, then the policy inside it.
+
+    The imagined rollouts start from ``start_states`` states, of which the share ``recent_share`` was visited since the
+    last iteration and the rest is drawn from the replay.
+
+    Args:
+        loss_module (PWMLoss): the policy's objective.
+        model_loss (PWMWorldModelLoss): the objective of its world model.
+        replay_buffer (ReplayBuffer): gives sequences ``[B, T]``, see :func:`~torchrl_pwm.data.make_online_replay`.
+
+    Keyword Args:
+        iterations (int): number of iterations, over which the learning rates fall; published: 15,000.
+        model_updates (int): world-model updates of an iteration; published: 8.
+        policy_updates (int): policy updates of an iteration; published: 1.
+        start_states (int): start states B of a policy update; published: one for each env, 64 or 128.
+        recent_share (float): share of them from the newest steps, between 0 and 1.
+        model_stepper (WorldModelOptimizationStepper, optional): default: one with a constant rate of 3e-4, the same for
+            the encoder, as published for one task.
+        policy_stepper (PWMOptimizationStepper, optional): default: one with the published settings.
+        seed (int): seed of the draws of start states.
+
+    Raises:
+        ValueError: if a number is out of range, or the two losses have different world models.
+        FloatingPointError: as the two steppers.
+
+    Source: PWM (arXiv 2407.02466), single-task experiments. There the imagined chain runs beside the real envs with
+    the same actions, so that all start states are the envs' current ones (``recent_share=1``).
+    """
+
+    def __init__(
+        self,
+        loss_module: PWMLoss,
+        model_loss: PWMWorldModelLoss,
+        replay_buffer: ReplayBuffer,
+        *,
+        iterations: int = 15_000,
+        model_updates: int = 8,
+        policy_updates: int = 1,
+        start_states: int = 256,
+        recent_share: float = 0.5,
+        model_stepper: WorldModelOptimizationStepper | None = None,
+        policy_stepper: PWMOptimizationStepper | None = None,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("policy_updates", policy_updates), ("start_states", start_states)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}.")
+        if model_updates < 0:
+            raise ValueError(f"model_updates must be at least 0, found {model_updates}.")
+        if not 0.0 <= recent_share <= 1.0:
+            raise ValueError(f"recent_share must be between 0 and 1, found {recent_share}.")
+        if loss_module.world_model is not model_loss.world_model:
+            raise ValueError("PWMLoss and PWMWorldModelLoss must share one world model: build both with the same one.")
+        self.loss_module, self.model_loss, self.replay_buffer = loss_module, model_loss, replay_buffer
+        self.model_stepper = model_stepper or WorldModelOptimizationStepper(
+            model_loss, iterations=iterations * max(model_updates, 1), encoder_lr_scale=1.0
+        )
+        self.policy_stepper = policy_stepper or PWMOptimizationStepper(
+            loss_module, iterations=iterations * policy_updates
+        )
+        self.model_updates, self.policy_updates = model_updates, policy_updates
+        self.start_states, self.recent_share = start_states, recent_share
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def step(self, trainer: Any, sub_batch: TensorDictBase) -> TensorDictBase:
+        return self.update(sub_batch)
+
+    def update(self, recent: TensorDictBase) -> TensorDictBase:
+        """One iteration; ``recent`` [N, T] are the newest steps, already in the replay buffer."""
+        metrics: dict[str, Tensor] = {}
+        for _ in range(self.model_updates):
+            metrics.update(self.update_model().items())
+        for _ in range(self.policy_updates):
+            metrics.update(self.policy_stepper.update(self.draw_starts(recent)).items())
+        return TensorDict(metrics)
+
+    def update_model(self) -> TensorDictBase:
+        """One world-model update from the replay."""
+        return self.model_stepper.update(self._to_device(self.replay_buffer.sample()))
+
+    def draw_starts(self, recent: TensorDictBase) -> TensorDictBase:
+        """Start states ``[start_states]`` of the newest steps and of the replay."""
+        keys = self.loss_module.in_keys
+        count = round(self.recent_share * self.start_states)
+        parts = []
+        if count:
+            steps = recent.select(*keys).reshape(-1)
+            parts.append(self._to_device(steps[torch.randint(len(steps), (count,), generator=self._generator)]))
+        while sum(map(len, parts)) < self.start_states:
+            parts.append(self._to_device(self.replay_buffer.sample()).select(*keys)[:, 0])
+        return torch.cat(parts)[: self.start_states]
+
+    def _to_device(self, batch: TensorDictBase) -> TensorDictBase:
+        return batch.to(next(self.model_loss.world_model.parameters()).device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model_stepper.state_dict(),
+            "policy": self.policy_stepper.state_dict(),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.model_stepper.load_state_dict(state_dict["model"])
+        self.policy_stepper.load_state_dict(state_dict["policy"])
+        self._generator.set_state(state_dict["generator"])
+
+
+class OnlinePWMTrainer(OnlineTrainer):
+    """PWM on any TorchRL env: steps go into a replay buffer, the model learns from it, the policy inside the model.
+
+    An iteration is one batch of the collector, then what :class:`OnlinePWMOptimizationStepper` does. Before the first,
+    ``warmup_steps`` are collected and ``warmup_updates`` made of the world model; :meth:`pretrain` learns from a data
+    set first.
+
+    Args:
+        loss_module (PWMLoss): the policy's objective.
+        model_loss (PWMWorldModelLoss): the objective of its world model.
+        collector (BaseCollector): a TorchRL collector of the env, with a :class:`~torchrl_pwm.WorldModelPolicy` of the
+            same networks and without an end; with the collector's ``init_random_frames``, its first steps are random.
+        replay_buffer (ReplayBuffer): see :func:`~torchrl_pwm.data.make_online_replay`.
+
+    Keyword Args:
+        iterations (int): number of iterations; published: 15,000 of 16 steps in every env.
+        optimization_stepper (OnlinePWMOptimizationStepper, optional): default: one with the published settings.
+        **kwargs: see :class:`~torchrl_pwm.trainers.OnlineTrainer`.
+
+    Raises:
+        ValueError: for a collector that does not fit, see :class:`~torchrl_pwm.trainers.collected.CollectedSteps`.
+        FloatingPointError: if a number is not finite.
+
+    Examples:
+        >>> from torchrl.collectors import Collector
+        >>> from torchrl_pwm import PWMLoss, PWMWorldModel, PWMWorldModelLoss, WorldModelPolicy
+        >>> from torchrl_pwm import make_pwm_actor, make_value_ensemble
+        >>> from torchrl_pwm.data import make_online_replay
+        >>> from torchrl_pwm.envs.simulators import AnalyticEnv
+        >>> model = PWMWorldModel(5, 1, latent_dim=16, units=(32, 32), normalize_rewards=True)
+        >>> actor, value = make_pwm_actor(16, 1), make_value_ensemble(16)
+        >>> env, policy = AnalyticEnv("cartpole_swingup", 4), WorldModelPolicy(model, actor)
+        >>> collector = Collector(env, policy, frames_per_batch=64)
+        >>> trainer = OnlinePWMTrainer(
+        ...     PWMLoss(actor, value, model, horizon=4),
+        ...     PWMWorldModelLoss.single_task(model),
+        ...     collector,
+        ...     make_online_replay(10_000, slice_len=4, batch_size=8),
+        ...     iterations=2,
+        ...     progress_bar=False,
+        ... )
+        >>> trainer.train()
+        >>> trainer.env_steps
+        192
+    """
+
+    progress_keys = ("env_steps", "collected_reward", "loss_actor", "reward_error")
+
+    def __init__(
+        self,
+        loss_module: PWMLoss,
+        model_loss: PWMWorldModelLoss,
+        collector: BaseCollector,
+        replay_buffer: ReplayBuffer,
+        *,
+        iterations: int = 15_000,
+        optimization_stepper: OnlinePWMOptimizationStepper | None = None,
+        **kwargs: Any,
+    ) -> None:
+        stepper = optimization_stepper or OnlinePWMOptimizationStepper(
+            loss_module, model_loss, replay_buffer, iterations=iterations
+        )
+        self.model_loss = model_loss
+        super().__init__(loss_module, collector, replay_buffer, stepper, iterations=iterations, **kwargs)
+        # PWMLoss leaves the world model to others.
+        self.register_module("world_model", model_loss.world_model)
+
+    def pretrain(self, replay_buffer: ReplayBuffer, updates: int) -> None:
+        """World-model updates from a data set, before any step of the env.
+
+        Args:
+            replay_buffer (ReplayBuffer): gives sequences ``[B, T]``, for instance a
+                :class:`~torchrl_pwm.TDMPC2ExperienceReplay` or any TorchRL data set with slices.
+            updates (int): published: 50,000 for hopper, 100,000 for ant, 200,000 for humanoid.
+        """
+        stepper = self.stepper
+        self.set_statistics(replay_buffer)
+        own, stepper.replay_buffer = stepper.replay_buffer, replay_buffer
+        try:
+            self.update_model(updates, "pre-training the world model")
+        finally:
+            stepper.replay_buffer = own

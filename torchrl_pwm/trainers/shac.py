@@ -15,10 +15,10 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
 from torchrl.trainers import Trainer, TrainerHookBase
 
+from torchrl_pwm.envs.simulators.state import load_env, save_env
 from torchrl_pwm.objectives import SHACLoss
-from torchrl_pwm.trainers.base import UpdateTrainer
-from torchrl_pwm.trainers.env_state import load_env, save_env
 from torchrl_pwm.trainers.steppers import FirstOrderOptimizationStepper
+from torchrl_pwm.trainers.trainer import UpdateTrainer
 
 
 class SHACOptimizationStepper(FirstOrderOptimizationStepper):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchrl_pwm._lazy import lazy_exports
+from torchrl_pwm._utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from torchrl_pwm.envs.simulators.analytic import AnalyticEnv

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchrl.envs.utils import _classproperty
 
-from torchrl_pwm.envs._extras import require
+from torchrl_pwm._utils.extras import require
 from torchrl_pwm.envs.simulators._diffrl import DiffRLSimulator, build_env
 from torchrl_pwm.envs.simulators.base import SimulatorStep
 from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv

@@ -7,8 +7,8 @@ import importlib.util
 import torch
 from torchrl.envs.utils import _classproperty
 
-from torchrl_pwm.envs._extras import require
-from torchrl_pwm.envs.simulators._analytic import RewardTiming
+from torchrl_pwm._utils.extras import require
+from torchrl_pwm.envs.simulators.base import RewardTiming
 from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
 
 __all__ = ["NewtonEnv"]

@@ -1,0 +1,94 @@
+"""How far ahead a world model's gradient can be believed, beside the simulator's own.
+
+    python -m benchmarks.learning.studies.gradients runs/pwm_ant --policies runs/shac_ant_100 runs/shac_ant_200
+
+The model is that of a finished run of PWM. Along the way of each policy, whose mean actions uniform noise spoils more
+from row to row, the reward of H steps is differentiated with respect to each action, in the simulator and in the model.
+The table holds the mean cosine of the two gradients by the number of steps that the action acts on, and the share of
+the variance of the last reward that the model explains (R2).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from torch import Tensor, nn
+
+from torchrl_pwm.data import NoisyPolicy
+from torchrl_pwm.runs.load import load_policy
+
+ROWS, BLOCKS, BETWEEN, NOISE = 64, 3, 40, 0.6
+
+
+def simulated(config: Any, policy: nn.Module, horizon: int) -> dict[str, Tensor]:
+    """Observations [B, O], actions, rewards and gradients [H, B, ...] of windows without an end.
+
+    The gradient is that of a row's summed reward with respect to its actions.
+    """
+    env = instantiate(config.env, num_envs=ROWS, requires_grad=True, seed=1, stagger=True)
+    acting, carrier, found = NoisyPolicy(policy, ROWS, NOISE), env.reset(), []
+    for _ in range(BLOCKS):
+        with torch.no_grad():
+            for _ in range(BETWEEN):
+                _, carrier = env.step_and_maybe_reset(acting(carrier))
+        carrier = env.truncate_graph(carrier)
+        observation, actions, rewards = carrier["observation"].clone(), [], []
+        ended = torch.zeros(ROWS, dtype=torch.bool)
+        for _ in range(horizon):
+            actions.append(acting(carrier)["action"].requires_grad_())
+            step, carrier = env.step_and_maybe_reset(carrier.set("action", actions[-1]))
+            rewards.append(step["next", "reward"].squeeze(-1))
+            ended |= step["next", "done"].squeeze(-1)
+        gradient = torch.stack(torch.autograd.grad(torch.stack(rewards).sum(), actions))
+        entries = {"action": torch.stack(actions), "reward": torch.stack(rewards), "gradient": gradient}
+        found.append({"observation": observation[~ended], **{k: v.detach()[:, ~ended] for k, v in entries.items()}})
+        carrier = env.truncate_graph(carrier)
+    return {key: torch.cat([part[key] for part in found], int(key != "observation")) for key in found[0]}
+
+
+def compare(model: Any, truth: dict[str, Tensor]) -> tuple[Tensor, float]:
+    """Mean cosine [H] of the model's gradient to the simulator's by time, and R2 of the last reward."""
+    actions = truth["action"].clone().requires_grad_()
+    latent, rewards = model.encode_observation(truth["observation"]), []
+    for action in actions:
+        rewards.append(model.decode_reward(model.reward_logits(latent, action), "raw").squeeze(-1))
+        latent = model.next_latent(latent, action)
+    (gradient,) = torch.autograd.grad(torch.stack(rewards).sum(), actions)
+    last = truth["reward"][-1]
+    explained = 1 - (rewards[-1].detach() - last).square().mean() / last.var()
+    return torch.cosine_similarity(gradient, truth["gradient"], dim=-1).mean(1), float(explained)
+
+
+def table(model: Any, policies: Sequence[Path], horizon: int) -> str:
+    """A row for each policy."""
+    ahead = [steps for steps in (1, 2, 4, 6, 8, 12, 16, 24, 32) if steps <= horizon]
+    lines = [
+        f"| states of | windows | {' | '.join(f'{steps} ahead' for steps in ahead)} | R2 of the last reward |",
+        "|---" * (len(ahead) + 3) + "|",
+    ]
+    for folder in policies:
+        policy, config = load_policy(folder)
+        truth = simulated(config, policy, horizon)
+        cosine, explained = compare(model, truth)
+        cells = [f"{float(cosine[-steps]):.2f}" for steps in ahead]
+        lines.append(f"| {folder.name} | {truth['action'].shape[1]} | {' | '.join(cells)} | {explained:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder of a finished run of PWM in a differentiable simulator")
+    parser.add_argument("--policies", type=Path, nargs="+", required=True, help="folders of finished runs")
+    parser.add_argument("--horizon", type=int, default=16)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    print(table(load_policy(options.model)[0].world_model, options.policies, options.horizon))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""A checkpoint is whole or refused, and runs no code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from torchrl_pwm._utils import checkpoint as module
+from torchrl_pwm.trainers import has_checkpoint, load_checkpoint, save_checkpoint
+
+MANIFEST = "checkpoint.json"
+
+
+def state(value: float) -> dict:
+    return {
+        "weight": torch.full((100,), value),
+        "step": int(value),
+        "nested": {"list": [1, None, "text"], "flag": True},
+    }
+
+
+def assert_loads(folder: Path, value: float) -> None:
+    found = load_checkpoint(folder)
+    torch.testing.assert_close(found["weight"], torch.full((100,), value), rtol=0, atol=0)
+    assert {key: found[key] for key in ("step", "nested")} == {key: state(value)[key] for key in ("step", "nested")}
+
+
+def data_file(folder: Path) -> Path:
+    return folder / json.loads((folder / MANIFEST).read_text())["file"]
+
+
+def test_what_was_saved_comes_back(tmp_path):
+    folder = tmp_path / "deep" / "folder"
+    assert not has_checkpoint(folder)
+    path = save_checkpoint(folder, state(1), step=1)
+    assert has_checkpoint(folder)
+    assert path == data_file(folder)
+    assert_loads(folder, 1)
+
+
+def test_a_new_checkpoint_replaces_the_old_one_and_its_file(tmp_path):
+    for value in (1, 2, 2, 1):
+        save_checkpoint(tmp_path, state(value), step=value)
+        assert_loads(tmp_path, value)
+        assert sorted(file.name for file in tmp_path.iterdir()) == sorted([MANIFEST, data_file(tmp_path).name])
+
+
+@pytest.mark.parametrize("step", (1, 2), ids=("same step", "later step"))
+@pytest.mark.parametrize("call", ("open", "fsync", "replace"))
+@pytest.mark.parametrize("occurrence", (1, 2))
+def test_a_failure_at_any_write_leaves_the_old_checkpoint_in_force(call, occurrence, step, tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, state(1), step=1)
+    target = {"open": (module, "open", open), "fsync": (os, "fsync", os.fsync), "replace": (os, "replace", os.replace)}
+    owner, name, original = target[call]
+    # Each file is opened once, renamed once, and flushed twice: itself and its folder.
+    fails_at = occurrence * 2 - 1 if call == "fsync" else occurrence
+    calls = []
+
+    def fail(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == fails_at:
+            raise OSError("disk full")
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail, raising=False)
+        with pytest.raises(OSError, match="disk full"):
+            save_checkpoint(tmp_path, state(2), step=step)
+    assert_loads(tmp_path, 1)
+    assert not list(tmp_path.glob("*.tmp"))
+    save_checkpoint(tmp_path, state(3), step=3)
+    assert_loads(tmp_path, 3)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_killed_processes_left_is_cleaned_at_the_next_save(tmp_path):
+    save_checkpoint(tmp_path, state(1), step=1)
+    for name in ("checkpoint-7-0123456789ab.pt", "checkpoint-7-0123456789ab.pt.tmp", f"{MANIFEST}.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("not ours")
+    assert_loads(tmp_path, 1)
+    path = save_checkpoint(tmp_path, state(2), step=2)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([MANIFEST, path.name, "notes.txt"])
+
+
+@pytest.mark.parametrize("place", (0.0, 0.3, 0.99))
+def test_one_damaged_byte_is_refused(place, tmp_path):
+    path = save_checkpoint(tmp_path, state(1), step=1)
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("size", (0, 100))
+def test_a_truncated_file_is_refused_with_both_sizes(size, tmp_path):
+    path = save_checkpoint(tmp_path, state(1), step=1)
+    whole = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.truncate(size)
+    with pytest.raises(ValueError, match=rf"damaged: expected {whole} bytes .*found {size} bytes"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    save_checkpoint(tmp_path, state(1), step=1).unlink()
+    with pytest.raises(ValueError, match="damaged"):
+        load_checkpoint(tmp_path)
+
+
+def test_an_empty_folder_says_what_was_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match=MANIFEST):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ("", "{", "[1]", '{"file": "a.pt"}', '{"file": "a", "size": "x", "sha256": ""}', "\xff")
+)
+def test_a_damaged_manifest_is_refused(text, tmp_path):
+    save_checkpoint(tmp_path, state(1), step=1)
+    (tmp_path / MANIFEST).write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"manifest .* is damaged"):
+        load_checkpoint(tmp_path)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+@pytest.mark.parametrize("how", ("torch", "pickle", "noise"))
+def test_hostile_content_is_refused_and_not_run(how, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "checkpoint"
+    path = save_checkpoint(folder, state(1), step=1)
+    if how == "torch":
+        torch.save({"weight": Hostile()}, path)
+    else:
+        path.write_bytes(pickle.dumps(Hostile()) if how == "pickle" else bytes(range(256)))
+    data = path.read_bytes()
+    manifest = {"file": path.name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="refused"):
+        load_checkpoint(folder)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_manifest_does_not_lead_out_of_its_folder(tmp_path):
+    outside = save_checkpoint(tmp_path / "other", state(5), step=5)
+    save_checkpoint(tmp_path / "mine", state(1), step=1)
+    manifest = json.loads((tmp_path / "other" / MANIFEST).read_text())
+    manifest["file"] = f"../other/{outside.name}"
+    (tmp_path / "mine" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="damaged"):
+        load_checkpoint(tmp_path / "mine")

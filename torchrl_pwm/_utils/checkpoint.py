@@ -1,0 +1,120 @@
+"""The one writer and reader of training checkpoints: atomic, verified, and free of executable content."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchrl_pwm._utils.files import flush_folder
+
+_MANIFEST = "checkpoint.json"
+
+
+def save_checkpoint(folder: str | os.PathLike[str], state: Mapping[str, Any], *, step: int) -> Path:
+    """Writes ``state`` as the folder's current checkpoint.
+
+    The data go to a new file that is flushed to disk before the manifest, which names it with its size and sha256, is
+    replaced in one rename. A process killed anywhere leaves the previous checkpoint in force.
+
+    Args:
+        folder: where the checkpoint lives; made if missing.
+        state (mapping): nested dictionaries and lists of tensors, numbers, strings and ``None``.
+
+    Keyword Args:
+        step (int): number of updates done; part of the file's name.
+
+    Returns:
+        The path of the data file.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> _ = save_checkpoint(folder, {"weight": torch.ones(2)}, step=1)
+        >>> load_checkpoint(folder)["weight"]
+        tensor([1., 1.])
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    data = buffer.getvalue()
+    digest = hashlib.sha256(data).hexdigest()
+    # A name of its own for other content, so that saving a step again never touches the checkpoint in force.
+    path = folder / f"checkpoint-{step}-{digest[:12]}.pt"
+    replace_file(path, data)
+    manifest = {"file": path.name, "size": len(data), "sha256": digest, "step": step}
+    replace_file(folder / _MANIFEST, json.dumps(manifest, indent=2).encode())
+    for old in folder.glob("checkpoint-*.pt*"):
+        if old != path:
+            old.unlink()
+    return path
+
+
+def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads the folder's current checkpoint, without executing anything it holds.
+
+    Raises:
+        FileNotFoundError: if the folder holds no checkpoint.
+        ValueError: if the data are not those that were written.
+    """
+    folder = Path(folder)
+    try:
+        text = (folder / _MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No checkpoint in {folder}: expected {_MANIFEST} there.") from None
+    name, size, digest = _read_manifest(folder / _MANIFEST, text)
+    path = folder / name
+    data = path.read_bytes() if path.exists() else b""
+    if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError(
+            f"The checkpoint {path} is damaged: expected {size} bytes with sha256 {digest[:12]}..., found "
+            f"{len(data)} bytes that differ. Restore the file, or remove the folder to begin anew."
+        )
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"The checkpoint {path} was refused: expected tensors, numbers and strings, found what cannot be read "
+            f"without running its code ({str(error).splitlines()[0]}). Do not use files of this origin."
+        ) from error
+
+
+def _read_manifest(path: Path, text: bytes) -> tuple[str, int, str]:
+    """Name, size and sha256 of the data file."""
+    try:
+        manifest = json.loads(text)
+        # Only a name: a manifest must not lead out of its folder.
+        return Path(manifest["file"]).name, int(manifest["size"]), str(manifest["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"The manifest {path} is damaged: expected JSON with file, size and sha256 ({type(error).__name__}: "
+            f"{error}). Restore the file, or remove the folder to begin anew."
+        ) from error
+
+
+def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
+    """Whether the folder holds a checkpoint."""
+    return (Path(folder) / _MANIFEST).exists()
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Puts ``data`` at ``path`` in one step: write aside, flush to disk, rename."""
+    # The fixed name makes the next save overwrite what a killed process left.
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    flush_folder(path.parent)

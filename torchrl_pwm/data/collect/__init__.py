@@ -1,0 +1,1 @@
+"""Collection from simulators: behaviours, SAC, whole data sets, and recordings of policies."""

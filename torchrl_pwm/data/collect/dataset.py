@@ -1,0 +1,336 @@
+"""Collects data sets from the simulators."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import queue
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict.nn import TensorDictModuleBase
+from torchrl._utils import logger as torchrl_logger
+from tqdm import tqdm
+
+from torchrl_pwm._utils.files import flush_folder, refuse_existing
+from torchrl_pwm._utils.processes import end_with_parent
+from torchrl_pwm._utils.versions import versions
+from torchrl_pwm.data.collect.behaviors import (
+    BEHAVIORS,
+    PADDING,
+    Behavior,
+    Noise,
+    TaskJob,
+    checked_noise,
+    task_episodes,
+)
+from torchrl_pwm.data.collect.sac import SACConfig
+from torchrl_pwm.data.store.store import EpisodeStore
+from torchrl_pwm.data.store.writer import EpisodeStoreWriter
+from torchrl_pwm.envs.tasks import TaskSet, get_task_set
+
+__all__ = ["collect_dataset"]
+
+_ROWS_AT_ONCE = 256
+_Report = Callable[[tuple[str, float]], object]
+
+
+def collect_dataset(
+    tasks: str | Sequence[str],
+    root: str | os.PathLike[str],
+    *,
+    episodes: int | Mapping[str, int],
+    behavior: Behavior | Mapping[str, Behavior] = "random",
+    seed: int = 0,
+    task_set: str | TaskSet = "mt80",
+    noise: Sequence[Noise] | None = None,
+    sac: SACConfig | None = None,
+    policy: TensorDictModuleBase | Mapping[str, TensorDictModuleBase] | None = None,
+    transform: Any = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> EpisodeStore:
+    """Collects a data set for :class:`~torchrl_pwm.data.TDMPC2ExperienceReplay` from the simulators.
+
+    Each task's episodes depend on the seed, the task and its settings only, not on the other tasks or the number of
+    workers. A task that is finished is kept in ``<root>.partial``, so that a collection that was interrupted goes on
+    with the tasks that are missing and ends with the same bytes; called again when all is done, it returns the data
+    set. Rows have the length of the set's shortest episodes, as in the published sets: with MT80 an episode of
+    DMControl is five rows of 100 transitions, with MT30 one row of 500. Entries beyond a task's own observation are
+    zero, those beyond its own action random, as in the published data.
+
+    Behaviours:
+
+    - ``"random"``: uniform actions;
+    - ``"scripted"``: the Meta-World experts with the hold rule, episodes cycling through the noise levels;
+    - ``"sac"``: TorchRL's soft actor-critic trained on the task; every episode of its training is kept, from random to
+      as good as it gets. One update a step makes about 100 steps a second on a core;
+    - ``"policy"``: a policy of yours with its deterministic action, plus noise.
+
+    Args:
+        tasks: one or more task names.
+        root: folder of the data set to make.
+        episodes: whole episodes of each task (500 steps DMControl, 100 Meta-World), one number or one per task.
+        behavior: one behaviour, or one per task.
+        seed: seed of everything.
+        task_set: set whose sizes and indices are stored.
+        noise: levels for ``"scripted"`` (default 0, 0.1, 0.3, 0.6 and ``"random"``) and ``"policy"`` (default 0):
+            standard deviations, or ``"random"`` for an episode of uniform actions.
+        sac: settings of SAC.
+        policy: for ``"policy"``: reads the TensorDict of the env and writes ``action``; one, or one per task.
+        transform: for ``"policy"``: env transform that makes the policy's input, such as
+            :class:`~torchrl_pwm.WorldModelWrapper`.
+        workers: processes; default one per core, at most one per task. With one, the work is done in this process.
+            More are started with *spawn*: a script needs ``if __name__ == "__main__":``.
+        progress: whether progress is shown.
+
+    Returns:
+        The opened data set. Its ``statistics()`` hold the mean and spread of the behaviour's returns.
+
+    Raises:
+        ValueError: for an unknown task, behaviour or noise level, or a collection to go on with that had other
+            settings.
+        FileExistsError: if ``root`` holds anything but this data set.
+        ImportError: without the ``mt80`` extra.
+
+    Examples:
+        >>> import tempfile
+        >>> from torchrl_pwm import TDMPC2ExperienceReplay, collect_dataset
+        >>> root = tempfile.mkdtemp() + "/data"
+        >>> store = collect_dataset("pendulum-swingup", root, episodes=2, seed=1, workers=1, progress=False)
+        >>> store.num_rows, store.row_length
+        (10, 100)
+        >>> TDMPC2ExperienceReplay(root, batch_size=4).sample().shape
+        torch.Size([4, 17])
+    """
+    table = get_task_set(task_set)
+    jobs = _jobs(tasks, table, episodes, behavior, seed, noise, sac or SACConfig(), policy, transform)
+    row_length = min(spec.episode_length for spec in table)
+    for job in jobs:
+        if job.spec.episode_length % row_length:
+            raise ValueError(
+                f"episodes of {job.task} have {job.spec.episode_length} steps, which cannot be cut into rows of "
+                f"{row_length}, the shortest of {table.name}"
+            )
+    target = Path(root)
+    partial = target.with_name(f"{target.name}.partial")
+    if target.is_dir() and any(target.iterdir()):
+        return _finished(target, jobs, partial)
+    refuse_existing(target)
+    partial.mkdir(parents=True, exist_ok=True)
+    _remove_stale(partial)
+    missing = [job for job in jobs if not _has_part(partial / job.task, job)]
+    if len(missing) < len(jobs):
+        torchrl_logger.info(f"going on with {partial}: {len(jobs) - len(missing)} of {len(jobs)} tasks are there")
+    count = min(len(missing), (os.cpu_count() or 1) if workers is None else workers)
+    total = sum(job.episodes for job in missing)
+    with tqdm(total=total, desc="collecting", unit="episode", disable=not progress) as bar:
+
+        def report(event: tuple[str, float]) -> None:
+            bar.set_postfix_str(f"{event[0]} return {event[1]:.0f}", refresh=False)
+            bar.update()
+
+        if count <= 1:
+            for job in missing:
+                _collect_task(job, partial / job.task, row_length, report)
+        else:
+            _collect_in_processes(missing, partial, row_length, count, report)
+    return _assemble(jobs, table, partial, target, row_length)
+
+
+def _jobs(
+    tasks: str | Sequence[str],
+    table: TaskSet,
+    episodes: int | Mapping[str, int],
+    behavior: Behavior | Mapping[str, Behavior],
+    seed: int,
+    noise: Sequence[Noise] | None,
+    sac: SACConfig,
+    policy: TensorDictModuleBase | Mapping[str, TensorDictModuleBase] | None,
+    transform: Any,
+) -> list[TaskJob]:
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"tasks must name at least one task and each once, found {names}")
+    jobs = []
+    for name in sorted(names, key=lambda name: table[name].index):
+        kind = _of_task(behavior, name, "behavior")
+        if kind not in BEHAVIORS:
+            raise ValueError(f"unknown behavior {kind!r}; known are {', '.join(BEHAVIORS)}")
+        if kind == "scripted" and table[name].suite != "metaworld":
+            raise ValueError(f"{name} has no scripted expert, only the Meta-World tasks have; use 'sac' or 'random'")
+        if kind == "policy" and policy is None:
+            raise ValueError("behavior='policy' needs policy=, a TensorDict module that writes 'action'")
+        number = _of_task(episodes, name, "episodes")
+        if number < 1:
+            raise ValueError(f"episodes of {name} must be at least 1, found {number}")
+        jobs.append(
+            TaskJob(
+                task=name,
+                table=table,
+                behavior=kind,
+                episodes=number,
+                seed=seed,
+                noise=checked_noise(kind, noise),
+                sac=sac,
+                policy=_of_task(policy, name, "policy") if kind == "policy" else None,
+                transform=transform if kind == "policy" else None,
+            )
+        )
+    return jobs
+
+
+def _of_task(value: Any, task: str, name: str) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if task not in value:
+        raise ValueError(f"{name} says nothing about {task}; it names {sorted(value)}")
+    return value[task]
+
+
+def _collect_task(job: TaskJob, part: Path, row_length: int, report: _Report) -> None:
+    """Writes the part of one task: a data set of its own."""
+    rows = job.episodes * (job.spec.episode_length // row_length)
+    with (
+        _one_thread(),
+        EpisodeStoreWriter(
+            part,
+            job.table,
+            {job.task: rows},
+            row_length=row_length,
+            success=True,
+            whole_episodes=True,
+            source=_source([job]),
+        ) as writer,
+    ):
+        for number, episode in enumerate(task_episodes(job)):
+            draws = np.random.default_rng(job.stream(PADDING, number))
+            writer.write(job.task, *episode.rows(job.table, job.spec.action_dim, row_length, draws))
+            report((job.task, float(episode.reward.sum())))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The same sums in the same order, whether the work is done here or in a worker."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+_events: Any = None  # queue to the parent, in a worker
+
+
+def _start_worker(events: Any) -> None:
+    global _events
+    _events = events
+    torch.set_num_threads(1)
+    end_with_parent()
+
+
+def _work(job: TaskJob, part: Path, row_length: int) -> None:
+    _collect_task(job, part, row_length, _events.put)
+
+
+def _collect_in_processes(jobs: list[TaskJob], partial: Path, row_length: int, workers: int, report: _Report) -> None:
+    context = multiprocessing.get_context("spawn")
+    events = context.Queue()
+    # the longest first, so that no worker is left with one at the end
+    ordered = sorted(jobs, key=lambda job: (job.behavior != "sac", -job.episodes * job.spec.episode_length))
+    with concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(events,)
+    ) as pool:
+        futures = [pool.submit(_work, job, partial / job.task, row_length) for job in ordered]
+        try:
+            pending = set(futures)
+            while pending:
+                done, pending = concurrent.futures.wait(pending, timeout=0.2)
+                _drain(events, report)
+                for future in done:
+                    future.result()
+        except BaseException:
+            # what runs goes on to its end, so that finished tasks are kept; what waits does not start
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    _drain(events, report)
+
+
+def _drain(events: Any, report: _Report) -> None:
+    with contextlib.suppress(queue.Empty):
+        while True:
+            report(events.get_nowait())
+
+
+def _source(jobs: list[TaskJob]) -> dict[str, Any]:
+    return {"kind": "collected", "tasks": {job.task: job.record() for job in jobs}, "versions": versions()}
+
+
+def _has_part(part: Path, job: TaskJob) -> bool:
+    """Whether a task was finished before, with the same settings."""
+    if not part.exists():
+        return False
+    found = EpisodeStore(part, verify=True).manifest.source.get("tasks", {}).get(job.task)
+    if found != job.record():
+        raise ValueError(
+            f"{part} was collected with other settings: wanted {job.record()}, found {found}; go on with the same "
+            f"settings, or delete {part.parent} to start again"
+        )
+    return True
+
+
+def _remove_stale(partial: Path) -> None:
+    """Removes what a killed process left half-written."""
+    for stale in [*partial.glob(".*.tmp"), *partial.glob("_whole")]:
+        shutil.rmtree(stale)
+
+
+def _assemble(jobs: list[TaskJob], table: TaskSet, partial: Path, target: Path, row_length: int) -> EpisodeStore:
+    """Joins the parts and publishes the data set."""
+    parts = {job.task: EpisodeStore(partial / job.task) for job in jobs}
+    whole = partial / "_whole"
+    with EpisodeStoreWriter(
+        whole,
+        table,
+        {name: part.num_rows for name, part in parts.items()},
+        row_length=row_length,
+        success=True,
+        whole_episodes=True,
+        source=_source(jobs),
+    ) as writer:
+        for name, part in parts.items():
+            for start in range(0, part.num_rows, _ROWS_AT_ONCE):
+                here = slice(start, start + _ROWS_AT_ONCE)
+                success = None if part.success is None else part.success[here]
+                writer.write(name, part.observation[here], part.action[here], part.reward[here], success)
+    if target.is_dir():
+        target.rmdir()
+    os.rename(whole, target)
+    flush_folder(target.parent)
+    del parts
+    shutil.rmtree(partial)
+    return EpisodeStore(target)
+
+
+def _finished(target: Path, jobs: list[TaskJob], partial: Path) -> EpisodeStore:
+    """The data set, if it is what the jobs make."""
+    wanted = _source(jobs)["tasks"]
+    try:
+        store = EpisodeStore(target)
+    except (FileNotFoundError, ValueError) as error:
+        raise FileExistsError(f"{target} exists already and is no data set that can be used ({error})") from error
+    if store.manifest.source.get("tasks") != wanted:
+        raise FileExistsError(
+            f"{target} holds a data set made in another way (tasks {list(store.tasks)}); give another folder, or "
+            "delete it to collect again"
+        )
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    return store

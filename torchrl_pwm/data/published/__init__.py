@@ -1,0 +1,1 @@
+"""The published data and checkpoints: downloads, shards, and their conversion."""

@@ -1,0 +1,275 @@
+"""Reads published TD-MPC2 shards: pickled TensorDicts, of which only tensors are taken and no code is run."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchrl_pwm.data.store.writer import refuse_non_finite
+from torchrl_pwm.envs.tasks import TaskSet
+
+__all__ = ["Shard", "ShardRows", "check_bytes", "open_shard"]
+
+_KEYS = ("obs", "action", "reward", "task")
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_ZIP = b"PK\x03\x04"
+_DAMAGED = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
+
+
+class _Contents:
+    """Stands in for a pickled TensorDict: keeps its state and runs nothing."""
+
+    state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _contents(cls: Any, state: Any) -> _Contents:
+    """Stands in for the function that rebuilds a TensorDict."""
+    contents = _Contents()
+    contents.state = state
+    return contents
+
+
+# Names that a pickled TensorDict of any release refers to, and what the unpickler gets instead of them. With the
+# tensor types that torch itself allows, these are all the names that a shard may hold.
+_ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_Contents, "tensordict._td.TensorDict"),
+    (_Contents, "tensordict.tensordict.TensorDict"),
+    (_contents, "tensordict._reductions._make_td"),
+    (collections.OrderedDict, "tensordict._td._StringOnlyDict"),
+    (collections.OrderedDict, "tensordict.tensordict._StringOnlyDict"),
+    (collections.OrderedDict, "tensordict.utils._StringOnlyDict"),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardRows:
+    """Some rows of one task in the layout of the store: observation [n, T, O], action [n, T - 1, A], reward."""
+
+    task: str
+    observation: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """An opened shard: R rows of T entries. The tensors are memory maps where the file allows it.
+
+    An entry holds the observation reached *after* its action, with the reward of that move; entry 0 is the first
+    observation, and its action and reward are filler.
+    """
+
+    path: Path
+    obs: torch.Tensor
+    action: torch.Tensor
+    reward: torch.Tensor
+    task: torch.Tensor
+
+    @property
+    def num_rows(self) -> int:
+        return self.obs.shape[0]
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """Type of each tensor in the file."""
+        return {key: str(getattr(self, key).dtype).removeprefix("torch.") for key in _KEYS}
+
+    def row_tasks(self, table: TaskSet) -> np.ndarray:
+        """Task index of each row [R].
+
+        Raises:
+            ValueError: if a row changes its task or an index is not of the task set.
+        """
+        task = self.task.numpy()
+        changes = (task != task[:, :1]).any(1)
+        if changes.any():
+            row = int(changes.nonzero()[0][0])
+            found = sorted({int(i) for i in task[row]})
+            raise ValueError(
+                f"row {row} of {self.path.name} belongs to several tasks ({found}); a row holds one episode of one "
+                "task: the shard is damaged or was cut at other places than its episodes"
+            )
+        first = task[:, 0].astype(np.int64)
+        outside = (first != task[:, 0]) | (first < 0) | (first >= len(table))
+        if outside.any():
+            row = int(outside.nonzero()[0][0])
+            raise ValueError(
+                f"row {row} of {self.path.name} has the task index {task[row, 0]}, but {table.name} has the indices 0 "
+                f"to {len(table) - 1}; is it a shard of another task set?"
+            )
+        return first
+
+    def read(self, table: TaskSet, chunk: int) -> Iterator[ShardRows]:
+        """Rows in their order, at most ``chunk`` at a time, moved from arrival entries to transitions.
+
+        Raises:
+            ValueError: for a NaN or infinity anywhere but in the filler.
+        """
+        tasks = self.row_tasks(table)
+        for start in range(0, self.num_rows, chunk):
+            here = slice(start, min(start + chunk, self.num_rows))
+            arrays = {
+                "observation": _numpy(self.obs[here]),
+                "action": _numpy(self.action[here, 1:]),
+                "reward": _numpy(self.reward[here, 1:]),
+            }
+            for index in np.unique(tasks[here]):
+                rows = (tasks[here] == index).nonzero()[0]
+                name = table[int(index)].name
+                taken = {key: array[rows] for key, array in arrays.items()}
+                places = [f"row {row} of {self.path.name}" for row in rows + start]
+                for key, array in taken.items():
+                    refuse_non_finite(array, key, name, places)
+                yield ShardRows(name, **taken)
+
+
+def check_bytes(path: Path) -> None:
+    """Compares a shard with the checksums inside it, which ``torch.save`` writes; older files have none.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is cut short or one of its bytes was changed.
+    """
+    if not _is_zip(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except _DAMAGED as error:
+        raise ValueError(_unreadable(path, error)) from error
+    if damaged is not None:
+        raise ValueError(
+            f"{path} is damaged: the bytes of {damaged} in it do not have the checksum that was written with them. "
+            "Download the shard again (a file of your own that was saved without checksums must be saved with them)"
+        )
+
+
+def open_shard(path: Path, table: TaskSet, entries: int) -> Shard:
+    """Opens a shard without running any of its code, and checks its shapes and types.
+
+    Args:
+        path: file written by ``torch.save``: a TensorDict or a plain dict with ``obs`` [R, T, O], ``action``
+            [R, T, A] and ``reward`` [R, T] of any floating-point type and ``task`` [R, T] of whole numbers.
+        table: task set that it should belong to.
+        entries: expected T.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read, refers to anything but tensors and TensorDicts, or has other shapes or types.
+    """
+    tensors = _load(path)
+    missing = [key for key in _KEYS if not isinstance(tensors.get(key), torch.Tensor)]
+    if missing:
+        raise ValueError(
+            f"{path} has no tensor {', '.join(map(repr, missing))}; a shard holds obs, action, reward and task, "
+            f"found {sorted(map(str, tensors))}"
+        )
+    obs, action, reward, task = (tensors[key] for key in _KEYS)
+    if obs.ndim != 3 or obs.shape[0] == 0:
+        raise ValueError(f"{path} has obs of shape {tuple(obs.shape)}, expected (rows, T, {table.observation_dim})")
+    rows, found = obs.shape[:2]
+    if obs.shape[2] != table.observation_dim or found != entries:
+        raise ValueError(
+            f"{path} has obs of shape {tuple(obs.shape)}, but a shard of {table.name} has (rows, {entries}, "
+            f"{table.observation_dim}); {_guess(obs.shape[2], found)}"
+        )
+    reward, task = (x[..., 0] if x.ndim == 3 and x.shape[2] == 1 else x for x in (reward, task))
+    expected = {"action": (rows, entries, table.action_dim), "reward": (rows, entries), "task": (rows, entries)}
+    for key, tensor in (("action", action), ("reward", reward), ("task", task)):
+        if tuple(tensor.shape) != expected[key]:
+            raise ValueError(f"{path} has {key} of shape {tuple(tensor.shape)}, expected {expected[key]}")
+    for key, tensor in (("obs", obs), ("action", action), ("reward", reward)):
+        if tensor.dtype not in _FLOATS:
+            raise ValueError(
+                f"{path} has {key} of type {tensor.dtype}, expected a floating-point type; numbers that were scaled to "
+                "integers cannot be read back without their scale: save the shard as float32 or float16"
+            )
+    if task.is_floating_point():
+        task = task.double()
+    return Shard(path, obs, action, reward, task)
+
+
+def _guess(width: int, entries: int) -> str:
+    for name, shape in (("mt30", (24, 501)), ("mt80", (39, 101))):
+        if (width, entries) == shape:
+            return (
+                f"this is what a shard of {name} looks like: pass task_set={name!r}, or get the shards of the right set"
+            )
+    return "rows of another length or width belong to another data set (episode_length= says the length of your own)"
+
+
+def _load(path: Path) -> dict[str, Any]:
+    zipped = _is_zip(path)
+    try:
+        with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise ValueError(_refusal(path, error)) from error
+    except _DAMAGED as error:
+        raise ValueError(_unreadable(path, error)) from error
+    if isinstance(loaded, _Contents):
+        state = loaded.state
+        loaded = state.get("_tensordict") if isinstance(state, dict) else None
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a TensorDict or a dict of tensors")
+    return loaded
+
+
+def _is_zip(path: Path) -> bool:
+    if not path.is_file():
+        raise FileNotFoundError(f"shard {path} does not exist")
+    with open(path, "rb") as file:
+        return file.read(len(_ZIP)) == _ZIP
+
+
+def _unreadable(path: Path, error: BaseException) -> str:
+    return (
+        f"{path} ({path.stat().st_size} bytes) cannot be read as a shard ({_first_line(error)}); it is cut short or "
+        "damaged: download it again"
+    )
+
+
+def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
+    names = re.findall(r"(?:GLOBAL|function|class|global) `?([\w.]+\.\w+)", str(error))
+    what = f"refers to {names[0]}" if names else "holds something else"
+    return (
+        f"{path} was refused: it {what}, but nothing but tensors and TensorDicts is read from a shard, since a pickled "
+        "file can run any code; get the shard from its publisher, or save it again as a plain dict of tensors"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.to(torch.float32).numpy()
+
+
+def sorted_paths(paths: Iterable[Path]) -> list[Path]:
+    """Paths by the number in their name, then by name, so that chunk_10 comes after chunk_9."""
+
+    def key(path: Path) -> tuple[int, str]:
+        digits = re.findall(r"\d+", path.stem)
+        return (int(digits[-1]) if digits else -1, path.name)
+
+    return sorted(paths, key=key)

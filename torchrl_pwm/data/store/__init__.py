@@ -1,0 +1,1 @@
+"""Episodes on disk: one file of steps, its manifest, statistics, and the writer."""

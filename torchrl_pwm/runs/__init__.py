@@ -1,0 +1,1 @@
+"""The application: configurations, run folders, data preparation, training runs, evaluation and reports."""

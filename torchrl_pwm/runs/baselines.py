@@ -1,0 +1,210 @@
+"""What a policy has to beat, in the same episodes: random actions, and behaviour cloning on the same data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
+from tqdm import tqdm
+
+from torchrl_pwm._utils.checkpoint import replace_file
+from torchrl_pwm._utils.processes import end_with_parent
+from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
+from torchrl_pwm.envs import get_task_set
+from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy
+from torchrl_pwm.modules import load_quickstart
+from torchrl_pwm.trainers.imitation import clone_behavior
+
+__all__ = ["DEFAULT_BASELINES", "BaselineJob", "RandomPolicy", "measure_baselines"]
+
+# Options of clone_behavior; updates=0 leaves behaviour cloning out. top is the share of the episodes, those of the
+# highest return, that are cloned; by default that of the run's start states, all where it has none.
+DEFAULT_BASELINES: dict[str, Any] = {
+    "random": True,
+    "cloning": {"updates": 2000, "batch_size": 256, "units": [256, 256], "lr": 1e-3, "top": None},
+}
+_CHOSEN = 30_000  # transitions of the best episodes
+
+
+class RandomPolicy(TensorDictModuleBase):
+    """Uniform actions in [-1, 1] from a generator of its own.
+
+    Args:
+        action_dim: size A of the action it writes, ``[*, A]``.
+        seed: seed of the generator.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> RandomPolicy(3, seed=0)(TensorDict(batch_size=[2]))["action"].shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, action_dim: int, seed: int) -> None:
+        super().__init__()
+        self.in_keys: list[str] = []
+        self.out_keys = ["action"]
+        self.action_dim, self.generator = action_dim, torch.Generator().manual_seed(seed)
+
+    def forward(self, td: TensorDictBase) -> TensorDictBase:
+        draw = torch.rand(*td.batch_size, self.action_dim, generator=self.generator)
+        return td.set("action", (2.0 * draw - 1.0).to(td.device or "cpu"))
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineJob:
+    """The baselines of one task.
+
+    Args:
+        settings: as :data:`DEFAULT_BASELINES`.
+        task: name of the task.
+        task_set: task set of the data.
+        data: folder of the data set; None for the start states and actions of the quickstart.
+        seeds: seeds of the cloned policies.
+        episodes: evaluation episodes.
+        seed: seed of the evaluation's env.
+        file: where the result is kept.
+    """
+
+    settings: dict[str, Any]
+    task: str
+    task_set: str
+    data: Path | None
+    seeds: tuple[int, ...]
+    episodes: int
+    seed: int
+    file: Path
+
+    def run(self) -> dict[str, Any]:
+        """Measures what has not been measured before.
+
+        Returns:
+            For ``"random"`` and ``"cloning"``, where they are wanted, a list of runs with ``seed``, ``returns`` and
+            ``successes``.
+        """
+        if self.file.exists():
+            return json.loads(self.file.read_text())
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # small networks, and the numbers do not depend on what else runs
+        try:
+            found = dict(self._measure())
+        finally:
+            torch.set_num_threads(threads)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self.file, json.dumps(found, indent=2).encode())
+        return found
+
+    def _measure(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        spec = get_task_set(self.task_set)[self.task]
+        if self.settings["random"]:
+            yield "random", [_record(self.seed, self._evaluate(RandomPolicy(spec.action_dim, self.seed)))]
+        options = dict(self.settings["cloning"] or {"updates": 0})
+        top = options.pop("top", None)
+        if options["updates"]:
+            runs = []
+            for seed in self.seeds:
+                replay = self._replay(seed, 1.0 if top is None else top)
+                actor = clone_behavior(replay, spec.observation_dim, spec.action_dim, seed=seed, **options)
+                runs.append(_record(seed, self._evaluate(actor)))
+            yield "cloning", runs
+
+    def _evaluate(self, policy: Any) -> EvaluationResult:
+        # without the task set: these policies read the task's own observation and write its own action
+        return evaluate_policy(policy, self.task, episodes=self.episodes, seed=self.seed)
+
+    def _replay(self, seed: int, top: float) -> ReplayBuffer:
+        if self.data is not None and top == 1.0:
+            return TDMPC2ExperienceReplay(self.data, slice_len=1, tasks=[self.task], seed=seed, check_finite=False)
+        if self.data is not None:
+            states = start_states(EpisodeStore(self.data), self.task, _CHOSEN, resets=0.0, top=top, seed=seed)
+        else:
+            states = load_quickstart().starts[self.task]
+        return TensorDictReplayBuffer(storage=TensorStorage(states), generator=torch.Generator().manual_seed(seed))
+
+
+def measure_baselines(
+    config: DictConfig, folder: Path, data: Path | None, tasks: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Measures the baselines of a run's tasks, several at a time where there are several cores.
+
+    ``config.evaluation.baselines`` has the form of :data:`DEFAULT_BASELINES`; null leaves all of them out, and a run
+    that does not name it has the defaults. What has been measured is read from ``<folder>/baselines``.
+
+    Args:
+        config: the run's configuration: seeds and evaluation are the policies' own.
+        folder: the run's folder.
+        data: folder of the data set; None for the quickstart.
+        tasks: names of the tasks.
+
+    Returns:
+        By task, what :meth:`BaselineJob.run` returns.
+    """
+    settings = baseline_settings(config)
+    if settings is None:
+        return {}
+    jobs = [
+        BaselineJob(
+            settings=settings,
+            task=task,
+            task_set=config.task_set,
+            data=data,
+            seeds=tuple(config.seed + number for number in range(config.seeds)),
+            episodes=config.evaluation.episodes,
+            seed=config.evaluation.seed,
+            file=folder / "baselines" / f"{task}.json",
+        )
+        for task in tasks
+    ]
+    waiting = sum(not job.file.exists() for job in jobs)
+    workers = max(1, min(config.workers or os.cpu_count() or 1, waiting))
+    with tqdm(total=len(jobs), desc="baselines", unit="task", disable=not (config.progress and waiting)) as bar:
+        found = {}
+        for job, result in zip(jobs, _run(jobs, workers)):
+            found[job.task] = result
+            bar.update()
+    return found
+
+
+def baseline_settings(config: DictConfig) -> dict[str, Any] | None:
+    """The settings of a run's baselines, completed by the defaults; None for no baselines.
+
+    Raises:
+        ValueError: for a setting that there is none of.
+    """
+    given: Any = config.evaluation.get("baselines", DEFAULT_BASELINES)
+    if given is None:
+        return None
+    if unknown := sorted(set(given) - set(DEFAULT_BASELINES)):
+        raise ValueError(f"evaluation.baselines has {sorted(DEFAULT_BASELINES)}, not {unknown}")
+    named: Any = OmegaConf.to_container(OmegaConf.create(given), resolve=True)
+    settings = {**DEFAULT_BASELINES, **named}
+    if settings["cloning"]:
+        settings["cloning"] = {**DEFAULT_BASELINES["cloning"], **settings["cloning"]}
+        if settings["cloning"]["top"] is None:
+            # policies that stay near the best episodes are to beat their clone, not that of all
+            settings["cloning"]["top"] = OmegaConf.select(config, "extraction.starts.top", default=1.0)
+    return settings
+
+
+def _run(jobs: list[BaselineJob], workers: int) -> Iterator[dict[str, Any]]:
+    if workers == 1:
+        yield from map(BaselineJob.run, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
+        yield from pool.map(BaselineJob.run, jobs)
+
+
+def _record(seed: int, found: EvaluationResult) -> dict[str, Any]:
+    successes = None if found.successes is None else found.successes.tolist()
+    return {"seed": seed, "returns": found.returns.tolist(), "successes": successes}

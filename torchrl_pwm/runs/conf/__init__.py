@@ -1,0 +1,1 @@
+"""Configurations of the runs, as Hydra composes them."""

@@ -1,0 +1,326 @@
+"""Policy extraction: one task and seed, and many of them in worker processes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.objectives.utils import ValueEstimators
+from torchrl.record.loggers import get_logger
+from tqdm import tqdm
+
+from torchrl_pwm._utils.checkpoint import replace_file
+from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.processes import end_with_parent
+from torchrl_pwm._utils.stopwatch import Stopwatch
+from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
+from torchrl_pwm.envs import get_task_set
+from torchrl_pwm.evaluation import evaluate_policy
+from torchrl_pwm.evaluation.trust import probe_trust
+from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart, symexp
+from torchrl_pwm.objectives import PWMLoss
+from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
+from torchrl_pwm.trainers.hooks import BestPolicy, PolicyAverage
+from torchrl_pwm.trainers.imitation import warm_start
+from torchrl_pwm.trainers.pwm import PWMTrainer
+
+Report = Callable[[str, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True)
+class ExtractionJob:
+    """One policy to extract.
+
+    Args:
+        config: the run's configuration as a plain dictionary.
+        task: name of the task.
+        seed: seed of the networks, the samples and the policy noise.
+        folder: where checkpoint, metrics and result go.
+        data: folder of the data set that gives start states; None for those of the quickstart.
+        world_model: file of the frozen model.
+        threads: torch threads of the process.
+        device: where it runs.
+    """
+
+    config: dict[str, Any]
+    task: str
+    seed: int
+    folder: Path
+    data: Path | None
+    world_model: Path
+    threads: int
+    device: str
+
+    @property
+    def result_file(self) -> Path:
+        """Where the result is written when all is done."""
+        return self.folder / "result.json"
+
+
+def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str, Any]:
+    """Extracts and evaluates one policy; goes on where an interrupted run stopped, and returns at once when done.
+
+    Returns:
+        ``task``, ``seed``, ``returns`` and ``successes`` of the evaluation's episodes, and ``seconds``.
+    """
+    if job.result_file.exists():
+        return json.loads(job.result_file.read_text())
+    torch.set_num_threads(job.threads)
+    config = OmegaConf.create(job.config)
+    task_set = get_task_set(config.task_set)
+    index = task_set[job.task].index
+    torch.manual_seed(1_000_003 * job.seed + index)
+    model = load_world_model(config, job.world_model).to(job.device)
+    replay = make_starts(job, config)
+    doubt = None
+    if config.loss.disagreement_coef:
+        doubt = load_disagreement(disagreement_file(job.world_model), model).to(job.device)
+    loss = make_loss(config, model, task_set.action_dim, doubt).to(job.device)
+    stepper = instantiate(config.stepper, loss, iterations=config.extraction.iterations)
+    shown = first_states(replay.sample()).to(job.device)
+    best = BestPolicy(loss.actor_network)
+    average = PolicyAverage(loss.actor_network, config.extraction.average)
+
+    def evaluate() -> dict[str, float]:
+        with average.applied():
+            metrics = _compare(loss, model, shown, job, config)
+            best.offer(metrics["real_score"], metrics["real_return"])
+        return metrics
+
+    stopwatch = Stopwatch()
+    trainer = PWMTrainer(
+        loss,
+        replay,
+        iterations=config.extraction.iterations,
+        optimization_stepper=stepper,
+        device=job.device,
+        logger=get_logger(config.logger, str(job.folder.parent), job.folder.name),
+        log_interval=config.extraction.log_interval,
+        evaluate=evaluate,
+        eval_interval=config.extraction.eval_interval,
+        stopwatch=stopwatch,
+        save_folder=job.folder / "checkpoint",
+        save_interval=config.extraction.save_interval,
+        progress_bar=False,
+    )
+    trainer.register_module("best_policy", best)
+    trainer.register_module("policy_average", average)
+    trainer.register_op("post_optim", average.update)
+    if report is not None:
+        trainer.register_op("post_steps_log", _reporter(report, trainer, job))
+    trainer.resume(required=False)
+    if trainer.collected_frames == 0:
+        warm_start(loss, stepper, replay, **config.extraction.warm_start, device=job.device)
+        average.restart()
+        if config.extraction.warm_start.behavior_updates and config.extraction.select == "best":
+            trainer.log_evaluation()
+    trainer.train()
+    seconds = stopwatch.seconds
+    (best if config.extraction.select == "best" else average).restore()
+    save_policy(loss, job.folder / "policy.pt")
+
+    found = evaluate_policy(
+        loss.actor_network,
+        job.task,
+        task_set=task_set,
+        world_model=model,
+        episodes=config.evaluation.episodes,
+        seed=config.evaluation.seed,
+    )
+    result = {
+        "task": job.task,
+        "seed": job.seed,
+        "returns": found.returns.tolist(),
+        "successes": None if found.successes is None else found.successes.tolist(),
+        "seconds": seconds,
+    }
+    replace_file(job.result_file, json.dumps(result, indent=2).encode())
+    return result
+
+
+def make_starts(job: ExtractionJob, config: Any) -> ReplayBuffer:
+    """The start states of a job: drawn uniformly from all data as published, or from a few chosen ones."""
+    settings = config.extraction
+    if job.data is not None and not settings.starts:
+        return TDMPC2ExperienceReplay(
+            job.data, settings.batch_size, slice_len=1, tasks=[job.task], seed=job.seed, check_finite=False
+        )
+    if job.data is None:
+        chosen = load_quickstart().starts[job.task]
+    else:
+        chosen = start_states(EpisodeStore(job.data), job.task, seed=job.seed, **settings.starts)
+    return TensorDictReplayBuffer(
+        storage=TensorStorage(chosen),
+        batch_size=settings.batch_size,
+        generator=torch.Generator().manual_seed(job.seed),
+    )
+
+
+def first_states(batch: TensorDictBase) -> TensorDictBase:
+    """The start states of a sample: itself, or the first step of each sequence."""
+    return batch[:, 0] if batch.ndim == 2 else batch
+
+
+def make_loss(
+    config: Any, model: PWMWorldModel, action_dim: int, disagreement: DynamicsEnsemble | None = None
+) -> PWMLoss:
+    """A new actor and critics, and the objective, as configured."""
+    actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=action_dim)
+    value = instantiate(config.value, latent_dim=model.latent_dim)
+    loss = instantiate(config.loss, actor, value, model, disagreement=disagreement)
+    hyperparameters = {"gamma": config.extraction.gamma}
+    value_type = ValueEstimators[config.extraction.value_estimator]
+    if value_type is ValueEstimators.TDLambda:
+        hyperparameters["lmbda"] = config.extraction.lmbda
+    return loss.make_value_estimator(value_type, **hyperparameters)
+
+
+def save_policy(loss: PWMLoss, path: Path) -> None:
+    """Writes actor and critics of a loss, as their own state dicts, to a file of tensors only."""
+    networks = {name: getattr(loss, f"{name}_network").state_dict() for name in ("actor", "value")}
+    buffer = io.BytesIO()
+    torch.save(networks, buffer)
+    replace_file(path, buffer.getvalue())
+
+
+def load_actor(config: Any, model: PWMWorldModel, folder: Path, task: str) -> TensorDictModule:
+    """The first seed's policy of a task, from the folder of a run."""
+    actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=model.action_dim)
+    saved = folder / "policies" / task / f"seed-{config.seed}" / "policy.pt"
+    actor.load_state_dict(torch.load(saved, weights_only=True)["actor"])
+    return actor
+
+
+def _compare(
+    loss: PWMLoss, model: PWMWorldModel, starts: TensorDictBase, job: ExtractionJob, config: Any
+) -> dict[str, float]:
+    """What the model promises beside what the simulator pays: the mean action's return, and the trust probe."""
+    task = get_task_set(config.task_set)[job.task]
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        noise = torch.zeros(loss.horizon, len(starts), model.action_dim, device=job.device)
+        reward = loss.imagine(starts, noise)["next", "reward"]
+    if model.num_bins and loss.reward_space == "symlog":
+        reward = symexp(reward)
+    probe = probe_trust(
+        loss.actor_network,
+        model,
+        job.task,
+        task_set=config.task_set,
+        episodes=config.extraction.eval_episodes,
+        seed=config.evaluation.seed + 1,
+    )
+    return {
+        "predicted_return": float(reward.mean()) * task.episode_length,
+        "real_return": float(probe.returns.mean()),
+        "real_score": float(np.mean(task.score(probe.returns, probe.successes))),
+        **({} if probe.successes is None else {"real_success": float(probe.successes.mean())}),
+        **probe.metrics(),
+    }
+
+
+def _reporter(report: Report, trainer: PWMTrainer, job: ExtractionJob) -> Callable[[Any], None]:
+    shown = ("loss_actor", "predicted_return", "real_return")
+
+    def tell(batch: Any) -> None:
+        done = trainer.collected_frames
+        if done % trainer.metrics_interval == 0 or done == trainer.total_frames:
+            latest = {name: float(trainer._log_dict[name][-1]) for name in shown if trainer._log_dict.get(name)}
+            report(f"{job.task}/{job.seed}", done, latest)
+
+    return tell
+
+
+def extract_policies(
+    config: DictConfig, folder: Path, data: Path | None, model_file: Path, tasks: list[str]
+) -> list[dict[str, Any]]:
+    """Extracts a policy for every task and seed, several at a time where there are several cores."""
+    device = choose_device(config.device)
+    count = len(tasks) * config.seeds
+    cores = os.cpu_count() or 1
+    workers = 1 if device != "cpu" else max(1, min(config.workers or cores, count))
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    jobs = [
+        ExtractionJob(
+            config=plain,
+            task=task,
+            seed=config.seed + number,
+            folder=folder / "policies" / task / f"seed-{config.seed + number}",
+            data=data,
+            world_model=model_file,
+            # One thread each also makes the numbers independent of how many run at once.
+            threads=1 if device == "cpu" else cores,
+            device=device,
+        )
+        for task in tasks
+        for number in range(config.seeds)
+    ]
+    total = count * config.extraction.iterations
+    with tqdm(total=total, desc="policies", unit="update", disable=not config.progress) as bar:
+        if workers == 1:
+            return [extract_policy(job, _Progress(bar)) for job in jobs]
+        return list(run_jobs(jobs, workers, _Progress(bar)))
+
+
+class _Progress:
+    """Adds what the workers report to one progress bar."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar, self.done = bar, {}  # type: ignore[var-annotated]
+
+    def __call__(self, name: str, done: int, metrics: Any) -> None:
+        self.bar.update(done - self.done.get(name, 0))
+        self.done[name] = done
+        self.bar.set_postfix_str(f"{name} " + " ".join(f"{key}={value:.4g}" for key, value in metrics.items()))
+
+
+def run_jobs(jobs: list[ExtractionJob], workers: int, report: Report) -> Iterator[dict[str, Any]]:
+    """Runs the jobs, ``workers`` at a time, and yields their results in order; what a failure leaves is kept."""
+    context = multiprocessing.get_context("spawn")
+    messages = context.Queue()
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(messages,)) as pool:
+        futures: list[Future[dict[str, Any]]] = [pool.submit(_work, job) for job in jobs]
+        waiting = set(futures)
+        try:
+            while waiting:
+                finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        report(*messages.get_nowait())
+                for future in finished:
+                    future.result()
+        except BaseException:
+            # What runs goes on to its end, so that finished policies are kept; what waits does not start.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        for future in futures:
+            yield future.result()
+
+
+_messages: Any = None  # queue to the parent, in a worker
+
+
+def _start_worker(messages: Any) -> None:
+    global _messages
+    _messages = messages
+    end_with_parent()
+
+
+def _work(job: ExtractionJob) -> dict[str, Any]:
+    return extract_policy(job, lambda *message: _messages.put(message))

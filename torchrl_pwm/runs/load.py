@@ -1,0 +1,44 @@
+"""The policy that a finished run left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
+from torchrl_pwm.modules import WorldModelPolicy
+from torchrl_pwm.runs.pwm_online import make_losses
+from torchrl_pwm.runs.shac import make_shac_loss
+
+
+def load_policy(folder: Path) -> tuple[nn.Module, DictConfig]:
+    """The policy of a finished run of SHAC or of online PWM, on the CPU, and the run's configuration.
+
+    Raises:
+        FileNotFoundError: if no run in ``folder`` has ended with a policy.
+    """
+    if not (folder / "policy.pt").exists():
+        raise FileNotFoundError(
+            f"No policy in {folder}: expected the folder of a finished run of examples/shac_simulator.py, "
+            "examples/pwm_simulator.py or examples/pwm_online.py, with policy.pt."
+        )
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    env = instantiate(config.env)
+    weights = torch.load(folder / "policy.pt", weights_only=True)
+    try:
+        if not (folder / "world_model.pt").exists():
+            policy = make_shac_loss(config, env).policy
+            policy.load_state_dict(weights)
+            return policy, config
+        model, loss, _ = make_losses(config, env, "cpu")
+    finally:
+        if not env.is_closed:
+            env.close()
+    model.load_state_dict(torch.load(folder / "world_model.pt", weights_only=True))
+    loss.actor_network.load_state_dict(weights)
+    return WorldModelPolicy(model, loss.actor_network), config

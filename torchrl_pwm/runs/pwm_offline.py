@@ -1,0 +1,96 @@
+"""The whole of PWM in one run: data, world model, policies, evaluation, report.
+
+A run lives in a folder with its configuration, metrics, checkpoints and results; each stage is skipped when its result
+is there and goes on from its checkpoint when it was interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torchrl._utils import logger as torchrl_logger
+
+from torchrl_pwm.envs import get_task_set
+from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart
+from torchrl_pwm.runs.baselines import baseline_settings
+from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
+from torchrl_pwm.runs.deviations import check_comparison
+from torchrl_pwm.runs.extraction import extract_policies
+from torchrl_pwm.runs.folder import claim_folder
+from torchrl_pwm.runs.report import write_report
+from torchrl_pwm.runs.rounds import improve_world_model
+from torchrl_pwm.runs.world_model import load_world_model, make_world_model, prepare_disagreement, prepare_world_model
+
+
+def run_pipeline(config: DictConfig, folder: Path) -> Path:
+    """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: if something that the configuration names is missing, unknown or
+            does not fit, before the folder is made.
+    """
+    start = time.perf_counter()
+    tasks = check_config(config)
+    source = config.data.source
+    store = open_data(config, tasks) if source in ("published", "open") else None
+    claim_folder(config, folder)
+    torchrl_logger.info(f"run folder: {folder}")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if source == "collect":
+        store = collect_data(config, folder, tasks)
+    model_file = prepare_world_model(config, folder, store, tasks)
+    if config.rounds.count and store is not None:
+        model_file = improve_world_model(config, folder, store, model_file, tasks)
+    if config.loss.disagreement_coef and store is not None:
+        prepare_disagreement(config, store, model_file, tasks)
+    results = extract_policies(config, folder, None if store is None else Path(store.root), model_file, tasks)
+    behavior = load_quickstart() if store is None else store
+    return write_report(config, folder, behavior, model_file, results, seconds=time.perf_counter() - start)
+
+
+def check_config(config: DictConfig) -> list[str]:
+    """The run's tasks, if its names, packages and checkpoint are right.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: if one is not.
+    """
+    task_set = get_task_set(config.task_set)
+    tasks = select_tasks(config.task, task_set)
+    if config.seeds < 1:
+        raise ValueError(f"seeds is the number of policies per task and at least 1, found {config.seeds}")
+    if config.extraction.select not in ("last", "best"):
+        raise ValueError(f"extraction.select must be last or best, found {config.extraction.select!r}")
+    check_comparison(config)
+    baseline_settings(config)
+    check_simulators(tasks, task_set)
+    if config.data.source == "quickstart":
+        _check_quickstart(config, tasks)
+    if config.checkpoint == "quickstart":
+        load_world_model(config, QUICKSTART_FILE)
+    elif config.checkpoint:
+        load_world_model(config, config.checkpoint)
+    else:
+        with torch.device("meta"):
+            make_world_model(config)
+    return tasks
+
+
+def _check_quickstart(config: DictConfig, tasks: list[str]) -> None:
+    quickstart = load_quickstart()
+    missing = [task for task in tasks if task not in quickstart.tasks]
+    if missing or config.task_set != quickstart.task_set:
+        raise ValueError(
+            f"The world model that comes with the package knows {', '.join(quickstart.tasks)} of "
+            f"{quickstart.task_set}, not {', '.join(missing) or config.task_set}. Choose among these, or train a "
+            "model: preset=from_scratch, or data=published with the published data."
+        )
+    if config.checkpoint != "quickstart" or config.rounds.count or config.loss.disagreement_coef:
+        raise ValueError(
+            "data=quickstart has start states and no episodes: it goes with checkpoint=quickstart, rounds.count=0 and "
+            f"loss.disagreement_coef=0, found {config.checkpoint}, {config.rounds.count} and "
+            f"{config.loss.disagreement_coef}."
+        )

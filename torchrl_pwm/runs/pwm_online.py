@@ -1,0 +1,205 @@
+"""PWM on one env from its own steps: training, evaluation beside baselines, and what a reader wants to see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from tensordict import TensorDict, TensorDictBase
+from torch import nn
+from torchrl.collectors import BaseCollector, Collector, MultiSyncCollector
+from torchrl.data import ReplayBuffer
+from torchrl.envs import EnvBase, InitTracker, TransformedEnv
+from torchrl.objectives import ValueEstimators
+
+from torchrl_pwm._utils.checkpoint import replace_file
+from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm.data import extend_with_recorded, make_online_replay
+from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
+from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
+from torchrl_pwm.runs.evaluator import Judge, JudgedRun
+from torchrl_pwm.trainers.imitation import warm_start
+from torchrl_pwm.trainers.pwm import OnlinePWMOptimizationStepper, OnlinePWMTrainer
+from torchrl_pwm.trainers.steppers import PWMOptimizationStepper
+
+#: What the clone of recorded behaviour earned.
+_CLONED = "cloned.json"
+_PANELS = {
+    "return of an episode": ("real_return",),
+    "reward of a step": ("collected_reward",),
+    "error of the model's reward": ("reward_error",),
+}
+
+
+def run_online(config: DictConfig, folder: Path) -> Path:
+    """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``.
+
+    With ``select=best`` the networks that did best in an evaluation during training count, on start states that the
+    final evaluation does not see, else the last ones. The folder then holds the configuration, the metrics, the
+    checkpoint, ``policy.pt`` and ``world_model.pt`` (state dicts of the :class:`~torchrl_pwm.WorldModelPolicy`'s actor
+    and of the model), ``training.png`` and the summary: returns of whole episodes of the policy, of the last and the
+    untrained one, of the clone of recorded behaviour that it began with, if it did, of random actions, of none (zeros)
+    and of the hand-written controller where there is one, all from the same start states.
+
+    Raises:
+        ImportError, ValueError: if a simulator is not installed, or an option is unknown.
+        FloatingPointError: if a number is not finite.
+    """
+    summary = folder / "summary.json"
+    if summary.exists():
+        return summary
+    torch.manual_seed(config.seed)
+    device = choose_device(config.device)
+    judge = Judge(config, device)
+    env = make_training_env(config, device)
+    model, loss, model_loss = make_losses(config, env, device)
+    policy = WorldModelPolicy(model, loss.actor_network)
+    run = JudgedRun(config, folder, judge, policy, policy)
+    replay = make_online_replay(**config.replay, seed=config.seed)
+    stepper = make_stepper(config, loss, model_loss, replay)
+    trainer = OnlinePWMTrainer(
+        loss,
+        model_loss,
+        make_collector(config, env, policy, device, random_steps=run.random_steps),
+        replay,
+        warmup_steps=config.collector.random_steps + config.collector.first_policy_steps,
+        optimization_stepper=stepper,
+        **run.options(),
+    )
+    run.resume(trainer)
+    if not run.resumed:
+        _learn_from_recordings(config, trainer, stepper.policy_stepper, env.batch_size.numel(), device)
+        if config.pretraining.warm_start.behavior_updates:
+            replace_file(folder / _CLONED, json.dumps(judge.outcome(policy)).encode())
+    trainer.train()
+    cloned = folder / _CLONED
+    return run.finish(
+        trainer,
+        {"policy.pt": loss.actor_network, "world_model.pt": model},
+        panels=_PANELS,
+        outcomes=lambda: {"cloned behaviour": json.loads(cloned.read_text())} if cloned.exists() else {},
+        skipped=stepper.policy_stepper.skipped,
+    )
+
+
+def make_training_env(config: DictConfig, device: str, *, rows: int | None = None, seed: int | None = None) -> EnvBase:
+    """The env that is collected from, or a part of its rows."""
+    settings: dict[str, Any] = {**config.training_env, "seed": config.seed if seed is None else seed}
+    if rows is not None:
+        settings["num_envs"] = rows
+    env = instantiate(config.env, **settings, device=device)
+    # A planner starts afresh where an episode begins.
+    return TransformedEnv(env, InitTracker()) if "planner" in config else env
+
+
+def make_losses(config: DictConfig, env: EnvBase, device: str) -> tuple[PWMWorldModel, PWMLoss, PWMWorldModelLoss]:
+    """A new world model and networks of the env's sizes, and the objectives, as configured."""
+    observation, action = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
+    model = instantiate(config.model, observation_dim=observation, action_dim=action).to(device)
+    actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=action)
+    value = instantiate(config.value, latent_dim=model.latent_dim)
+    loss: PWMLoss = instantiate(config.loss, actor, value, model)
+    loss.make_value_estimator(ValueEstimators.TDLambda, gamma=config.gamma, lmbda=config.lmbda)
+    return model, loss.to(device), instantiate(config.model_loss, model)
+
+
+def make_stepper(
+    config: DictConfig, loss: PWMLoss, model_loss: PWMWorldModelLoss, replay: ReplayBuffer
+) -> OnlinePWMOptimizationStepper:
+    """The optimisation, as configured; the model's learning rates fall over pre-training and iterations together."""
+    settings = config.online
+    model_updates = config.pretraining.updates + config.iterations * settings.model_updates
+    stepper: OnlinePWMOptimizationStepper = instantiate(
+        settings,
+        loss,
+        model_loss,
+        replay,
+        iterations=config.iterations,
+        seed=config.seed,
+        model_stepper=instantiate(config.model_stepper, model_loss, iterations=model_updates),
+        policy_stepper=instantiate(config.stepper, loss, iterations=config.iterations * settings.policy_updates),
+    )
+    return stepper
+
+
+def make_collector(
+    config: DictConfig, env: EnvBase, policy: nn.Module, device: str, *, random_steps: int
+) -> BaseCollector:
+    """The collector of a run: in this process, or with the rows shared out over several."""
+    rows, workers = env.batch_size.numel(), config.collector.workers
+    settings: dict[str, Any] = {
+        "frames_per_batch": rows * config.collector.steps,
+        "total_frames": -1,
+        "init_random_frames": random_steps,
+        "split_trajs": False,
+        "device": device,
+    }
+    if workers < 2:
+        return Collector(env, policy, **settings)
+    if rows % workers:
+        raise ValueError(f"collector.workers must divide the {rows} rows of the env, found {workers}.")
+    env.close()
+    make = [
+        partial(make_training_env, config, device, rows=rows // workers, seed=config.seed + worker)
+        for worker in range(workers)
+    ]
+    return MultiSyncCollector(make, policy, **settings, cat_results=0)
+
+
+def _learn_from_recordings(
+    config: DictConfig, trainer: OnlinePWMTrainer, stepper: PWMOptimizationStepper, rows: int, device: str
+) -> None:
+    """What precedes the first own step: the world model, then the warm start; and what stays in the replay."""
+    settings = config.pretraining
+    shown = settings.demonstrations or settings.data
+    if shown or settings.updates or any(settings.warm_start.values()):
+        recorded = open_sequences(config, settings.data)
+        trainer.pretrain(recorded, settings.updates)
+        demonstrations = open_sequences(config, shown) if settings.demonstrations else recorded
+        warm_start(trainer.loss_module, stepper, demonstrations, **settings.warm_start, device=device)
+    if settings.keep:
+        kept = open_steps(shown).select(*trainer.steps.keys, strict=False)
+        extend_with_recorded(trainer.steps.replay_buffer, kept, rows)
+
+
+def open_sequences(config: DictConfig, data: str | Sequence[str] | None) -> ReplayBuffer:
+    """Sequences of :func:`open_steps`, which are read into memory."""
+    steps = open_steps(data)
+    replay = make_online_replay(**{**config.replay, "capacity": steps.numel()}, seed=config.seed)
+    extend_with_recorded(replay, steps, len(steps))
+    return replay
+
+
+def open_steps(data: str | Sequence[str] | None) -> TensorDictBase:
+    """Recorded steps from one folder or several, each of a memory-mapped TensorDict ``[N, T]`` of transitions.
+
+    Several are joined along their rows.
+
+    Raises:
+        FileNotFoundError: if one is not there.
+        ValueError: if one holds something else, or numbers of steps T differ.
+    """
+    folders = [data] if data is None or isinstance(data, str) else list(data)
+    parts = [_open_folder(folder) for folder in folders]
+    steps = {folder: part.shape[1] for folder, part in zip(folders, parts, strict=True)}
+    if len(set(steps.values())) > 1:
+        raise ValueError(f"the folders of pretraining.data must agree in the number of steps of a row, found {steps}.")
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _open_folder(folder: str | None) -> TensorDictBase:
+    if not folder or not (Path(folder) / "meta.json").exists():
+        raise FileNotFoundError(
+            f"pretraining.data={folder}: expected the folder of a TensorDict [N, T] of transitions, "
+            "as rollout.memmap(folder) writes it, with N envs and T steps."
+        )
+    data = TensorDict.load_memmap(folder)
+    if data.ndim != 2:
+        raise ValueError(f"pretraining.data must be a TensorDict [N, T], found batch {list(data.batch_size)}.")
+    return data

@@ -1,0 +1,49 @@
+"""From a finished run to a file that extraction can start from anywhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from torchrl_pwm._utils.checkpoint import replace_file
+from torchrl_pwm.data import EpisodeStore, start_states
+from torchrl_pwm.evaluation import package_versions
+from torchrl_pwm.modules import pack_quickstart
+from torchrl_pwm.runs.world_model import latest_world_model, load_world_model
+
+
+def export_quickstart(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> Path:
+    """Packs the world model of a run with start states and the statistics of its data.
+
+    Args:
+        folder: folder of a run that collected its data and trained its model; its ``extraction.starts`` say how many
+            start states are packed, and which.
+        file: where the safetensors file goes.
+
+    Raises:
+        FileNotFoundError: if the run has no world model or data.
+
+    Returns:
+        The path of the file.
+    """
+    config = OmegaConf.load(Path(folder) / "config.yaml")
+    store = EpisodeStore(config.data.root or Path(folder) / "data")
+    model = load_world_model(config, latest_world_model(Path(folder)))
+    content = pack_quickstart(
+        model,
+        {task: start_states(store, task, seed=config.seed, **config.extraction.starts) for task in store.tasks},
+        store.statistics(),
+        task_set=config.task_set,
+        source={
+            "seed": config.seed,
+            "data": store.manifest.source,
+            "world_model": OmegaConf.to_container(config.world_model),
+            "rounds": OmegaConf.to_container(config.rounds),
+            "starts": OmegaConf.to_container(config.extraction.starts),
+            "versions": package_versions(),
+        },
+    )
+    replace_file(Path(file), content)
+    return Path(file)

@@ -1,0 +1,208 @@
+"""What a run leaves for its reader: summary.json, the HTML report, plots and film strips."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from torchrl_pwm._utils.checkpoint import replace_file
+from torchrl_pwm.data import EpisodeStore
+from torchrl_pwm.envs import get_task_set
+from torchrl_pwm.envs.rendering import rendering_available
+from torchrl_pwm.envs.tasks import TaskSpec
+from torchrl_pwm.evaluation import (
+    EvaluationResult,
+    Film,
+    compare_with_published,
+    evaluate_policy,
+    film_pictures,
+    film_strip,
+    plot_scores,
+    plot_training,
+    read_metrics,
+    reference_score,
+    write_html_report,
+    write_summary,
+)
+from torchrl_pwm.evaluation.plots import Series
+from torchrl_pwm.modules import Quickstart
+from torchrl_pwm.runs.baselines import baseline_settings, measure_baselines
+from torchrl_pwm.runs.deviations import unlike_published
+from torchrl_pwm.runs.extraction import load_actor
+from torchrl_pwm.runs.world_model import load_world_model
+
+
+def write_report(
+    config: DictConfig,
+    folder: Path,
+    store: EpisodeStore | Quickstart,
+    model_file: Path,
+    results: list[dict[str, Any]],
+    *,
+    seconds: float,
+) -> Path:
+    """Measures the baselines, and writes the summary, the report and the pictures.
+
+    The results of several seeds of a task are one row: all their episodes together, the mean extraction time, and each
+    seed by itself.
+
+    Returns:
+        The path of ``summary.json``.
+    """
+    start = time.perf_counter()
+    task_set = get_task_set(config.task_set)
+    behavior = store.statistics()
+    tasks = list(dict.fromkeys(result["task"] for result in results))
+    data = Path(store.root) if isinstance(store, EpisodeStore) else None
+    baselines = measure_baselines(config, folder, data, tasks)
+    clock = folder / "seconds.json"
+    seconds += time.perf_counter() - start + (json.loads(clock.read_text()) if clock.exists() else 0.0)
+    replace_file(clock, json.dumps(seconds).encode())
+    rows = []
+    for task in tasks:
+        spec, runs = task_set[task], [result for result in results if result["task"] == task]
+        row = merge_runs(spec, runs).summary_row(
+            behavior_return_mean=behavior[task]["behavior_return_mean"],
+            seconds_extraction=round(float(np.mean([run["seconds"] for run in runs])), 1),
+            seeds=_by_seed(spec, runs),
+            baselines={
+                **{name: _outcome(spec, found) for name, found in baselines.get(task, {}).items()},
+                "data": _data_outcome(spec, behavior[task]),
+            },
+            published={method: reference_score(task, task_set, method) for method in ("pwm", "tdmpc2")},
+        )
+        rows.append(row)
+    path = folder / "summary.json"
+    notes = _notes(config, store, any("cloning" in found for found in baselines.values()))
+    comparison = None
+    if OmegaConf.select(config, "compare"):
+        remarks = unlike_published(config, store, model_file)
+        comparison = compare_with_published(rows, task_set, remarks=remarks)
+    summary = write_summary(
+        path, rows, seed=config.seed, seconds_total=round(seconds, 1), notes=notes, comparison=comparison
+    )
+    plot_scores(summary, folder / "scores.png", task_set=task_set)
+    write_html_report(
+        summary,
+        folder / "report.html",
+        task_set=task_set,
+        title=f"PWM on {', '.join(tasks)}" if len(tasks) <= 3 else None,
+        curves=_curves(config, folder, results, behavior),
+        films=_films(config, folder, model_file, tasks),
+        config=OmegaConf.to_yaml(config),
+        made=datetime.date.today().isoformat(),
+    )
+    return path
+
+
+def _notes(config: DictConfig, store: EpisodeStore | Quickstart, cloning: bool) -> list[str]:
+    """What the policies had and the baselines did not."""
+    notes = []
+    if OmegaConf.select(config, "extraction.select") == "best":
+        notes.append(
+            "Each policy is the best of its evaluations in the environment along the way (extraction.select=best), on "
+            "seeds apart from those of the score; the baselines had no such choice."
+        )
+    if cloning and OmegaConf.select(config, "rounds.count"):
+        notes.append(
+            f"The world model also saw {config.rounds.count} round(s) of its policies' own episodes; behaviour cloning "
+            "has the data before them."
+        )
+    top = ((baseline_settings(config) or {}).get("cloning") or {}).get("top", 1.0)
+    if cloning and not isinstance(store, EpisodeStore):
+        notes.append(
+            "Behaviour cloning has the start states and actions of good episodes that come with the world model, not "
+            "all of its data."
+        )
+    elif cloning and top < 1.0:
+        notes.append(f"Behaviour cloning copies the {top:.0%} of the episodes that have the highest return.")
+    return notes
+
+
+def merge_runs(spec: TaskSpec, runs: list[dict[str, Any]]) -> EvaluationResult:
+    """The episodes of all runs of a task together."""
+    returns = np.concatenate([run["returns"] for run in runs])
+    successes = None
+    if runs[0]["successes"] is not None:
+        successes = np.concatenate([run["successes"] for run in runs]).astype(bool)
+    return EvaluationResult(
+        task=spec.name,
+        seed=runs[0]["seed"],
+        returns=returns,
+        lengths=np.full(len(returns), spec.episode_length),
+        successes=successes,
+        scores=np.asarray(spec.score(returns, successes)),
+    )
+
+
+def _by_seed(spec: TaskSpec, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"seed": run["seed"], **merge_runs(spec, [run]).outcome()} for run in runs]
+
+
+def _outcome(spec: TaskSpec, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The episodes of a baseline together, and by seed."""
+    return {**merge_runs(spec, runs).outcome(), "seeds": _by_seed(spec, runs)}
+
+
+def _data_outcome(spec: TaskSpec, behavior: dict[str, Any]) -> dict[str, Any]:
+    """What the episodes of the data earned; where their success was not recorded, they have no score."""
+    success = behavior["success_mean"]
+    scored = spec.score_rule == "return" or success is not None
+    return {
+        "return_mean": behavior["behavior_return_mean"],
+        "return_std": behavior["behavior_return_std"],
+        "success": success if spec.score_rule == "success" else None,
+        "score": spec.score(behavior["behavior_return_mean"], success) if scored else None,
+        "episodes": None,
+    }
+
+
+def _curves(
+    config: DictConfig, folder: Path, results: list[dict[str, Any]], behavior: dict[str, dict[str, Any]]
+) -> dict[str, dict[int, dict[str, Series]]]:
+    """The metrics of each policy, whose picture is drawn beside them."""
+    curves: dict[str, dict[int, dict[str, Series]]] = {}
+    for result in results if config.logger == "csv" else ():
+        task, seed = result["task"], result["seed"]
+        place = folder / "policies" / task / f"seed-{seed}"
+        curves.setdefault(task, {})[seed] = metrics = read_metrics(place)
+        plot_training(
+            metrics,
+            place / "training.png",
+            references={"mean of the data": behavior[task]["behavior_return_mean"]},
+            title=f"{task}, seed {seed}",
+        )
+    return curves
+
+
+def _films(config: DictConfig, folder: Path, model_file: Path, tasks: list[str]) -> dict[str, Film]:
+    """An episode of the first seed's policy in each of the first tasks, and a picture of all of them."""
+    if not (config.evaluation.film and rendering_available()):
+        return {}
+    model = load_world_model(config, model_file)
+    films, strips = {}, {}
+    for task in tasks[: config.evaluation.film]:
+        found = evaluate_policy(
+            load_actor(config, model, folder, task),
+            task,
+            task_set=config.task_set,
+            world_model=model,
+            episodes=1,
+            seed=config.evaluation.seed,
+            record=1,
+            pixel_size=(128, 128),
+        )
+        ending = "" if found.success is None else f", {'success' if found.success else 'no success'} at its last step"
+        strips[f"{task}: return {found.return_mean:.0f}"] = found.frames[0]
+        films[task] = Film(
+            film_pictures(found.frames[0]),
+            f"First evaluation episode of seed {config.seed}: return {found.return_mean:.0f}{ending}.",
+        )
+    film_strip(strips, folder / "film.png")
+    return films

@@ -1,0 +1,88 @@
+"""SHAC in one simulator: training, evaluation beside baselines, and what a reader wants to see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torchrl.envs import EnvBase, RewardScaling, TransformedEnv
+from torchrl.objectives import ValueEstimators
+from torchrl.record.loggers import get_logger
+
+from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.stopwatch import Stopwatch
+from torchrl_pwm.objectives import SHACLoss
+from torchrl_pwm.runs.evaluator import Judge, save_tensors, write_summary
+from torchrl_pwm.runs.folder import claim_folder
+from torchrl_pwm.trainers.shac import SHACTrainer
+
+_PANELS = {"return of an episode": ("real_return",), "reward of a step": ("reward_mean",)}
+
+
+def run_simulation(config: DictConfig, folder: Path) -> Path:
+    """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``.
+
+    The folder then holds the configuration, the metrics, the checkpoint, ``policy.pt`` (the state dict of the loss's
+    ``policy``), ``training.png`` and the summary: returns of whole episodes of the policy, of the untrained
+    one, of random actions, of none (zeros) and of the hand-written controller where there is one, all from the same
+    start states.
+
+    Raises:
+        ImportError, ValueError: if the simulator is not installed, or an option is unknown.
+        FloatingPointError: if a number is not finite, see :class:`SHACOptimizationStepper`.
+    """
+    summary = folder / "summary.json"
+    if summary.exists():
+        return summary
+    torch.manual_seed(config.seed)
+    device = choose_device(config.device)
+    env: EnvBase = instantiate(config.env, **config.training_env, requires_grad=True, seed=config.seed, device=device)
+    if config.reward_scale != 1:
+        env = TransformedEnv(env, RewardScaling(loc=0.0, scale=config.reward_scale))
+    judge = Judge(config, device)
+    loss = make_shac_loss(config, env).to(device)
+    claim_folder(config, folder)
+    # Before a resume, so that an interrupted run has the same one.
+    untrained = judge.outcome(loss.policy)
+    stopwatch = Stopwatch()
+    trainer = SHACTrainer(
+        loss,
+        env,
+        iterations=config.iterations,
+        optimization_stepper=instantiate(config.stepper, loss, iterations=config.iterations),
+        logger=get_logger(config.logger, str(folder.parent), folder.name),
+        log_interval=config.log_interval,
+        evaluate=lambda: judge.during_training(loss.policy),
+        eval_interval=config.eval_interval,
+        stopwatch=stopwatch,
+        save_folder=folder / "checkpoint",
+        save_interval=config.save_interval,
+        progress_bar=config.progress,
+    )
+    trainer.resume(required=False)
+    trainer.train()
+    seconds = stopwatch.seconds
+    save_tensors(loss.policy.state_dict(), folder / "policy.pt")
+    return write_summary(
+        config,
+        folder,
+        judge.outcomes(loss.policy, untrained),
+        panels=_PANELS,
+        xlabel="window",
+        steps=config.iterations * config.loss.horizon * env.batch_size.numel(),
+        seconds=seconds,
+        skipped=trainer.optimization_stepper.skipped,
+    )
+
+
+def make_shac_loss(config: DictConfig, env: EnvBase) -> SHACLoss:
+    """New networks of the env's sizes, and the objective, as configured."""
+    observation, action = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
+    normalizer = instantiate(config.normalizer, observation_dim=observation) if config.normalize_observations else None
+    key = "observation" if normalizer is None else normalizer.out_keys[0]
+    actor = instantiate(config.actor, latent_dim=observation, action_dim=action, in_key=key)
+    value = instantiate(config.value, latent_dim=observation, in_key=key)
+    loss: SHACLoss = instantiate(config.loss, actor, value, normalizer=normalizer)
+    return loss.make_value_estimator(ValueEstimators.TDLambda, gamma=config.gamma, lmbda=config.lmbda)

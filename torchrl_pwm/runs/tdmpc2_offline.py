@@ -1,0 +1,197 @@
+"""TD-MPC2 on offline data of many tasks: training, and evaluation of a model of one's own or a published one."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torchrl._utils import logger as torchrl_logger
+from torchrl.record.loggers import get_logger
+from tqdm import tqdm
+
+from torchrl_pwm._utils.checkpoint import replace_file
+from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.stopwatch import Stopwatch
+from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
+from torchrl_pwm.data.store.statistics import observation_statistics
+from torchrl_pwm.envs import TaskSet, get_task_set
+from torchrl_pwm.evaluation import compare_with_published, evaluate_policy, plot_scores, write_summary
+from torchrl_pwm.modules import PWMWorldModel, TDMPC2Model
+from torchrl_pwm.planners import TDMPC2Planner
+from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
+from torchrl_pwm.runs.deviations import check_comparison, other_data, other_size
+from torchrl_pwm.runs.folder import claim_folder
+from torchrl_pwm.runs.report import merge_runs
+from torchrl_pwm.runs.world_model import check_sizes, make_world_model, unsaid_sizes
+from torchrl_pwm.trainers.tdmpc2 import TDMPC2Trainer
+
+
+def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
+    """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``.
+
+    With a ``checkpoint`` it is evaluated. Without, a model is trained on the configured data first; the folder then
+    holds ``model/model.pt``, a checkpoint in TD-MPC2's current layout (with ``training.normalize_observations`` of
+    statistics too, which only this package reads), beside metrics and what a resume needs. The summary has return,
+    success and normalised score of every task.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: if something that the configuration names is missing, unknown or
+            does not fit, before the folder is made.
+        FloatingPointError: if a number is not finite.
+    """
+    start = time.perf_counter()
+    task_set = get_task_set(config.task_set)
+    tasks = select_tasks(config.task, task_set)
+    check_simulators(tasks, task_set)
+    check_comparison(config)
+    source, store, model = config.data.source, None, None
+    if config.checkpoint:
+        model = load_tdmpc2(config, config.checkpoint, tasks)
+    elif source in ("published", "open"):
+        store = open_data(config, tasks)
+    elif source != "collect":
+        raise ValueError(
+            f"data={source} has start states and no episodes to train on: choose data=published, data=open or "
+            "data=collect, or evaluate a model with checkpoint=..."
+        )
+    claim_folder(config, folder)
+    torchrl_logger.info(f"run folder: {folder}")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if model is None:
+        if store is None:
+            store = collect_data(config, folder, tasks)
+        model = load_tdmpc2(config, train_tdmpc2(config, folder / "model", store, tasks), tasks)
+    results = evaluate_tasks(config, folder / "tasks", model, tasks)
+    behavior = {} if store is None else store.statistics()
+    rows = [
+        merge_runs(task_set[found["task"]], [found]).summary_row(
+            behavior_return_mean=behavior[found["task"]]["behavior_return_mean"] if behavior else None
+        )
+        for found in results
+    ]
+    way = "Planned actions" if config.plan else "Actions of the policy prior, without planning"
+    path = folder / "summary.json"
+    seconds = round(time.perf_counter() - start, 1)
+    comparison = None
+    if OmegaConf.select(config, "compare"):
+        remarks = [*(other_data(store) if store else []), *other_size(config, model.world_model)]
+        comparison = compare_with_published(rows, task_set, remarks=remarks)
+    notes = [f"TD-MPC2. {way}."]
+    summary = write_summary(
+        path, rows, seed=config.evaluation.seed, seconds_total=seconds, notes=notes, comparison=comparison
+    )
+    plot_scores(summary, folder / "scores.png", task_set=task_set)
+    return path
+
+
+def load_tdmpc2(config: Any, file: str | Path, tasks: list[str]) -> TDMPC2Model:
+    """A model from a checkpoint in one of TD-MPC2's layouts, with the discounts of the configured tasks.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if its layout is not known, or its sizes are not those of the task set, or of the one task that a
+            single-task checkpoint is for.
+    """
+    task_set, unsaid = get_task_set(config.task_set), unsaid_sizes(config)
+    world_model = PWMWorldModel.from_tdmpc2(file, **unsaid)
+    if world_model.num_tasks:
+        check_sizes(world_model, task_set, file)
+        lengths = [task.episode_length for task in task_set]
+        model = TDMPC2Model.from_checkpoint(
+            file, action_dims=task_set.action_dims, episode_lengths=lengths, dropout=config.heads.dropout, **unsaid
+        )
+        return model.requires_grad_(False)
+    if len(tasks) != 1:
+        raise ValueError(
+            f"The checkpoint {file} is of a single task: say which with task=..., found {len(tasks)} tasks."
+        )
+    spec = task_set[tasks[0]]
+    check_sizes(world_model, TaskSet(spec.name, [spec]), file, num_tasks=0)
+    model = TDMPC2Model.from_checkpoint(file, episode_lengths=spec.episode_length, **unsaid)
+    return model.requires_grad_(False)
+
+
+def train_tdmpc2(config: DictConfig, folder: Path, store: EpisodeStore, tasks: list[str]) -> Path:
+    """Trains a model, or goes on where that was interrupted, and returns its file ``model.pt``."""
+    file = folder / "model.pt"
+    if file.exists():
+        return file
+    settings, task_set = config.training, get_task_set(config.task_set)
+    torch.manual_seed(config.seed)
+    lengths = config.heads.episode_lengths or [task.episode_length for task in task_set]
+    model: TDMPC2Model = instantiate(config.heads, make_world_model(config), episode_lengths=lengths)
+    normalized = bool(settings.get("normalize_observations"))
+    if normalized:
+        model.world_model.set_observation_statistics(*observation_statistics(store))
+    device = choose_device(config.device)
+    loss = instantiate(config.loss, model.to(device))
+    replay = TDMPC2ExperienceReplay(
+        store.root, settings.batch_size, slice_len=settings.slice_len, tasks=tasks, seed=config.seed
+    )
+    torchrl_logger.info(f"TD-MPC2: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tasks)} tasks")
+    trainer = TDMPC2Trainer(
+        loss,
+        replay,
+        iterations=settings.iterations,
+        optimization_stepper=instantiate(config.stepper, loss, iterations=settings.iterations),
+        device=device,
+        logger=get_logger(config.logger, str(folder.parent), folder.name),
+        log_interval=settings.log_interval,
+        evaluate=lambda: _scores(config, model, tasks),
+        eval_interval=settings.eval_interval,
+        stopwatch=Stopwatch(),
+        save_folder=folder / "checkpoint",
+        save_interval=settings.save_interval,
+        progress_bar=config.progress,
+    )
+    trainer.resume(required=False)
+    trainer.train()
+    buffer = io.BytesIO()
+    torch.save(model.cpu().to_checkpoint("new", statistics=normalized), buffer)
+    replace_file(file, buffer.getvalue())
+    return file
+
+
+def evaluate_tasks(config: DictConfig, folder: Path, model: TDMPC2Model, tasks: list[str]) -> list[dict[str, Any]]:
+    """Returns and successes of whole episodes in each task, kept in a file of each, so that none is run again."""
+    device = choose_device(config.device)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = []
+    bar = tqdm(tasks, desc="evaluation", unit="task", disable=not config.progress)
+    for task in bar:
+        file = folder / f"{task}.json"
+        if not file.exists():
+            # Of its own for each task, so that the numbers do not depend on which were evaluated before.
+            generator = torch.Generator(device).manual_seed(config.evaluation.seed)
+            planner: TDMPC2Planner = instantiate(
+                config.planner, model.to(device), plan=config.plan, generator=generator
+            )
+            found = _evaluate(config, planner, task, config.evaluation.episodes, config.evaluation.seed)
+            successes = None if found.successes is None else found.successes.tolist()
+            record = {"task": task, "seed": found.seed, "returns": found.returns.tolist(), "successes": successes}
+            replace_file(file, json.dumps({**record, "seconds": round(found.seconds, 1)}, indent=2).encode())
+            bar.set_postfix_str(f"{task} {found.score:.3f}")
+        results.append(json.loads(file.read_text()))
+    return results
+
+
+def _evaluate(config: DictConfig, policy: TDMPC2Planner, task: str, episodes: int, seed: int) -> Any:
+    """Whole episodes side by side: a planner plans for all rows at once."""
+    task_set = config.task_set if policy.model.world_model.num_tasks else None
+    rows = min(config.evaluation.num_envs, episodes)
+    return evaluate_policy(policy, task, task_set=task_set, episodes=episodes, num_envs=rows, seed=seed)
+
+
+def _scores(config: DictConfig, model: TDMPC2Model, tasks: list[str]) -> dict[str, float]:
+    """Normalised scores of the policy prior, which costs no planning, on seeds apart from the final evaluation's."""
+    prior: TDMPC2Planner = instantiate(config.planner, model, plan=False)
+    episodes, seed = config.training.eval_episodes, config.evaluation.seed + 1
+    scores = {task: _evaluate(config, prior, task, episodes, seed).score for task in tasks}
+    return {"real_score": sum(scores.values()) / len(scores), **{f"score_{task}": s for task, s in scores.items()}}

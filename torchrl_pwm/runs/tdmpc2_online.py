@@ -1,0 +1,102 @@
+"""TD-MPC2 on one env from its own steps: training, evaluation with and without planning, and what is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torchrl.envs import EnvBase
+
+from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm.data import make_online_replay
+from torchrl_pwm.evaluation.rollouts import innermost_env
+from torchrl_pwm.evaluation.scores import find_task_spec
+from torchrl_pwm.modules import TDMPC2Model
+from torchrl_pwm.objectives import TDMPC2Loss
+from torchrl_pwm.planners import TDMPC2Planner
+from torchrl_pwm.runs.evaluator import Judge, JudgedRun
+from torchrl_pwm.runs.pwm_online import make_collector, make_training_env
+from torchrl_pwm.trainers.tdmpc2 import OnlineTDMPC2OptimizationStepper, OnlineTDMPC2Trainer
+
+_PANELS = {
+    "return of an episode": ("real_return",),
+    "reward of a step": ("collected_reward",),
+    "error of the model's reward": ("reward_error",),
+}
+_EPISODE_LENGTH = 500  # steps, where nothing tells it
+
+
+def run_online_tdmpc2(config: DictConfig, folder: Path) -> Path:
+    """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``.
+
+    With ``select=best`` the model that did best in an evaluation during training counts, on start states that the
+    final evaluation does not see, else the last one. The folder then holds the configuration, the metrics, the
+    checkpoint, ``model.pt`` (state dict of the :class:`~torchrl_pwm.TDMPC2Model`), ``training.png`` and the summary:
+    returns of whole episodes of the planner, of the policy prior alone, of the last and the untrained model, of random
+    actions, of none (zeros) and of the hand-written controller where there is one, all from the same start states.
+
+    A run in this process that is interrupted and resumed ends with the numbers of one that was not.
+
+    Raises:
+        ImportError, ValueError: if a simulator is not installed, or an option is unknown.
+        FloatingPointError: if a number is not finite.
+    """
+    summary = folder / "summary.json"
+    if summary.exists():
+        return summary
+    torch.manual_seed(config.seed)
+    device = choose_device(config.device)
+    judge = Judge(config, device)
+    env = make_training_env(config, device)
+    model = make_model(config, env).to(device)
+    loss: TDMPC2Loss = instantiate(config.loss, model)
+    # Every batch of envs has a planner of its own, which keeps its plans.
+    acting, judged, prior = (
+        make_planner(config, model, plan) for plan in (config.collector.plan, config.evaluation.plan, False)
+    )
+    run = JudgedRun(config, folder, judge, judged, model)
+    replay = make_online_replay(**config.replay, seed=config.seed)
+    updates = config.iterations * config.online.updates + config.warmup_updates
+    stepper: OnlineTDMPC2OptimizationStepper = instantiate(
+        config.online, loss, replay, stepper=instantiate(config.stepper, loss, iterations=updates)
+    )
+    trainer = OnlineTDMPC2Trainer(
+        loss,
+        make_collector(config, env, acting, device, random_steps=run.random_steps),
+        replay,
+        warmup_steps=config.collector.random_steps,
+        episode_seed=config.seed if config.collector.workers < 2 else None,
+        optimization_stepper=stepper,
+        **run.options(),
+    )
+    run.resume(trainer)
+    trainer.train()
+    return run.finish(
+        trainer,
+        {"model.pt": model},
+        panels=_PANELS,
+        outcomes=lambda: {"policy without planning": judge.outcome(prior)} if config.evaluation.plan else {},
+    )
+
+
+def make_model(config: DictConfig, env: EnvBase) -> TDMPC2Model:
+    """A new model of the env's sizes, as configured."""
+    observation, action = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
+    world_model = instantiate(config.model, observation_dim=observation, action_dim=action)
+    length = config.heads.episode_lengths
+    return instantiate(config.heads, world_model, episode_lengths=length or episode_length(config.task, env))
+
+
+def episode_length(task: str, env: EnvBase) -> int:
+    """Steps of an episode, from which the discount follows: of the task's table, else of the simulator, else 500."""
+    spec = find_task_spec(task)
+    found: Any = getattr(innermost_env(env), "episode_length", None) if spec is None else spec.episode_length
+    return found or _EPISODE_LENGTH
+
+
+def make_planner(config: DictConfig, model: TDMPC2Model, plan: bool) -> TDMPC2Planner:
+    """A planner with the configured settings, or with ``plan=False`` the policy prior in its place."""
+    return instantiate(config.planner, model, plan=plan)

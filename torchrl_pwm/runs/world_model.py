@@ -1,0 +1,195 @@
+"""The world model of a run: given, or trained on its data, and improved in rounds with its policies' own episodes."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torchrl._utils import logger as torchrl_logger
+from torchrl.record.loggers import get_logger
+
+from torchrl_pwm._utils.checkpoint import replace_file
+from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.stopwatch import Stopwatch
+from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay
+from torchrl_pwm.data.store.statistics import observation_statistics
+from torchrl_pwm.envs import TaskSet, get_task_set
+from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart
+from torchrl_pwm.modules.quickstart import QUICKSTART_FILE
+from torchrl_pwm.trainers.disagreement import train_disagreement
+from torchrl_pwm.trainers.pwm import WorldModelTrainer
+
+
+def make_world_model(config: Any) -> PWMWorldModel:
+    """A new model with the sizes of the configured task set."""
+    task_set = get_task_set(config.task_set)
+    return instantiate(
+        config.model,
+        observation_dim=task_set.observation_dim,
+        action_dim=task_set.action_dim,
+        num_tasks=len(task_set),
+        action_dims=list(task_set.action_dims),
+    )
+
+
+def load_world_model(config: Any, file: str | os.PathLike[str]) -> PWMWorldModel:
+    """The frozen model of a run, from the checkpoint it was given or the file it trained.
+
+    What the weights do not tell, such as the range of the bins, is the configuration's.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if its layout is not known or its sizes are not those of the configured task set.
+    """
+    if config.checkpoint == "quickstart":
+        return load_quickstart(file).world_model
+    if not config.checkpoint:
+        model = make_world_model(config)
+        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
+        return model.requires_grad_(False)
+    task_set = get_task_set(config.task_set)
+    unsaid = unsaid_sizes(config)
+    check_sizes(PWMWorldModel.from_tdmpc2(file, **unsaid), task_set, file)
+    return PWMWorldModel.from_tdmpc2(file, action_dims=task_set.action_dims, **unsaid).requires_grad_(False)
+
+
+def unsaid_sizes(config: Any) -> dict[str, Any]:
+    """What the weights of a checkpoint do not tell, as configured."""
+    return {key: config.model[key] for key in ("simnorm_dim", "vmin", "vmax") if key in config.model}
+
+
+def check_sizes(model: PWMWorldModel, task_set: TaskSet, source: Any, *, num_tasks: int | None = None) -> None:
+    """Raises ValueError if the model's sizes are not those of the task set, with ``num_tasks`` tasks or all."""
+    found = (model.observation_dim, model.action_dim, model.num_tasks)
+    expected = (task_set.observation_dim, task_set.action_dim, len(task_set) if num_tasks is None else num_tasks)
+    if found != expected:
+        names = ("observation size", "action size", "number of tasks")
+        wrong = ", ".join(f"{name} {f} (expected {e})" for name, f, e in zip(names, found, expected) if f != e)
+        raise ValueError(
+            f"The checkpoint {source} does not fit {task_set.name}: {wrong}. "
+            "Choose the task_set it was trained on, or another checkpoint."
+        )
+
+
+def prepare_world_model(config: DictConfig, folder: Path, store: EpisodeStore | None, tasks: list[str]) -> Path:
+    """The file of the frozen model: the given checkpoint, or one that is trained here."""
+    if config.checkpoint == "quickstart":
+        return QUICKSTART_FILE
+    if config.checkpoint:
+        return Path(config.checkpoint).absolute()
+    assert store is not None
+    file = folder / "world_model" / "world_model.pt"
+    if file.exists():
+        return file
+    torch.manual_seed(config.seed)
+    model = make_world_model(config)
+    if config.world_model.normalize_observations:
+        model.set_observation_statistics(*observation_statistics(store))
+    replay = TDMPC2ExperienceReplay(
+        store.root,
+        config.world_model.batch_size,
+        slice_len=config.world_model.slice_len,
+        tasks=tasks,
+        seed=config.seed,
+    )
+    torchrl_logger.info(f"world model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tasks)} tasks")
+    return train_world_model(config, file.parent, model, replay, iterations=config.world_model.iterations)
+
+
+def train_world_model(
+    config: DictConfig,
+    folder: Path,
+    model: PWMWorldModel,
+    replay: TDMPC2ExperienceReplay | ReplayMixture,
+    *,
+    iterations: int,
+) -> Path:
+    """Trains a model, or goes on where that was interrupted, and returns its file ``world_model.pt``."""
+    settings, device = config.world_model, choose_device(config.device)
+    loss = instantiate(config.model_loss, model.requires_grad_(True).to(device))
+    trainer = WorldModelTrainer(
+        loss,
+        replay,
+        iterations=iterations,
+        optimization_stepper=instantiate(config.model_stepper, loss, iterations=iterations),
+        device=device,
+        logger=get_logger(config.logger, str(folder.parent), folder.name),
+        log_interval=settings.log_interval,
+        stopwatch=Stopwatch(),
+        save_folder=folder / "checkpoint",
+        save_interval=settings.save_interval,
+        progress_bar=config.progress,
+    )
+    trainer.resume(required=False)
+    trainer.train()
+    buffer = io.BytesIO()
+    torch.save({"model": model.cpu().state_dict()}, buffer)
+    replace_file(folder / "world_model.pt", buffer.getvalue())
+    return folder / "world_model.pt"
+
+
+def prepare_disagreement(config: DictConfig, store: EpisodeStore, file: Path, tasks: list[str]) -> None:
+    """Trains the ensemble of the model in ``file`` beside it, unless it is there."""
+    target = disagreement_file(file)
+    if target.exists():
+        return
+    settings = config.world_model
+    replay = TDMPC2ExperienceReplay(
+        store.root, settings.batch_size, slice_len=settings.slice_len, tasks=tasks, seed=config.seed
+    )
+    ensemble = train_disagreement(
+        load_world_model(config, file),
+        replay,
+        iterations=settings.disagreement_iterations,
+        seed=config.seed,
+        progress=config.progress,
+    )
+    save_disagreement(ensemble, target)
+
+
+def latest_world_model(folder: Path) -> Path:
+    """The file of a run's last world model.
+
+    Raises:
+        FileNotFoundError: if the run has none.
+    """
+    rounds = sorted((folder / "rounds").glob("*/world_model/world_model.pt"), key=lambda file: int(file.parts[-3]))
+    file = rounds[-1] if rounds else folder / "world_model" / "world_model.pt"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{folder} holds no world model: expected {file}, which a run writes when it is trained."
+        )
+    return file
+
+
+def disagreement_file(world_model: Path) -> Path:
+    """Where the ensemble of a world model's file is kept."""
+    return world_model.with_name("disagreement.pt")
+
+
+def save_disagreement(ensemble: DynamicsEnsemble, file: Path) -> None:
+    """Writes the ensemble's weights to a file of tensors only."""
+    buffer = io.BytesIO()
+    torch.save(ensemble.state_dict(), buffer)
+    replace_file(file, buffer.getvalue())
+
+
+def load_disagreement(file: Path, world_model: PWMWorldModel) -> DynamicsEnsemble:
+    """The frozen ensemble of a model.
+
+    Raises:
+        FileNotFoundError: if none was trained for it.
+    """
+    if not file.exists():
+        raise FileNotFoundError(
+            f"loss.disagreement_coef needs the ensemble {file}, which a run trains with its world model; with a model "
+            "that was given, leave it at 0."
+        )
+    ensemble = DynamicsEnsemble(world_model)
+    ensemble.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    return ensemble.requires_grad_(False).eval()
