@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.machine import machine
-from torchrl_pwm._utils.checkpoint import replace_file
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import end_with_parent
 
 ROOT = Path(__file__).parents[2]

@@ -26,7 +26,7 @@ from benchmarks.learning.methods.online import online_jobs
 from benchmarks.learning.page import markdown, write_page
 from benchmarks.learning.readers import read_records
 from benchmarks.learning.results import summarize, write_csv, write_json
-from torchrl_pwm._utils.checkpoint import replace_file
+from torchrl_pwm._utils.files import replace_file
 
 RUNS = ROOT / "runs" / "suite"
 RESULTS = ROOT / "benchmarks" / "results"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchrl_pwm._utils import checkpoint as module
+from torchrl_pwm._utils import files as module
 from torchrl_pwm.trainers import has_checkpoint, load_checkpoint, save_checkpoint
 
 MANIFEST = "checkpoint.json"

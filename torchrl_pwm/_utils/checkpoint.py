@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from torchrl_pwm._utils.files import flush_folder
+from torchrl_pwm._utils.files import replace_file
 
 _MANIFEST = "checkpoint.json"
 
@@ -52,7 +52,7 @@ def save_checkpoint(folder: str | os.PathLike[str], state: Mapping[str, Any], *,
     replace_file(path, data)
     manifest = {"file": path.name, "size": len(data), "sha256": digest, "step": step}
     replace_file(folder / _MANIFEST, json.dumps(manifest, indent=2).encode())
-    for old in folder.glob("checkpoint-*.pt*"):
+    for old in {*folder.glob("checkpoint-*.pt"), *folder.glob("*.tmp")}:
         if old != path:
             old.unlink()
     return path
@@ -103,18 +103,3 @@ def _read_manifest(path: Path, text: bytes) -> tuple[str, int, str]:
 def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
     """Whether the folder holds a checkpoint."""
     return (Path(folder) / _MANIFEST).exists()
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Puts ``data`` at ``path`` in one step: write aside, flush to disk, rename."""
-    # The fixed name makes the next save overwrite what a killed process left.
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    flush_folder(path.parent)

@@ -16,7 +16,17 @@ try:
 except ImportError:  # Windows: what a killed process left half-written stays until it is deleted by hand
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["default_root", "file_sha256", "flush_file", "flush_folder", "locked", "replaced_file", "staged_folder"]
+__all__ = [
+    "default_root",
+    "file_sha256",
+    "flush_file",
+    "flush_folder",
+    "locked",
+    "refuse_existing",
+    "replace_file",
+    "replaced_file",
+    "staged_folder",
+]
 
 _BLOCK = 1 << 22
 
@@ -56,16 +66,28 @@ def flush_folder(folder: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` that takes its place when the block ends without an exception."""
+    """Yields a temporary path beside ``path`` that takes its place when the block ends without an exception.
+
+    What killed processes left half-written beside ``path`` is removed first; what living ones are writing stays.
+    """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
+    _remove_abandoned(target)
+    temporary = _temporary(target)
+    temporary.touch()
     try:
-        yield temporary
-        flush_file(temporary)
-        os.replace(temporary, target)
+        with locked(temporary):
+            yield temporary
+            flush_file(temporary)
+            os.replace(temporary, target)
         flush_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Puts ``data`` at ``path`` in one step: write aside, flush to disk, rename."""
+    with replaced_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 @contextlib.contextmanager
@@ -82,7 +104,7 @@ def staged_folder(root: str | os.PathLike[str]) -> Iterator[Path]:
     refuse_existing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
-    stage = target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
+    stage = _temporary(target)
     stage.mkdir()
     with locked(stage):
         try:
@@ -97,16 +119,22 @@ def staged_folder(root: str | os.PathLike[str]) -> Iterator[Path]:
                 shutil.rmtree(stage)
 
 
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
+
+
 def _remove_abandoned(target: Path) -> None:
-    """Removes staging folders of ``target`` whose process is gone: its lock went with it."""
+    """Removes temporary files and folders of ``target`` whose process is gone: its lock went with it."""
     if fcntl is None:
         return
     pattern = re.compile(rf"\.{re.escape(target.name)}-[0-9a-f]{{8}}\.tmp")
     for stage in target.parent.iterdir():
         if pattern.fullmatch(stage.name):
             with contextlib.suppress(FileNotFoundError), locked(stage) as free:
-                if free:
+                if free and stage.is_dir():
                     shutil.rmtree(stage)
+                elif free:
+                    stage.unlink()
 
 
 @contextlib.contextmanager

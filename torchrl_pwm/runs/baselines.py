@@ -18,7 +18,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 from tqdm import tqdm
 
-from torchrl_pwm._utils.checkpoint import replace_file
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import end_with_parent
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.envs import get_task_set

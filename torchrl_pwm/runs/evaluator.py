@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.record.loggers import get_logger
 
-from torchrl_pwm._utils.checkpoint import has_checkpoint, replace_file
+from torchrl_pwm._utils.checkpoint import has_checkpoint
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.envs.simulators import SwingUpController
 from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy, package_versions, plot_training

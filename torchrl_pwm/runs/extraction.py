@@ -26,8 +26,8 @@ from torchrl.objectives.utils import ValueEstimators
 from torchrl.record.loggers import get_logger
 from tqdm import tqdm
 
-from torchrl_pwm._utils.checkpoint import replace_file
 from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import end_with_parent
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from torchrl_pwm._utils.checkpoint import replace_file
+from torchrl_pwm._utils.files import replace_file
 
 _CONFIG = "config.yaml"
 # These say where and how fast a run goes on and what its report holds, not what it computes.

@@ -18,8 +18,8 @@ from torchrl.data import ReplayBuffer
 from torchrl.envs import EnvBase, InitTracker, TransformedEnv
 from torchrl.objectives import ValueEstimators
 
-from torchrl_pwm._utils.checkpoint import replace_file
 from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.data import extend_with_recorded, make_online_replay
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss

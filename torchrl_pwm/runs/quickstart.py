@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from torchrl_pwm._utils.checkpoint import replace_file
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.data import EpisodeStore, start_states
 from torchrl_pwm.evaluation import package_versions
 from torchrl_pwm.modules import pack_quickstart

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from torchrl_pwm._utils.checkpoint import replace_file
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.envs.rendering import rendering_available

@@ -15,8 +15,8 @@ from torchrl._utils import logger as torchrl_logger
 from torchrl.record.loggers import get_logger
 from tqdm import tqdm
 
-from torchrl_pwm._utils.checkpoint import replace_file
 from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
 from torchrl_pwm.data.store.statistics import observation_statistics

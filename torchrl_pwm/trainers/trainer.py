@@ -15,7 +15,8 @@ from torchrl.objectives import LossModule
 from torchrl.record.loggers import CSVLogger, Logger
 from torchrl.trainers import OptimizationStepper, Trainer, TrainerHookBase
 
-from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint, replace_file, save_checkpoint
+from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data import ReplayMixture, TDMPC2ExperienceReplay
 
