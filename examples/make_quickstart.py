@@ -11,19 +11,9 @@ torchrl_pwm/runs/conf/preset/make_quickstart.yaml; two CPU cores take about two 
 
 from __future__ import annotations
 
-import hydra
-from omegaconf import DictConfig
-from pwm_mt80 import run
+import sys
 
-from torchrl_pwm.modules import QUICKSTART_FILE
-from torchrl_pwm.runs.quickstart import export_quickstart
-
-
-@hydra.main(version_base="1.3", config_path="pkg://torchrl_pwm.runs.conf", config_name="make_quickstart")
-def main(config: DictConfig) -> None:
-    folder = run(config)
-    print(export_quickstart(folder, QUICKSTART_FILE))
-
+from torchrl_pwm.runs.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["make-quickstart", *sys.argv[1:]])

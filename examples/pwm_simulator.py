@@ -12,20 +12,9 @@ conf/pwm_simulator.yaml and torchrl_pwm/runs/conf/online.yaml. The last line pri
 
 from __future__ import annotations
 
-import hydra
-from omegaconf import DictConfig
+import sys
 
-import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
-from torchrl_pwm.runs.cli import run_command
-from torchrl_pwm.runs.evaluator import format_outcomes
-from torchrl_pwm.runs.pwm_online import run_online
-
-
-@hydra.main(version_base="1.3", config_path="pkg://torchrl_pwm.runs.conf", config_name="pwm_simulator")
-def main(config: DictConfig) -> None:
-    _, _, summary = run_command(run_online, config)
-    print(format_outcomes(summary), summary, sep="\n")
-
+from torchrl_pwm.runs.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["simulator", *sys.argv[1:]])

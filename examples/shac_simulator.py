@@ -11,20 +11,9 @@ The options are in torchrl_pwm/runs/conf/shac_simulator.yaml. The last line prin
 
 from __future__ import annotations
 
-import hydra
-from omegaconf import DictConfig
+import sys
 
-import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
-from torchrl_pwm.runs.cli import run_command
-from torchrl_pwm.runs.evaluator import format_outcomes
-from torchrl_pwm.runs.shac import run_simulation
-
-
-@hydra.main(version_base="1.3", config_path="pkg://torchrl_pwm.runs.conf", config_name="shac_simulator")
-def main(config: DictConfig) -> None:
-    _, _, summary = run_command(run_simulation, config)
-    print(format_outcomes(summary), summary, sep="\n")
-
+from torchrl_pwm.runs.cli import main
 
 if __name__ == "__main__":
-    main()
+    main(["shac", *sys.argv[1:]])

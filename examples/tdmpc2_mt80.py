@@ -13,28 +13,7 @@ from __future__ import annotations
 
 import sys
 
-import hydra
-from omegaconf import DictConfig
-
-import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
-from torchrl_pwm.evaluation import format_table, read_summary
-from torchrl_pwm.runs.cli import run_command
-from torchrl_pwm.runs.tdmpc2_offline import run_offline_tdmpc2
-
-
-def with_evaluation(arguments: list[str]) -> list[str]:
-    """The command line; where it names a checkpoint, with all its tasks and the published planner by default."""
-    given = {argument.split("=")[0] for argument in arguments}
-    further = ("task=${task_set}", "planner=tdmpc2") if "checkpoint" in given else ()
-    return [*arguments, *(argument for argument in further if argument.split("=")[0] not in given)]
-
-
-@hydra.main(version_base="1.3", config_path="pkg://torchrl_pwm.runs.conf", config_name="tdmpc2_mt80")
-def main(config: DictConfig) -> None:
-    config, _, summary = run_command(run_offline_tdmpc2, config)
-    print(format_table(read_summary(summary), task_set=config.task_set), summary, sep="\n\n")
-
+from torchrl_pwm.runs.cli import main
 
 if __name__ == "__main__":
-    sys.argv = with_evaluation(sys.argv)
-    main()
+    main(["tdmpc2-mt80", *sys.argv[1:]])

@@ -39,7 +39,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(method, tmp_path, monkeyp
     call(monkeypatch, method, *TINY, *METHODS[method], f"folder={whole}")
     assert capsys.readouterr().out.splitlines()[-1] == str(whole / "summary.json")
     with monkeypatch.context() as patch:
-        original, seen = ModelFreeTrainer._log_steps, []
+        original, seen = ModelFreeTrainer.log_steps, []
 
         def stop_at_the_third(self, *arguments):
             seen.append(1)
@@ -47,7 +47,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(method, tmp_path, monkeyp
                 raise KeyboardInterrupt
             return original(self, *arguments)
 
-        patch.setattr(ModelFreeTrainer, "_log_steps", stop_at_the_third)
+        patch.setattr(ModelFreeTrainer, "log_steps", stop_at_the_third)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             call(patch, method, *TINY, *METHODS[method], f"folder={parts}")
     assert has_checkpoint(parts / "checkpoint") and not (parts / "summary.json").exists()
@@ -63,7 +63,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(method, tmp_path, monkeyp
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_wrong_option_ends_in_one_line(method, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match=r"collector\.workers must divide the 4 rows"):
+    with pytest.raises(SystemExit, match=r"collector\.workers must divide the 4 envs"):
         call(monkeypatch, method, *TINY, *METHODS[method], "collector.workers=3", f"folder={tmp_path / 'run'}")
     assert not (tmp_path / "run" / "summary.json").exists()
 

@@ -13,19 +13,18 @@ import torch
 pytest.importorskip("hydra")
 pytest.importorskip("matplotlib")
 
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 import torchrl_pwm.runs.configs  # noqa: F401
-from torchrl_pwm import WorldModelPolicy, runs
+from torchrl_pwm import WorldModelPolicy
 from torchrl_pwm.envs.simulators import AnalyticEnv
 from torchrl_pwm.objectives import PWMLoss
-from torchrl_pwm.runs.evaluator import Judge
+from torchrl_pwm.runs.cli import compose_config
+from torchrl_pwm.runs.evaluator import Evaluator
 from torchrl_pwm.runs.pwm_online import make_losses
 from torchrl_pwm.trainers import has_checkpoint, load_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CONF = Path(runs.__file__).parent / "conf"
 TINY = ["iterations=4", "env.num_envs=4", "collector.steps=5", "collector.random_steps=40", "warmup_updates=2"]
 TINY += ["replay.slice_len=4", "replay.batch_size=6", "online.start_states=8", "loss.horizon=3"]
 TINY += ["model.latent_dim=16", "model.units=[16,16]", "model.encoder_units=[16]", "actor.units=[8]", "value.units=[8]"]
@@ -42,8 +41,7 @@ def call(monkeypatch, script, *arguments):
 
 
 def composed(script, *arguments):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(script, list(arguments))
+    return compose_config(script, arguments)
 
 
 def check_run(folder, out):
@@ -90,11 +88,11 @@ def test_a_run_on_a_gymnasium_task(workers, tmp_path, monkeypatch, capsys):
 def test_the_best_of_the_evaluated_policies_counts(tmp_path, monkeypatch):
     calls = []
 
-    def judged(self, policy):
+    def evaluated(self, policy):
         calls.append([value.clone() for value in policy.state_dict().values()])
         return {"real_return": -float(len(calls))}
 
-    monkeypatch.setattr(Judge, "during_training", judged)
+    monkeypatch.setattr(Evaluator, "during_training", evaluated)
     for select, kept in (("best", 0), ("last", 1)):
         calls.clear()
         folder = tmp_path / select
@@ -167,7 +165,7 @@ def test_several_folders_of_recorded_steps_are_joined(tmp_path, monkeypatch):
         (["pretraining.keep=true"], r"pretraining.data=None: expected the folder of a TensorDict \[N, T\]"),
         (["pretraining.updates=3"], r"pretraining.data=None: expected the folder of a TensorDict \[N, T\]"),
         (["pretraining.warm_start.behavior_updates=1"], r"pretraining.data=None: expected the folder"),
-        (["collector.workers=3"], "collector.workers must divide the 4 rows of the env, found 3"),
+        (["collector.workers=3"], "collector.workers must divide the 4 envs, found 3"),
         (["env.task=cartpol"], "cartpole_swingup"),
         (["online.recent_share=2"], "recent_share must be between 0 and 1"),
     ],

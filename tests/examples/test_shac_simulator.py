@@ -14,17 +14,16 @@ import torch
 pytest.importorskip("hydra")
 pytest.importorskip("matplotlib")
 
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 import torchrl_pwm.runs.configs  # noqa: F401
-from torchrl_pwm import SHACLoss, runs
+from torchrl_pwm import SHACLoss
 from torchrl_pwm.envs.simulators.newton.env import _NAMES
+from torchrl_pwm.runs.cli import CONF, compose_config
 from torchrl_pwm.runs.shac import make_shac_loss
 from torchrl_pwm.trainers import has_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CONF = Path(runs.__file__).parent / "conf"
 SCRIPT = EXAMPLES / "shac_simulator.py"
 TINY = ["iterations=6", "env.num_envs=4", "+env.episode_length=10", "loss.horizon=4", "stepper.critic_iterations=1"]
 TINY += ["actor.units=[8]", "value.units=[8]", "eval_interval=2", "eval_episodes=2", "save_interval=2"]
@@ -39,8 +38,7 @@ def call(monkeypatch, *arguments):
 
 
 def composed(*arguments):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("shac_simulator", list(arguments))
+    return compose_config("shac_simulator", arguments)
 
 
 def test_settings_that_are_not_the_envs_are_published():

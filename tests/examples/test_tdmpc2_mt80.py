@@ -14,13 +14,12 @@ import torch
 pytest.importorskip("hydra")
 pytest.importorskip("matplotlib")
 
-from hydra import compose, initialize_config_dir
 
-import torchrl_pwm.runs.configs  # noqa: F401
 from tests.modules.test_checkpoints import as_published
 from tests.trainers.tiny import assert_same, write_store
-from torchrl_pwm import MT80, PWMWorldModel, TDMPC2Loss, TDMPC2Model, runs
+from torchrl_pwm import MT80, PWMWorldModel, TDMPC2Loss, TDMPC2Model
 from torchrl_pwm.evaluation import read_summary
+from torchrl_pwm.runs.cli import command_config
 from torchrl_pwm.trainers import has_checkpoint
 
 pytestmark = pytest.mark.skipif(
@@ -29,7 +28,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CONF = Path(runs.__file__).parent / "conf"
 SCRIPT = EXAMPLES / "tdmpc2_mt80.py"
 PLANNER = "planner={num_samples: 8, num_policy_rollouts: 2, num_elites: 4, iterations: 1, horizon: 2}"
 TINY = ["model.latent_dim=16", "model.units=[16,16]", "model.encoder_units=[16]", "model.task_dim=4", PLANNER]
@@ -159,12 +157,10 @@ def test_a_published_checkpoint_of_one_task_is_evaluated(layout, golden, tmp_pat
 
 
 def test_a_checkpoint_brings_all_tasks_and_the_published_planner():
-    with_evaluation = runpy.run_path(str(SCRIPT))["with_evaluation"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("tdmpc2_mt80", with_evaluation(["checkpoint=mt80-48M.pt", "plan=true"]))
-        assert (config.task, config.planner.num_samples, config.planner.num_elites) == ("mt80", 512, 64)
-        assert compose("tdmpc2_mt80", with_evaluation(["checkpoint=a.pt", "task=mw-reach"])).task == "mw-reach"
-        small = compose("tdmpc2_mt80", with_evaluation([]))
+    config = command_config("tdmpc2-mt80", ["checkpoint=mt80-48M.pt", "plan=true"])
+    assert (config.task, config.planner.num_samples, config.planner.num_elites) == ("mt80", 512, 64)
+    assert command_config("tdmpc2-mt80", ["checkpoint=a.pt", "task=mw-reach"]).task == "mw-reach"
+    small = command_config("tdmpc2-mt80", [])
     assert small.planner.num_samples == 64 and (small.loss.rho, small.training.slice_len) == (0.5, 3)
 
 

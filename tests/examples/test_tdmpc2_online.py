@@ -87,15 +87,15 @@ def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     call(monkeypatch, SCRIPT, *TINY, *SIMULATOR, f"folder={whole}")
     with monkeypatch.context() as patch:
-        original, updates = OnlineTDMPC2OptimizationStepper.update, []
+        original, updates = OnlineTDMPC2OptimizationStepper.update_model, []
 
-        def stop_at_the_third(self):
+        def stop_in_the_third_iteration(self):
             updates.append(1)
-            if len(updates) == 3:
+            if len(updates) == 2 + 3:  # two of the warm-up
                 raise KeyboardInterrupt
             return original(self)
 
-        patch.setattr(OnlineTDMPC2OptimizationStepper, "update", stop_at_the_third)
+        patch.setattr(OnlineTDMPC2OptimizationStepper, "update_model", stop_in_the_third_iteration)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             call(patch, SCRIPT, *TINY, *SIMULATOR, f"folder={parts}")
     assert has_checkpoint(parts / "checkpoint") and not (parts / "summary.json").exists()

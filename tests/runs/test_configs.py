@@ -5,22 +5,18 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("hydra")
 
-from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from torchrl_pwm import PWMWorldModel, PWMWorldModelLoss
 from torchrl_pwm.modules import load_quickstart
 from torchrl_pwm.runs import configs
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-CONF = Path(configs.__file__).parent / "conf"
+from torchrl_pwm.runs.cli import command_config, default_preset
 
 # What is passed as an object when a component is built, not configured.
 POSITIONAL = {
@@ -100,18 +96,8 @@ def test_targets_are_public_names(config):
     assert name in importlib.import_module(module).__all__
 
 
-def composed(*arguments, example=None):
-    arguments = list(arguments) if example is None else example.with_preset(list(arguments))
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("pwm_mt80", arguments)
-
-
-@pytest.fixture
-def example():
-    spec = importlib.util.spec_from_file_location("pwm_mt80_example", EXAMPLES / "pwm_mt80.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def composed(*arguments):
+    return command_config("mt80", arguments)
 
 
 def assert_published(config):
@@ -134,43 +120,43 @@ def assert_published(config):
     assert (loss.consistency_coef, loss.reward_coef, loss.rho) == (20.0, 0.1, 0.99)
 
 
-def test_published_data_bring_the_published_settings(example):
+def test_published_data_bring_the_published_settings():
     line = ["task_set=mt80", "data=published", "data.root=/data/mt80", "model=48M", "task=walker-run"]
-    config = composed(*line, example=example)
+    config = composed(*line)
     assert_published(config)
     assert (config.data.source, config.data.root) == ("published", "/data/mt80")
     assert (config.model._target_, config.model.preset) == ("torchrl_pwm.PWMWorldModel.from_preset", "48M")
     assert (config.task_set, config.task, config.seeds) == ("mt80", "walker-run", 1)
 
 
-def test_a_published_checkpoint_brings_the_published_settings(example):
-    config = composed("checkpoint=mt80-48M.pt", "task=mt80", "seeds=3", example=example)
+def test_a_published_checkpoint_brings_the_published_settings():
+    config = composed("checkpoint=mt80-48M.pt", "task=mt80", "seeds=3")
     assert_published(config)
     assert (config.checkpoint, config.task, config.seeds) == ("mt80-48M.pt", "mt80", 3)
 
 
-def test_a_preset_that_is_named_goes_first(example):
-    config = composed("checkpoint=mine.pt", "preset=from_scratch", example=example)
+def test_a_preset_that_is_named_goes_first():
+    config = composed("checkpoint=mine.pt", "preset=from_scratch")
     assert config.extraction.batch_size < 512
-    assert example.with_preset(["task=mw-reach"]) == ["task=mw-reach"]
+    assert default_preset(["task=mw-reach"]) == []
 
 
-def test_without_arguments_policies_come_from_the_model_of_the_package(example):
-    config = composed(example=example)
+def test_without_arguments_policies_come_from_the_model_of_the_package():
+    config = composed()
     assert (config.checkpoint, config.data.source) == ("quickstart", "quickstart")
     assert tuple(config.task) == load_quickstart().tasks
     assert config.extraction.iterations < 10_000 and config.rounds.count == 0
 
 
-def test_data_of_ones_own_call_for_a_model_from_scratch(example):
+def test_data_of_ones_own_call_for_a_model_from_scratch():
     for data in ("collect", "open"):
         line = [f"data={data}", *(["data.root=mine"] if data == "open" else [])]
-        assert example.with_preset(line) == [*line, "preset=from_scratch"]
-    assert example.with_preset(["checkpoint=quickstart"]) == ["checkpoint=quickstart"]
+        assert default_preset(line) == ["preset=from_scratch"]
+    assert default_preset(["checkpoint=quickstart"]) == []
 
 
-def test_a_small_model_is_trained_from_scratch(example):
-    config = composed("preset=from_scratch", example=example)
+def test_a_small_model_is_trained_from_scratch():
+    config = composed("preset=from_scratch")
     assert config.data.source == "collect"
     assert (config.checkpoint, config.resume, config.device, config.logger) == (None, None, None, "csv")
     assert config.model._target_ == "torchrl_pwm.PWMWorldModel" and config.model.latent_dim < 512
@@ -179,8 +165,8 @@ def test_a_small_model_is_trained_from_scratch(example):
     assert suites == {True, False}, "at least one DMControl and one Meta-World task"
 
 
-def test_a_resumed_run_is_named_by_its_folder(example):
-    assert composed("resume=runs/2026-11-21_walker-run", example=example).resume == "runs/2026-11-21_walker-run"
+def test_a_resumed_run_is_named_by_its_folder():
+    assert composed("resume=runs/2026-11-21_walker-run").resume == "runs/2026-11-21_walker-run"
 
 
 def test_an_option_of_the_command_line_goes_before_the_preset():
@@ -215,7 +201,7 @@ def test_every_component_is_built_from_its_group():
     assert isinstance(model_loss, PWMWorldModelLoss)
     assert instantiate(config.model_stepper, model_loss, iterations=3).clip == config.model_stepper.clip
     trainer = OmegaConf.structured(configs.PWMTrainerConfig(progress_bar=False, iterations=3))
-    assert instantiate(trainer, loss, None).total_frames == 3
+    assert instantiate(trainer, loss, None).iterations == 3
 
 
 @pytest.mark.parametrize(

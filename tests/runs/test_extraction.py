@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from torchrl_pwm.trainers.hooks import BestPolicy
+from torchrl_pwm.runs.evaluator import BestPolicy
 
 
 def test_the_best_policy_is_that_of_the_best_score_and_then_of_the_best_return():

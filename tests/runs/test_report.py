@@ -19,7 +19,6 @@ from omegaconf import OmegaConf
 from torchrl.record.loggers import CSVLogger
 
 from tests.trainers.tiny import write_store
-from torchrl_pwm import runs
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.evaluation import format_table, read_summary, reference_score
 from torchrl_pwm.runs.report import write_report
@@ -139,17 +138,14 @@ def test_a_run_is_set_beside_the_papers_where_asked(run):
 
 def test_the_published_settings_need_no_remark_but_for_targets_and_bootstrap(run):
     pytest.importorskip("hydra")
-    from hydra import compose, initialize_config_dir
-
-    import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
-    from torchrl_pwm.runs.deviations import unlike_published
+    from torchrl_pwm.runs.cli import compose_config
+    from torchrl_pwm.runs.deviations import protocol_deviations
 
     exact = ["preset=published", "extraction.value_estimator=TD0", "loss.bootstrap=reference"]
-    with initialize_config_dir(str(Path(runs.__file__).parent / "conf"), version_base="1.3"):
-        default, same = compose("pwm_mt80", exact[:1]), compose("pwm_mt80", exact)
-    data, settings = unlike_published(default, run[2], Path("none"))
+    default, same = compose_config("pwm_mt80", exact[:1]), compose_config("pwm_mt80", exact)
+    data, settings = protocol_deviations(default, run[2], Path("none"))
     assert settings.endswith("extraction.value_estimator=TDLambda (TD0), loss.bootstrap=standard (reference).")
-    assert unlike_published(same, run[2], Path("none")) == [data]
+    assert protocol_deviations(same, run[2], Path("none")) == [data]
 
 
 def test_a_report_that_is_written_again_has_the_same_numbers_and_more_seconds(run):

@@ -62,7 +62,7 @@ def test_a_trainer_stops_with_the_last_checkpoint_good(tmp_path):
         trainer.train()
     again = tiny.make_trainer("policy", buffer, tmp_path)
     again.resume()
-    assert again.collected_frames == 2
+    assert again.iteration == 2
     assert all(value.isfinite().all() for value in again.loss_module.state_dict().values())
 
 

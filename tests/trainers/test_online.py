@@ -22,11 +22,11 @@ from torchrl_pwm.data import ParallelSliceSampler, make_online_replay
 from torchrl_pwm.envs.simulators import AnalyticEnv
 from torchrl_pwm.trainers import OnlinePWMOptimizationStepper
 
-ROWS, STEPS = 4, 5
+NUM_ENVS, STEPS = 4, 5
 
 
-def make_env(rows=ROWS, seed=0):
-    return AnalyticEnv("cartpole_swingup", rows, seed=seed, episode_length=7)
+def make_env(num_envs=NUM_ENVS, seed=0):
+    return AnalyticEnv("cartpole_swingup", num_envs, seed=seed, episode_length=7)
 
 
 def make_parts(seed=0, **model_options):
@@ -40,7 +40,7 @@ def make_trainer(collector=None, *, stepper=None, seed=0, iterations=4, **option
     model, loss, model_loss = make_parts(seed, normalize_rewards=True)
     if collector is None:
         policy = WorldModelPolicy(model, loss.actor_network)
-        collector = Collector(make_env(), policy, frames_per_batch=ROWS * STEPS)
+        collector = Collector(make_env(), policy, frames_per_batch=NUM_ENVS * STEPS)
     replay = make_online_replay(200, slice_len=4, batch_size=6)
     stepper = OnlinePWMOptimizationStepper(
         loss, model_loss, replay, iterations=iterations, **{"model_updates": 2, "start_states": 9, **(stepper or {})}
@@ -52,7 +52,7 @@ def make_trainer(collector=None, *, stepper=None, seed=0, iterations=4, **option
 
 
 def weights(trainer):
-    found = {**trainer.loss_module.state_dict(), **trainer.stepper.model_loss.world_model.state_dict()}
+    found = {**trainer.loss_module.state_dict(), **trainer.world_model.state_dict()}
     return {key: value.clone() for key, value in found.items()}
 
 
@@ -62,7 +62,7 @@ def test_steps_are_counted_and_kept_and_both_networks_learn():
     trainer.train()
     # 40 steps of warm-up: two batches of 20; then one batch an iteration.
     assert trainer.env_steps == 40 + 4 * 20
-    replay = trainer.steps.replay_buffer
+    replay = trainer.collection.replay_buffer
     assert len(replay) == 120
     kept = replay[:]
     assert set(kept.keys(True, True)) == {
@@ -70,14 +70,14 @@ def test_steps_are_counted_and_kept_and_both_networks_learn():
         "action",
         *(("next", key) for key in ("observation", "reward", "done", "terminated")),
     }
-    assert kept.shape == (ROWS, 30) and (kept["next", "done"][:, 6::7]).all()
-    assert kept["next", "done"].sum() == ROWS * (30 // 7)
+    assert kept.shape == (NUM_ENVS, 30) and (kept["next", "done"][:, 6::7]).all()
+    assert kept["next", "done"].sum() == NUM_ENVS * (30 // 7)
     after = weights(trainer)
     assert all((before[key] != after[key]).any() for key in before if "weight" in key and "embed" not in key)
-    moments = trainer.stepper.model_loss.world_model.reward_moments
+    moments = trainer.world_model.reward_moments
     assert moments.count > 100 and (moments.mean < 0)
-    assert trainer.stepper.policy_stepper.schedulers[0].last_epoch == 4
-    assert trainer.stepper.model_stepper.scheduler.last_epoch == 3 + 4 * 2
+    assert trainer.optimization_stepper.policy_stepper.schedulers[0].last_epoch == 4
+    assert trainer.optimization_stepper.model_stepper.scheduler.last_epoch == 3 + 4 * 2
 
 
 def test_a_seed_repeats():
@@ -92,9 +92,9 @@ def test_a_seed_repeats():
 
 def test_observation_statistics_come_from_the_warm_up():
     trainer = make_trainer(warmup_steps=200, normalize_observations=True)
-    trainer._warm_up()
-    model = trainer.stepper.model_loss.world_model
-    seen = trainer.steps.replay_buffer[:]["observation"].reshape(-1, 5)
+    trainer.warm_up()
+    model = trainer.world_model
+    seen = trainer.collection.replay_buffer[:]["observation"].reshape(-1, 5)
     # Of many draws of these steps.
     torch.testing.assert_close(model.observation_mean, seen.mean(0, keepdim=True), rtol=0.15, atol=0.15)
     torch.testing.assert_close(model.observation_std, seen.std(0, keepdim=True), rtol=0.15, atol=0.05)
@@ -106,17 +106,17 @@ def test_observation_statistics_come_from_the_data_set_where_there_is_one():
     data["observation"] += 100
     replay = ReplayBuffer(storage=TensorStorage(data, ndim=2), sampler=ParallelSliceSampler(4), batch_size=24)
     trainer.pretrain(replay, 1)
-    found = trainer.stepper.model_loss.world_model.observation_mean.clone()
-    trainer._warm_up()
-    assert (found > 90).all() and torch.equal(found, trainer.stepper.model_loss.world_model.observation_mean)
+    found = trainer.world_model.observation_mean.clone()
+    trainer.warm_up()
+    assert (found > 90).all() and torch.equal(found, trainer.world_model.observation_mean)
 
 
 def test_start_states_are_partly_the_newest():
     trainer = make_trainer(stepper={"start_states": 8, "recent_share": 0.25})
-    trainer._warm_up()
-    recent = trainer.steps.collect()
+    trainer.warm_up()
+    recent = trainer.collection.collect()
     recent = recent.clone().set("observation", torch.full_like(recent["observation"], 99.0))
-    starts = trainer.stepper.draw_starts(recent)
+    starts = trainer.optimization_stepper.draw_starts(recent)
     assert starts.shape == (8,) and (starts["observation"] == 99.0).all(-1).tolist() == [True] * 2 + [False] * 6
 
 
@@ -131,23 +131,23 @@ def test_pretraining_reads_the_data_set_and_leaves_the_policy_alone():
     after = weights(trainer)
     changed = {key for key in before if (before[key] != after[key]).any()}
     assert any(key.startswith("_dynamics") for key in changed) and not any("network" in key for key in changed)
-    assert trainer.env_steps == 0 and trainer.stepper.replay_buffer is trainer.steps.replay_buffer
+    assert trainer.env_steps == 0 and trainer.optimization_stepper.replay_buffer is trainer.collection.replay_buffer
 
 
 def test_a_checkpoint_brings_back_all_but_the_envs(tmp_path):
     options = {"save_folder": tmp_path, "save_interval": 1, "warmup_steps": 20, "iterations": 4}
     first = make_trainer(**options)
-    first.total_frames = 2
+    first.iterations = 2
     first.train()
     resumed = make_trainer(seed=5, **options)
     resumed.resume()
     for key, value in weights(first).items():
         assert torch.equal(value, weights(resumed)[key]), key
-    assert resumed.env_steps == first.env_steps == 60 and resumed.collected_frames == 2
+    assert resumed.env_steps == first.env_steps == 60 and resumed.iteration == 2
     state = torch.get_rng_state()
-    expected = first.stepper.update(first.steps.replay_buffer[:])
+    expected = first.optimization_stepper.update(first.collection.replay_buffer[:])
     torch.set_rng_state(state)
-    found = resumed.stepper.update(resumed.steps.replay_buffer[:])
+    found = resumed.optimization_stepper.update(resumed.collection.replay_buffer[:])
     for key, value in expected.items():
         assert torch.equal(value, found[key]), key
     resumed.train()
@@ -158,22 +158,22 @@ def test_processes_act_with_the_weights_of_the_trainer():
     model, loss, model_loss = make_parts()
     make = [partial(make_env, 2, seed) for seed in range(2)]
     policy = WorldModelPolicy(model, loss.actor_network)
-    collector = MultiSyncCollector(make, policy, frames_per_batch=ROWS * STEPS, cat_results=0)
+    collector = MultiSyncCollector(make, policy, frames_per_batch=NUM_ENVS * STEPS, cat_results=0)
     replay = make_online_replay(200, slice_len=4, batch_size=6)
     trainer = OnlinePWMTrainer(loss, model_loss, collector, replay, iterations=2, progress_bar=False)
     try:
-        first = trainer.steps.sample(None)
-        assert first.shape == (ROWS, STEPS) and first["action"].abs().max() < 0.99
+        first = trainer.collection.collect()
+        assert first.shape == (NUM_ENVS, STEPS) and first["action"].abs().max() < 0.99
         head = loss.actor_network.get_submodule("module.0.module").mu_net[-1]
         with torch.no_grad():
             head.bias.fill_(20.0)
         # The workers may have begun the next batch already.
-        found = [trainer.steps.sample(None) for _ in range(3)][-1]
+        found = [trainer.collection.collect() for _ in range(3)][-1]
         assert (found["action"] > 0.99).all()
-        # Each row goes on where it was.
+        # Each env goes on where it was.
         kept = replay[:]
         going_on = ~kept["next", "done"][:, :-1, 0]
-        assert kept.shape == (ROWS, 4 * STEPS) and going_on.any()
+        assert kept.shape == (NUM_ENVS, 4 * STEPS) and going_on.any()
         assert torch.equal(kept["observation"][:, 1:][going_on], kept["next", "observation"][:, :-1][going_on])
     finally:
         collector.shutdown()

@@ -105,21 +105,21 @@ def make_trainer(kind: str, folder: Path | None = None, **options: Any) -> Onlin
 def run(kind: str, folder: Path, stop: int | None = None, **options: Any) -> OnlineTDMPC2Trainer:
     """Trains, from the folder's checkpoint if there is one; stops in the ``stop``-th iteration."""
     trainer = make_trainer(kind, folder, **options)
-    judged, env = make_planner(trainer.loss_module.model), make_env("walk" if kind == "apart" else kind)
-    trainer.evaluate = lambda: {"real_return": evaluate_policy(judged, env, episodes=2, seed=8).return_mean}
+    evaluated, env = make_planner(trainer.loss_module.model), make_env("walk" if kind == "apart" else kind)
+    trainer.evaluate = lambda: {"real_return": evaluate_policy(evaluated, env, episodes=2, seed=8).return_mean}
     if kind == "task":
         trainer.evaluate = None
     trainer.resume(required=False)
     if stop is not None:
-        update, visits = trainer.stepper.update, []
+        log, visits = trainer.log_steps, []
 
-        def visit() -> Any:
+        def visit(*arguments: Any) -> None:
             visits.append(1)
             if len(visits) == stop:
                 raise Interrupted
-            return update()
+            log(*arguments)
 
-        trainer.stepper.update = visit  # type: ignore[method-assign]
+        trainer.log_steps = visit  # type: ignore[method-assign]
     trainer.train()
     return trainer
 
@@ -128,14 +128,14 @@ def test_steps_are_counted_and_kept_and_every_part_learns() -> None:
     trainer = make_trainer("simulator")
     before = {key: value.clone() for key, value in trainer.loss_module.state_dict().items()}
     trainer.train()
-    assert trainer.env_steps == (2 + ITERATIONS) * 20 == trainer.steps.collector._frames
-    kept = trainer.steps.replay_buffer[:]
+    assert trainer.env_steps == (2 + ITERATIONS) * 20
+    kept = trainer.collection.replay_buffer[:]
     nexts = (("next", key) for key in ("observation", "reward", "done", "terminated"))
     assert set(kept.keys(True, True)) == {"observation", "action", *nexts} and kept.shape[0] == 4
     after = trainer.loss_module.state_dict()
     names = [f"model.{name}" for name, _ in trainer.loss_module.model.named_parameters()]
     assert all(not torch.equal(before[name], after[name]) for name in names)
-    assert trainer.stepper.stepper.schedulers[0].last_epoch == 3 + 2 * ITERATIONS
+    assert trainer.optimization_stepper.stepper.schedulers[0].last_epoch == 3 + 2 * ITERATIONS
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4, 7, 12])
@@ -147,7 +147,7 @@ def test_a_run_stopped_half_way_goes_on_with_the_same_numbers(kind: str, stop: i
     assert has_checkpoint(tmp_path / "parts" / "checkpoint") == (stop > 2)
     parts = run(kind, tmp_path / "parts")
     assert_same(parts.loss_module.state_dict(), whole.loss_module.state_dict())
-    assert_same(parts.steps.replay_buffer[:].to_dict(), whole.steps.replay_buffer[:].to_dict())
+    assert_same(parts.collection.replay_buffer[:].to_dict(), whole.collection.replay_buffer[:].to_dict())
     found = metrics_of(tmp_path / "parts")
     assert found == metrics_of(tmp_path / "whole") and "real_return.csv" in found and "env_steps.csv" in found
 
@@ -161,7 +161,7 @@ def test_a_run_on_a_dm_control_task_goes_on_with_the_same_numbers(tmp_path: Path
     parts = make_trainer("task", tmp_path / "parts", **options)
     parts.resume()
     # Two batches of the warm-up and six iterations: two episodes of 500 steps.
-    assert parts.collected_frames == 6
+    assert parts.iteration == 6
     parts = run("task", tmp_path / "parts", **options)
     assert_same(parts.loss_module.state_dict(), whole.loss_module.state_dict())
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole") != {}
@@ -172,23 +172,22 @@ def test_every_episode_of_an_env_without_state_is_seeded_by_its_number() -> None
     for seed in (5, 5, 6):
         trainer = make_trainer("walk", episode_seed=seed)
         trainer.train()
-        kept.append(trainer.steps.replay_buffer[:]["observation"][:, ::6])
+        kept.append(trainer.collection.replay_buffer[:]["observation"][:, ::6])
     assert torch.equal(kept[0], kept[1]) and not torch.isclose(kept[0], kept[2]).any()
     starts = kept[0].flatten(0, 1)
     assert len(starts.unique(dim=0)) == len(starts) == 14
 
 
-def test_a_checkpoint_waits_for_the_end_of_an_episode(tmp_path: Path) -> None:
-    trainer = make_trainer("walk", tmp_path, save_interval=1)
-    saved, save = [], trainer._save_trainer
-    trainer._save_trainer = lambda: (saved.append(trainer.collected_frames), save())  # type: ignore[method-assign]
+def test_a_checkpoint_waits_for_the_end_of_an_episode(tmp_path: Path, monkeypatch) -> None:
+    trainer, saved = make_trainer("walk", tmp_path, save_interval=1), []
+    monkeypatch.setattr("torchrl_pwm.trainers.trainer.save_checkpoint", lambda *_, step: saved.append(step))
     trainer.train()
     assert saved == [2, 4, 6, 8, 10, 12]
 
 
 def test_episodes_that_end_apart_are_saved_with_a_warning(tmp_path: Path, monkeypatch) -> None:
     warned: list[str] = []
-    monkeypatch.setattr("torchrl_pwm.trainers.collected.torchrl_logger.warning", warned.append)
+    monkeypatch.setattr("torchrl_pwm.trainers.trainer.torchrl_logger.warning", warned.append)
     trainer = make_trainer("apart", tmp_path)
     trainer.train()
     assert has_checkpoint(tmp_path / "checkpoint") and len(warned) == 1
@@ -244,7 +243,7 @@ def test_planning_learns_to_hold_a_point() -> None:
     world_model = PWMWorldModel(4, 2, latent_dim=32, encoder_units=(64,), units=(64, 64), num_bins=41, vmin=-6, vmax=6)
     model = TDMPC2Model(world_model, episode_lengths=100)
     loss = TDMPC2Loss(model)
-    acting, judged = (
+    acting, evaluated = (
         TDMPC2Planner(model, num_samples=32, num_policy_rollouts=8, num_elites=8, iterations=2) for _ in range(2)
     )
     replay = make_online_replay(50_000, slice_len=3, batch_size=64)
@@ -252,7 +251,7 @@ def test_planning_learns_to_hold_a_point() -> None:
         loss, replay, updates=4, stepper=TDMPC2OptimizationStepper(loss, lr=1e-3, encoder_lr_scale=1.0)
     )
     collector = Collector(env, acting, frames_per_batch=128, total_frames=-1, init_random_frames=1280)
-    before = evaluate_policy(judged, judge, episodes=32, seed=1).return_mean
+    before = evaluate_policy(evaluated, judge, episodes=32, seed=1).return_mean
     OnlineTDMPC2Trainer(
         loss,
         collector,
@@ -263,4 +262,4 @@ def test_planning_learns_to_hold_a_point() -> None:
         optimization_stepper=stepper,
         progress_bar=False,
     ).train()
-    assert before < 0 < 20 < evaluate_policy(judged, judge, episodes=32, seed=1).return_mean
+    assert before < 0 < 20 < evaluate_policy(evaluated, judge, episodes=32, seed=1).return_mean

@@ -76,7 +76,7 @@ def test_published_settings_are_the_defaults():
     assert (actor["lr"], critic["lr"], actor["betas"], critic["betas"]) == (2e-3, 5e-4, (0.7, 0.95), (0.7, 0.95))
     assert (stepper.actor_clip, stepper.critic_clip) == (1.0, 100.0)
     assert (stepper.critic_iterations, stepper.critic_batches) == (16, 4)
-    assert SHACTrainer(make_shac(), make_env(), progress_bar=False).total_frames == 2000
+    assert SHACTrainer(make_shac(), make_env(), progress_bar=False).iterations == 2000
 
 
 def test_an_update_moves_actor_critics_and_moments_and_keeps_count():
@@ -125,16 +125,16 @@ def test_a_share_outside_its_range_is_refused(tau):
 def test_a_state_that_is_not_finite_stops_before_any_change_and_is_named():
     stepper = make_stepper()
     before = snapshot(stepper.loss_module)
-    with pytest.raises(FloatingPointError, match=r"Update 1 of the actor.*step 2 on, in row 2.*No parameter was"):
+    with pytest.raises(FloatingPointError, match=r"Update 1 of the actor.*step 2 on, in env 2.*No parameter was"):
         stepper.update(roll(stepper, make_env(BrokenEnv)))
     tiny.assert_same(snapshot(stepper.loss_module), before)
 
 
-def test_a_gradient_that_is_not_finite_stops_and_names_step_and_row():
+def test_a_gradient_that_is_not_finite_stops_and_names_step_and_env():
     stepper = make_stepper()
     window = roll(stepper, make_env(ExplodingEnv))
     assert all(value.isfinite().all() for value in window.values(True, True))
-    with pytest.raises(FloatingPointError, match=r"action of step 1, in row 1: shorten the horizon"):
+    with pytest.raises(FloatingPointError, match=r"action of step 1, in env 1: shorten the horizon"):
         stepper.update(window)
 
 
@@ -157,12 +157,12 @@ def test_skipping_is_counted_and_changes_nothing():
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-def test_with_skipping_rows_that_the_simulator_lost_are_reset_and_counted():
+def test_with_skipping_envs_that_the_simulator_lost_are_reset_and_counted():
     trainer = make_trainer(make_env(BrokenEnv, UNENDING), stepper_options={"skip_non_finite": True})
     trainer.train()
-    windows = trainer._modules["simulator_windows"]
+    windows = trainer.windows
     assert (windows.restarted, trainer.optimization_stepper.skipped) == (1, 1)
-    assert windows.carrier["observation"].isfinite().all()
+    assert windows.td["observation"].isfinite().all()
 
 
 def test_without_skipping_a_run_stops():

@@ -137,7 +137,7 @@ def test_a_trainer_takes_it() -> None:
     before = snapshot(stepper)
     trainer = TDMPC2Trainer(stepper.loss_module, buffer, iterations=3, optimization_stepper=stepper, progress_bar=False)
     trainer.train()
-    assert trainer.collected_frames == 3
+    assert trainer.iteration == 3
     assert not torch.equal(snapshot(stepper)["model.policy.0.weight"], before["model.policy.0.weight"])
 
 

@@ -7,12 +7,9 @@ import csv
 import pytest
 import torch
 from torchrl.data import LazyTensorStorage, ReplayBuffer
-from torchrl.record.loggers import CSVLogger
-from torchrl.trainers import Trainer
 
 from tests.trainers import tiny
-from torchrl_pwm.trainers import PWMOptimizationStepper, has_checkpoint, load_checkpoint
-from torchrl_pwm.trainers.trainer import UpdateTicks
+from torchrl_pwm.trainers import load_checkpoint
 
 METRICS = {
     "model": {"loss_consistency", "loss_reward", "reward_error", "latent_error_last", "model_grad_norm", "model_lr"},
@@ -62,7 +59,7 @@ def test_evaluation_runs_at_its_interval_and_at_the_end(kind, buffer, tmp_path):
     seen = []
 
     def evaluate():
-        seen.append(trainer.collected_frames)
+        seen.append(trainer.iteration)
         return {"real_return": 10.0 * len(seen), "real_success": 0.5}
 
     trainer = tiny.make_trainer(kind, buffer, tmp_path, evaluate=evaluate, eval_interval=2)
@@ -107,8 +104,8 @@ def test_a_checkpoint_holds_what_decides_the_next_number(kind, buffer, tmp_path)
     trainer = tiny.make_trainer(kind, buffer, tmp_path)
     trainer.train()
     state = load_checkpoint(tmp_path / "checkpoint")
-    assert set(state) == {"collector", "loss_module", "state", "optimization_stepper", "replay_sampling", "generators"}
-    assert state["state"]["collected_frames"] == tiny.ITERATIONS
+    assert set(state) == {"iteration", "loss_module", "optimization_stepper", "replay_sampling", "generators"}
+    assert state["iteration"] == tiny.ITERATIONS
     assert torch.equal(state["generators"]["cpu"], torch.get_rng_state())
     tiny.assert_same(state["loss_module"], dict(trainer.loss_module.state_dict()))
     stepper = state["optimization_stepper"]
@@ -125,11 +122,10 @@ def test_a_checkpoint_holds_what_decides_the_next_number(kind, buffer, tmp_path)
 @pytest.mark.parametrize(("interval", "expected"), [(3, [3, 6, 7]), (7, [7]), (100, [7]), (1, [1, 2, 3, 4, 5, 6, 7])])
 def test_checkpoints_are_saved_at_their_interval_and_at_the_end(interval, expected, buffer, tmp_path, monkeypatch):
     trainer = tiny.make_trainer("model", buffer, tmp_path, save_interval=interval)
-    saved, save = [], trainer._save_trainer
-    monkeypatch.setattr(trainer, "_save_trainer", lambda: (saved.append(trainer.collected_frames), save()))
+    saved = []
+    monkeypatch.setattr("torchrl_pwm.trainers.trainer.save_checkpoint", lambda *_, step: saved.append(step))
     trainer.train()
     assert saved == expected
-    assert has_checkpoint(tmp_path / "checkpoint")
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
@@ -142,14 +138,14 @@ def test_two_trainers_of_a_process_do_not_share_anything(kind, tmp_path):
     with pytest.raises(tiny.Interrupted):
         first.train()
     second = tiny.make_trainer(kind, tiny.make_buffer("own generator", None), tmp_path / "second")
-    assert (second.collected_frames, second._optim_count, second._last_log, second._last_save) == (0, 0, {}, 0)
-    assert first.collected_frames == 4 and first._last_log
+    assert (second.iteration, second.latest) == (0, {})
+    assert first.iteration == 4 and first.latest
     torch.manual_seed(3)
     second = tiny.make_trainer(kind, tiny.make_buffer("own generator", None), tmp_path / "second")
     second.train()
     tiny.assert_same(second.state_dict(), alone.state_dict())
     assert logged(tmp_path / "second") == logged(tmp_path / "alone")
-    assert first.collected_frames == 4
+    assert first.iteration == 4
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
@@ -167,7 +163,7 @@ def test_training_changes_what_it_should(kind, buffer):
 
 def test_batches_are_moved_to_the_device(buffer):
     trainer = tiny.make_trainer("policy", buffer, device="meta")
-    assert trainer._modules["replay_sampling"].sample(None).device.type == "meta"
+    assert trainer.sample().device.type == "meta"
 
 
 def test_start_states_and_sequences_serve_alike():
@@ -180,48 +176,3 @@ def test_start_states_and_sequences_serve_alike():
         trainer.train()
         states.append(parameters(trainer))
     tiny.assert_same(*states)
-
-
-def test_torchrls_own_trainer_drives_the_stepper(buffer, tmp_path):
-    """The stepper is an ordinary TorchRL part: the plain Trainer, fed by a hook, gives our trainer's numbers."""
-    ours = tiny.make_trainer("policy", buffer)
-    ours.train()
-
-    replay = tiny.make_buffer("random", None)
-    torch.manual_seed(3)
-    loss = tiny.make_policy_loss()
-    stepper = PWMOptimizationStepper(loss, iterations=tiny.ITERATIONS, critic_iterations=2)
-    trainer = Trainer(
-        collector=UpdateTicks(),
-        total_frames=tiny.ITERATIONS,
-        frame_skip=1,
-        optim_steps_per_batch=1,
-        loss_module=loss,
-        optimization_stepper=stepper,
-        logger=CSVLogger("log", log_dir=str(tmp_path)),
-        log_interval=0,
-        progress_bar=False,
-    )
-    trainer.register_op("process_optim_batch", lambda tick: replay.sample())
-    trainer.train()
-    tiny.assert_same(parameters(trainer), parameters(ours))
-    assert trainer._optim_count == tiny.ITERATIONS
-
-
-def test_several_updates_a_batch_average_their_metrics(buffer):
-    loss = tiny.make_policy_loss()
-    trainer = Trainer(
-        collector=UpdateTicks(),
-        total_frames=2,
-        frame_skip=1,
-        optim_steps_per_batch=3,
-        loss_module=loss,
-        optimization_stepper=PWMOptimizationStepper(loss, iterations=6, critic_iterations=1),
-        progress_bar=False,
-    )
-    trainer.register_op("process_optim_batch", lambda tick: buffer.sample())
-    averages = []
-    trainer.register_op("post_optim_complete_log", lambda count, metrics: averages.append((count, metrics)))
-    trainer.train()
-    assert [count for count, _ in averages] == [3, 6]
-    assert all(metrics["loss_actor"].isfinite() for _, metrics in averages)

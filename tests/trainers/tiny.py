@@ -128,7 +128,7 @@ def interrupt_at(trainer: ReplayTrainer, place: str, count: int, action: Callabl
     """Lets ``action`` happen at the ``count``-th visit to a place of the training loop."""
     stepper: Any = trainer.optimization_stepper
     owner, name = {
-        "sample": (trainer._modules["replay_sampling"].replay_buffer, "sample"),
+        "sample": (trainer.replay_buffer, "sample"),
         # In the middle of an update: after the actor's step, or before the model's.
         "update": (stepper, "update_critics") if isinstance(trainer, PWMTrainer) else (stepper.loss_module, "forward"),
         "evaluate": (trainer, "evaluate"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm._utils.files import replace_file, replaced_file
 
 _MANIFEST = "checkpoint.json"
 
@@ -103,3 +103,9 @@ def _read_manifest(path: Path, text: bytes) -> tuple[str, int, str]:
 def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
     """Whether the folder holds a checkpoint."""
     return (Path(folder) / _MANIFEST).exists()
+
+
+def save_tensors(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Writes nested dictionaries of tensors to a file of tensors only."""
+    with replaced_file(path) as temporary:
+        torch.save(state, temporary)

@@ -1,4 +1,4 @@
-"""Where tensors live."""
+"""Choice of a device."""
 
 from __future__ import annotations
 

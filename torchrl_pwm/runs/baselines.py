@@ -1,32 +1,29 @@
-"""What a policy has to beat, in the same episodes: random actions, and behaviour cloning on the same data."""
+"""Baselines in the same episodes: random actions, and behaviour cloning on the same data."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 from tqdm import tqdm
 
 from torchrl_pwm._utils.files import replace_file
-from torchrl_pwm._utils.processes import end_with_parent
+from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.envs import get_task_set
+from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy
 from torchrl_pwm.modules import load_quickstart
 from torchrl_pwm.trainers.imitation import clone_behavior
 
-__all__ = ["DEFAULT_BASELINES", "BaselineJob", "RandomPolicy", "measure_baselines"]
+__all__ = ["DEFAULT_BASELINES", "BaselineJob", "measure_baselines"]
 
 # Options of clone_behavior; updates=0 leaves behaviour cloning out. top is the share of the episodes, those of the
 # highest return, that are cloned; by default that of the run's start states, all where it has none.
@@ -35,30 +32,6 @@ DEFAULT_BASELINES: dict[str, Any] = {
     "cloning": {"updates": 2000, "batch_size": 256, "units": [256, 256], "lr": 1e-3, "top": None},
 }
 _CHOSEN = 30_000  # transitions of the best episodes
-
-
-class RandomPolicy(TensorDictModuleBase):
-    """Uniform actions in [-1, 1] from a generator of its own.
-
-    Args:
-        action_dim: size A of the action it writes, ``[*, A]``.
-        seed: seed of the generator.
-
-    Examples:
-        >>> from tensordict import TensorDict
-        >>> RandomPolicy(3, seed=0)(TensorDict(batch_size=[2]))["action"].shape
-        torch.Size([2, 3])
-    """
-
-    def __init__(self, action_dim: int, seed: int) -> None:
-        super().__init__()
-        self.in_keys: list[str] = []
-        self.out_keys = ["action"]
-        self.action_dim, self.generator = action_dim, torch.Generator().manual_seed(seed)
-
-    def forward(self, td: TensorDictBase) -> TensorDictBase:
-        draw = torch.rand(*td.batch_size, self.action_dim, generator=self.generator)
-        return td.set("action", (2.0 * draw - 1.0).to(td.device or "cpu"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,12 +70,12 @@ class BaselineJob:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # small networks, and the numbers do not depend on what else runs
         try:
-            found = dict(self._measure())
+            results = dict(self._measure())
         finally:
             torch.set_num_threads(threads)
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self.file, json.dumps(found, indent=2).encode())
-        return found
+        replace_file(self.file, json.dumps(results, indent=2).encode())
+        return results
 
     def _measure(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         spec = get_task_set(self.task_set)[self.task]
@@ -168,11 +141,8 @@ def measure_baselines(
     waiting = sum(not job.file.exists() for job in jobs)
     workers = max(1, min(config.workers or os.cpu_count() or 1, waiting))
     with tqdm(total=len(jobs), desc="baselines", unit="task", disable=not (config.progress and waiting)) as bar:
-        found = {}
-        for job, result in zip(jobs, _run(jobs, workers)):
-            found[job.task] = result
-            bar.update()
-    return found
+        results = run_jobs(_run, jobs, workers=workers, report=bar.update)
+    return {job.task: result for job, result in zip(jobs, results, strict=True)}
 
 
 def baseline_settings(config: DictConfig) -> dict[str, Any] | None:
@@ -196,15 +166,12 @@ def baseline_settings(config: DictConfig) -> dict[str, Any] | None:
     return settings
 
 
-def _run(jobs: list[BaselineJob], workers: int) -> Iterator[dict[str, Any]]:
-    if workers == 1:
-        yield from map(BaselineJob.run, jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
-        yield from pool.map(BaselineJob.run, jobs)
+def _run(job: BaselineJob, report: Callable[[], object]) -> dict[str, Any]:
+    result = job.run()
+    report()
+    return result
 
 
-def _record(seed: int, found: EvaluationResult) -> dict[str, Any]:
-    successes = None if found.successes is None else found.successes.tolist()
-    return {"seed": seed, "returns": found.returns.tolist(), "successes": successes}
+def _record(seed: int, result: EvaluationResult) -> dict[str, Any]:
+    successes = None if result.successes is None else result.successes.tolist()
+    return {"seed": seed, "returns": result.returns.tolist(), "successes": successes}

@@ -284,8 +284,8 @@ class OnlineTDMPC2StepperConfig:
 
 
 @dataclass
-class UpdateTrainerConfig:
-    """What all trainers share: :class:`torchrl_pwm.trainers.UpdateTrainer`."""
+class TrainerConfig:
+    """What all trainers share: :class:`torchrl_pwm.trainers.Trainer`."""
 
     iterations: int = 10_000
     optimization_stepper: Any = None
@@ -297,10 +297,11 @@ class UpdateTrainerConfig:
     save_folder: Any = None
     save_interval: int = 1000
     progress_bar: bool = True
+    on_log: Any = None
 
 
 @dataclass
-class ReplayTrainerConfig(UpdateTrainerConfig):
+class ReplayTrainerConfig(TrainerConfig):
     """What those that draw from a buffer share: :class:`torchrl_pwm.trainers.ReplayTrainer`."""
 
     device: Any = None
@@ -311,6 +312,7 @@ class PWMTrainerConfig(ReplayTrainerConfig):
     """:class:`torchrl_pwm.PWMTrainer`."""
 
     _target_: str = "torchrl_pwm.PWMTrainer"
+    average: Any = None
 
 
 @dataclass
@@ -328,7 +330,7 @@ class WorldModelTrainerConfig(ReplayTrainerConfig):
 
 
 @dataclass
-class SHACTrainerConfig(UpdateTrainerConfig):
+class SHACTrainerConfig(TrainerConfig):
     """:class:`torchrl_pwm.SHACTrainer`."""
 
     _target_: str = "torchrl_pwm.SHACTrainer"
@@ -336,7 +338,7 @@ class SHACTrainerConfig(UpdateTrainerConfig):
 
 
 @dataclass
-class OnlineTrainerConfig(UpdateTrainerConfig):
+class OnlineTrainerConfig(TrainerConfig):
     """What those that collect their own steps share: :class:`torchrl_pwm.trainers.OnlineTrainer`."""
 
     warmup_steps: int = 0

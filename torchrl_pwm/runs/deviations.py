@@ -1,4 +1,4 @@
-"""What makes a run unlike the published ones, which a comparison with them must say."""
+"""Protocol deviations: where data, model and settings of a run are not those of the published runs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_comparison(config: Any) -> None:
         raise ValueError(f"compare=published needs task_set=mt30 or mt80, found {config.task_set}")
 
 
-def unlike_published(config: Any, store: EpisodeStore | Quickstart, model_file: Path) -> list[str]:
+def protocol_deviations(config: Any, store: EpisodeStore | Quickstart, model_file: Path) -> list[str]:
     """Sentences that say where data, world model and settings of a run are not the published ones.
 
     Args:
@@ -63,9 +63,9 @@ def unlike_published(config: Any, store: EpisodeStore | Quickstart, model_file: 
     remarks = [*other_data(store), *other_size(config, model)]
     different = []
     for key, value in _SETTINGS.items():
-        found = OmegaConf.select(config, key, default=value)
-        if found != value:
-            shown = found if isinstance(found, (int, float, str)) else "given"
+        configured = OmegaConf.select(config, key, default=value)
+        if configured != value:
+            shown = configured if isinstance(configured, (int, float, str)) else "given"
             different.append(f"{key}={shown} ({'null' if value is None else value})")
     if different:
         remarks.append(f"Settings unlike the published runs', theirs in brackets: {', '.join(different)}.")

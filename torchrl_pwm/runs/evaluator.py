@@ -1,15 +1,14 @@
-"""Evaluation of a run's policy along the way and at the end, and what is written of it."""
+"""Evaluation of a run's policy along the way and at the end, the best policy so far, and the summary of a run."""
 
 from __future__ import annotations
 
 import datetime
-import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
@@ -17,137 +16,89 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.record.loggers import get_logger
 
-from torchrl_pwm._utils.checkpoint import has_checkpoint
+from torchrl_pwm._utils.checkpoint import has_checkpoint, save_tensors
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
+from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.envs.simulators import SwingUpController
 from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy, package_versions, plot_training
 from torchrl_pwm.runs.folder import claim_folder
-from torchrl_pwm.trainers.collected import OnlineTrainer
-from torchrl_pwm.trainers.hooks import BestPolicy
+
+Policy = Callable[[TensorDictBase], TensorDictBase]
 
 
-class Judge:
-    """Episodes in envs apart from the training's: one row, one episode."""
+class BestPolicy:
+    """The networks that did best in the real env so far; part of the checkpoint."""
+
+    def __init__(self, networks: nn.Module) -> None:
+        self.networks = networks
+        self.result, self.weights = (-math.inf, -math.inf), _copy_state(networks)
+
+    def offer(self, score: float, real_return: float) -> None:
+        """Keeps the weights as they are now if their score is above any before, or equal and their return is."""
+        if (score, real_return) > self.result:
+            self.result, self.weights = (score, real_return), _copy_state(self.networks)
+
+    def restore(self) -> None:
+        """Puts the best weights back into the networks."""
+        self.networks.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"result": self.result, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.result, self.weights = tuple(state_dict["result"]), dict(state_dict["weights"])
+
+
+def _copy_state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+class Evaluator:
+    """Whole episodes in envs apart from the training's, one for each env.
+
+    Args:
+        config: of the run.
+        device: where the envs run.
+    """
 
     def __init__(self, config: DictConfig, device: str) -> None:
         self.config, self.settings, self.device = config, config.evaluation, device
         self.envs: dict[int, EnvBase] = {}
 
-    def run(self, policy: Callable[[TensorDictBase], TensorDictBase], episodes: int, seed: int) -> EvaluationResult:
+    def run(self, policy: Policy, episodes: int, seed: int) -> EvaluationResult:
+        """Episodes from the start states of a seed."""
         env = self.envs.get(episodes)
         if env is None:
             env = self.envs[episodes] = instantiate(self.config.env, num_envs=episodes, device=self.device)
         return evaluate_policy(policy, env, episodes=episodes, seed=seed, task=self.config.task)
 
     def during_training(self, policy: Any) -> dict[str, float]:
-        # On seeds of its own, so that nothing is chosen on those of the final evaluation.
+        """The mean return, on seeds of its own, so that nothing is chosen on those of the final evaluation."""
         return {"real_return": self.run(policy, self.config.eval_episodes, self.settings.seed + 1).return_mean}
 
     def outcome(self, policy: Any) -> dict[str, Any]:
-        found = self.run(policy, self.settings.episodes, self.settings.seed)
-        spread = float(found.returns.std())
-        return {"return_mean": found.return_mean, "return_std": spread, "returns": found.returns.tolist()}
+        """Mean, spread and each of the returns of the final evaluation."""
+        result = self.run(policy, self.settings.episodes, self.settings.seed)
+        spread = float(result.returns.std())
+        return {"return_mean": result.return_mean, "return_std": spread, "returns": result.returns.tolist()}
 
     def outcomes(self, policy: Any, untrained: dict[str, Any]) -> dict[str, Any]:
         """The final evaluation: the policy, and what it is to be compared with, from the same start states."""
-        found = {
+        spec = self.envs[self.settings.episodes].action_spec
+        uniform = RandomPolicy(spec.shape[-1], self.config.seed, dtype=spec.dtype)
+        outcomes = {
             "policy": self.outcome(policy),
             "untrained policy": untrained,
-            "random actions": self.outcome(self.random_actions()),
-            "no action": self.outcome(self.no_action),
+            "random actions": self.outcome(uniform),
+            "no action": self.outcome(lambda td: td.set("action", spec.zero())),
         }
         if self.config.task in SwingUpController.tasks:
-            found["hand-written controller"] = self.outcome(SwingUpController(self.config.task))
-        return found
-
-    def random_actions(self) -> Callable[[TensorDictBase], TensorDictBase]:
-        """Uniform actions in [-1, 1], from a generator of their own."""
-        generator = torch.Generator().manual_seed(self.config.seed)
-
-        def act(state: TensorDictBase) -> TensorDictBase:
-            spec = self.envs[self.settings.episodes].action_spec
-            draws = torch.rand(spec.shape, generator=generator, dtype=spec.dtype)
-            return state.set("action", (2 * draws - 1).to(self.device))
-
-        return act
-
-    def no_action(self, state: TensorDictBase) -> TensorDictBase:
-        return state.set("action", self.envs[self.settings.episodes].action_spec.zero())
+            outcomes["hand-written controller"] = self.outcome(SwingUpController(self.config.task))
+        return outcomes
 
 
-def write_summary(
-    config: DictConfig,
-    folder: Path,
-    outcomes: dict[str, Any],
-    *,
-    panels: Mapping[str, Sequence[str]],
-    xlabel: str,
-    steps: int,
-    seconds: float,
-    **further: Any,
-) -> Path:
-    """Writes ``summary.json`` and, from a CSV log, ``training.png``; returns the path of the summary.
-
-    Args:
-        config: of the run.
-        folder: of the run.
-        outcomes: of :meth:`Judge.outcomes`.
-
-    Keyword Args:
-        panels, xlabel: of the picture, see :func:`~torchrl_pwm.evaluation.plot_training`.
-        steps: steps of the env, all rows together.
-        seconds: that training took.
-        further: entries of the summary.
-    """
-    if config.logger == "csv":
-        drawn = ("random actions", "no action", "hand-written controller")
-        references = {name: outcomes[name]["return_mean"] for name in drawn if name in outcomes}
-        plot_training(
-            folder, folder / "training.png", panels=panels, references=references, xlabel=xlabel, title=config.task
-        )
-    content = {
-        "task": config.task,
-        "env": OmegaConf.to_container(config.env, resolve=True),
-        "seed": config.seed,
-        "evaluation_seed": config.evaluation.seed,
-        "iterations": config.iterations,
-        "steps": steps,
-        "seconds": round(seconds, 1),
-        **further,
-        "outcomes": outcomes,
-        "versions": package_versions(),
-        "made": datetime.date.today().isoformat(),
-    }
-    summary = folder / "summary.json"
-    replace_file(summary, json.dumps(content, indent=2).encode())
-    return summary
-
-
-def format_outcomes(summary: Path) -> str:
-    """The returns of a summary as a table."""
-    content: dict[str, Any] = json.loads(summary.read_text())
-    rows = [
-        f"{name:24}{found['return_mean']:12.1f} +- {found['return_std']:.1f}"
-        for name, found in content["outcomes"].items()
-    ]
-    episodes = len(content["outcomes"]["policy"]["returns"])
-    head = f"{content['task']}: return of {episodes} episodes, mean +- standard deviation"
-    pace = content["seconds"] / content["iterations"]
-    tail = (
-        f"{content['iterations']} iterations, {content['steps']} steps, {content['seconds']:.0f} s ({pace:.2f} s each)"
-    )
-    return "\n".join([head, *rows, tail])
-
-
-def save_tensors(state: dict[str, Tensor], path: Path) -> None:
-    """Writes a state dict to a file of tensors only."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    replace_file(path, buffer.getvalue())
-
-
-class JudgedRun:
+class EvaluatedRun:
     """A run in its folder, whose policy is evaluated along the way.
 
     With ``config.select == "best"`` the networks that did best in an evaluation during training count, on start states
@@ -155,17 +106,21 @@ class JudgedRun:
 
     Args:
         config: of the run.
-        folder: where it lives; it is claimed, and the untrained policy is judged.
-        judge: evaluates.
+        folder: where it lives; it is claimed, and the untrained policy is evaluated.
+        evaluator: evaluates.
         policy: what is evaluated.
-        networks: what is kept of the best policy.
+        networks: what is kept of the best policy; None keeps the last ones.
     """
 
-    def __init__(self, config: DictConfig, folder: Path, judge: Judge, policy: Any, networks: nn.Module) -> None:
+    def __init__(
+        self, config: DictConfig, folder: Path, evaluator: Evaluator, policy: Any, networks: nn.Module | None = None
+    ) -> None:
         claim_folder(config, folder)
-        self.config, self.folder, self.judge, self.policy = config, folder, judge, policy
-        self.untrained = judge.outcome(policy)
-        self.best, self.stopwatch = BestPolicy(networks), Stopwatch()
+        self.config, self.folder, self.evaluator, self.policy = config, folder, evaluator, policy
+        # Before a resume, so that an interrupted run has the same one.
+        self.untrained = evaluator.outcome(policy)
+        self.best = None if networks is None else BestPolicy(networks)
+        self.stopwatch = Stopwatch()
         self.resumed = has_checkpoint(folder / "checkpoint")
 
     @property
@@ -174,12 +129,10 @@ class JudgedRun:
         return 0 if self.resumed else self.config.collector.random_steps
 
     def options(self) -> dict[str, Any]:
-        """What the configuration and the folder tell an :class:`~torchrl_pwm.trainers.OnlineTrainer`."""
+        """What the configuration and the folder tell a :class:`~torchrl_pwm.trainers.Trainer`."""
         config = self.config
         return {
             "iterations": config.iterations,
-            "warmup_updates": config.warmup_updates,
-            "normalize_observations": config.normalize_observations,
             "logger": get_logger(config.logger, str(self.folder.parent), self.folder.name),
             "log_interval": config.log_interval,
             "evaluate": self._evaluate,
@@ -190,50 +143,93 @@ class JudgedRun:
             "progress_bar": config.progress,
         }
 
-    def resume(self, trainer: OnlineTrainer) -> None:
+    def online_options(self) -> dict[str, Any]:
+        """The same for an :class:`~torchrl_pwm.trainers.OnlineTrainer`."""
+        config = self.config
+        return {
+            **self.options(),
+            "warmup_updates": config.warmup_updates,
+            "normalize_observations": config.normalize_observations,
+        }
+
+    def resume(self, trainer: Any) -> None:
         """Goes on from the folder's checkpoint, if there is one."""
-        trainer.register_module("best_policy", self.best)
+        if self.best is not None:
+            trainer.components["best_policy"] = self.best
         trainer.resume(required=False)
 
     def finish(
         self,
-        trainer: OnlineTrainer,
         files: Mapping[str, nn.Module],
         *,
+        steps: int,
         panels: Mapping[str, Sequence[str]],
+        xlabel: str = "iteration",
         outcomes: Callable[[], dict[str, Any]] = dict,
         **further: Any,
     ) -> Path:
-        """Chooses among the networks, saves them, and returns the path of the summary that it writes.
+        """Chooses among the networks, saves them, and returns the path of ``summary.json``, which it writes.
+
+        A CSV log is drawn in ``training.png``.
 
         Args:
-            trainer: at its end.
             files: of the folder, with the modules whose state dicts they hold.
 
         Keyword Args:
-            panels: of the picture.
+            steps: steps of the env, all envs together.
+            panels, xlabel: of the picture, see :func:`~torchrl_pwm.evaluation.plot_training`.
             outcomes: called with the chosen networks in place; what they are compared with beside the usual.
             further: entries of the summary.
         """
-        seconds = self.stopwatch.seconds
-        last = self.judge.outcome(self.policy)
-        if self.config.select == "best":
-            self.best.restore()
+        config, folder, seconds = self.config, self.folder, self.stopwatch.seconds
+        last = {}
+        if self.best is not None:
+            last["last policy"] = self.evaluator.outcome(self.policy)
+            if config.select == "best":
+                self.best.restore()
         for name, module in files.items():
-            save_tensors(module.state_dict(), self.folder / name)
-        found = {**self.judge.outcomes(self.policy, self.untrained), **outcomes(), "last policy": last}
-        return write_summary(
-            self.config,
-            self.folder,
-            found,
-            panels=panels,
-            xlabel="iteration",
-            steps=trainer.env_steps,
-            seconds=seconds,
+            save_tensors(folder / name, module.state_dict())
+        results = {**self.evaluator.outcomes(self.policy, self.untrained), **outcomes(), **last}
+        if config.logger == "csv":
+            drawn = ("random actions", "no action", "hand-written controller")
+            references = {name: results[name]["return_mean"] for name in drawn if name in results}
+            plot_training(
+                folder, folder / "training.png", panels=panels, references=references, xlabel=xlabel, title=config.task
+            )
+        content = {
+            "task": config.task,
+            "env": OmegaConf.to_container(config.env, resolve=True),
+            "seed": config.seed,
+            "evaluation_seed": config.evaluation.seed,
+            "iterations": config.iterations,
+            "steps": steps,
+            "seconds": round(seconds, 1),
             **further,
-        )
+            "outcomes": results,
+            "versions": package_versions(),
+            "made": datetime.date.today().isoformat(),
+        }
+        replace_file(folder / "summary.json", json.dumps(content, indent=2).encode())
+        return folder / "summary.json"
 
     def _evaluate(self) -> dict[str, float]:
-        found = self.judge.during_training(self.policy)
-        self.best.offer(found["real_return"], found["real_return"])
-        return found
+        metrics = self.evaluator.during_training(self.policy)
+        if self.best is not None:
+            self.best.offer(metrics["real_return"], metrics["real_return"])
+        return metrics
+
+
+def format_outcomes(summary: Path) -> str:
+    """The returns of a summary as a table."""
+    content: dict[str, Any] = json.loads(summary.read_text())
+    rows = [
+        f"{name:24}{outcome['return_mean']:12.1f} +- {outcome['return_std']:.1f}"
+        for name, outcome in content["outcomes"].items()
+    ]
+    episodes = len(content["outcomes"]["policy"]["returns"])
+    head = f"{content['task']}: return of {episodes} episodes, mean +- standard deviation"
+    pace = content["seconds"] / content["iterations"]
+    tail = (
+        f"{content['iterations']} iterations, {content['steps']} steps, {content['seconds']:.0f} s ({pace:.2f} s each)"
+    )
+    return "\n".join([head, *rows, tail])

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import multiprocessing
 import os
-import queue
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +22,10 @@ from torchrl.objectives.utils import ValueEstimators
 from torchrl.record.loggers import get_logger
 from tqdm import tqdm
 
+from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.files import replace_file
-from torchrl_pwm._utils.processes import end_with_parent
+from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.envs import get_task_set
@@ -36,12 +33,15 @@ from torchrl_pwm.evaluation import evaluate_policy
 from torchrl_pwm.evaluation.trust import probe_trust
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart, symexp
 from torchrl_pwm.objectives import PWMLoss
+from torchrl_pwm.runs.evaluator import BestPolicy
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
-from torchrl_pwm.trainers.hooks import BestPolicy, PolicyAverage
-from torchrl_pwm.trainers.imitation import warm_start
-from torchrl_pwm.trainers.pwm import PWMTrainer
+from torchrl_pwm.trainers.hooks import PolicyAverage
+from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
+from torchrl_pwm.trainers.steppers import first_states
+from torchrl_pwm.trainers.trainer import Metrics
 
-Report = Callable[[str, int, Mapping[str, float]], None]
+Report = Callable[[str, int, Metrics], object]
+_SHOWN = ("loss_actor", "predicted_return", "real_return")  # beside the progress bar
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     torch.manual_seed(1_000_003 * job.seed + index)
     model = load_world_model(config, job.world_model).to(job.device)
     replay = make_starts(job, config)
-    doubt = None
+    disagreement = None
     if config.loss.disagreement_coef:
-        doubt = load_disagreement(disagreement_file(job.world_model), model).to(job.device)
-    loss = make_loss(config, model, task_set.action_dim, doubt).to(job.device)
+        disagreement = load_disagreement(disagreement_file(job.world_model), model).to(job.device)
+    loss = make_loss(config, model, task_set.action_dim, disagreement).to(job.device)
     stepper = instantiate(config.stepper, loss, iterations=config.extraction.iterations)
     shown = first_states(replay.sample()).to(job.device)
     best = BestPolicy(loss.actor_network)
@@ -110,6 +110,7 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
         replay,
         iterations=config.extraction.iterations,
         optimization_stepper=stepper,
+        average=average,
         device=job.device,
         logger=get_logger(config.logger, str(job.folder.parent), job.folder.name),
         log_interval=config.extraction.log_interval,
@@ -119,24 +120,21 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
         save_folder=job.folder / "checkpoint",
         save_interval=config.extraction.save_interval,
         progress_bar=False,
+        on_log=None if report is None else partial(report, f"{job.task}/{job.seed}"),
     )
-    trainer.register_module("best_policy", best)
-    trainer.register_module("policy_average", average)
-    trainer.register_op("post_optim", average.update)
-    if report is not None:
-        trainer.register_op("post_steps_log", _reporter(report, trainer, job))
+    trainer.components["best_policy"] = best
     trainer.resume(required=False)
-    if trainer.collected_frames == 0:
+    if trainer.iteration == 0:
         warm_start(loss, stepper, replay, **config.extraction.warm_start, device=job.device)
         average.restart()
         if config.extraction.warm_start.behavior_updates and config.extraction.select == "best":
-            trainer.log_evaluation()
+            trainer.log_evaluation(now=True)
     trainer.train()
     seconds = stopwatch.seconds
     (best if config.extraction.select == "best" else average).restore()
     save_policy(loss, job.folder / "policy.pt")
 
-    found = evaluate_policy(
+    evaluation = evaluate_policy(
         loss.actor_network,
         job.task,
         task_set=task_set,
@@ -147,8 +145,8 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     result = {
         "task": job.task,
         "seed": job.seed,
-        "returns": found.returns.tolist(),
-        "successes": None if found.successes is None else found.successes.tolist(),
+        "returns": evaluation.returns.tolist(),
+        "successes": None if evaluation.successes is None else evaluation.successes.tolist(),
         "seconds": seconds,
     }
     replace_file(job.result_file, json.dumps(result, indent=2).encode())
@@ -173,11 +171,6 @@ def make_starts(job: ExtractionJob, config: Any) -> ReplayBuffer:
     )
 
 
-def first_states(batch: TensorDictBase) -> TensorDictBase:
-    """The start states of a sample: itself, or the first step of each sequence."""
-    return batch[:, 0] if batch.ndim == 2 else batch
-
-
 def make_loss(
     config: Any, model: PWMWorldModel, action_dim: int, disagreement: DynamicsEnsemble | None = None
 ) -> PWMLoss:
@@ -194,10 +187,7 @@ def make_loss(
 
 def save_policy(loss: PWMLoss, path: Path) -> None:
     """Writes actor and critics of a loss, as their own state dicts, to a file of tensors only."""
-    networks = {name: getattr(loss, f"{name}_network").state_dict() for name in ("actor", "value")}
-    buffer = io.BytesIO()
-    torch.save(networks, buffer)
-    replace_file(path, buffer.getvalue())
+    save_tensors(path, {name: getattr(loss, f"{name}_network").state_dict() for name in ("actor", "value")})
 
 
 def load_actor(config: Any, model: PWMWorldModel, folder: Path, task: str) -> TensorDictModule:
@@ -235,18 +225,6 @@ def _compare(
     }
 
 
-def _reporter(report: Report, trainer: PWMTrainer, job: ExtractionJob) -> Callable[[Any], None]:
-    shown = ("loss_actor", "predicted_return", "real_return")
-
-    def tell(batch: Any) -> None:
-        done = trainer.collected_frames
-        if done % trainer.metrics_interval == 0 or done == trainer.total_frames:
-            latest = {name: float(trainer._log_dict[name][-1]) for name in shown if trainer._log_dict.get(name)}
-            report(f"{job.task}/{job.seed}", done, latest)
-
-    return tell
-
-
 def extract_policies(
     config: DictConfig, folder: Path, data: Path | None, model_file: Path, tasks: list[str]
 ) -> list[dict[str, Any]]:
@@ -254,7 +232,7 @@ def extract_policies(
     device = choose_device(config.device)
     count = len(tasks) * config.seeds
     cores = os.cpu_count() or 1
-    workers = 1 if device != "cpu" else max(1, min(config.workers or cores, count))
+    workers = 1 if device != "cpu" else config.workers or cores
     plain: Any = OmegaConf.to_container(config, resolve=True)
     jobs = [
         ExtractionJob(
@@ -273,9 +251,7 @@ def extract_policies(
     ]
     total = count * config.extraction.iterations
     with tqdm(total=total, desc="policies", unit="update", disable=not config.progress) as bar:
-        if workers == 1:
-            return [extract_policy(job, _Progress(bar)) for job in jobs]
-        return list(run_jobs(jobs, workers, _Progress(bar)))
+        return run_jobs(extract_policy, jobs, workers=workers, report=_Progress(bar))
 
 
 class _Progress:
@@ -284,43 +260,8 @@ class _Progress:
     def __init__(self, bar: tqdm) -> None:
         self.bar, self.done = bar, {}  # type: ignore[var-annotated]
 
-    def __call__(self, name: str, done: int, metrics: Any) -> None:
+    def __call__(self, name: str, done: int, metrics: Metrics) -> None:
         self.bar.update(done - self.done.get(name, 0))
         self.done[name] = done
-        self.bar.set_postfix_str(f"{name} " + " ".join(f"{key}={value:.4g}" for key, value in metrics.items()))
-
-
-def run_jobs(jobs: list[ExtractionJob], workers: int, report: Report) -> Iterator[dict[str, Any]]:
-    """Runs the jobs, ``workers`` at a time, and yields their results in order; what a failure leaves is kept."""
-    context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(messages,)) as pool:
-        futures: list[Future[dict[str, Any]]] = [pool.submit(_work, job) for job in jobs]
-        waiting = set(futures)
-        try:
-            while waiting:
-                finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                with contextlib.suppress(queue.Empty):
-                    while True:
-                        report(*messages.get_nowait())
-                for future in finished:
-                    future.result()
-        except BaseException:
-            # What runs goes on to its end, so that finished policies are kept; what waits does not start.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        for future in futures:
-            yield future.result()
-
-
-_messages: Any = None  # queue to the parent, in a worker
-
-
-def _start_worker(messages: Any) -> None:
-    global _messages
-    _messages = messages
-    end_with_parent()
-
-
-def _work(job: ExtractionJob) -> dict[str, Any]:
-    return extract_policy(job, lambda *message: _messages.put(message))
+        shown = (f"{key}={metrics[key]:.4g}" for key in _SHOWN if key in metrics)
+        self.bar.set_postfix_str(" ".join((name, *shown)))

@@ -1,4 +1,4 @@
-"""The policy that a finished run left behind."""
+"""Loading of what a finished run left behind: its policy, and steps that it makes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
+from torchrl_pwm.data import record_steps
 from torchrl_pwm.modules import WorldModelPolicy
 from torchrl_pwm.runs.pwm_online import make_losses
 from torchrl_pwm.runs.shac import make_shac_loss
@@ -42,3 +43,20 @@ def load_policy(folder: Path) -> tuple[nn.Module, DictConfig]:
     model.load_state_dict(torch.load(folder / "world_model.pt", weights_only=True))
     loss.actor_network.load_state_dict(weights)
     return WorldModelPolicy(model, loss.actor_network), config
+
+
+def record_run(config: DictConfig) -> str:
+    """Records steps of a finished run's policy as ``config`` says, and returns what was recorded, in words.
+
+    Raises:
+        FileExistsError: if the folder ``config.out`` is there already.
+        FileNotFoundError: if no run in ``config.run`` has ended with a policy.
+    """
+    out = Path(config.out)
+    if out.exists():
+        raise FileExistsError(f"{out} exists: choose another folder with out=...")
+    policy, run = load_policy(Path(config.run))
+    env = instantiate(run.env, num_envs=config.rows, seed=config.seed, **config.env)
+    steps = record_steps(policy, env, config.steps, noise=config.noise, seed=config.seed, progress=True)
+    steps.memmap(str(out))
+    return f"{steps.numel():,} steps, mean reward {float(steps['next', 'reward'].mean()):.3f}\n{out}"

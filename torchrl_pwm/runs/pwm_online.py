@@ -1,4 +1,4 @@
-"""PWM on one env from its own steps: training, evaluation beside baselines, and what a reader wants to see."""
+"""Online PWM: one env's own steps, evaluation beside baselines, and the files of the run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.data import extend_with_recorded, make_online_replay
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
-from torchrl_pwm.runs.evaluator import Judge, JudgedRun
-from torchrl_pwm.trainers.imitation import warm_start
-from torchrl_pwm.trainers.pwm import OnlinePWMOptimizationStepper, OnlinePWMTrainer
+from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
+from torchrl_pwm.trainers.pwm import OnlinePWMOptimizationStepper, OnlinePWMTrainer, warm_start
 from torchrl_pwm.trainers.steppers import PWMOptimizationStepper
 
 #: What the clone of recorded behaviour earned.
@@ -56,11 +55,11 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         return summary
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
-    judge = Judge(config, device)
+    evaluator = Evaluator(config, device)
     env = make_training_env(config, device)
     model, loss, model_loss = make_losses(config, env, device)
     policy = WorldModelPolicy(model, loss.actor_network)
-    run = JudgedRun(config, folder, judge, policy, policy)
+    run = EvaluatedRun(config, folder, evaluator, policy, policy)
     replay = make_online_replay(**config.replay, seed=config.seed)
     stepper = make_stepper(config, loss, model_loss, replay)
     trainer = OnlinePWMTrainer(
@@ -70,29 +69,31 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         replay,
         warmup_steps=config.collector.random_steps + config.collector.first_policy_steps,
         optimization_stepper=stepper,
-        **run.options(),
+        **run.online_options(),
     )
     run.resume(trainer)
     if not run.resumed:
         _learn_from_recordings(config, trainer, stepper.policy_stepper, env.batch_size.numel(), device)
         if config.pretraining.warm_start.behavior_updates:
-            replace_file(folder / _CLONED, json.dumps(judge.outcome(policy)).encode())
+            replace_file(folder / _CLONED, json.dumps(evaluator.outcome(policy)).encode())
     trainer.train()
     cloned = folder / _CLONED
     return run.finish(
-        trainer,
         {"policy.pt": loss.actor_network, "world_model.pt": model},
+        steps=trainer.env_steps,
         panels=_PANELS,
         outcomes=lambda: {"cloned behaviour": json.loads(cloned.read_text())} if cloned.exists() else {},
         skipped=stepper.policy_stepper.skipped,
     )
 
 
-def make_training_env(config: DictConfig, device: str, *, rows: int | None = None, seed: int | None = None) -> EnvBase:
-    """The env that is collected from, or a part of its rows."""
+def make_training_env(
+    config: DictConfig, device: str, *, num_envs: int | None = None, seed: int | None = None
+) -> EnvBase:
+    """The envs that are collected from, or a part of them."""
     settings: dict[str, Any] = {**config.training_env, "seed": config.seed if seed is None else seed}
-    if rows is not None:
-        settings["num_envs"] = rows
+    if num_envs is not None:
+        settings["num_envs"] = num_envs
     env = instantiate(config.env, **settings, device=device)
     # A planner starts afresh where an episode begins.
     return TransformedEnv(env, InitTracker()) if "planner" in config else env
@@ -131,10 +132,10 @@ def make_stepper(
 def make_collector(
     config: DictConfig, env: EnvBase, policy: nn.Module, device: str, *, random_steps: int
 ) -> BaseCollector:
-    """The collector of a run: in this process, or with the rows shared out over several."""
-    rows, workers = env.batch_size.numel(), config.collector.workers
+    """The collector of a run: in this process, or with the envs shared out over several."""
+    num_envs, workers = env.batch_size.numel(), config.collector.workers
     settings: dict[str, Any] = {
-        "frames_per_batch": rows * config.collector.steps,
+        "frames_per_batch": num_envs * config.collector.steps,
         "total_frames": -1,
         "init_random_frames": random_steps,
         "split_trajs": False,
@@ -142,18 +143,18 @@ def make_collector(
     }
     if workers < 2:
         return Collector(env, policy, **settings)
-    if rows % workers:
-        raise ValueError(f"collector.workers must divide the {rows} rows of the env, found {workers}.")
+    if num_envs % workers:
+        raise ValueError(f"collector.workers must divide the {num_envs} envs, found {workers}.")
     env.close()
     make = [
-        partial(make_training_env, config, device, rows=rows // workers, seed=config.seed + worker)
+        partial(make_training_env, config, device, num_envs=num_envs // workers, seed=config.seed + worker)
         for worker in range(workers)
     ]
     return MultiSyncCollector(make, policy, **settings, cat_results=0)
 
 
 def _learn_from_recordings(
-    config: DictConfig, trainer: OnlinePWMTrainer, stepper: PWMOptimizationStepper, rows: int, device: str
+    config: DictConfig, trainer: OnlinePWMTrainer, stepper: PWMOptimizationStepper, num_envs: int, device: str
 ) -> None:
     """What precedes the first own step: the world model, then the warm start; and what stays in the replay."""
     settings = config.pretraining
@@ -164,8 +165,8 @@ def _learn_from_recordings(
         demonstrations = open_sequences(config, shown) if settings.demonstrations else recorded
         warm_start(trainer.loss_module, stepper, demonstrations, **settings.warm_start, device=device)
     if settings.keep:
-        kept = open_steps(shown).select(*trainer.steps.keys, strict=False)
-        extend_with_recorded(trainer.steps.replay_buffer, kept, rows)
+        kept = open_steps(shown).select(*trainer.collection.keys, strict=False)
+        extend_with_recorded(trainer.collection.replay_buffer, kept, num_envs)
 
 
 def open_sequences(config: DictConfig, data: str | Sequence[str] | None) -> ReplayBuffer:

@@ -1,17 +1,27 @@
-"""From a finished run to a file that extraction can start from anywhere."""
+"""The quickstart: a run that makes it, and the file that extraction can start from anywhere."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from torchrl._utils import logger as torchrl_logger
 
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.data import EpisodeStore, start_states
 from torchrl_pwm.evaluation import package_versions
-from torchrl_pwm.modules import pack_quickstart
+from torchrl_pwm.modules import QUICKSTART_FILE, pack_quickstart
+from torchrl_pwm.runs.pwm_offline import run_pipeline
 from torchrl_pwm.runs.world_model import latest_world_model, load_world_model
+
+
+def make_quickstart(config: DictConfig, folder: Path) -> Path:
+    """Runs what is left of the run in ``folder``, packs its world model, and returns the path of ``summary.json``."""
+    summary = run_pipeline(config, folder)
+    file = export_quickstart(folder, OmegaConf.select(config, "out") or QUICKSTART_FILE)
+    torchrl_logger.info(f"quickstart: {file}")
+    return summary
 
 
 def export_quickstart(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> Path:

@@ -1,4 +1,4 @@
-"""What a run leaves for its reader: summary.json, the HTML report, plots and film strips."""
+"""Report of a run: summary.json, one HTML page, plots and film strips."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from torchrl_pwm.evaluation import (
 from torchrl_pwm.evaluation.plots import Series
 from torchrl_pwm.modules import Quickstart
 from torchrl_pwm.runs.baselines import baseline_settings, measure_baselines
-from torchrl_pwm.runs.deviations import unlike_published
+from torchrl_pwm.runs.deviations import protocol_deviations
 from torchrl_pwm.runs.extraction import load_actor
 from torchrl_pwm.runs.world_model import load_world_model
 
@@ -82,7 +82,7 @@ def write_report(
     notes = _notes(config, store, any("cloning" in found for found in baselines.values()))
     comparison = None
     if OmegaConf.select(config, "compare"):
-        remarks = unlike_published(config, store, model_file)
+        remarks = protocol_deviations(config, store, model_file)
         comparison = compare_with_published(rows, task_set, remarks=remarks)
     summary = write_summary(
         path, rows, seed=config.seed, seconds_total=round(seconds, 1), notes=notes, comparison=comparison

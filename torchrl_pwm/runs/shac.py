@@ -1,4 +1,4 @@
-"""SHAC in one simulator: training, evaluation beside baselines, and what a reader wants to see."""
+"""SHAC in one simulator: training, evaluation beside baselines, and the files of the run."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torchrl.envs import EnvBase, RewardScaling, TransformedEnv
 from torchrl.objectives import ValueEstimators
-from torchrl.record.loggers import get_logger
 
 from torchrl_pwm._utils.devices import choose_device
-from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.objectives import SHACLoss
-from torchrl_pwm.runs.evaluator import Judge, save_tensors, write_summary
-from torchrl_pwm.runs.folder import claim_folder
+from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
 from torchrl_pwm.trainers.shac import SHACTrainer
 
 _PANELS = {"return of an episode": ("real_return",), "reward of a step": ("reward_mean",)}
 
 
-def run_simulation(config: DictConfig, folder: Path) -> Path:
+def run_shac(config: DictConfig, folder: Path) -> Path:
     """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``.
 
     The folder then holds the configuration, the metrics, the checkpoint, ``policy.pt`` (the state dict of the loss's
@@ -41,38 +38,22 @@ def run_simulation(config: DictConfig, folder: Path) -> Path:
     env: EnvBase = instantiate(config.env, **config.training_env, requires_grad=True, seed=config.seed, device=device)
     if config.reward_scale != 1:
         env = TransformedEnv(env, RewardScaling(loc=0.0, scale=config.reward_scale))
-    judge = Judge(config, device)
+    evaluator = Evaluator(config, device)
     loss = make_shac_loss(config, env).to(device)
-    claim_folder(config, folder)
-    # Before a resume, so that an interrupted run has the same one.
-    untrained = judge.outcome(loss.policy)
-    stopwatch = Stopwatch()
+    run = EvaluatedRun(config, folder, evaluator, loss.policy)
     trainer = SHACTrainer(
         loss,
         env,
-        iterations=config.iterations,
         optimization_stepper=instantiate(config.stepper, loss, iterations=config.iterations),
-        logger=get_logger(config.logger, str(folder.parent), folder.name),
-        log_interval=config.log_interval,
-        evaluate=lambda: judge.during_training(loss.policy),
-        eval_interval=config.eval_interval,
-        stopwatch=stopwatch,
-        save_folder=folder / "checkpoint",
-        save_interval=config.save_interval,
-        progress_bar=config.progress,
+        **run.options(),
     )
-    trainer.resume(required=False)
+    run.resume(trainer)
     trainer.train()
-    seconds = stopwatch.seconds
-    save_tensors(loss.policy.state_dict(), folder / "policy.pt")
-    return write_summary(
-        config,
-        folder,
-        judge.outcomes(loss.policy, untrained),
+    return run.finish(
+        {"policy.pt": loss.policy},
+        steps=config.iterations * config.loss.horizon * env.batch_size.numel(),
         panels=_PANELS,
         xlabel="window",
-        steps=config.iterations * config.loss.horizon * env.batch_size.numel(),
-        seconds=seconds,
         skipped=trainer.optimization_stepper.skipped,
     )
 

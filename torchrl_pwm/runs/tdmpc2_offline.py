@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from torchrl._utils import logger as torchrl_logger
 from torchrl.record.loggers import get_logger
 from tqdm import tqdm
 
+from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
@@ -71,10 +71,10 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
     results = evaluate_tasks(config, folder / "tasks", model, tasks)
     behavior = {} if store is None else store.statistics()
     rows = [
-        merge_runs(task_set[found["task"]], [found]).summary_row(
-            behavior_return_mean=behavior[found["task"]]["behavior_return_mean"] if behavior else None
+        merge_runs(task_set[result["task"]], [result]).summary_row(
+            behavior_return_mean=behavior[result["task"]]["behavior_return_mean"] if behavior else None
         )
-        for found in results
+        for result in results
     ]
     way = "Planned actions" if config.plan else "Actions of the policy prior, without planning"
     path = folder / "summary.json"
@@ -153,9 +153,7 @@ def train_tdmpc2(config: DictConfig, folder: Path, store: EpisodeStore, tasks: l
     )
     trainer.resume(required=False)
     trainer.train()
-    buffer = io.BytesIO()
-    torch.save(model.cpu().to_checkpoint("new", statistics=normalized), buffer)
-    replace_file(file, buffer.getvalue())
+    save_tensors(file, model.cpu().to_checkpoint("new", statistics=normalized))
     return file
 
 
@@ -173,11 +171,11 @@ def evaluate_tasks(config: DictConfig, folder: Path, model: TDMPC2Model, tasks: 
             planner: TDMPC2Planner = instantiate(
                 config.planner, model.to(device), plan=config.plan, generator=generator
             )
-            found = _evaluate(config, planner, task, config.evaluation.episodes, config.evaluation.seed)
-            successes = None if found.successes is None else found.successes.tolist()
-            record = {"task": task, "seed": found.seed, "returns": found.returns.tolist(), "successes": successes}
-            replace_file(file, json.dumps({**record, "seconds": round(found.seconds, 1)}, indent=2).encode())
-            bar.set_postfix_str(f"{task} {found.score:.3f}")
+            result = _evaluate(config, planner, task, config.evaluation.episodes, config.evaluation.seed)
+            successes = None if result.successes is None else result.successes.tolist()
+            record = {"task": task, "seed": result.seed, "returns": result.returns.tolist(), "successes": successes}
+            replace_file(file, json.dumps({**record, "seconds": round(result.seconds, 1)}, indent=2).encode())
+            bar.set_postfix_str(f"{task} {result.score:.3f}")
         results.append(json.loads(file.read_text()))
     return results
 

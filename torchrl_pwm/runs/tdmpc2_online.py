@@ -1,4 +1,4 @@
-"""TD-MPC2 on one env from its own steps: training, evaluation with and without planning, and what is written."""
+"""Online TD-MPC2: one env's own steps, evaluation with and without planning, and the files of the run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torchrl.envs import EnvBase
 
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm.data import make_online_replay
-from torchrl_pwm.evaluation.rollouts import innermost_env
+from torchrl_pwm.envs.simulators.state import innermost_env
 from torchrl_pwm.evaluation.scores import find_task_spec
 from torchrl_pwm.modules import TDMPC2Model
 from torchrl_pwm.objectives import TDMPC2Loss
 from torchrl_pwm.planners import TDMPC2Planner
-from torchrl_pwm.runs.evaluator import Judge, JudgedRun
+from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
 from torchrl_pwm.runs.pwm_online import make_collector, make_training_env
 from torchrl_pwm.trainers.tdmpc2 import OnlineTDMPC2OptimizationStepper, OnlineTDMPC2Trainer
 
@@ -49,15 +49,15 @@ def run_online_tdmpc2(config: DictConfig, folder: Path) -> Path:
         return summary
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
-    judge = Judge(config, device)
+    evaluator = Evaluator(config, device)
     env = make_training_env(config, device)
     model = make_model(config, env).to(device)
     loss: TDMPC2Loss = instantiate(config.loss, model)
     # Every batch of envs has a planner of its own, which keeps its plans.
-    acting, judged, prior = (
+    acting, evaluated, prior = (
         make_planner(config, model, plan) for plan in (config.collector.plan, config.evaluation.plan, False)
     )
-    run = JudgedRun(config, folder, judge, judged, model)
+    run = EvaluatedRun(config, folder, evaluator, evaluated, model)
     replay = make_online_replay(**config.replay, seed=config.seed)
     updates = config.iterations * config.online.updates + config.warmup_updates
     stepper: OnlineTDMPC2OptimizationStepper = instantiate(
@@ -70,15 +70,15 @@ def run_online_tdmpc2(config: DictConfig, folder: Path) -> Path:
         warmup_steps=config.collector.random_steps,
         episode_seed=config.seed if config.collector.workers < 2 else None,
         optimization_stepper=stepper,
-        **run.options(),
+        **run.online_options(),
     )
     run.resume(trainer)
     trainer.train()
     return run.finish(
-        trainer,
         {"model.pt": model},
+        steps=trainer.env_steps,
         panels=_PANELS,
-        outcomes=lambda: {"policy without planning": judge.outcome(prior)} if config.evaluation.plan else {},
+        outcomes=lambda: {"policy without planning": evaluator.outcome(prior)} if config.evaluation.plan else {},
     )
 
 
@@ -93,8 +93,8 @@ def make_model(config: DictConfig, env: EnvBase) -> TDMPC2Model:
 def episode_length(task: str, env: EnvBase) -> int:
     """Steps of an episode, from which the discount follows: of the task's table, else of the simulator, else 500."""
     spec = find_task_spec(task)
-    found: Any = getattr(innermost_env(env), "episode_length", None) if spec is None else spec.episode_length
-    return found or _EPISODE_LENGTH
+    length: Any = getattr(innermost_env(env), "episode_length", None) if spec is None else spec.episode_length
+    return length or _EPISODE_LENGTH
 
 
 def make_planner(config: DictConfig, model: TDMPC2Model, plan: bool) -> TDMPC2Planner:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from omegaconf import DictConfig
 from torchrl._utils import logger as torchrl_logger
 from torchrl.record.loggers import get_logger
 
+from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device
-from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay
 from torchrl_pwm.data.store.statistics import observation_statistics
@@ -65,11 +64,11 @@ def unsaid_sizes(config: Any) -> dict[str, Any]:
 
 def check_sizes(model: PWMWorldModel, task_set: TaskSet, source: Any, *, num_tasks: int | None = None) -> None:
     """Raises ValueError if the model's sizes are not those of the task set, with ``num_tasks`` tasks or all."""
-    found = (model.observation_dim, model.action_dim, model.num_tasks)
+    sizes = (model.observation_dim, model.action_dim, model.num_tasks)
     expected = (task_set.observation_dim, task_set.action_dim, len(task_set) if num_tasks is None else num_tasks)
-    if found != expected:
+    if sizes != expected:
         names = ("observation size", "action size", "number of tasks")
-        wrong = ", ".join(f"{name} {f} (expected {e})" for name, f, e in zip(names, found, expected) if f != e)
+        wrong = ", ".join(f"{name} {f} (expected {e})" for name, f, e in zip(names, sizes, expected) if f != e)
         raise ValueError(
             f"The checkpoint {source} does not fit {task_set.name}: {wrong}. "
             "Choose the task_set it was trained on, or another checkpoint."
@@ -127,9 +126,7 @@ def train_world_model(
     )
     trainer.resume(required=False)
     trainer.train()
-    buffer = io.BytesIO()
-    torch.save({"model": model.cpu().state_dict()}, buffer)
-    replace_file(folder / "world_model.pt", buffer.getvalue())
+    save_tensors(folder / "world_model.pt", {"model": model.cpu().state_dict()})
     return folder / "world_model.pt"
 
 
@@ -174,9 +171,7 @@ def disagreement_file(world_model: Path) -> Path:
 
 def save_disagreement(ensemble: DynamicsEnsemble, file: Path) -> None:
     """Writes the ensemble's weights to a file of tensors only."""
-    buffer = io.BytesIO()
-    torch.save(ensemble.state_dict(), buffer)
-    replace_file(file, buffer.getvalue())
+    save_tensors(file, ensemble.state_dict())
 
 
 def load_disagreement(file: Path, world_model: PWMWorldModel) -> DynamicsEnsemble:

@@ -1,42 +1,36 @@
-"""Trainers: world-model pre-training, policy extraction from replay buffers, online PWM, SHAC and TD-MPC2."""
+"""Trainers: world-model training, policy extraction, online PWM, SHAC and TD-MPC2, one visible loop each.
+
+Every name is imported on first use.
+"""
 
 from __future__ import annotations
 
-from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
-from torchrl_pwm.trainers.collected import OnlineTrainer
-from torchrl_pwm.trainers.pwm import OnlinePWMOptimizationStepper, OnlinePWMTrainer, PWMTrainer, WorldModelTrainer
-from torchrl_pwm.trainers.shac import SHACOptimizationStepper, SHACTrainer
-from torchrl_pwm.trainers.steppers import (
-    FirstOrderOptimizationStepper,
-    PWMOptimizationStepper,
-    WorldModelOptimizationStepper,
-)
-from torchrl_pwm.trainers.tdmpc2 import (
-    OnlineTDMPC2OptimizationStepper,
-    OnlineTDMPC2Trainer,
-    TDMPC2OptimizationStepper,
-    TDMPC2Trainer,
-)
-from torchrl_pwm.trainers.trainer import ReplayTrainer, UpdateTrainer
+from torchrl_pwm._utils.lazy import lazy_exports
 
-__all__ = [
-    "FirstOrderOptimizationStepper",
-    "OnlinePWMOptimizationStepper",
-    "OnlinePWMTrainer",
-    "OnlineTDMPC2OptimizationStepper",
-    "OnlineTDMPC2Trainer",
-    "OnlineTrainer",
-    "PWMOptimizationStepper",
-    "PWMTrainer",
-    "ReplayTrainer",
-    "SHACOptimizationStepper",
-    "SHACTrainer",
-    "TDMPC2OptimizationStepper",
-    "TDMPC2Trainer",
-    "UpdateTrainer",
-    "WorldModelOptimizationStepper",
-    "WorldModelTrainer",
-    "has_checkpoint",
-    "load_checkpoint",
-    "save_checkpoint",
-]
+_HOME = {
+    "FirstOrderOptimizationStepper": "steppers",
+    "OnlinePWMOptimizationStepper": "pwm",
+    "OnlinePWMTrainer": "pwm",
+    "OnlineTDMPC2OptimizationStepper": "tdmpc2",
+    "OnlineTDMPC2Trainer": "tdmpc2",
+    "OnlineTrainer": "trainer",
+    "PWMOptimizationStepper": "steppers",
+    "PWMTrainer": "pwm",
+    "PolicyAverage": "hooks",
+    "ReplayTrainer": "trainer",
+    "SHACOptimizationStepper": "shac",
+    "SHACTrainer": "shac",
+    "TDMPC2OptimizationStepper": "tdmpc2",
+    "TDMPC2Trainer": "tdmpc2",
+    "Trainer": "trainer",
+    "WorldModelOptimizationStepper": "steppers",
+    "WorldModelTrainer": "pwm",
+    "clone_behavior": "imitation",
+    "has_checkpoint": "trainer",
+    "load_checkpoint": "trainer",
+    "save_checkpoint": "trainer",
+}
+
+__all__ = sorted(_HOME)
+
+__getattr__, __dir__ = lazy_exports(__name__, _HOME)

@@ -1,18 +1,19 @@
-"""The mean of a policy's latest weights, which is steadier than any of them."""
+"""Moving average of a policy's weights."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class PolicyAverage:
-    """Exponential moving average of a network's weights; part of the checkpoint.
+    """Exponential moving average of a network's weights, by :class:`torch.optim.swa_utils.AveragedModel`; part of the
+    checkpoint.
 
     First-order updates from small batches jitter about a good policy by enough to lose a swing-up. What is evaluated
     and kept is therefore the average; the updates go on from the weights themselves.
@@ -41,66 +42,42 @@ class PolicyAverage:
     def __init__(self, network: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"The decay of a policy's average must be at least 0 and below 1, found {decay}.")
-        self.params: list[Tensor] = list(network.parameters())
-        self.decay = decay
-        self.weights: list[Tensor] = []
+        # A list of the parameters, since an actor inside a loss may hold them by reference alone.
+        self.network = nn.ParameterList(network.parameters())
+        self.averaged = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.restart()
 
     def restart(self) -> None:
         """Begins anew at the network's weights."""
-        self.weights = [param.detach().clone() for param in self.params]
+        self.averaged.n_averaged.zero_()
+        self.update()
 
-    @torch.no_grad()
-    def update(self, *_: Any) -> None:
+    def update(self) -> None:
         """Takes the network's weights in."""
-        torch._foreach_lerp_(self.weights, self.params, 1 - self.decay)
+        self.averaged.update_parameters(self.network)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """The network has the average's weights inside, and its own again after."""
-        own = [param.detach().clone() for param in self.params]
+        own = [weight.detach().clone() for weight in self.network]
         self.restore()
         try:
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self.params, own)
+            self._set(own)
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Puts the average into the network."""
-        torch._foreach_copy_(self.params, self.weights)
+        self._set(self.averaged.module.parameters())
+
+    @torch.no_grad()
+    def _set(self, weights: Iterable[Tensor]) -> None:
+        for parameter, weight in zip(self.network, weights, strict=True):
+            parameter.copy_(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self.weights}
+        return {"weights": list(self.averaged.module.state_dict().values())}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.weights = [weight.clone() for weight in state_dict["weights"]]
-
-
-class BestPolicy:
-    """The actor that did best in the real environment so far; part of the checkpoint."""
-
-    def __init__(self, actor: nn.Module) -> None:
-        self.actor = actor
-        self.result, self.weights = (-math.inf, -math.inf), copy_state(actor)
-
-    def offer(self, score: float, real_return: float) -> None:
-        """Keeps the actor as it is now if its score is above any before, or equal and its return is."""
-        if (score, real_return) > self.result:
-            self.result, self.weights = (score, real_return), copy_state(self.actor)
-
-    def restore(self) -> None:
-        """Puts the best weights back into the actor."""
-        self.actor.load_state_dict(self.weights)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"result": self.result, "weights": self.weights}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.result, self.weights = tuple(state_dict["result"]), dict(state_dict["weights"])
-
-
-def copy_state(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of a module's state."""
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+        weights = {str(index): weight for index, weight in enumerate(state_dict["weights"])}
+        self.averaged.module.load_state_dict(weights)

@@ -6,15 +6,19 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 from torchrl.trainers import OptimizationStepper
 
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
-from torchrl_pwm.trainers.collected import OnlineTrainer
-from torchrl_pwm.trainers.steppers import PWMOptimizationStepper, WorldModelOptimizationStepper
-from torchrl_pwm.trainers.trainer import ReplayTrainer
+from torchrl_pwm.trainers.hooks import PolicyAverage
+from torchrl_pwm.trainers.steppers import (
+    PWMOptimizationStepper,
+    WorldModelOptimizationStepper,
+    first_states,
+    raise_non_finite,
+)
+from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
 
 
 class WorldModelTrainer(ReplayTrainer):
@@ -42,6 +46,7 @@ class WorldModelTrainer(ReplayTrainer):
         >>> WorldModelTrainer(PWMWorldModelLoss(model), sequences, iterations=2, progress_bar=False).train()
     """
 
+    optimization_stepper: WorldModelOptimizationStepper
     progress_keys = ("loss_consistency", "loss_reward", "reward_error")
 
     def __init__(
@@ -56,6 +61,18 @@ class WorldModelTrainer(ReplayTrainer):
         stepper = optimization_stepper or WorldModelOptimizationStepper(loss_module, iterations=iterations)
         super().__init__(loss_module, replay_buffer, stepper, iterations=iterations, **kwargs)
 
+    def train(self) -> None:
+        """Runs the updates that are left.
+
+        Each unrolls the model along a batch of sequences [B, T] and descends on its consistency and reward losses.
+        """
+        for _ in self.remaining():
+            sequences = self.sample()
+            metrics = self.optimization_stepper.step(self, sequences)
+            self.log(metrics)
+            self.log_evaluation()
+            self.save()
+
 
 class PWMTrainer(ReplayTrainer):
     """Extracts a policy from a frozen world model, with start states from a replay buffer.
@@ -67,6 +84,7 @@ class PWMTrainer(ReplayTrainer):
     Keyword Args:
         iterations (int): number of updates; published: 10,000.
         optimization_stepper (PWMOptimizationStepper, optional): default: one with the published settings.
+        average (PolicyAverage, optional): moving average of the policy's weights, updated with them.
         **kwargs: see :class:`~torchrl_pwm.trainers.ReplayTrainer`.
 
     Examples:
@@ -81,6 +99,7 @@ class PWMTrainer(ReplayTrainer):
         >>> PWMTrainer(loss, starts, iterations=2, progress_bar=False).train()
     """
 
+    optimization_stepper: PWMOptimizationStepper
     progress_keys = ("loss_actor", "loss_value")
 
     def __init__(
@@ -90,10 +109,29 @@ class PWMTrainer(ReplayTrainer):
         *,
         iterations: int = 10_000,
         optimization_stepper: PWMOptimizationStepper | None = None,
+        average: PolicyAverage | None = None,
         **kwargs: Any,
     ) -> None:
         stepper = optimization_stepper or PWMOptimizationStepper(loss_module, iterations=iterations)
         super().__init__(loss_module, replay_buffer, stepper, iterations=iterations, **kwargs)
+        self.average = average
+        if average is not None:
+            self.components["policy_average"] = average
+
+    def train(self) -> None:
+        """Runs the updates that are left.
+
+        Each imagines H steps of the policy from a batch of start states [B], climbs their return through the model,
+        and regresses the critics on TD(lambda) targets.
+        """
+        for _ in self.remaining():
+            starts = self.sample()
+            metrics = self.optimization_stepper.step(self, starts)
+            if self.average is not None:
+                self.average.update()
+            self.log(metrics)
+            self.log_evaluation()
+            self.save()
 
 
 class OnlinePWMOptimizationStepper(OptimizationStepper):
@@ -166,16 +204,20 @@ class OnlinePWMOptimizationStepper(OptimizationStepper):
 
     def update(self, recent: TensorDictBase) -> TensorDictBase:
         """One iteration; ``recent`` [N, T] are the newest steps, already in the replay buffer."""
-        metrics: dict[str, Tensor] = {}
+        metrics = TensorDict()
         for _ in range(self.model_updates):
-            metrics.update(self.update_model().items())
+            metrics.update(self.update_model())
         for _ in range(self.policy_updates):
-            metrics.update(self.policy_stepper.update(self.draw_starts(recent)).items())
-        return TensorDict(metrics)
+            metrics.update(self.update_policy(recent))
+        return metrics
 
     def update_model(self) -> TensorDictBase:
         """One world-model update from the replay."""
         return self.model_stepper.update(self._to_device(self.replay_buffer.sample()))
+
+    def update_policy(self, recent: TensorDictBase) -> TensorDictBase:
+        """One policy update, imagined from newest and replayed states."""
+        return self.policy_stepper.update(self.draw_starts(recent))
 
     def draw_starts(self, recent: TensorDictBase) -> TensorDictBase:
         """Start states ``[start_states]`` of the newest steps and of the replay."""
@@ -225,7 +267,7 @@ class OnlinePWMTrainer(OnlineTrainer):
         **kwargs: see :class:`~torchrl_pwm.trainers.OnlineTrainer`.
 
     Raises:
-        ValueError: for a collector that does not fit, see :class:`~torchrl_pwm.trainers.collected.CollectedSteps`.
+        ValueError: for a collector that does not fit, see :class:`~torchrl_pwm.trainers.OnlineTrainer`.
         FloatingPointError: if a number is not finite.
 
     Examples:
@@ -251,6 +293,7 @@ class OnlinePWMTrainer(OnlineTrainer):
         192
     """
 
+    optimization_stepper: OnlinePWMOptimizationStepper
     progress_keys = ("env_steps", "collected_reward", "loss_actor", "reward_error")
 
     def __init__(
@@ -270,7 +313,28 @@ class OnlinePWMTrainer(OnlineTrainer):
         self.model_loss = model_loss
         super().__init__(loss_module, collector, replay_buffer, stepper, iterations=iterations, **kwargs)
         # PWMLoss leaves the world model to others.
-        self.register_module("world_model", model_loss.world_model)
+        self.components["world_model"] = model_loss.world_model
+
+    def train(self) -> None:
+        """Warms up if the run is new, runs the iterations that are left, and closes the collector.
+
+        Each iteration collects steps [N, T] of the envs into the replay buffer, updates the world model from replayed
+        sequences, and the policy and critics inside it, from newest and replayed states.
+        """
+        stepper = self.optimization_stepper
+        if self.iteration == 0:
+            self.warm_up()
+        for _ in self.remaining():
+            steps = self.collection.collect()
+            metrics = TensorDict()
+            for _ in range(stepper.model_updates):
+                metrics.update(stepper.update_model())
+            for _ in range(stepper.policy_updates):
+                metrics.update(stepper.update_policy(steps))
+            self.log_steps(steps, metrics)
+            self.log_evaluation()
+            self.save()
+        self.collection.collector.shutdown()
 
     def pretrain(self, replay_buffer: ReplayBuffer, updates: int) -> None:
         """World-model updates from a data set, before any step of the env.
@@ -280,10 +344,56 @@ class OnlinePWMTrainer(OnlineTrainer):
                 :class:`~torchrl_pwm.TDMPC2ExperienceReplay` or any TorchRL data set with slices.
             updates (int): published: 50,000 for hopper, 100,000 for ant, 200,000 for humanoid.
         """
-        stepper = self.stepper
+        stepper = self.optimization_stepper
         self.set_statistics(replay_buffer)
         own, stepper.replay_buffer = stepper.replay_buffer, replay_buffer
         try:
             self.update_model(updates, "pre-training the world model")
         finally:
             stepper.replay_buffer = own
+
+
+def warm_start(
+    loss: PWMLoss,
+    stepper: PWMOptimizationStepper,
+    replay: ReplayBuffer,
+    *,
+    behavior_updates: int = 0,
+    value_updates: int = 0,
+    lr: float = 1e-3,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Clones the behaviour at the start states, then fits the critics to imagined rollouts of that policy.
+
+    A policy that starts from the data's behaviour starts where the model can be believed, and critics that know its
+    values do not pull it away in the first updates. The published runs start from random networks.
+
+    Args:
+        loss: the objective.
+        stepper: its optimisation; the critics' optimiser is used.
+        replay: gives start states [B] with ``action``, or sequences [B, T].
+        behavior_updates: updates of the actor towards the data's action, with Adam of their own and a learning rate
+            that falls from ``lr`` to zero along a cosine.
+        value_updates: critic passes, each on a new rollout.
+        lr: first learning rate of the actor's updates.
+        device: where batches go.
+
+    Raises:
+        FloatingPointError: if a loss is not finite.
+    """
+    optimizer = torch.optim.Adam(stepper.actor_params, lr, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(behavior_updates, 1))
+    for update in range(behavior_updates):
+        starts = first_states(replay.sample()).to(device)
+        distance = loss.behavior_distance(starts)
+        if not distance.isfinite():
+            raise_non_finite("behaviour", update + 1, starts, {"loss": distance.detach()})
+        optimizer.zero_grad()
+        distance.backward()
+        optimizer.step()
+        schedule.step()
+    for _ in range(value_updates):
+        starts = first_states(replay.sample()).to(device)
+        with torch.no_grad():
+            rollout = loss.imagine(starts)
+        stepper.update_critics(rollout, loss.value_target(rollout), starts)

@@ -1,4 +1,4 @@
-"""Policy learning through a differentiable simulator as a TorchRL trainer."""
+"""SHAC: one update from a window of a differentiable simulator, and the training loop."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from torch import Tensor
 from torchrl._utils import logger as torchrl_logger
 from torchrl.envs import EnvBase
 from torchrl.objectives import SoftUpdate
-from torchrl.trainers import Trainer, TrainerHookBase
 
 from torchrl_pwm.envs.simulators.state import load_env, save_env
 from torchrl_pwm.objectives import SHACLoss
 from torchrl_pwm.trainers.steppers import FirstOrderOptimizationStepper
-from torchrl_pwm.trainers.trainer import UpdateTrainer
+from torchrl_pwm.trainers.trainer import Trainer
 
 
 class SHACOptimizationStepper(FirstOrderOptimizationStepper):
@@ -109,68 +108,65 @@ class SHACOptimizationStepper(FirstOrderOptimizationStepper):
                 step = int(bad.any(0).nonzero()[0])
                 places.append((step, "next" in key, key, bad[:, step]))
         if places:
-            step, _, key, rows = min(places, key=lambda place: place[:2])
+            step, _, key, envs = min(places, key=lambda place: place[:2])
             return (
-                f"{key} of the window is not finite from step {step} on, in {_named(rows)}: the simulation diverged; "
-                "take smaller steps in the simulator, bound its state, or end such rows there"
+                f"{key} of the window is not finite from step {step} on, in {_named(envs)}: the simulation diverged; "
+                "take smaller steps in the simulator, bound its state, or end such envs' episodes there"
             )
         for step, gradient in reversed(list(enumerate(self._gradients))):
-            rows = torch.zeros(len(batch), dtype=torch.bool) if gradient is None else ~gradient.isfinite().all(-1)
-            if rows.any():
+            envs = torch.zeros(len(batch), dtype=torch.bool) if gradient is None else ~gradient.isfinite().all(-1)
+            if envs.any():
                 return (
                     "every number of the window is finite, but the gradient is not where, on its way back through the "
-                    f"simulator, it reaches the action of step {step}, in {_named(rows)}: shorten the horizon, or "
+                    f"simulator, it reaches the action of step {step}, in {_named(envs)}: shorten the horizon, or "
                     "leave such updates out with skip_non_finite=True"
                 )
         return "every number of the window is finite, so the networks have diverged: lower the learning rate"
 
 
-class SimulatorWindows(TrainerHookBase):
-    """Rolls out one window after the other, and saves where the simulator stands.
+class SimulatorWindows:
+    """Rolls out one window after the other; where the simulator stands is a part of the checkpoint.
 
     Args:
         loss_module (SHACLoss): whose :meth:`~torchrl_pwm.SHACLoss.rollout` is called.
         env (EnvBase): the simulator; its state is saved by its ``state_dict()``.
 
     Keyword Args:
-        restart (bool): reset the rows that a window left with a number that is not finite, and warn. Without it they
+        restart (bool): reset the envs that a window left with a number that is not finite, and warn. Without it they
             stop the run.
     """
 
     def __init__(self, loss_module: SHACLoss, env: EnvBase, *, restart: bool = False) -> None:
         self.loss_module, self.env, self.restart = loss_module, env, restart
-        self.carrier: TensorDictBase | None = None
+        self.td: TensorDictBase | None = None
         self.restarted = 0
 
-    def sample(self, tick: TensorDictBase) -> TensorDictBase:
-        carrier = self.env.reset() if self.carrier is None else self.carrier
+    def rollout(self) -> TensorDictBase:
+        """The next window ``[N, H]``, with its graph."""
+        td = self.env.reset() if self.td is None else self.td
         if self.restart:
-            carrier = self._restart_lost_rows(carrier)
-        window, self.carrier = self.loss_module.rollout(self.env, carrier)
+            td = self._restart_lost_envs(td)
+        window, self.td = self.loss_module.rollout(self.env, td)
         return window
 
-    def _restart_lost_rows(self, carrier: TensorDictBase) -> TensorDictBase:
-        leaves = [value.isfinite().reshape(len(carrier), -1).all(-1) for value in carrier.values(True, True)]
+    def _restart_lost_envs(self, td: TensorDictBase) -> TensorDictBase:
+        leaves = [value.isfinite().reshape(len(td), -1).all(-1) for value in td.values(True, True)]
         lost = ~torch.stack(leaves).all(0)
         if not lost.any():
-            return carrier
+            return td
         self.restarted += int(lost.sum())
         torchrl_logger.warning(f"{_named(lost)} of the simulator not finite: reset ({self.restarted} so far)")
-        return self.env.reset(carrier.detach().set("_reset", lost.unsqueeze(-1))).exclude("_reset")
+        return self.env.reset(td.detach().set("_reset", lost.unsqueeze(-1))).exclude("_reset")
 
     def state_dict(self) -> dict[str, Any]:
-        return {**save_env(self.env, self.carrier), "restarted": self.restarted}
+        return {**save_env(self.env, self.td), "restarted": self.restarted}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.carrier = load_env(self.env, state_dict)
+        self.td = load_env(self.env, state_dict)
         self.restarted = state_dict["restarted"]
 
-    def register(self, trainer: Trainer, name: str = "simulator_windows") -> None:
-        trainer.register_op("process_optim_batch", self.sample)
-        trainer.register_module(name, self)
 
-
-class SHACTrainer(UpdateTrainer):
+class SHACTrainer(Trainer):
     """Learns a policy through a differentiable simulator, one window after the other.
 
     TorchRL's collectors hand back rewards without a graph, so that the simulator is stepped by the trainer itself. A
@@ -184,8 +180,8 @@ class SHACTrainer(UpdateTrainer):
     Keyword Args:
         iterations (int): number of windows; published: 2000 for hopper and ant, 200 for cart-pole.
         optimization_stepper (SHACOptimizationStepper, optional): default: one with the published settings. With its
-            ``skip_non_finite``, rows that the simulator lost are reset, with a warning.
-        **kwargs: see :class:`~torchrl_pwm.trainers.UpdateTrainer`.
+            ``skip_non_finite``, envs that the simulator lost are reset, with a warning.
+        **kwargs: see :class:`~torchrl_pwm.trainers.Trainer`.
 
     Examples:
         >>> from torchrl_pwm import SHACLoss, make_pwm_actor, make_value_ensemble
@@ -197,6 +193,7 @@ class SHACTrainer(UpdateTrainer):
         >>> SHACTrainer(SHACLoss(actor, value, horizon=4), env, iterations=2, progress_bar=False).train()
     """
 
+    optimization_stepper: SHACOptimizationStepper
     progress_keys = ("loss_actor", "loss_value", "reward_mean")
 
     def __init__(
@@ -209,8 +206,22 @@ class SHACTrainer(UpdateTrainer):
         **kwargs: Any,
     ) -> None:
         stepper = optimization_stepper or SHACOptimizationStepper(loss_module, iterations=iterations)
-        windows = SimulatorWindows(loss_module, env, restart=stepper.skip_non_finite)
-        super().__init__(loss_module, windows, stepper, iterations=iterations, **kwargs)
+        super().__init__(loss_module, stepper, iterations=iterations, **kwargs)
+        self.windows = SimulatorWindows(loss_module, env, restart=stepper.skip_non_finite)
+        self.components["simulator_windows"] = self.windows
+
+    def train(self) -> None:
+        """Runs the windows that are left.
+
+        Each is H steps of the N envs under the current policy, through the simulator with its graph; the actor climbs
+        the short-horizon return, the critics regress on its TD(lambda) targets, and the graph is cut.
+        """
+        for _ in self.remaining():
+            window = self.windows.rollout()
+            metrics = self.optimization_stepper.step(self, window)
+            self.log(metrics)
+            self.log_evaluation()
+            self.save()
 
 
 def _soft_update(loss: SHACLoss, tau: float) -> SoftUpdate:
@@ -234,6 +245,6 @@ def _keep_gradients(actions: Tensor) -> list[Tensor | None]:
     return gradients
 
 
-def _named(rows: Tensor) -> str:
-    found = rows.nonzero().flatten().tolist()
-    return f"row {found[0]}" if len(found) == 1 else f"{len(found)} of {len(rows)} rows, the first {found[0]}"
+def _named(envs: Tensor) -> str:
+    indices = envs.nonzero().flatten().tolist()
+    return f"env {indices[0]}" if len(indices) == 1 else f"{len(indices)} of {len(envs)} envs, the first {indices[0]}"

@@ -90,15 +90,15 @@ class FirstOrderOptimizationStepper(OptimizationStepper):
         sum(further.values(), actor_loss).backward()
         actor_norm = nn.utils.clip_grad_norm_(self.actor_params, self.actor_clip)
         target = loss.value_target(rollout)
-        found = {"loss": actor_loss.detach(), "gradient norm": actor_norm, "value target": target.sum()}
-        if all_finite(found.values()):
+        numbers = {"loss": actor_loss.detach(), "gradient norm": actor_norm, "value target": target.sum()}
+        if all_finite(numbers.values()):
             self.actor_optimizer.step()
             critic = self.update_critics(rollout, target, batch)
         else:
             # One such batch would make the running moments, and all later losses, non-finite.
             for module, state in zip(moments, before):
                 module.load_state_dict(state)
-            self._refuse("actor", batch, found, changed=False)
+            self._refuse("actor", batch, numbers, changed=False)
             nothing = torch.full_like(actor_loss.detach(), torch.nan)
             critic = {"loss_value": nothing, "critic_grad_norm": nothing}
         metrics: dict[str, Any] = {"loss_actor": actor_loss.detach(), "actor_grad_norm": actor_norm, **critic}
@@ -125,17 +125,17 @@ class FirstOrderOptimizationStepper(OptimizationStepper):
                 value_loss.backward()
                 norms.append(nn.utils.clip_grad_norm_(self.critic_params, self.critic_clip))
                 losses.append(value_loss.detach())
-                found = {"loss": losses[-1], "gradient norm": norms[-1]}
-                if all_finite(found.values()):
+                numbers = {"loss": losses[-1], "gradient norm": norms[-1]}
+                if all_finite(numbers.values()):
                     self.critic_optimizer.step()
                 else:
-                    self._refuse("critic", batch, found, changed=True)
+                    self._refuse("critic", batch, numbers, changed=True)
         return {"loss_value": torch.stack(losses).mean(), "critic_grad_norm": torch.stack(norms).mean()}
 
-    def _refuse(self, name: str, batch: TensorDictBase, found: dict[str, Tensor], *, changed: bool) -> None:
+    def _refuse(self, name: str, batch: TensorDictBase, numbers: dict[str, Tensor], *, changed: bool) -> None:
         if not self.skip_non_finite:
             update = self.schedulers[0].last_epoch + 1
-            raise_non_finite(name, update, batch, found, changed=changed, where=self.locate(batch))
+            raise_non_finite(name, update, batch, numbers, changed=changed, where=self.locate(batch))
         self.skipped += 1
 
     def locate(self, batch: TensorDictBase) -> str:
@@ -190,7 +190,7 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
         ``noise`` [H, B, A] replaces the sampled policy noise.
         """
         loss = self.loss_module
-        start = batch[:, 0] if batch.ndim == 2 else batch
+        start = first_states(batch)
         rollout = loss.imagine(start, noise)
         behavior = {"loss_behavior": loss.behavior_loss(start)} if loss.behavior_coef else {}
         return self.optimize(rollout, batch, behavior)
@@ -251,9 +251,9 @@ class WorldModelOptimizationStepper(OptimizationStepper):
         self.optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.params, self.clip)
-        found = {"loss": total.detach(), "gradient norm": norm}
-        if not all_finite(found.values()):
-            raise_non_finite("world-model", update, batch, found)
+        numbers = {"loss": total.detach(), "gradient norm": norm}
+        if not all_finite(numbers.values()):
+            raise_non_finite("world-model", update, batch, numbers)
         self.optimizer.step()
         lr = self.scheduler.get_last_lr()[-1]
         self.scheduler.step()
@@ -265,6 +265,11 @@ class WorldModelOptimizationStepper(OptimizationStepper):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.scheduler.load_state_dict(state_dict["scheduler"])
+
+
+def first_states(batch: TensorDictBase) -> TensorDictBase:
+    """The start states [B] of a batch: itself, or the first steps of sequences [B, T]."""
+    return batch[:, 0] if batch.ndim == 2 else batch
 
 
 def linear_schedule(
@@ -294,17 +299,17 @@ def raise_non_finite(
     name: str,
     update: int,
     batch: TensorDictBase,
-    found: Mapping[str, Tensor],
+    numbers: Mapping[str, Tensor],
     *,
     changed: bool = False,
     where: str | None = None,
 ) -> NoReturn:
-    """Raises FloatingPointError with the numbers that were found, and ``where`` they may come from."""
+    """Raises FloatingPointError with the numbers of the update, and ``where`` they may come from."""
     where = where or describe_batch(batch)
-    numbers = ", ".join(f"{what} {float(value):g}" for what, value in found.items()) or "others"
+    listed = ", ".join(f"{name} {float(value):g}" for name, value in numbers.items()) or "others"
     state = "Earlier steps of this update were taken" if changed else "No parameter was changed"
     raise FloatingPointError(
-        f"Update {update} of the {name}: expected finite numbers, found {numbers}; {where}. {state}."
+        f"Update {update} of the {name}: expected finite numbers, found {listed}; {where}. {state}."
     )
 
 

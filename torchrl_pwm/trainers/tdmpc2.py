@@ -13,9 +13,8 @@ from torchrl.trainers import OptimizationStepper
 
 from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.objectives.tdmpc2 import TDMPC2Loss, TDMPC2Noise
-from torchrl_pwm.trainers.collected import OnlineTrainer
 from torchrl_pwm.trainers.steppers import all_finite, linear_schedule, raise_non_finite
-from torchrl_pwm.trainers.trainer import ReplayTrainer
+from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
 
 
 class TDMPC2OptimizationStepper(OptimizationStepper):
@@ -124,13 +123,13 @@ class TDMPC2OptimizationStepper(OptimizationStepper):
         return self.schedulers[0].last_epoch + 1
 
     def _check(self, name: str, batch: TensorDictBase, loss: Tensor, norm: Tensor, scale: Tensor | None = None) -> None:
-        found = {"loss": loss.detach(), "gradient norm": norm}
-        if all_finite(found.values()):
+        numbers = {"loss": loss.detach(), "gradient norm": norm}
+        if all_finite(numbers.values()):
             return
         if scale is not None:
             # One such batch would make the range, and all later losses, non-finite.
             self.loss_module.model.scale.value.copy_(scale)
-        raise_non_finite(name, self._number, batch, found, changed=scale is not None)
+        raise_non_finite(name, self._number, batch, numbers, changed=scale is not None)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -177,6 +176,7 @@ class TDMPC2Trainer(ReplayTrainer):
     Source: TD-MPC2 (arXiv 2310.16828), multi-task experiments.
     """
 
+    optimization_stepper: TDMPC2OptimizationStepper
     progress_keys = ("loss_consistency", "loss_reward", "loss_value", "loss_policy")
 
     def __init__(
@@ -190,6 +190,19 @@ class TDMPC2Trainer(ReplayTrainer):
     ) -> None:
         stepper = optimization_stepper or TDMPC2OptimizationStepper(loss_module, iterations=iterations)
         super().__init__(loss_module, replay_buffer, stepper, iterations=iterations, **kwargs)
+
+    def train(self) -> None:
+        """Runs the updates that are left.
+
+        Each descends, on a batch of sequences [B, T], on the losses of model and Q functions, then on the policy
+        prior's, and moves the target Q functions.
+        """
+        for _ in self.remaining():
+            sequences = self.sample()
+            metrics = self.optimization_stepper.step(self, sequences)
+            self.log(metrics)
+            self.log_evaluation()
+            self.save()
 
 
 class OnlineTDMPC2OptimizationStepper(OptimizationStepper):
@@ -268,7 +281,7 @@ class OnlineTDMPC2Trainer(OnlineTrainer):
             ``warmup_steps``, and as many ``warmup_updates``.
 
     Raises:
-        ValueError: for a collector that does not fit, see :class:`~torchrl_pwm.trainers.collected.CollectedSteps`.
+        ValueError: for a collector that does not fit, see :class:`~torchrl_pwm.trainers.OnlineTrainer`.
         FloatingPointError: if a number is not finite.
 
     Examples:
@@ -292,6 +305,7 @@ class OnlineTDMPC2Trainer(OnlineTrainer):
         48
     """
 
+    optimization_stepper: OnlineTDMPC2OptimizationStepper
     progress_keys = ("env_steps", "collected_reward", "loss_value", "reward_error")
 
     def __init__(
@@ -309,6 +323,24 @@ class OnlineTDMPC2Trainer(OnlineTrainer):
         )
         self.model_loss = loss_module
         super().__init__(loss_module, collector, replay_buffer, stepper, iterations=iterations, **kwargs)
+
+    def train(self) -> None:
+        """Warms up if the run is new, runs the iterations that are left, and closes the collector.
+
+        Each iteration collects steps [N, T] of the planner into the replay buffer and updates everything from replayed
+        sequences.
+        """
+        stepper = self.optimization_stepper
+        if self.iteration == 0:
+            self.warm_up()
+        for _ in self.remaining():
+            steps = self.collection.collect()
+            for _ in range(stepper.updates):
+                metrics = stepper.update_model()
+            self.log_steps(steps, metrics)
+            self.log_evaluation()
+            self.save()
+        self.collection.collector.shutdown()
 
     @property
     def world_model(self) -> PWMWorldModel:

@@ -1,4 +1,4 @@
-"""What the training loops share: batches, log, evaluation, checkpoint, progress."""
+"""Training loops: the log, evaluation, checkpoint and progress bar that the loop of every algorithm calls."""
 
 from __future__ import annotations
 
@@ -6,101 +6,334 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
+from torchrl._utils import logger as torchrl_logger
+from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 from torchrl.objectives import LossModule
 from torchrl.record.loggers import CSVLogger, Logger
-from torchrl.trainers import OptimizationStepper, Trainer, TrainerHookBase
+from torchrl.trainers import OptimizationStepper
+from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
-from torchrl_pwm.data import ReplayMixture, TDMPC2ExperienceReplay
+from torchrl_pwm.data.collect.online import OnlineCollection
+from torchrl_pwm.data.sampling import ReplaySampling
+from torchrl_pwm.modules import PWMWorldModel, RunningMoments
 
-Evaluation = Callable[[], Mapping[str, float]]
-
-
-class UpdateTicks:
-    """Stands where a Trainer expects a collector: each tick is one update, so that frames count updates."""
-
-    init_random_frames = 0
-
-    def __iter__(self) -> Iterator[TensorDictBase]:
-        while True:
-            yield TensorDict({}, [1])
-
-    def shutdown(self) -> None:
-        """Nothing to close."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
+Metrics = Mapping[str, Any]
+_STATISTICS_SAMPLES = 100  # batches
 
 
-class ReplaySampling(TrainerHookBase):
-    """Feeds the optimiser from a replay buffer, and saves where its draws stand; the data are not saved.
+class Component(Protocol):
+    """A part of a checkpoint."""
 
-    Raises:
-        ValueError: if draws are to be saved that cannot be: TorchRL's buffers hold batches that they read ahead, which
-            only :class:`~torchrl_pwm.TDMPC2ExperienceReplay` can save without the data.
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+class Trainer:
+    """A training loop, which a subclass writes in :meth:`train`, with what every loop needs.
+
+    The loop iterates over :meth:`remaining` and calls, after each update, :meth:`log`, :meth:`log_evaluation` and
+    :meth:`save`, each of which acts at its own interval. With a ``save_folder``, everything that decides the next
+    number is saved, and :meth:`resume` goes on from there bit for bit (on CPU).
+
+    Args:
+        loss_module (LossModule): the objective.
+        optimization_stepper (OptimizationStepper): what one iteration does to the networks.
+
+    Keyword Args:
+        iterations (int): number of iterations.
+        logger (torchrl Logger, optional): for instance a ``CSVLogger``.
+        log_interval, eval_interval, save_interval (int): in iterations; all three also act at the last one.
+        evaluate (callable, optional): returns a mapping of named numbers.
+        stopwatch (Stopwatch, optional): is part of the checkpoint; ``training_seconds``, those without evaluations,
+            are logged beside the metrics.
+        save_folder (path, optional): folder of the checkpoint.
+        progress_bar (bool): show one, with ``progress_keys`` and the evaluation's numbers.
+        on_log (callable, optional): called with the iteration and the latest number of every metric at each log.
+
+    Attributes:
+        iteration (int): iterations begun so far.
+        components (dict): the parts of a checkpoint by name; further ones may be added before :meth:`resume`.
     """
 
-    def __init__(self, replay_buffer: ReplayBuffer, device: torch.device | None, *, saves: bool = False) -> None:
-        self.replay_buffer = replay_buffer
-        self.device = device
-        self._saves_itself = isinstance(replay_buffer, (TDMPC2ExperienceReplay, ReplayMixture))
-        if saves and not self._saves_itself and getattr(replay_buffer, "_prefetch", False):
-            raise ValueError(
-                f"A trainer with a save_folder needs a {type(replay_buffer).__name__} without prefetch: the batches "
-                "read ahead are not saved, and a resumed run would skip them. Leave prefetch out, or use "
-                "TDMPC2ExperienceReplay."
-            )
+    progress_keys: tuple[str, ...] = ()
 
-    def sample(self, tick: TensorDictBase) -> TensorDictBase:
+    def __init__(
+        self,
+        loss_module: LossModule,
+        optimization_stepper: OptimizationStepper,
+        *,
+        iterations: int,
+        logger: Logger | None = None,
+        log_interval: int = 100,
+        evaluate: Callable[[], Metrics] | None = None,
+        eval_interval: int = 1000,
+        stopwatch: Stopwatch | None = None,
+        save_folder: str | os.PathLike[str] | None = None,
+        save_interval: int = 1000,
+        progress_bar: bool = True,
+        on_log: Callable[[int, Metrics], object] | None = None,
+    ) -> None:
+        self.loss_module, self.optimization_stepper = loss_module, optimization_stepper
+        self.iteration, self.iterations = 0, iterations
+        self.logger, self.log_interval = logger, log_interval
+        self.evaluate, self.eval_interval = evaluate, eval_interval
+        self.save_folder, self.save_interval = save_folder, save_interval
+        self.progress_bar, self.on_log = progress_bar, on_log
+        self.stopwatch = stopwatch
+        self.components: dict[str, Component] = {
+            "loss_module": loss_module,
+            "optimization_stepper": optimization_stepper,
+            "generators": TorchGenerators(),
+        }
+        if stopwatch is not None:
+            self.components["stopwatch"] = stopwatch
+        self.latest: dict[str, float] = {}
+        self._logged: dict[str, int] = {}
+        self._shown: dict[str, float] = {}
+        self._saved = 0
+        self._bar = tqdm(disable=True)
+
+    def train(self) -> None:
+        """Runs the iterations that are left."""
+        raise NotImplementedError
+
+    def remaining(self) -> Iterator[int]:
+        """The numbers of the iterations that are left, from 1 on, with the progress bar."""
+        disable = not self.progress_bar or self.iteration >= self.iterations
+        with tqdm(total=self.iterations, initial=self.iteration, disable=disable) as self._bar:
+            while self.iteration < self.iterations:
+                self.iteration += 1
+                yield self.iteration
+                self._bar.update()
+
+    def due(self, interval: int) -> bool:
+        """Whether something that is done every ``interval`` iterations, and at the last one, is to be done now."""
+        return self.iteration % interval == 0 or self.iteration == self.iterations
+
+    def log(self, metrics: Metrics | TensorDictBase) -> None:
+        """Logs metrics every ``log_interval`` iterations."""
+        if self.due(self.log_interval):
+            self._write({str(key): float(value) for key, value in metrics.items()}, self.progress_keys)
+
+    def log_evaluation(self, *, now: bool = False) -> None:
+        """Calls ``evaluate`` every ``eval_interval`` iterations, or ``now``, and logs what it returns."""
+        if self.evaluate is not None and (now or self.due(self.eval_interval)):
+            self._write({}, ())  # the seconds of training before it
+            with self.stopwatch.evaluating() if self.stopwatch else contextlib.nullcontext():
+                metrics = {key: float(value) for key, value in self.evaluate().items()}
+            self._write(metrics, tuple(metrics))
+
+    def _write(self, metrics: dict[str, float], shown: tuple[str, ...]) -> None:
+        if self.stopwatch is not None:
+            metrics = {**metrics, "training_seconds": self.stopwatch.training_seconds}
+        for key, value in metrics.items():
+            if self.logger is not None and self._logged.get(key) != self.iteration:
+                self.logger.log_scalar(key, value, step=self.iteration)
+            self._logged[key] = self.iteration
+        self.latest.update(metrics)
+        self._shown |= {key: metrics[key] for key in shown if key in metrics}
+        self._bar.set_description(", ".join(f"{key}: {value:.4f}" for key, value in sorted(self._shown.items())))
+        if self.on_log is not None:
+            self.on_log(self.iteration, self.latest)
+
+    def save(self) -> None:
+        """Saves a checkpoint where ``save_interval`` iterations have passed since the last one, and at the end."""
+        at_the_end = self.iteration == self.iterations
+        if self.save_folder is not None and (at_the_end or self.iteration - self._saved >= self.save_interval):
+            self._saved = self.iteration
+            save_checkpoint(Path(self.save_folder), self.state_dict(), step=self.iteration)
+
+    def resume(self, folder: str | os.PathLike[str] | None = None, *, required: bool = True) -> None:
+        """Goes on from the checkpoint of ``folder`` (default: ``save_folder``).
+
+        What a ``CSVLogger`` holds of later iterations is removed: they are about to be made again.
+
+        Keyword Args:
+            required (bool): whether there must be a checkpoint. If not, a run that was interrupted before its first
+                one begins anew.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if it is damaged, or was saved with another kind of replay buffer.
+        """
+        source = folder if folder is not None else self.save_folder
+        if source is None:
+            raise ValueError("resume() needs a folder, or a trainer that was given save_folder.")
+        saved = required or has_checkpoint(source)
+        if saved:
+            state = load_checkpoint(source)
+            if self.stopwatch is not None:
+                # A run that began without one counts from here.
+                state.setdefault("stopwatch", self.stopwatch.state_dict())
+            self.load_state_dict(state)
+        rewind_metrics(self.logger, self.iteration if saved else -1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"iteration": self.iteration, **{name: part.state_dict() for name, part in self.components.items()}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        # Until version 0.1 TorchRL's Trainer counted the iterations, as frames.
+        old = state_dict.get("state", {}).get("collected_frames")
+        self.iteration = self._saved = state_dict["iteration"] if old is None else old
+        for name, part in self.components.items():
+            part.load_state_dict(state_dict[name])
+
+
+class ReplayTrainer(Trainer):
+    """A :class:`Trainer` whose batches come from a replay buffer.
+
+    Args:
+        loss_module (LossModule): the objective.
+        replay_buffer (ReplayBuffer): gives batches by ``sample()``.
+        optimization_stepper (OptimizationStepper): what one update does.
+
+    Keyword Args:
+        iterations (int): number of updates.
+        device (optional): where batches are moved.
+        save_folder (path, optional): folder of the checkpoint.
+        **kwargs: see :class:`Trainer`.
+    """
+
+    def __init__(
+        self,
+        loss_module: LossModule,
+        replay_buffer: ReplayBuffer,
+        optimization_stepper: OptimizationStepper,
+        *,
+        iterations: int,
+        device: torch.device | str | None = None,
+        save_folder: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(loss_module, optimization_stepper, iterations=iterations, save_folder=save_folder, **kwargs)
+        self.replay_buffer = replay_buffer
+        self.device = torch.device(device) if device is not None else None
+        self.components["replay_sampling"] = ReplaySampling(replay_buffer, saves=save_folder is not None)
+
+    def sample(self) -> TensorDictBase:
+        """A batch of the replay buffer, on the device."""
         batch = self.replay_buffer.sample()
         return batch if self.device is None else batch.to(self.device)
 
-    def state_dict(self) -> dict[str, Any]:
-        buffer = self.replay_buffer
-        if self._saves_itself:
-            return {"buffer": buffer.state_dict()}
-        generator = buffer._rng
-        return {
-            "sampler": buffer.sampler.state_dict(),
-            "transform": buffer.transform.state_dict(),
-            # Without one of its own the buffer draws from torch's global generator, which is saved beside this.
-            "generator": None if generator is None else generator.get_state(),
-        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        buffer = self.replay_buffer
-        if ("buffer" in state_dict) != self._saves_itself:
-            raise ValueError(
-                f"The checkpoint was saved with another kind of replay buffer, found {type(buffer).__name__}: resume "
-                "with the kind of buffer that the run began with."
-            )
-        if self._saves_itself:
-            buffer.load_state_dict(state_dict["buffer"])
+class OnlineTrainer(Trainer):
+    """A :class:`Trainer` on any TorchRL env, whose collected steps go into a replay buffer from which it learns.
+
+    Before the first iteration, ``warmup_steps`` are collected and ``warmup_updates`` made of the model.
+
+    Args:
+        loss_module (LossModule): the objective of the policy.
+        collector (BaseCollector): a TorchRL collector of the env, without an end.
+        replay_buffer (ReplayBuffer): see :func:`~torchrl_pwm.data.make_online_replay`.
+        optimization_stepper (OptimizationStepper): what an iteration does; its ``update_model()`` is one update from
+            the replay.
+
+    Keyword Args:
+        iterations (int): number of iterations.
+        warmup_steps (int): steps before the first iteration, of all envs together; random ones as far as the
+            collector's ``init_random_frames`` go.
+        warmup_updates (int): model updates before the first iteration.
+        normalize_observations (bool): give the model the statistics of the observations of the warm-up, or of the data
+            set that it is pre-trained on.
+        episode_seed (int, optional): seed from which a resumed run repeats the rest; see
+            :class:`~torchrl_pwm.data.collect.online.OnlineCollection`. Where it needs the episodes of all envs to end
+            together with a batch, checkpoints are saved where they do.
+        **kwargs: see :class:`Trainer`.
+
+    Raises:
+        ValueError: for a collector that does not fit, see
+            :class:`~torchrl_pwm.data.collect.online.OnlineCollection`.
+    """
+
+    #: The objective whose entries are kept, and of whose world model the statistics are.
+    model_loss: Any
+
+    def __init__(
+        self,
+        loss_module: LossModule,
+        collector: BaseCollector,
+        replay_buffer: ReplayBuffer,
+        optimization_stepper: Any,
+        *,
+        iterations: int,
+        warmup_steps: int = 0,
+        warmup_updates: int = 0,
+        normalize_observations: bool = False,
+        episode_seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(loss_module, optimization_stepper, iterations=iterations, **kwargs)
+        keys = self.model_loss.tensor_keys
+        kept = dict.fromkeys([*self.model_loss.in_keys, ("next", keys.done), ("next", "terminated")])
+        self.collection = OnlineCollection(collector, replay_buffer, list(kept), episode_seed=episode_seed)
+        self.components["collected_steps"] = self.collection
+        self.warmup_steps, self.warmup_updates = warmup_steps, warmup_updates
+        self.normalize_observations = normalize_observations
+        self._warned = False
+
+    @property
+    def world_model(self) -> PWMWorldModel:
+        """The world model that is trained."""
+        return self.model_loss.world_model
+
+    @property
+    def env_steps(self) -> int:
+        """Steps collected so far, of all envs together."""
+        return self.collection.env_steps
+
+    def warm_up(self) -> None:
+        """Collects the first steps, sets the statistics, and makes the first updates of the model."""
+        disable = not self.progress_bar or not self.warmup_steps
+        with tqdm(total=self.warmup_steps, desc="warm-up steps", disable=disable) as bar:
+            while not self.env_steps or self.env_steps < self.warmup_steps:
+                bar.update(self.collection.collect().numel())
+        self.set_statistics(self.collection.replay_buffer)
+        self.update_model(self.warmup_updates, "first updates")
+
+    def set_statistics(self, replay_buffer: ReplayBuffer) -> None:
+        """Gives the model the statistics of a buffer's observations, if that is wanted and it has none."""
+        model = self.world_model
+        if not self.normalize_observations or model.observation_mean is not None:
             return
-        generator = buffer._rng
-        if (generator is None) != (state_dict["generator"] is None):
-            raise ValueError(
-                "The checkpoint and the replay buffer must agree on whether the buffer has a generator of its own; "
-                f"found {'none' if generator is None else 'one'} in the buffer. Build it as the run began."
-            )
-        buffer.sampler.load_state_dict(state_dict["sampler"])
-        buffer.transform.load_state_dict(state_dict["transform"])
-        if generator is not None:
-            generator.set_state(state_dict["generator"])
+        moments = RunningMoments((model.observation_dim,))
+        for _ in range(_STATISTICS_SAMPLES):
+            observation = replay_buffer.sample().get(self.model_loss.tensor_keys.observation)
+            moments.update(observation.reshape(-1, observation.shape[-1]))
+        model.set_observation_statistics(moments.mean, moments.std)
 
-    def register(self, trainer: Trainer, name: str = "replay_sampling") -> None:
-        trainer.register_op("process_optim_batch", self.sample)
-        trainer.register_module(name, self)
+    def update_model(self, updates: int, purpose: str) -> None:
+        """Updates from the stepper's replay, with a progress bar."""
+        stepper: Any = self.optimization_stepper
+        for _ in tqdm(range(updates), desc=purpose, disable=not self.progress_bar or not updates):
+            stepper.update_model()
+
+    def log_steps(self, steps: TensorDictBase, metrics: Metrics | TensorDictBase) -> None:
+        """Logs metrics and what was collected, every ``log_interval`` iterations."""
+        reward = steps.get(("next", self.loss_module.tensor_keys.reward)).mean()
+        self.log({**dict(metrics.items()), "env_steps": self.env_steps, "collected_reward": reward})
+
+    def save(self) -> None:
+        """Saves a checkpoint at its interval; with an ``episode_seed``, where a resumed run can repeat the rest."""
+        collection = self.collection
+        if collection.episode_seed is not None and self.iteration < self.iterations and not collection.repeats:
+            if collection.may_repeat:
+                return
+            if not self._warned and self.save_folder is not None:
+                self._warned = True
+                torchrl_logger.warning(
+                    "The episodes of this env do not end together with a batch: a run resumed from its checkpoints "
+                    "begins new episodes. Choose batches whose steps divide an episode's to have it repeat the rest."
+                )
+        super().save()
 
 
 class TorchGenerators:
@@ -116,178 +349,6 @@ class TorchGenerators:
         torch.set_rng_state(state_dict["cpu"])
         if "cuda" in state_dict and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state_dict["cuda"])
-
-
-class UpdateTrainer(Trainer):
-    """TorchRL's :class:`~torchrl.trainers.Trainer` one update at a time, without a collector.
-
-    One frame is one update. Metrics go to the logger and the progress bar every ``log_interval`` updates; an optional
-    ``evaluate`` function adds its own every ``eval_interval``. With a ``save_folder``, everything that decides the
-    next number is saved every ``save_interval`` updates, and :meth:`resume` goes on from there bit for bit (on CPU).
-
-    Args:
-        loss_module (LossModule): the objective.
-        source (TrainerHookBase): makes the batch of each update, and saves where it stands.
-        optimization_stepper (OptimizationStepper): what one update does.
-
-    Keyword Args:
-        iterations (int): number of updates.
-        logger (torchrl Logger, optional): for instance a ``CSVLogger``.
-        log_interval, eval_interval, save_interval (int): in updates.
-        evaluate (callable, optional): returns a mapping of named numbers.
-        stopwatch (Stopwatch, optional): is part of the checkpoint; ``training_seconds``, those without evaluations,
-            are logged beside the metrics.
-        save_folder (path, optional): folder of the checkpoint.
-        progress_bar (bool): show one, with ``progress_keys``.
-    """
-
-    progress_keys: tuple[str, ...] = ()
-
-    def __init__(
-        self,
-        loss_module: LossModule,
-        source: TrainerHookBase,
-        optimization_stepper: OptimizationStepper,
-        *,
-        iterations: int,
-        logger: Logger | None = None,
-        log_interval: int = 100,
-        evaluate: Evaluation | None = None,
-        eval_interval: int = 1000,
-        stopwatch: Stopwatch | None = None,
-        save_folder: str | os.PathLike[str] | None = None,
-        save_interval: int = 1000,
-        progress_bar: bool = True,
-    ) -> None:
-        super().__init__(
-            collector=UpdateTicks(),
-            total_frames=iterations,
-            frame_skip=1,
-            optim_steps_per_batch=1,
-            loss_module=loss_module,
-            optimization_stepper=optimization_stepper,
-            logger=logger,
-            log_interval=0,
-            progress_bar=progress_bar,
-            save_trainer_file=save_folder,
-            # The Trainer saves when more than this has passed.
-            save_trainer_interval=save_interval - 1,
-            auto_log_optim_steps=False,
-        )
-        # TorchRL keeps these on the class, shared by all trainers of the process.
-        self._last_log: dict[str, Any] = {}
-        self.metrics_interval = log_interval
-        self.evaluate, self.eval_interval = evaluate, eval_interval
-        source.register(self)
-        self.register_module("generators", TorchGenerators())
-        self.stopwatch = stopwatch
-        if stopwatch is not None:
-            self.register_module("stopwatch", stopwatch)
-        self.register_op("setup", self._show_progress)
-        self.register_op("post_optim_complete_log", self._log_metrics)
-        self.register_op("post_steps_log", self._log_evaluation)
-
-    def train(self) -> None:
-        """Runs the updates that are left."""
-        if self.collected_frames < self.total_frames:
-            super().train()
-            if self.progress_bar:
-                self._pbar.close()
-
-    def resume(self, folder: str | os.PathLike[str] | None = None, *, required: bool = True) -> None:
-        """Goes on from the checkpoint of ``folder`` (default: ``save_folder``).
-
-        What a ``CSVLogger`` holds of later updates is removed: they are about to be made again.
-
-        Keyword Args:
-            required (bool): whether there must be a checkpoint. If not, a run that was interrupted before its first
-                one begins anew.
-
-        Raises:
-            FileNotFoundError: if there is none.
-            ValueError: if it is damaged, or was saved with another kind of replay buffer.
-        """
-        source = folder if folder is not None else self.save_trainer_file
-        if source is None:
-            raise ValueError("resume() needs a folder, or a trainer that was given save_folder.")
-        found = required or has_checkpoint(source)
-        if found:
-            state = load_checkpoint(source)
-            if self.stopwatch is not None:
-                # A run that began without one counts from here.
-                state.setdefault("stopwatch", self.stopwatch.state_dict())
-            self.load_state_dict(state)
-        rewind_metrics(self.logger, self.collected_frames if found else -1)
-
-    def _show_progress(self) -> None:
-        if self.progress_bar:
-            self._pbar.initial = self._pbar.n = self.collected_frames
-            self._pbar.refresh()
-
-    def _save_trainer(self) -> None:
-        assert self.save_trainer_file is not None
-        save_checkpoint(Path(self.save_trainer_file), self.state_dict(), step=self.collected_frames)
-
-    def _log_metrics(self, optim_steps: int, metrics: TensorDictBase) -> None:
-        if optim_steps % self.metrics_interval and optim_steps != self.total_frames:
-            return
-        for key, value in metrics.items():
-            self._log(**{str(key): float(value)}, log_pbar=key in self.progress_keys)
-        self._log_seconds()
-
-    def _log_evaluation(self, batch: TensorDictBase) -> None:
-        done = self.collected_frames
-        if done % self.eval_interval == 0 or done == self.total_frames:
-            self.log_evaluation()
-
-    def log_evaluation(self) -> None:
-        """Calls ``evaluate`` now, and logs what it returns at the current step."""
-        if self.evaluate is not None:
-            self._log_seconds()
-            with self.stopwatch.evaluating() if self.stopwatch else contextlib.nullcontext():
-                found = self.evaluate()
-            for key, value in found.items():
-                # TorchRL's Trainer logs nothing before the first step.
-                self._last_log.setdefault(key, -1)
-                self._log(**{key: float(value)}, log_pbar=True)
-
-    def _log_seconds(self) -> None:
-        if self.stopwatch is not None:
-            self._last_log.setdefault("training_seconds", -1)
-            self._log(training_seconds=self.stopwatch.training_seconds)
-
-
-class ReplayTrainer(UpdateTrainer):
-    """An :class:`UpdateTrainer` whose batches come from a replay buffer.
-
-    Args:
-        loss_module (LossModule): the objective.
-        replay_buffer (ReplayBuffer): gives batches by ``sample()``.
-        optimization_stepper (OptimizationStepper): what one update does.
-
-    Keyword Args:
-        iterations (int): number of updates.
-        device (optional): where batches are moved.
-        save_folder (path, optional): folder of the checkpoint.
-        **kwargs: see :class:`UpdateTrainer`.
-    """
-
-    def __init__(
-        self,
-        loss_module: LossModule,
-        replay_buffer: ReplayBuffer,
-        optimization_stepper: OptimizationStepper,
-        *,
-        iterations: int,
-        device: torch.device | str | None = None,
-        save_folder: str | os.PathLike[str] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        place = torch.device(device) if device is not None else None
-        source = ReplaySampling(replay_buffer, place, saves=save_folder is not None)
-        super().__init__(
-            loss_module, source, optimization_stepper, iterations=iterations, save_folder=save_folder, **kwargs
-        )
 
 
 def rewind_metrics(logger: Logger | None, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,16 +17,16 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 from torchrl.trainers import OptimizationStepper
 
-from torchrl_pwm import runs
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm.data import make_online_replay
 from torchrl_pwm.modules import ObservationNormalizer
-from torchrl_pwm.runs.evaluator import Judge, JudgedRun
+from torchrl_pwm.runs.cli import compose_config, show, user_errors
+from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
+from torchrl_pwm.runs.folder import open_run
 from torchrl_pwm.runs.pwm_online import make_collector, make_training_env
-from torchrl_pwm.trainers.collected import OnlineTrainer
+from torchrl_pwm.trainers import OnlineTrainer
 
-#: Options of Hydra that add the examples' envs to the configurations of this folder.
-EXAMPLE_CONFIGS = ["--config-dir", str(Path(runs.__file__).parent / "conf")]
+_CONF = Path(__file__).with_name("conf")
 _PANELS = {"return of an episode": ("real_return",), "reward of a step": ("collected_reward",)}
 _SAMPLES = 40  # batches that first statistics are taken from
 
@@ -58,7 +59,7 @@ class _Entries:
 
 
 class ModelFreeTrainer(OnlineTrainer):
-    """An :class:`~torchrl_pwm.trainers.collected.OnlineTrainer` of a policy that reads observations itself."""
+    """An :class:`~torchrl_pwm.trainers.OnlineTrainer` of a policy that reads observations itself."""
 
     progress_keys = ("env_steps", "collected_reward", "loss_actor")
 
@@ -72,7 +73,19 @@ class ModelFreeTrainer(OnlineTrainer):
     ) -> None:
         self.model_loss, self.normalizer = _Entries(), normalizer
         super().__init__(parts.loss, collector, replay_buffer, parts.stepper, **options)
-        self.register_module("normalizer", normalizer)
+        self.components["normalizer"] = normalizer
+
+    def train(self) -> None:
+        """Warms up if the run is new, runs the iterations that are left, and closes the collector."""
+        if self.iteration == 0:
+            self.warm_up()
+        for _ in self.remaining():
+            steps = self.collection.collect()
+            metrics = self.optimization_stepper.step(self, steps)
+            self.log_steps(steps, metrics)
+            self.log_evaluation()
+            self.save()
+        self.collection.collector.shutdown()
 
     def set_statistics(self, replay_buffer: ReplayBuffer) -> None:
         if self.normalize_observations:
@@ -91,13 +104,13 @@ def run_model_free(config: DictConfig, folder: Path, method: Method) -> Path:
         return summary
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
-    judge = Judge(config, device)
+    evaluator = Evaluator(config, device)
     env = make_training_env(config, device)
     normalizer = ObservationNormalizer(env.observation_spec["observation"].shape[-1]).to(device)
     replay = make_online_replay(**config.replay, seed=config.seed)
     parts = method(config, env, normalizer, replay)
     policy = TensorDictSequential(normalizer, parts.actor)
-    run = JudgedRun(config, folder, judge, policy, policy)
+    run = EvaluatedRun(config, folder, evaluator, policy, policy)
     trainer = ModelFreeTrainer(
         parts,
         normalizer,
@@ -105,8 +118,15 @@ def run_model_free(config: DictConfig, folder: Path, method: Method) -> Path:
         replay,
         warmup_steps=config.collector.random_steps,
         episode_seed=config.seed if config.collector.workers < 2 else None,
-        **run.options(),
+        **run.online_options(),
     )
     run.resume(trainer)
     trainer.train()
-    return run.finish(trainer, {"policy.pt": policy}, panels=_PANELS)
+    return run.finish({"policy.pt": policy}, steps=trainer.env_steps, panels=_PANELS)
+
+
+def run_script(name: str, method: Method) -> None:
+    """The command line of a method: overrides of ``conf/<name>.yaml``, whose envs are those of the package."""
+    with user_errors():
+        config, folder = open_run(compose_config(name, sys.argv[1:], _CONF), sys.argv[1:])
+        show(run_model_free(config, folder, method), table=False)

@@ -8,12 +8,9 @@ The options are in conf/ppo.yaml and conf/model_free.yaml. The last line printed
 
 from __future__ import annotations
 
-import functools
 import math
-import sys
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDictBase
@@ -27,10 +24,8 @@ from torchrl.objectives.value import GAE
 from torchrl.trainers import OptimizationStepper
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
-from benchmarks.learning.methods.model_free import EXAMPLE_CONFIGS, Parts, run_model_free
+from benchmarks.learning.methods.model_free import Parts, run_script
 from torchrl_pwm.modules import ObservationNormalizer
-from torchrl_pwm.runs.cli import run_command
-from torchrl_pwm.runs.evaluator import format_outcomes
 from torchrl_pwm.trainers.steppers import linear_schedule
 
 _KEY = "normalized_observation"
@@ -119,12 +114,5 @@ def make_ppo(config: DictConfig, env: EnvBase, normalizer: ObservationNormalizer
     return Parts(loss, actor, PPOStepper(loss, normalizer, config))
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="ppo")
-def main(config: DictConfig) -> None:
-    _, _, summary = run_command(functools.partial(run_model_free, method=make_ppo), config)
-    print(format_outcomes(summary), summary, sep="\n")
-
-
 if __name__ == "__main__":
-    sys.argv += EXAMPLE_CONFIGS
-    main()
+    run_script("ppo", make_ppo)

@@ -8,11 +8,8 @@ The options are in conf/sac.yaml and conf/model_free.yaml. The last line printed
 
 from __future__ import annotations
 
-import functools
-import sys
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torchrl.data import ReplayBuffer
@@ -20,11 +17,9 @@ from torchrl.envs import EnvBase
 from torchrl.trainers import OptimizationStepper
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
-from benchmarks.learning.methods.model_free import EXAMPLE_CONFIGS, Parts, run_model_free
+from benchmarks.learning.methods.model_free import Parts, run_script
 from torchrl_pwm.data.collect.sac import SACConfig, SACLearner
 from torchrl_pwm.modules import ObservationNormalizer
-from torchrl_pwm.runs.cli import run_command
-from torchrl_pwm.runs.evaluator import format_outcomes
 
 
 class SACStepper(OptimizationStepper):
@@ -76,12 +71,5 @@ def make_sac(config: DictConfig, env: EnvBase, normalizer: ObservationNormalizer
     return Parts(learner.loss, learner.actor, stepper)
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="sac")
-def main(config: DictConfig) -> None:
-    _, _, summary = run_command(functools.partial(run_model_free, method=make_sac), config)
-    print(format_outcomes(summary), summary, sep="\n")
-
-
 if __name__ == "__main__":
-    sys.argv += EXAMPLE_CONFIGS
-    main()
+    run_script("sac", make_sac)

@@ -28,7 +28,7 @@ from benchmarks.machine import processor
 from torchrl_pwm import WorldModelPolicy
 from torchrl_pwm.runs.load import load_policy
 from torchrl_pwm.runs.pwm_online import make_losses, make_stepper, open_sequences
-from torchrl_pwm.trainers.imitation import warm_start
+from torchrl_pwm.trainers.pwm import warm_start
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

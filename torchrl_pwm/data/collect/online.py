@@ -1,0 +1,134 @@
+"""Collection of an env's own steps: a TorchRL collector, and the replay buffer that its steps go into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tensordict import TensorDictBase
+from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector
+from torchrl.data import ReplayBuffer
+
+from torchrl_pwm._utils.torchrl_private import collector_td, set_collector_td
+from torchrl_pwm.envs.simulators.state import has_state, load_env, save_env
+
+__all__ = ["OnlineCollection"]
+
+
+class OnlineCollection:
+    """The newest steps of a collector, which go into a replay buffer first.
+
+    The buffer's contents are saved with a checkpoint. The envs' states are not, since envs in general cannot be saved:
+    a resumed run begins new episodes. With an ``episode_seed`` it repeats the rest of the run, in one of two ways. The
+    state of a simulator (:class:`~torchrl_pwm.SimulatorEnv`) is saved. Any other env is seeded anew, from
+    ``episode_seed`` and the number of times, whenever a batch ends with the episodes of all its envs; a checkpoint of
+    such a moment (:attr:`repeats`) needs no state.
+
+    Args:
+        collector (BaseCollector): a TorchRL collector in this process, or a synchronous one in several.
+        replay_buffer (ReplayBuffer): is extended by ``[N, T]``.
+        keys (sequence of NestedKey): the entries that are kept, where they are there.
+
+    Keyword Args:
+        episode_seed (int, optional): see above.
+
+    Raises:
+        ValueError: for an asynchronous collector, or one that splits trajectories; with an ``episode_seed``, for one in
+            several processes.
+    """
+
+    def __init__(
+        self,
+        collector: BaseCollector,
+        replay_buffer: ReplayBuffer,
+        keys: Sequence[Any],
+        *,
+        episode_seed: int | None = None,
+    ) -> None:
+        if isinstance(collector, MultiAsyncCollector):
+            raise ValueError(
+                "Online training needs the steps of all envs in every batch, in the same order: use Collector or "
+                "MultiSyncCollector, found MultiAsyncCollector."
+            )
+        if episode_seed is not None and not isinstance(collector, Collector):
+            raise ValueError(
+                "episode_seed, by which a resumed run repeats the rest, needs a Collector in this process, found "
+                f"{type(collector).__name__}: use Collector, or leave episode_seed out."
+            )
+        self.collector, self.replay_buffer, self.keys = collector, replay_buffer, list(keys)
+        self.episode_seed = episode_seed
+        self.env_steps = 0
+        self.starts = 0
+        # Whether the next batch begins with new episodes in all envs, and whether the envs' episodes end apart.
+        self._at_start, self._apart = True, False
+        self._batches: Iterator[TensorDictBase] | None = None
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a checkpoint of this moment has all that the rest of the run depends on."""
+        return self.episode_seed is not None and (self._at_start or has_state(self.collector.env))
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether such a moment may still come."""
+        return self.episode_seed is not None and not self._apart
+
+    def collect(self) -> TensorDictBase:
+        """The next steps ``[N, T]``, which are in the replay buffer then."""
+        self._begin_episodes()
+        if self._batches is None:
+            self._batches = iter(self.collector)
+        # The workers of a multi-process collector act with copies of the networks.
+        self.collector.update_policy_weights_()
+        batch = next(self._batches, None)
+        if batch is None:
+            raise ValueError(
+                f"The collector ended after {self.env_steps} steps: build it with total_frames=-1, the trainer's "
+                "iterations say when to stop."
+            )
+        if ("collector", "mask") in batch.keys(True):
+            raise ValueError("The collector splits trajectories: build it with split_trajs=False.")
+        if batch.ndim != 2:
+            # One env, or several processes with batched envs: time is last.
+            batch = batch.unsqueeze(0) if batch.ndim == 1 else batch.reshape(-1, batch.shape[-1])
+        self.env_steps += batch.numel()
+        self._note_ends(batch)
+        self.replay_buffer.extend(batch.select(*self.keys, strict=False).copy())
+        return batch
+
+    def _begin_episodes(self) -> None:
+        """Seeds an env whose state cannot be saved, where all its episodes begin."""
+        if self.episode_seed is None or not self._at_start or has_state(self.collector.env):
+            return
+        self.collector.env.set_seed((1_000_003 * self.episode_seed + self.starts) % 2**32)
+        self.collector.reset()
+        self.starts += 1
+
+    def _note_ends(self, batch: TensorDictBase) -> None:
+        done = batch.get(("next", "done"))
+        self._at_start = bool(done[:, -1].all())
+        self._apart |= bool(done.any()) and not self._at_start
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"replay_buffer": self.replay_buffer.state_dict(), "env_steps": self.env_steps}
+        if self.episode_seed is None:
+            return state
+        env = self.collector.env
+        # Of the collector: what its policy remembers, and how many of its steps were random.
+        state |= {"collector": self.collector.state_dict(), "starts": self.starts, "at_start": self._at_start}
+        state["env"] = save_env(env, collector_td(self.collector)) if has_state(env) else None
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.replay_buffer.load_state_dict(state_dict["replay_buffer"])
+        self.env_steps = state_dict["env_steps"]
+        if self.episode_seed is None:
+            return
+        if "starts" not in state_dict:
+            raise ValueError("The checkpoint is of a run without episode_seed: resume it without one.")
+        self.collector.load_state_dict(state_dict["collector"], strict=False)
+        self.starts, self._at_start = state_dict["starts"], state_dict["at_start"]
+        if state_dict["env"] is not None:
+            td = load_env(self.collector.env, state_dict["env"])
+            assert td is not None
+            set_collector_td(self.collector, collector_td(self.collector).empty().update(td))

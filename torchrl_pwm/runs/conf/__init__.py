@@ -1,1 +1,0 @@
-"""Configurations of the runs, as Hydra composes them."""
