@@ -14,11 +14,10 @@ from torchrl_pwm.evaluation import (
     format_table,
     make_summary,
     plot_scores,
-    plots,
     read_summary,
 )
 from torchrl_pwm.evaluation import write_summary as write
-from torchrl_pwm.evaluation.comparison import compare_methods, headline, method_scores
+from torchrl_pwm.evaluation.statistics import compare_methods, headline, method_scores
 
 ROWS = [full_row("walker-run", [0.2, 0.6], [0.5, 0.3]), full_row("mw-reach", [1.0, 0.8], [0.9, 0.9])]
 
@@ -155,10 +154,7 @@ def test_table_without_rliable_says_what_to_install(monkeypatch):
     assert 'pip install "torchrl-pwm[stats]"' in format_table(summary)
 
 
-def test_picture_shows_each_seed_and_baseline_in_place_of_error_bars(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    figures, save = [], plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure) or save(figure, path))
+def test_picture_shows_each_seed_and_baseline_in_place_of_error_bars(tmp_path, figures):
     plot_scores(make(), tmp_path / "scores.png")
     left, right = figures[0].axes
     marks = {scatter.get_label(): scatter.get_offsets()[:, 0].tolist() for scatter in left.collections}

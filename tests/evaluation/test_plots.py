@@ -46,20 +46,6 @@ def summary(names, **changes):
     return make_summary(rows, seed=0, seconds_total=1)
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are saved, to look at what they hold."""
-    seen = []
-    original = plots._save
-
-    def save(figure, path):
-        seen.append(figure)
-        return original(figure, path)
-
-    monkeypatch.setattr(plots, "_save", save)
-    return seen
-
-
 def bars(axes):
     return [patch.get_width() for container in axes.containers[:] for patch in getattr(container, "patches", [])]
 

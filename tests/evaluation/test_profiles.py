@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from torchrl_pwm.evaluation import aggregate_scores, performance_profile, plot_aggregates, plot_profiles, plots
+from torchrl_pwm.evaluation import aggregate_scores, performance_profile, plot_aggregates, plot_profiles
 
 
 def scores(seeds=5, tasks=8, seed=0):
@@ -89,16 +89,6 @@ def test_scores_and_options_are_refused_as_those_of_aggregates():
         performance_profile([0.1, 0.2])
     with pytest.raises(ValueError, match=r"confidence must lie in \(0, 1\)"):
         performance_profile(scores(), confidence=1.5)
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    pytest.importorskip("matplotlib")
-    from torchrl_pwm.evaluation import profile_plots
-
-    seen = []
-    monkeypatch.setattr(profile_plots, "_save", lambda figure, path: seen.append(figure) or plots._save(figure, path))
-    return seen
 
 
 def test_profiles_are_drawn_with_bands_units_and_seeds(tmp_path, figures):

@@ -17,7 +17,7 @@ from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replaced_file
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 from torchrl_pwm.evaluation.charts import Curve, Series, line_chart, mean_curve
-from torchrl_pwm.evaluation.comparison import METHODS, compare_methods, headline, method_scores
+from torchrl_pwm.evaluation.statistics import METHODS, compare_methods, headline, method_scores
 
 __all__ = ["Film", "write_html_report"]
 

@@ -1,33 +1,33 @@
-"""Pictures of results: scores per task, and curves of a training. Drawn off screen, whatever backend is in use."""
+"""Pictures of scores: by task, aggregates and performance profiles. Drawn off screen, whatever backend is in use."""
 
 from __future__ import annotations
 
-import csv
+import importlib.util
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replaced_file
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
-from torchrl_pwm.evaluation.comparison import headline, method_scores
 from torchrl_pwm.evaluation.scores import find_task_spec, reference_scores
-from torchrl_pwm.evaluation.table import format_interval
+from torchrl_pwm.evaluation.statistics import aggregate_scores, headline, method_scores, performance_profile
+from torchrl_pwm.evaluation.summary import format_interval
+
+__all__ = ["plot_aggregates", "plot_profiles", "plot_scores"]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_scores", "plot_training", "read_metrics"]
-
-Series: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 _POLICY, _DATA, _PWM, _TDMPC2 = "#2f6db3", "#8a8f98", "#d1495b", "#e0a030"
-_CURVES = (_POLICY, _PWM, "#3a9e6e", _TDMPC2, "#7b5ea7", _DATA)
+COLORS = (_POLICY, _PWM, "#3a9e6e", _TDMPC2, "#7b5ea7", _DATA)
 # one above the other, because many published scores are equal
 _MARKS = {
     "pwm": ("D", _PWM, "published PWM", -0.16),
@@ -38,7 +38,8 @@ _BASELINES = {
     "data": ("s", _DATA, "the data's behaviour", 0.2),
     "random": ("x", "#1b1f24", "random actions", 0.34),
 }
-_PANELS: Mapping[str, Sequence[str]] = {"return of an episode": ("predicted_return", "real_return")}
+UNITS = "normalised score (DMControl: return / 1000, Meta-World: success rate)"
+_AGGREGATES = {"iqm": "interquartile mean", "mean": "mean", "median": "median"}
 
 
 def plot_scores(
@@ -77,7 +78,7 @@ def plot_scores(
     specs = [find_task_spec(row["task"], task_set) or find_task_spec(row["task"]) for row in rows]
     known = {method: reference_scores(task_set, method) for method in references}  # type: ignore[arg-type]
     pitch = 0.5 if len(rows) <= 12 else 0.3 if len(rows) <= 40 else 0.22
-    figure = _figure(11.0, pitch * len(rows) + 2.1)
+    figure = new_figure(11.0, pitch * len(rows) + 2.1)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     _draw_scores(left, rows, specs, known)
     _draw_returns(right, rows, specs)
@@ -86,7 +87,7 @@ def plot_scores(
         axes.set_yticks(range(len(rows)), [row["task"] for row in rows], fontsize=10 if pitch >= 0.3 else 8)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labeltop=len(rows) > 40)
-        _tidy(axes, grid="x")
+        tidy_axes(axes, grid="x")
     figure.suptitle(title or _score_title(summary), fontsize=13, fontweight="bold")
     name = get_task_set(task_set).name.upper()
     handles = {label: handle for axes in (left, right) for handle, label in zip(*axes.get_legend_handles_labels())}
@@ -102,113 +103,7 @@ def plot_scores(
         title=f"{_caption(summary)}. Published scores: {name}, 48M models, other data." if known else _caption(summary),
         title_fontsize=9,
     )
-    return _save(figure, path)
-
-
-def plot_training(
-    metrics: Mapping[str, Series] | str | os.PathLike[str],
-    path: str | os.PathLike[str],
-    *,
-    panels: Mapping[str, Sequence[str]] = _PANELS,
-    references: Mapping[str, float] | None = None,
-    xlabel: str = "iteration",
-    title: str | None = None,
-) -> Path:
-    """Curves of a training: by default the return that the world model predicts beside the real one.
-
-    A predicted return that climbs while the real one does not is the sign of a policy that exploits errors of the
-    world model.
-
-    Args:
-        metrics: name to (x [n], y [n]), or a file or folder for :func:`read_metrics`.
-        path: file to write; the suffix chooses the format (PNG if it has none).
-        panels: label of each panel's vertical axis, and the metrics it shows. Metrics that were never logged are
-            left out; a value that is not finite leaves a gap.
-        references: named values drawn as level lines in the first panel, such as the mean return of the data.
-        xlabel: label of the horizontal axis.
-        title: first line of the picture.
-
-    Returns:
-        The path of the picture.
-
-    Raises:
-        ImportError: if matplotlib is not installed.
-        ValueError: if none of the metrics was logged, with those that were.
-    """
-    series = metrics if isinstance(metrics, Mapping) else read_metrics(metrics)
-    shown = {label: [name for name in names if name in series] for label, names in panels.items()}
-    shown = {label: names for label, names in shown.items() if names}
-    if not shown:
-        wanted = sorted({name for names in panels.values() for name in names})
-        raise ValueError(f"none of the metrics {wanted} was logged; there are {sorted(series)}. Pass panels=...")
-    figure = _figure(8.0, 0.8 + 2.8 * len(shown))
-    grid = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
-    for position, (axes, (label, names)) in enumerate(zip(grid, shown.items())):
-        for color, name in zip(_cycle(_CURVES, len(names)), names):
-            x, y = series[name]
-            sparse = len(x) <= 40
-            axes.plot(x, y, color=color, lw=1.8, marker="o" if sparse else None, ms=3.5, label=name.replace("_", " "))
-        if position == 0:
-            for style, (name, value) in zip(
-                _cycle(("--", ":", "-."), len(references or {})), (references or {}).items()
-            ):
-                axes.axhline(value, color=_DATA, lw=1.3, ls=style, label=name)
-        axes.set_ylabel(label)
-        axes.margins(x=0.02)
-        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        _tidy(axes, grid="both")
-    grid[-1].set_xlabel(xlabel)
-    if title:
-        figure.suptitle(title, fontsize=13, fontweight="bold")
-    return _save(figure, path)
-
-
-def read_metrics(path: str | os.PathLike[str]) -> dict[str, Series]:
-    """Metrics logged to CSV files.
-
-    Args:
-        path: a CSV file with a header, whose first column is the step (empty cells are skipped), or a folder
-            of TorchRL's :class:`~torchrl.record.CSVLogger`: one headless ``step,value`` file per metric, anywhere
-            below the folder.
-
-    Returns:
-        Name to (steps [n], values [n]), float64, in the order of the file.
-
-    Raises:
-        FileNotFoundError: if there is no such file or folder.
-        ValueError: if a cell is not a number.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return _read_table(path)
-    series = {}
-    for file in sorted(path.rglob("scalars/**/*.csv")):
-        with file.open(newline="", encoding="utf-8") as stream:
-            rows = [[_number(cell, file) for cell in row[:2]] for row in csv.reader(stream) if len(row) >= 2]
-        name = file.relative_to(next(p for p in file.parents if p.name == "scalars")).with_suffix("").as_posix()
-        series[name] = (np.array([row[0] for row in rows]), np.array([row[1] for row in rows]))
-    if not series:
-        raise FileNotFoundError(f"no metrics under {path}: expected scalars/*.csv as TorchRL's CSVLogger writes them")
-    return series
-
-
-def _read_table(file: Path) -> dict[str, Series]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        step, *names = reader.fieldnames or [""]
-        points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-        for row in reader:
-            for name in names:
-                if row[name] not in (None, ""):
-                    points[name].append((_number(row[step], file), _number(row[name], file)))
-    return {name: (np.array([x for x, _ in xy]), np.array([y for _, y in xy])) for name, xy in points.items() if xy}
-
-
-def _number(cell: str, file: Path) -> float:
-    try:
-        return float(cell)
-    except ValueError as error:
-        raise ValueError(f"{file} holds {cell!r} where a number was expected; is it a file of metrics?") from error
+    return save_figure(figure, path)
 
 
 def _draw_scores(
@@ -344,18 +239,18 @@ def _caption(summary: Mapping[str, Any]) -> str:
     return f"Bars: mean ± standard error of {episodes} episodes, seed {summary['seed']}"
 
 
-def _cycle(values: Sequence[str], count: int) -> list[str]:
+def cycle(values: Sequence[str], count: int) -> list[str]:
     return [values[index % len(values)] for index in range(count)]
 
 
-def _tidy(axes: Axes, grid: str) -> None:
+def tidy_axes(axes: Axes, grid: str) -> None:
     axes.grid(axis=grid, color="#d8dce1", lw=0.7)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure with a canvas of its own: pyplot and the user's backend are never touched."""
     figure_module = require("matplotlib.figure", extra="plots", purpose="plotting")
     backend = require("matplotlib.backends.backend_agg", extra="plots", purpose="plotting")
@@ -364,10 +259,149 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     target = target if target.suffix else target.with_suffix(".png")
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(target) as temporary:
         figure.savefig(temporary, format=target.suffix[1:])
     return target
+
+
+def plot_profiles(
+    scores: Mapping[str, npt.ArrayLike],
+    path: str | os.PathLike[str],
+    *,
+    thresholds: npt.ArrayLike | None = None,
+    confidence: float = 0.95,
+    reps: int = 2000,
+    seed: int = 0,
+    units: str = UNITS,
+    title: str | None = None,
+    colors: Mapping[str, str] | None = None,
+) -> Path:
+    """Performance profiles of methods as curves, with their confidence bands where there are several seeds.
+
+    Args:
+        scores: by name of the method, [seeds, tasks]; methods may have different numbers of either.
+        path: file to write; the suffix chooses the format (PNG if it has none).
+        thresholds: scores tau [K] at which profiles are drawn. Default: 101 from 0 to 1.
+        confidence: level of the bands.
+        reps: bootstrap replications; 0 leaves the bands out.
+        seed: seed of the bootstrap.
+        units: what a score is, for the horizontal axis.
+        title: first line of the picture.
+        colors: by name of the method. Default: one after the other.
+
+    Returns:
+        The path of the picture.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if there is no method, or as in :func:`~torchrl_pwm.evaluation.performance_profile`.
+
+    Examples:
+        >>> import tempfile
+        >>> scores = {"PWM": [[0.4, 0.9], [0.5, 1.0]], "published PWM": [[0.6, 1.0]]}
+        >>> plot_profiles(scores, tempfile.mkdtemp() + "/profiles.png").name
+        'profiles.png'
+    """
+    found = {
+        name: performance_profile(matrix, thresholds, confidence=confidence, reps=reps, seed=seed)
+        for name, matrix in _checked(scores).items()
+    }
+    figure = new_figure(8.0, 4.6)
+    axes = figure.subplots()
+    for color, (name, profile) in zip(_colors(found, colors), found.items()):
+        axes.plot(profile.thresholds, profile.values, color=color, lw=2.0, label=_label(name, profile))
+        if profile.low is not None and profile.high is not None:
+            axes.fill_between(profile.thresholds, profile.low, profile.high, color=color, alpha=0.18, lw=0)
+    axes.set_xlabel(f"threshold τ: {units}", fontsize=9)
+    axes.set_ylabel("share of runs with a score above τ")
+    axes.set_ylim(-0.02, 1.02)
+    axes.margins(x=0.0)
+    tidy_axes(axes, grid="both")
+    bands = any(profile.low is not None for profile in found.values())
+    note = f"Bands: {confidence:.0%} stratified bootstrap intervals over seeds, pointwise" if bands else None
+    axes.legend(frameon=False, fontsize=9, title=note, title_fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=13, fontweight="bold")
+    return save_figure(figure, path)
+
+
+def plot_aggregates(
+    scores: Mapping[str, npt.ArrayLike],
+    path: str | os.PathLike[str],
+    *,
+    confidence: float = 0.95,
+    reps: int = 2000,
+    seed: int = 0,
+    units: str = UNITS,
+    title: str | None = None,
+    colors: Mapping[str, str] | None = None,
+) -> Path:
+    """Interquartile mean, mean and median of methods, a panel each, with their confidence intervals.
+
+    Intervals need several seeds per task and the package rliable; where one is missing, there is the mark alone.
+
+    Args:
+        scores: by name of the method, [seeds, tasks]; methods may have different numbers of either.
+        path: file to write; the suffix chooses the format (PNG if it has none).
+        confidence: level of the intervals.
+        reps: bootstrap replications; 0 leaves the intervals out.
+        seed: seed of the bootstrap.
+        units: what a score is, for the horizontal axis.
+        title: first line of the picture.
+        colors: by name of the method. Default: one after the other.
+
+    Returns:
+        The path of the picture.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if there is no method, or as in :func:`~torchrl_pwm.evaluation.aggregate_scores`.
+
+    Examples:
+        >>> import tempfile
+        >>> plot_aggregates({"PWM": [[0.4, 0.9], [0.5, 1.0]]}, tempfile.mkdtemp() + "/aggregates.png").name
+        'aggregates.png'
+    """
+    reps = reps if importlib.util.find_spec("rliable") else 0
+    found = {
+        name: aggregate_scores(matrix, confidence=confidence, reps=reps, seed=seed)
+        for name, matrix in _checked(scores).items()
+    }
+    figure = new_figure(10.0, 0.42 * len(found) + 1.7)
+    panels = figure.subplots(1, len(_AGGREGATES), sharey=True)
+    for axes, (key, label) in zip(panels, _AGGREGATES.items()):
+        for place, (color, statistics) in enumerate(zip(_colors(found, colors), found.values())):
+            entry = getattr(statistics, key)
+            if entry.low is not None:
+                axes.plot([entry.low, entry.high], [place, place], color=color, lw=7, alpha=0.3, solid_capstyle="butt")
+            axes.plot([entry.value], [place], color=color, marker="o", ms=6)
+        axes.set_title(label, fontsize=10, loc="left")
+        axes.set_yticks(range(len(found)), [_label(name, entry) for name, entry in found.items()], fontsize=9)
+        axes.set_ylim(len(found) - 0.5, -0.5)
+        tidy_axes(axes, grid="x")
+    figure.supxlabel(units, fontsize=9)
+    intervals = any(entry.mean.low is not None for entry in found.values())
+    note = f"bars: {confidence:.0%} stratified bootstrap intervals over seeds" if intervals else None
+    if title or note:
+        figure.suptitle("; ".join(part for part in (title, note) if part), fontsize=10)
+    return save_figure(figure, path)
+
+
+def _checked(scores: Mapping[str, npt.ArrayLike]) -> Mapping[str, npt.ArrayLike]:
+    if not scores:
+        raise ValueError("there is nothing to plot: give the scores [seeds, tasks] of at least one method")
+    return {name: np.asarray(matrix, dtype=np.float64) for name, matrix in scores.items()}
+
+
+def _colors(names: Mapping[str, object], given: Mapping[str, str] | None) -> list[str]:
+    return [(given or {}).get(name, color) for name, color in zip(names, cycle(COLORS, len(names)))]
+
+
+def _label(name: str, found: object) -> str:
+    """A method and how much there is of it."""
+    seeds, tasks = (getattr(found, key) for key in ("seeds", "tasks"))
+    return f"{name} ({seeds} seed{'s' if seeds != 1 else ''}, {tasks} task{'s' if tasks != 1 else ''})"

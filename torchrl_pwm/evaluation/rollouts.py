@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from torchrl_pwm.envs import WorldModelWrapper, make_task_env, make_task_envs
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
-from torchrl_pwm.evaluation.results import EvaluationResult
+from torchrl_pwm.evaluation.results import EpisodeTally, EvaluationResult
 from torchrl_pwm.evaluation.scores import find_task_spec
-from torchrl_pwm.evaluation.tally import EpisodeTally
 
 __all__ = ["EvaluationResult", "evaluate_policy"]
 
