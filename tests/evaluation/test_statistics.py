@@ -1,24 +1,26 @@
-"""Aggregates of scores against known numbers, rliable's own estimators and simulated coverage."""
+"""Aggregates, performance profiles and methods side by side: known numbers, rliable's own and simulated coverage."""
 
 # ruff: noqa: NPY002, rliable draws from numpy's global generator
 
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
 import pytest
 
-from torchrl_pwm.evaluation import aggregate_scores
+from tests.evaluation.rows import TWO_SEEDS, full_row, outcome, scores
+from torchrl_pwm.evaluation import (
+    aggregate_scores,
+    performance_profile,
+)
+from torchrl_pwm.evaluation.statistics import compare_methods, headline, method_scores
 
 
 @pytest.fixture
 def rliable():
     return pytest.importorskip("rliable.library")
-
-
-def scores(seeds=5, tasks=8, seed=0):
-    return np.random.default_rng(seed).uniform(size=(seeds, tasks))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2), (3, 5), (5, 8), (10, 80)])
@@ -107,3 +109,105 @@ def test_missing_rliable_names_the_install_command(monkeypatch):
     with pytest.raises(ImportError, match=r'pip install "torchrl-pwm\[stats\]"'):
         aggregate_scores(scores(2, 2))
     assert aggregate_scores(scores(2, 2), reps=0).iqm.low is None
+
+
+def test_scores_of_each_method_are_those_of_its_seeds():
+    found = {method: method_scores(TWO_SEEDS[0], method) for method in ("policy", "cloning", "data", "random", "pwm")}
+    assert found == {"policy": [0.2, 0.6], "cloning": [0.5, 0.3], "data": [0.3], "random": [0.05], "pwm": [0.9]}
+    plain = {"score": None}
+    assert method_scores(plain, "policy") == method_scores(plain, "cloning") == method_scores(plain, "pwm") == []
+
+
+def test_each_method_is_aggregated_over_its_seeds_and_tasks():
+    pytest.importorskip("rliable")
+    found = compare_methods(TWO_SEEDS)
+    assert list(found) == ["policy", "cloning", "data", "random", "pwm", "tdmpc2"]
+    assert found["policy"] == aggregate_scores([[0.2, 1.0], [0.6, 0.8]]).to_dict()
+    assert found["data"]["iqm"] == {"value": pytest.approx(0.3), "low": None, "high": None}
+
+
+def test_a_task_without_a_score_is_left_out_and_counted():
+    unscored = full_row("mw-reach", [1.0, 0.8])
+    unscored["baselines"]["data"] = {**outcome("mw-reach", 0.3), "success": None, "score": None}
+    found = compare_methods([TWO_SEEDS[0], unscored])
+    assert (found["policy"]["tasks"], found["data"]["tasks"], found["cloning"]["tasks"]) == (2, 1, 1)
+
+
+def test_few_tasks_are_headed_by_their_mean():
+    assert headline(compare_methods(TWO_SEEDS)["policy"]) == ("mean", "mean")
+    four = [full_row(task, [0.5]) for task in ("walker-run", "mw-reach", "cup-catch", "mw-push")]
+    assert headline(compare_methods(four)["policy"]) == ("iqm", "interquartile mean")
+
+
+def test_profile_counts_the_runs_above_each_threshold():
+    found = performance_profile([[0.1, 0.9], [0.5, 1.0], [0.5, 0.2]], [-1.0, 0.1, 0.5, 0.95, 1.0], reps=0)
+    # a run that equals the threshold is not above it
+    assert found.values.tolist() == pytest.approx([1.0, 5 / 6, 2 / 6, 1 / 6, 0.0])
+    assert found.low is None is found.high and (found.seeds, found.tasks) == (3, 2)
+
+
+@pytest.mark.parametrize("confidence, low, high", [(0.5, 0.25, 0.75), (0.8, 0.25, 0.75), (0.95, 0.0, 1.0)])
+def test_band_is_that_of_all_resamples(confidence, low, high):
+    """Two seeds of two tasks, one of each above: the share in a resample is binomial (4, 1/2) / 4."""
+    found = performance_profile([[0.2, 0.4], [0.8, 0.9]], [0.5], confidence=confidence, reps=20_000)
+    assert (found.low[0], found.high[0]) == (low, high)
+
+
+def test_area_under_the_profile_is_the_mean():
+    matrix = scores()
+    found = performance_profile(matrix, np.linspace(0, 1, 20_001), reps=0)
+    assert found.values.mean() == pytest.approx(matrix.mean(), abs=1e-4)
+
+
+def test_profile_and_band_are_rliable_s():
+    library = pytest.importorskip("rliable.library")
+    matrix, taus = scores(), np.linspace(0, 1, 21)
+    state = np.random.get_state()
+    try:
+        np.random.seed(0)
+        values, bands = library.create_performance_profile({"a": matrix}, taus, reps=2000)
+    finally:
+        np.random.set_state(state)
+    found = performance_profile(matrix, taus, reps=2000)
+    assert found.values == pytest.approx(values["a"])
+    # different draws of the same bootstrap; a run more or less is 0.025
+    assert np.abs(np.stack([found.low, found.high]) - bands["a"]).max() <= 0.0251
+
+
+def test_band_narrows_with_seeds_and_covers_the_truth():
+    """Uniform scores: the true share above tau is 1 - tau."""
+    taus = np.array([0.25, 0.5, 0.75])
+    covered = []
+    for seed in range(60):
+        found = performance_profile(scores(20, 5, seed), taus, reps=400)
+        covered.append((found.low <= 1 - taus) & (1 - taus <= found.high))
+    assert 0.88 <= np.mean(covered) <= 1.0
+    few, many = (performance_profile(scores(seeds, 5), taus, reps=400) for seeds in (5, 80))
+    assert (many.high - many.low < few.high - few.low).all()
+
+
+def test_same_seed_same_band_and_the_global_generator_is_left_alone():
+    before = np.random.get_state()[1].copy()
+    first, again, other = (performance_profile(scores(), reps=200, seed=seed) for seed in (0, 0, 1))
+    assert (first.low == again.low).all() and (first.low != other.low).any()
+    assert (np.random.get_state()[1] == before).all()
+
+
+def test_one_seed_has_no_band_and_plain_numbers_are_written():
+    found = performance_profile(scores(seeds=1))
+    assert found.low is None and len(found.thresholds) == 101
+    content = json.loads(json.dumps(performance_profile(scores(), [0.2, 0.4], reps=10).to_dict()))
+    assert content["thresholds"] == [0.2, 0.4] and len(content["low"]) == 2 and content["seeds"] == 5
+
+
+@pytest.mark.parametrize("wrong", [[], [0.5, 0.2], [0.1, float("nan")], [[0.1]]])
+def test_thresholds_of_another_form_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"thresholds must be finite, ascending numbers of shape \[K\]"):
+        performance_profile(scores(), wrong)
+
+
+def test_scores_and_options_are_refused_as_those_of_aggregates():
+    with pytest.raises(ValueError, match=r"finite numbers of shape \[seeds, tasks\]"):
+        performance_profile([0.1, 0.2])
+    with pytest.raises(ValueError, match=r"confidence must lie in \(0, 1\)"):
+        performance_profile(scores(), confidence=1.5)
