@@ -114,8 +114,8 @@ def test_plotting_leaves_the_backend_and_pyplot_alone_and_import_needs_no_plotti
     code = """
 import sys
 import torchrl_pwm.evaluation as evaluation
-from torchrl_pwm.evaluation import evaluate_policy, make_summary, plot_scores, film_strip, save_video
-heavy = {"matplotlib", "imageio", "PIL", "metaworld", "dm_control", "hydra"} & set(sys.modules)
+from torchrl_pwm.evaluation import evaluate_policy, make_summary, plot_scores, film_strip
+heavy = {"matplotlib", "PIL", "metaworld", "dm_control", "hydra"} & set(sys.modules)
 assert not heavy, heavy
 row = dict(task="walker-run", return_mean=1.0, return_std=0.0, success=None, score=0.1,
            behavior_return_mean=1.0, episodes=1, seconds_extraction=None)

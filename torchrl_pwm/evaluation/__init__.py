@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         read_summary,
         write_summary,
     )
-    from torchrl_pwm.evaluation.video import film_pictures, film_strip, save_video
+    from torchrl_pwm.evaluation.video import film_pictures, film_strip
 
 _HOME = {
     "EvaluationResult": "results",
@@ -56,7 +56,6 @@ _HOME = {
     "reference_average": "scores",
     "reference_score": "scores",
     "reference_scores": "scores",
-    "save_video": "video",
     "write_html_report": "html_report",
     "write_summary": "summary",
 }
@@ -84,7 +83,6 @@ __all__ = [
     "reference_average",
     "reference_score",
     "reference_scores",
-    "save_video",
     "write_html_report",
     "write_summary",
 ]

@@ -1,4 +1,4 @@
-"""Film strips and videos of recorded episodes."""
+"""Film strips of recorded episodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replaced_file
 
-__all__ = ["film_pictures", "film_strip", "save_video"]
+__all__ = ["film_pictures", "film_strip"]
 
 _GAP, _HEADER, _LABEL_SIZE = 4, 22, 15
 _INK, _PAPER = (27, 31, 36), (255, 255, 255)
@@ -90,42 +90,6 @@ def film_strip(
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(target) as temporary:
         strip.save(temporary, format=formats[target.suffix.lower()])
-    return target
-
-
-def save_video(frames: np.ndarray, path: str | os.PathLike[str], *, fps: int = 25) -> Path:
-    """Write frames as a video.
-
-    Args:
-        frames: uint8 [T, H, W, 3].
-        path: file to write; the suffix chooses the format: ``.gif`` needs nothing more, ``.mp4`` needs the
-            imageio-ffmpeg package.
-        fps: frames per second.
-
-    Returns:
-        The path of the video.
-
-    Raises:
-        ImportError: if imageio, or for mp4 imageio-ffmpeg, is not installed.
-        ValueError: for frames of another shape or dtype, or another suffix.
-    """
-    frames = _checked(frames, "the video")
-    target = Path(path)
-    suffix = target.suffix.lower()
-    if suffix not in (".gif", ".mp4"):
-        raise ValueError(f"a video is written as .gif or .mp4, found {target.name!r}")
-    imageio = require("imageio.v2", extra="plots", purpose="writing a video")
-    if suffix == ".mp4":
-        try:
-            import imageio_ffmpeg  # noqa: F401
-        except ImportError as error:
-            raise ImportError("mp4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or write a .gif") from error
-    # gif takes the duration of a frame in milliseconds, mp4 the rate
-    options = {"duration": 1000.0 / fps, "loop": 0} if suffix == ".gif" else {"fps": fps, "macro_block_size": 2}
-    content = imageio.mimwrite("<bytes>", list(frames), format=suffix[1:], **options)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(target) as temporary:
-        temporary.write_bytes(content)
     return target
 
 
