@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_pwm._utils.files import replaced_file
+from torchrl_pwm._utils.versions import package_versions
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 from torchrl_pwm.evaluation.scores import reference_scores
 from torchrl_pwm.evaluation.statistics import METHODS, aggregate_scores, compare_methods, headline, method_scores
@@ -38,16 +37,6 @@ _OUTCOME = {"return_mean": False, "return_std": True, "success": True, "score": 
 _TOP = ("tasks", "score_mean", "seconds_total", "seed", "versions")
 _TOP_MORE = ("statistics", "notes", "comparison")
 _COMPARISON = ("task_set", "source", "remarks", "tasks", "methods")
-_PACKAGES = {
-    "torch": "torch",
-    "torchrl": "torchrl",
-    "tensordict": "tensordict",
-    "torchrl_pwm": "torchrl-pwm",
-    "numpy": "numpy",
-    "mujoco": "mujoco",
-    "dm_control": "dm_control",
-    "metaworld": "metaworld",
-}
 _TITLES = {
     "cloning": "BC",
     "data": "data",
@@ -56,22 +45,6 @@ _TITLES = {
     "tdmpc2": "TD-MPC2*",
     "pwm_horizon3": "PWM-H3*",
 }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on; those not installed are left out.
-
-    Examples:
-        >>> {"python", "torch", "torchrl"} <= set(package_versions())
-        True
-    """
-    versions = {"python": platform.python_version()}
-    for name, distribution in _PACKAGES.items():
-        try:
-            versions[name] = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def make_summary(
@@ -98,7 +71,7 @@ def make_summary(
         rows: one mapping per task, see :meth:`EvaluationResult.summary_row`.
         seed: seed of the run.
         seconds_total: wall time of the run.
-        versions: package versions. Default: :func:`package_versions`.
+        versions: package versions. Default: :func:`~torchrl_pwm.evaluation.package_versions`.
         notes: sentences that a reader of the numbers must know; an entry of the summary where there are any.
         comparison: the papers' numbers beside the run's, of
             :func:`~torchrl_pwm.evaluation.compare_with_published`; an entry where it is given.
