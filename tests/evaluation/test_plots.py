@@ -143,6 +143,7 @@ def test_picture_shows_each_seed_and_baseline_in_place_of_error_bars(tmp_path, f
 
 
 def test_profiles_are_drawn_with_bands_units_and_seeds(tmp_path, figures):
+    pytest.importorskip("rliable")
     path = plot_profiles({"PWM": scores(3, 4), "TD-MPC2": scores(1, 8)}, tmp_path / "profiles", title="toy")
     assert path == tmp_path / "profiles.png" and path.read_bytes().startswith(b"\x89PNG")
     (axes,) = figures[0].axes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -245,7 +246,7 @@ def test_table_of_one_seed_says_that_there_is_no_interval():
 
 
 def test_table_without_rliable_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "rliable", None)
     summary = make()
     monkeypatch.undo()
     assert summary["statistics"]["policy"]["iqm"]["low"] is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,13 @@ from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replaced_file
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
 from torchrl_pwm.evaluation.scores import find_task_spec, reference_scores
-from torchrl_pwm.evaluation.statistics import aggregate_scores, headline, method_scores, performance_profile
+from torchrl_pwm.evaluation.statistics import (
+    aggregate_scores,
+    headline,
+    method_scores,
+    performance_profile,
+    possible_reps,
+)
 from torchrl_pwm.evaluation.summary import format_interval
 
 __all__ = ["plot_aggregates", "plot_profiles", "plot_scores"]
@@ -280,7 +285,9 @@ def plot_profiles(
     title: str | None = None,
     colors: Mapping[str, str] | None = None,
 ) -> Path:
-    """Performance profiles of methods as curves, with their confidence bands where there are several seeds.
+    """Performance profiles of methods as curves, with their confidence bands.
+
+    Bands need several seeds per task and the package rliable; where one is missing, there is the curve alone.
 
     Args:
         scores: by name of the method, [seeds, tasks]; methods may have different numbers of either.
@@ -306,6 +313,7 @@ def plot_profiles(
         >>> plot_profiles(scores, tempfile.mkdtemp() + "/profiles.png").name
         'profiles.png'
     """
+    reps = possible_reps(reps)
     found = {
         name: performance_profile(matrix, thresholds, confidence=confidence, reps=reps, seed=seed)
         for name, matrix in _checked(scores).items()
@@ -366,7 +374,7 @@ def plot_aggregates(
         >>> plot_aggregates({"PWM": [[0.4, 0.9], [0.5, 1.0]]}, tempfile.mkdtemp() + "/aggregates.png").name
         'aggregates.png'
     """
-    reps = reps if importlib.util.find_spec("rliable") else 0
+    reps = possible_reps(reps)
     found = {
         name: aggregate_scores(matrix, confidence=confidence, reps=reps, seed=seed)
         for name, matrix in _checked(scores).items()

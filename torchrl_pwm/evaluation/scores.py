@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
-from torchrl_pwm.evaluation.statistics import METHODS, aggregate_scores, method_scores
+from torchrl_pwm.evaluation.statistics import METHODS, aggregate_scores, method_scores, possible_reps
 
 __all__ = [
     "compare_with_published",
@@ -265,14 +264,13 @@ def compare_with_published(
             entry = table["tasks"][row["task"]]
             spread = {"std": entry[f"{method}_std"]} if f"{method}_std" in entry else {}
             tasks.setdefault(row["task"], {})[method] = {"score": entry[method], **spread, "difference": gap}
-        reps = 2000 if importlib.util.find_spec("rliable") else 0
         equal = np.isclose(gaps, 0.0, rtol=0.0, atol=1e-9)
         methods[method] = {
             "label": label,
             "tasks": len(shared),
             "own": _averages(own),
             "published": _averages(known[None]),
-            "difference": aggregate_scores(own - known, reps=reps, seed=seed).to_dict()["mean"],
+            "difference": aggregate_scores(own - known, reps=possible_reps(), seed=seed).to_dict()["mean"],
             "higher": int((~equal & (gaps > 0)).sum()),
             "equal": int(equal.sum()),
             "lower": int((~equal & (gaps < 0)).sum()),

@@ -125,6 +125,11 @@ def score_matrix(scores: npt.ArrayLike, confidence: float, reps: int) -> np.ndar
     return matrix
 
 
+def possible_reps(reps: int = 2000) -> int:
+    """Bootstrap replications where rliable is installed, else none."""
+    return reps if importlib.util.find_spec("rliable") else 0
+
+
 def _aggregates(matrix: np.ndarray) -> np.ndarray:
     """Interquartile mean, mean and median of [seeds, tasks]."""
     ordered = np.sort(matrix, axis=None)
@@ -199,19 +204,20 @@ def performance_profile(
         scores: [seeds, tasks], normalised.
         thresholds: tau [K], ascending. Default: 101 of them from 0 to 1.
         confidence: level of the band.
-        reps: bootstrap replications; 0 leaves the band out.
-        seed: seed of the bootstrap, which has a generator of its own.
+        reps: bootstrap replications; 0 leaves the band out, and then no further package is needed.
+        seed: seed of the bootstrap; numpy's global generator is left as it was found.
 
     Raises:
+        ImportError: if rliable, which computes the bands, is not installed.
         ValueError: if ``scores`` are not a matrix of finite numbers, ``thresholds`` are not finite and ascending, or
             ``confidence`` or ``reps`` is out of range.
 
     Source: Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, NeurIPS 2021,
-    section 4.2 (run-score distributions); after Dolan and Moré, Math. Program. 91, 2002.
+    section 4.2 (run-score distributions), and their package rliable; after Dolan and Moré, Math. Program. 91, 2002.
 
     Examples:
-        >>> found = performance_profile([[0.1, 0.9], [0.5, 1.0]], [0.0, 0.5, 0.95])
-        >>> found.values.tolist(), found.low.tolist(), found.high.tolist()
+        >>> profile = performance_profile([[0.1, 0.9], [0.5, 1.0]], [0.0, 0.5, 0.95])
+        >>> profile.values.tolist(), profile.low.tolist(), profile.high.tolist()
         ([1.0, 0.5, 0.25], [1.0, 0.5, 0.0], [1.0, 0.5, 0.5])
     """
     matrix = score_matrix(scores, confidence, reps)
@@ -219,14 +225,19 @@ def performance_profile(
     if taus.ndim != 1 or taus.size == 0 or not np.isfinite(taus).all() or (np.diff(taus) <= 0).any():
         raise ValueError(f"thresholds must be finite, ascending numbers of shape [K], found {taus.tolist()}")
     seeds, tasks = matrix.shape
-    above = (matrix[:, :, None] > taus).reshape(seeds * tasks, -1).astype(np.float64)
-    low = high = None
+    values, low, high = _share_above(matrix, taus), None, None
     if reps and seeds > 1:
-        # how often each seed of each task is drawn
-        draws = np.random.default_rng(seed).multinomial(seeds, np.full(seeds, 1 / seeds), size=(reps, tasks))
-        shares = draws.transpose(0, 2, 1).reshape(reps, -1) @ above / above.shape[0]
-        low, high = np.quantile(shares, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return PerformanceProfile(taus, above.mean(0), low, high, seeds, tasks, confidence)
+        library: Any = require("rliable.library", extra="stats", purpose="a bootstrap confidence band")
+        options = {"custom_profile_func": _share_above, "reps": reps, "confidence_interval_size": confidence}
+        with _seeded(seed):
+            _, bands = library.create_performance_profile({"scores": matrix}, taus, **options)
+        low, high = bands["scores"]
+    return PerformanceProfile(taus, values, low, high, seeds, tasks, confidence)
+
+
+def _share_above(matrix: np.ndarray, taus: np.ndarray) -> np.ndarray:
+    """Share of the runs [seeds, tasks] above each threshold [K]."""
+    return (matrix[..., None] > taus).mean((0, 1))
 
 
 def method_scores(row: Mapping[str, Any], method: str) -> list[float]:
@@ -268,8 +279,8 @@ def compare_methods(rows: Sequence[Mapping[str, Any]], *, seed: int = 0) -> dict
         counts = {task: len(values) for task, values in scores.items()}
         if len(set(counts.values())) > 1:
             raise ValueError(f"{label} must have as many seeds in every task, found {counts}; add the missing runs")
-        reps = 2000 if importlib.util.find_spec("rliable") else 0
-        found[method] = aggregate_scores(np.array(list(scores.values())).T, reps=reps, seed=seed).to_dict()
+        matrix = np.array(list(scores.values())).T
+        found[method] = aggregate_scores(matrix, reps=possible_reps(), seed=seed).to_dict()
     return found
 
 
