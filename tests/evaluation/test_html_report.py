@@ -14,7 +14,7 @@ pytest.importorskip("jinja2")
 from tests.evaluation.rows import full_row, outcome
 from torchrl_pwm.envs import MT80
 from torchrl_pwm.evaluation import Film, compare_with_published, film_pictures, make_summary, write_html_report
-from torchrl_pwm.evaluation.html_report import _side_by_side
+from torchrl_pwm.evaluation.html_report import template_environment
 
 VOID = {"meta", "img", "br"}
 ROWS = [full_row("walker-run", [0.2, 0.6], [0.5, 0.4]), full_row("mw-reach", [1.0, 0.8], [0.9, 0.9])]
@@ -167,12 +167,13 @@ def test_text_of_others_is_escaped(tmp_path):
 
 
 def test_curves_of_each_seed_and_their_mean_are_drawn(whole):
-    found, _, _ = whole
-    classes = [attrs["class"] for attrs in found.all("path") if "curve" in attrs.get("class", "")]
-    assert classes.count("curve predicted seed") == classes.count("curve real seed") == 2
-    assert classes.count("curve predicted") == classes.count("curve trust3") == 1
-    levels = [attrs["class"] for attrs in found.all("line") if "level" in attrs["class"]]
-    assert levels == ["level m-random", "level m-cloning", "level m-data", "level zero"]
+    styles = [path["style"] for path in whole[0].all("path") if "stroke: var(" in path.get("style", "")]
+    # predicted and real return, and the trust probe at its last step
+    for color in ("pwm", "policy", "t3"):
+        faint = ["opacity" in style for style in styles if f"stroke: var(--{color})" in style]
+        assert faint == [True, True, False], color
+    levels = [re.search(r"var\(--(\w+)\)", style)[1] for style in styles if "dasharray" in style]
+    assert levels == ["random", "cloning", "data"]
 
 
 def test_missing_curves_films_and_baselines_are_left_out(tmp_path):
@@ -205,20 +206,28 @@ def test_eighty_tasks_have_closed_sections(tmp_path):
     assert "80 of 80" in found.text
 
 
-def test_marks_of_equal_scores_stand_side_by_side_inside_the_scale():
-    found = {method: (value, shift) for method, value, shift in _side_by_side({"a": 1.0, "b": 0.99, "c": 0.5})}
-    assert found == {"c": (0.5, 0), "b": (0.99, -1), "a": (1.0, 0)}
-    assert [shift for _, _, shift in _side_by_side({"a": 0.0, "b": 0.0, "c": 0.01})] == [0, 1, 2]
-    assert [shift for _, _, shift in _side_by_side({"a": 0.5, "b": 0.5, "c": 0.5})] == [-1, 0, 1]
+@pytest.mark.parametrize(
+    "scores, shifts",
+    [((0.5, 0.99, 1.0), (0, -15, 0)), ((0.0, 0.0, 0.01), (0, 15, 30)), ((0.5, 0.5, 0.5), (-15, 0, 15))],
+)
+def test_marks_of_equal_scores_stand_side_by_side_inside_the_scale(tmp_path, scores, shifts):
+    random, pwm, tdmpc2 = scores
+    others = {"baselines": {"random": outcome("walker-run", random)}, "published": {"pwm": pwm, "tdmpc2": tdmpc2}}
+    content = page(tmp_path, [full_row("walker-run", [0.7], **others)])[0]
+    places = [mark["style"] for mark in content.all("svg") if "calc(" in mark.get("style", "")]
+    assert places == [f"left:calc({100 * score:.2f}% + {shift}px)" for score, shift in zip(scores, shifts)]
 
 
-def test_empty_summary_and_missing_jinja_are_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("module", ["jinja2", "matplotlib.figure"])
+def test_missing_extra_names_the_install_command(tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    template_environment.cache_clear()
+    with pytest.raises(ImportError, match=r'pip install "torchrl-pwm\[plots\]"'):
+        write_html_report(make_summary(ROWS, seed=0, seconds_total=1), tmp_path / "a.html", curves=CURVES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_summary_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no task"):
         write_html_report(make_summary([], seed=0, seconds_total=1), tmp_path / "a.html")
-    from torchrl_pwm.evaluation import html_report
-
-    html_report.template_environment.cache_clear()
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(ImportError, match=r'pip install "torchrl-pwm\[plots\]"'):
-        write_html_report(make_summary(ROWS, seed=0, seconds_total=1), tmp_path / "a.html")
     assert not list(tmp_path.iterdir())

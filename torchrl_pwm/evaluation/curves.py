@@ -122,3 +122,20 @@ def _number(cell: str, file: Path) -> float:
         return float(cell)
     except ValueError as error:
         raise ValueError(f"{file} holds {cell!r} where a number was expected; is it a file of metrics?") from error
+
+
+def mean_curve(runs: Sequence[Series]) -> Series:
+    """Mean over runs at the positions that all of them have.
+
+    Args:
+        runs: positions [n] and values [n] of each run.
+
+    Examples:
+        >>> import numpy as np
+        >>> mean_curve([(np.array([0, 1, 2]), np.array([1.0, 3.0, 4.0])), (np.array([0, 1]), np.array([3.0, 3.0]))])
+        (array([0, 1]), array([2., 3.]))
+    """
+    common = runs[0][0]
+    for x, _ in runs[1:]:
+        common = np.intersect1d(common, x)
+    return common, np.mean([y[np.searchsorted(x, common)] for x, y in runs], axis=0)
