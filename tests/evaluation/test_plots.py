@@ -19,7 +19,6 @@ from torchrl_pwm.evaluation import (
     plot_aggregates,
     plot_profiles,
     plot_scores,
-    plots,
 )
 from torchrl_pwm.evaluation.scores import find_task_spec
 
@@ -83,13 +82,18 @@ def test_score_plot_takes_envs_outside_the_tables_and_missing_data(tmp_path, fig
     assert "1 task of 2" in figures[0].get_suptitle()
 
 
-def test_error_bars_are_standard_errors_that_stay_within_the_scale():
-    rows = summary(["walker-run"])["tasks"]
-    assert plots._score_error(rows[0], MT80["walker-run"]) == pytest.approx(0.1 / np.sqrt(10))
-    assert plots._score_error({**rows[0], "score": 0.5}, MT80["mw-reach"]) == pytest.approx(0.5 / np.sqrt(10))
-    assert plots._clipped_errors([(0.95, 0.2), (0.1, 0.2)]).tolist() == pytest.approx(
-        np.array([[0.2, 0.1], [0.05, 0.2]])
-    )
+def error_bars(axes):
+    (bars,) = [container for container in axes.containers if hasattr(container, "has_xerr")]
+    return [segment[:, 0].tolist() for segment in bars.lines[2][0].get_segments() if len(segment)]
+
+
+@pytest.mark.parametrize("score", [0.02, 0.5, 0.98])
+def test_error_bars_are_standard_errors_that_stay_within_the_scale(tmp_path, figures, score):
+    plot_scores(summary(["walker-run", "mw-reach"], score=score), tmp_path / "a.png")
+    errors = np.array([0.1, np.sqrt(score * (1 - score))]) / np.sqrt(10)
+    left, right = figures[0].axes
+    assert error_bars(left) == [pytest.approx(np.clip([score - error, score + error], 0, 1)) for error in errors]
+    assert error_bars(right) == [pytest.approx([0.5 - errors[0], 0.5 + errors[0]])] * 2
 
 
 def test_empty_summary_is_refused(tmp_path):
@@ -136,9 +140,7 @@ def test_picture_shows_each_seed_and_baseline_in_place_of_error_bars(tmp_path, f
     assert [s.get_offsets()[:, 0].tolist() for s in right.collections if s.get_label() == "policy, each seed"] == [
         pytest.approx([0.2, 0.6, 1.0, 0.8])
     ]
-    for axes in (left, right):
-        (errors,) = [container for container in axes.containers if hasattr(container, "has_xerr")]
-        assert not any(len(segment) for segment in errors.lines[2][0].get_segments())
+    assert not any(error_bars(left) + error_bars(right))
     assert "over 2 seeds" in figures[0].legends[0].get_title().get_text()
 
 

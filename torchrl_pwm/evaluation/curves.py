@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from torchrl_pwm.evaluation.plots import COLORS, cycle, new_figure, save_figure, tidy_axes
+from torchrl_pwm.evaluation.plots import COLORS, new_figure, save_figure, tidy_axes
 
 __all__ = ["plot_training", "read_metrics"]
 
@@ -57,14 +58,12 @@ def plot_training(
     figure = new_figure(8.0, 0.8 + 2.8 * len(shown))
     grid = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     for position, (axes, (label, names)) in enumerate(zip(grid, shown.items())):
-        for color, name in zip(cycle(COLORS, len(names)), names):
+        for color, name in zip(itertools.cycle(COLORS), names):
             x, y = series[name]
             sparse = len(x) <= 40
             axes.plot(x, y, color=color, lw=1.8, marker="o" if sparse else None, ms=3.5, label=name.replace("_", " "))
         if position == 0:
-            for style, (name, value) in zip(
-                cycle(("--", ":", "-."), len(references or {})), (references or {}).items()
-            ):
+            for style, (name, value) in zip(itertools.cycle(("--", ":", "-.")), (references or {}).items()):
                 axes.axhline(value, color=COLORS[-1], lw=1.3, ls=style, label=name)
         axes.set_ylabel(label)
         axes.margins(x=0.02)

@@ -217,14 +217,14 @@ def _trust(runs: Runs) -> dict[str, Any] | None:
 def _curves(
     metrics: Mapping[str, tuple[str, str]], runs: Runs, levels: Mapping[str, tuple[str, float]]
 ) -> dict[str, Any] | None:
-    """The chart of some metrics, with level lines, and name, color and last value of each metric that there is.
+    """The chart of some metrics, with level lines, and name, colour and last value of each metric that there is.
 
     Each seed is a faint curve, and the mean over those that have iterations in common a strong one.
 
     Args:
-        metrics: name and color by metric; colors are the names of those in ``style.css``.
+        metrics: name and colour by metric; colours are the names of those in ``style.css``.
         runs: metrics by seed.
-        levels: color and value by label.
+        levels: colour and value by label.
     """
     lines: list[tuple[str, bool, Series]] = []
     last = []
@@ -240,11 +240,11 @@ def _curves(
 
 
 def _line_chart(lines: Sequence[tuple[str, bool, Series]], levels: Sequence[tuple[str, float]]) -> str:
-    """Content of an inline SVG, whose colors are the page's, in the light and in the dark.
+    """Content of an inline SVG, whose colours are the page's, in the light and in the dark.
 
     Args:
-        lines: color, whether it is one of several seeds, and points of each.
-        levels: color and value of each level line.
+        lines: colour, whether it is one of several seeds, and points of each.
+        levels: colour and value of each level line.
     """
     matplotlib = require("matplotlib", extra="plots", purpose="the curves of the HTML report")
     palette = dict(re.findall(r"--(\w+): (#\w{6})", _read_template("style.css").partition("}")[0]))

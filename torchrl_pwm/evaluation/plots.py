@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from torchrl_pwm._utils.files import replaced_file
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
 from torchrl_pwm.evaluation.scores import find_task_spec, reference_scores
 from torchrl_pwm.evaluation.statistics import (
+    METHODS,
     aggregate_scores,
     headline,
     method_scores,
@@ -31,18 +33,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_POLICY, _DATA, _PWM, _TDMPC2 = "#2f6db3", "#8a8f98", "#d1495b", "#e0a030"
-COLORS = (_POLICY, _PWM, "#3a9e6e", _TDMPC2, "#7b5ea7", _DATA)
-# one above the other, because many published scores are equal
-_MARKS = {
-    "pwm": ("D", _PWM, "published PWM", -0.16),
-    "tdmpc2": ("o", _TDMPC2, "published TD-MPC2", 0.16),
-}
-_BASELINES = {
-    "cloning": ("^", "#3a9e6e", "behaviour cloning", 0.06),
-    "data": ("s", _DATA, "the data's behaviour", 0.2),
-    "random": ("x", "#1b1f24", "random actions", 0.34),
-}
+_POLICY, _CLONING, _DATA, _INK, _PWM, _TDMPC2 = "#2f6db3", "#3a9e6e", "#8a8f98", "#1b1f24", "#d1495b", "#e0a030"
+COLORS = (_POLICY, _PWM, _CLONING, _TDMPC2, "#7b5ea7", _DATA)
+# Marker, colour and shift from the line of the task, below the bar; one above the other where scores are often equal.
+_BASELINES = {"cloning": ("^", _CLONING, 0.06), "data": ("s", _DATA, 0.2), "random": ("x", _INK, 0.34)}
+_PUBLISHED = {"pwm": ("D", _PWM, -0.16), "tdmpc2": ("o", _TDMPC2, 0.16)}
+_HOLLOW: dict[str, Any] = {"facecolor": "white", "lw": 1.6}
+_BAR: dict[str, Any] = {"color": _POLICY, "error_kw": {"ecolor": _INK, "elinewidth": 1.1, "capsize": 2.5}}
 UNITS = "normalised score (DMControl: return / 1000, Meta-World: success rate)"
 _AGGREGATES = {"iqm": "interquartile mean", "mean": "mean", "median": "median"}
 
@@ -111,168 +108,6 @@ def plot_scores(
     return save_figure(figure, path)
 
 
-def _draw_scores(
-    axes: Axes,
-    rows: Sequence[Mapping[str, Any]],
-    specs: Sequence[TaskSpec | None],
-    known: Mapping[str, Mapping[str, float]],
-) -> None:
-    scored = [(y, row, spec) for y, (row, spec) in enumerate(zip(rows, specs)) if row["score"] is not None]
-    # marks of baselines stand below the bar
-    beside = any(_baseline_score(row, method) for row in rows for method in _BASELINES)
-    shift, height = (-0.16, 0.32) if beside else (0.0, 0.62)
-    if scored:
-        axes.barh(
-            [y + shift for y, _, _ in scored],
-            [row["score"] for _, row, _ in scored],
-            xerr=_clipped_errors([(row["score"], _score_error(row, spec)) for _, row, spec in scored]),
-            color=_POLICY,
-            height=height,
-            label="policy",
-            **_ERROR_STYLE,
-        )
-    _draw_seeds(axes, [(run["score"], y + shift) for y, row, _ in scored for run in _seeds(row)])
-    for method, (marker, color, label, offset) in _BASELINES.items():
-        found = [(values[0], y + offset) for y, row in enumerate(rows) if (values := _baseline_score(row, method))]
-        _draw_points(axes, found, marker=marker, s=32, color=color, lw=1.6, zorder=4, label=label)
-    for y, row in enumerate(rows):
-        if row["score"] is None:
-            axes.text(
-                0.01, y, f"return {row['return_mean']:.4g} (no score: not in a task table)", va="center", fontsize=8
-            )
-    for method, scores in known.items():
-        marker, color, label, offset = _MARKS[method]
-        found = [(scores[row["task"]], y) for y, row in enumerate(rows) if row["task"] in scores]
-        axes.scatter(
-            [x for x, _ in found],
-            [y + offset for _, y in found],
-            marker=marker,
-            s=34,
-            facecolor="white",
-            edgecolor=color,
-            linewidth=1.6,
-            zorder=4,
-            label=label,
-        )
-    axes.set_xlim(0.0, 1.04)
-    axes.set_xlabel("normalised score (DMControl: return / 1000, Meta-World: success rate)", fontsize=9)
-
-
-def _draw_returns(axes: Axes, rows: Sequence[Mapping[str, Any]], specs: Sequence[TaskSpec | None]) -> None:
-    found = [(y, row, spec.max_return) for y, (row, spec) in enumerate(zip(rows, specs)) if spec is not None]
-    axes.barh(
-        [y - 0.16 for y, _, _ in found],
-        [row["return_mean"] / top for _, row, top in found],
-        xerr=_clipped_errors([(row["return_mean"] / top, _return_error(row) / top) for _, row, top in found]),
-        color=_POLICY,
-        height=0.32,
-        **_ERROR_STYLE,
-    )
-    _draw_seeds(axes, [(run["return_mean"] / top, y - 0.16) for y, row, top in found for run in _seeds(row)])
-    data = [(y, row["behavior_return_mean"] / top) for y, row, top in found if row["behavior_return_mean"] is not None]
-    if data:
-        axes.barh([y + 0.16 for y, _ in data], [x for _, x in data], color=_DATA, height=0.32, label="mean of the data")
-    axes.set_xlim(0.0, 1.04)
-    axes.set_xlabel("return / largest possible return", fontsize=9)
-
-
-def _draw_seeds(axes: Axes, places: Sequence[tuple[float, float]]) -> None:
-    style = {"s": 26, "facecolor": "white", "edgecolor": _POLICY, "lw": 1.6, "zorder": 5}
-    _draw_points(axes, places, label="policy, each seed", **style)
-
-
-def _draw_points(axes: Axes, places: Sequence[tuple[float, float]], **style: Any) -> None:
-    if places:
-        axes.scatter([x for x, _ in places], [y for _, y in places], **style)
-
-
-def _seeds(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The policies of a task, where there are several."""
-    return row.get("seeds", ()) if len(row.get("seeds", ())) > 1 else ()
-
-
-def _baseline_score(row: Mapping[str, Any], method: str) -> list[float]:
-    values = method_scores(row, method)
-    return [float(np.mean(values))] if values else []
-
-
-_ERROR_STYLE: dict[str, Any] = {"error_kw": {"ecolor": "#1b1f24", "elinewidth": 1.1, "capsize": 2.5}}
-
-
-def _clipped_errors(points: Sequence[tuple[float, float]]) -> np.ndarray:
-    """Error bars [2, n] that stay inside [0, 1]: scores do."""
-    # nan, for no error bar, passes through
-    below = [max(min(error, value), 0.0) if math.isfinite(error) else error for value, error in points]
-    above = [max(min(error, 1.0 - value), 0.0) if math.isfinite(error) else error for value, error in points]
-    return np.array([below, above]).reshape(2, len(points))
-
-
-def _return_error(row: Mapping[str, Any]) -> float:
-    """Standard error of the return over the episodes of a single policy; of several, nan."""
-    return math.nan if _seeds(row) else row["return_std"] / math.sqrt(row["episodes"])
-
-
-def _score_error(row: Mapping[str, Any], spec: TaskSpec | None) -> float:
-    """Standard error of the score likewise: one for the episodes of several policies would hide how they differ."""
-    if spec is None or _seeds(row):
-        return math.nan
-    if spec.score_rule == "success":
-        deviation = math.sqrt(row["score"] * (1.0 - row["score"]))
-    else:
-        deviation = row["return_std"] / spec.max_return
-    return deviation / math.sqrt(row["episodes"])
-
-
-def _score_title(summary: Mapping[str, Any]) -> str:
-    count = len(summary["tasks"])
-    scored = sum(row["score"] is not None for row in summary["tasks"])
-    if not scored:
-        return f"{count} task{'s' if count > 1 else ''}"
-    which = f"{scored} task{'s' if scored > 1 else ''}" + (f" of {count}" if scored < count else "")
-    own = summary.get("statistics", {}).get("policy")
-    if own is None or own["mean"]["low"] is None:
-        return f"mean normalised score {summary['score_mean']:.3f} over {which}"
-    key, name = headline(own)
-    return f"{name} of the normalised score {format_interval(own, key)} over {which}"
-
-
-def _caption(summary: Mapping[str, Any]) -> str:
-    episodes = " or ".join(str(n) for n in sorted({row["episodes"] for row in summary["tasks"]}))
-    seeds = " or ".join(str(n) for n in sorted({len(_seeds(row)) for row in summary["tasks"]} - {0}))
-    if seeds:
-        return f"Bars: mean of {episodes} episodes over {seeds} seeds from seed {summary['seed']}"
-    return f"Bars: mean ± standard error of {episodes} episodes, seed {summary['seed']}"
-
-
-def cycle(values: Sequence[str], count: int) -> list[str]:
-    return [values[index % len(values)] for index in range(count)]
-
-
-def tidy_axes(axes: Axes, grid: str) -> None:
-    axes.grid(axis=grid, color="#d8dce1", lw=0.7)  # type: ignore[arg-type]
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure with a canvas of its own: pyplot and the user's backend are never touched."""
-    figure_module = require("matplotlib.figure", extra="plots", purpose="plotting")
-    backend = require("matplotlib.backends.backend_agg", extra="plots", purpose="plotting")
-    figure = figure_module.Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
-    backend.FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    target = Path(path)
-    target = target if target.suffix else target.with_suffix(".png")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(target) as temporary:
-        figure.savefig(temporary, format=target.suffix[1:])
-    return target
-
-
 def plot_profiles(
     scores: Mapping[str, npt.ArrayLike],
     path: str | os.PathLike[str],
@@ -314,13 +149,13 @@ def plot_profiles(
         'profiles.png'
     """
     reps = possible_reps(reps)
-    found = {
+    profiles = {
         name: performance_profile(matrix, thresholds, confidence=confidence, reps=reps, seed=seed)
         for name, matrix in _checked(scores).items()
     }
     figure = new_figure(8.0, 4.6)
     axes = figure.subplots()
-    for color, (name, profile) in zip(_colors(found, colors), found.items()):
+    for color, (name, profile) in zip(_colors(profiles, colors), profiles.items()):
         axes.plot(profile.thresholds, profile.values, color=color, lw=2.0, label=_label(name, profile))
         if profile.low is not None and profile.high is not None:
             axes.fill_between(profile.thresholds, profile.low, profile.high, color=color, alpha=0.18, lw=0)
@@ -329,7 +164,7 @@ def plot_profiles(
     axes.set_ylim(-0.02, 1.02)
     axes.margins(x=0.0)
     tidy_axes(axes, grid="both")
-    bands = any(profile.low is not None for profile in found.values())
+    bands = any(profile.low is not None for profile in profiles.values())
     note = f"Bands: {confidence:.0%} stratified bootstrap intervals over seeds, pointwise" if bands else None
     axes.legend(frameon=False, fontsize=9, title=note, title_fontsize=8)
     if title:
@@ -375,28 +210,157 @@ def plot_aggregates(
         'aggregates.png'
     """
     reps = possible_reps(reps)
-    found = {
+    results = {
         name: aggregate_scores(matrix, confidence=confidence, reps=reps, seed=seed)
         for name, matrix in _checked(scores).items()
     }
-    figure = new_figure(10.0, 0.42 * len(found) + 1.7)
+    figure = new_figure(10.0, 0.42 * len(results) + 1.7)
     panels = figure.subplots(1, len(_AGGREGATES), sharey=True)
     for axes, (key, label) in zip(panels, _AGGREGATES.items()):
-        for place, (color, statistics) in enumerate(zip(_colors(found, colors), found.values())):
+        for place, (color, statistics) in enumerate(zip(_colors(results, colors), results.values())):
             entry = getattr(statistics, key)
             if entry.low is not None:
                 axes.plot([entry.low, entry.high], [place, place], color=color, lw=7, alpha=0.3, solid_capstyle="butt")
             axes.plot([entry.value], [place], color=color, marker="o", ms=6)
         axes.set_title(label, fontsize=10, loc="left")
-        axes.set_yticks(range(len(found)), [_label(name, entry) for name, entry in found.items()], fontsize=9)
-        axes.set_ylim(len(found) - 0.5, -0.5)
+        axes.set_yticks(range(len(results)), [_label(name, entry) for name, entry in results.items()], fontsize=9)
+        axes.set_ylim(len(results) - 0.5, -0.5)
         tidy_axes(axes, grid="x")
     figure.supxlabel(units, fontsize=9)
-    intervals = any(entry.mean.low is not None for entry in found.values())
+    intervals = any(entry.mean.low is not None for entry in results.values())
     note = f"bars: {confidence:.0%} stratified bootstrap intervals over seeds" if intervals else None
     if title or note:
         figure.suptitle("; ".join(part for part in (title, note) if part), fontsize=10)
     return save_figure(figure, path)
+
+
+def _draw_scores(
+    axes: Axes,
+    rows: Sequence[Mapping[str, Any]],
+    specs: Sequence[TaskSpec | None],
+    known: Mapping[str, Mapping[str, float]],
+) -> None:
+    scored = [(y, row, spec) for y, (row, spec) in enumerate(zip(rows, specs)) if row["score"] is not None]
+    baselines = {
+        method: [(float(np.mean(scores)), y) for y, row in enumerate(rows) if (scores := method_scores(row, method))]
+        for method in _BASELINES
+    }
+    # marks of baselines stand below the bar
+    shift, height = (-0.16, 0.32) if any(baselines.values()) else (0.0, 0.62)
+    if scored:
+        values = [row["score"] for _, row, _ in scored]
+        errors = _clipped_errors(values, [_score_error(row, spec) for _, row, spec in scored])
+        axes.barh([y + shift for y, _, _ in scored], values, xerr=errors, height=height, label="policy", **_BAR)
+    _draw_seeds(axes, [(run["score"], y + shift) for y, row, _ in scored for run in _seeds(row)])
+    for method, points in baselines.items():
+        marker, color, offset = _BASELINES[method]
+        _draw_points(axes, points, offset, marker=marker, s=32, color=color, lw=1.6, zorder=4, label=METHODS[method])
+    for y, row in enumerate(rows):
+        if row["score"] is None:
+            text = f"return {row['return_mean']:.4g} (no score: not in a task table)"
+            axes.text(0.01, y, text, va="center", fontsize=8)
+    for method, published in known.items():
+        marker, color, offset = _PUBLISHED[method]
+        points = [(published[row["task"]], y) for y, row in enumerate(rows) if row["task"] in published]
+        style = {"marker": marker, "s": 34, "edgecolor": color, "zorder": 4, "label": METHODS[method], **_HOLLOW}
+        _draw_points(axes, points, offset, **style)
+    axes.set_xlim(0.0, 1.04)
+    axes.set_xlabel(UNITS, fontsize=9)
+
+
+def _draw_returns(axes: Axes, rows: Sequence[Mapping[str, Any]], specs: Sequence[TaskSpec | None]) -> None:
+    known = [(y, row, spec.max_return) for y, (row, spec) in enumerate(zip(rows, specs)) if spec is not None]
+    shares = [row["return_mean"] / top for _, row, top in known]
+    errors = _clipped_errors(shares, [_return_error(row) / top for _, row, top in known])
+    axes.barh([y - 0.16 for y, _, _ in known], shares, xerr=errors, height=0.32, **_BAR)
+    _draw_seeds(axes, [(run["return_mean"] / top, y - 0.16) for y, row, top in known for run in _seeds(row)])
+    data = [(y, row["behavior_return_mean"] / top) for y, row, top in known if row["behavior_return_mean"] is not None]
+    if data:
+        axes.barh([y + 0.16 for y, _ in data], [x for _, x in data], color=_DATA, height=0.32, label="mean of the data")
+    axes.set_xlim(0.0, 1.04)
+    axes.set_xlabel("return / largest possible return", fontsize=9)
+
+
+def _draw_seeds(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    _draw_points(axes, points, s=26, edgecolor=_POLICY, zorder=5, label="policy, each seed", **_HOLLOW)
+
+
+def _draw_points(axes: Axes, points: Sequence[tuple[float, float]], offset: float = 0.0, **style: Any) -> None:
+    if points:
+        axes.scatter([x for x, _ in points], [y + offset for _, y in points], **style)
+
+
+def _seeds(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The policies of a task, where there are several."""
+    return row.get("seeds", ()) if len(row.get("seeds", ())) > 1 else ()
+
+
+def _clipped_errors(values: Sequence[float], errors: Sequence[float]) -> np.ndarray:
+    """Error bars [2, n] that stay inside [0, 1], as scores do; nan, for no error bar, passes through."""
+    room = np.stack([values, 1.0 - np.asarray(values)])
+    return np.maximum(np.minimum(np.stack([errors, errors]), room), 0.0)
+
+
+def _return_error(row: Mapping[str, Any]) -> float:
+    """Standard error of the return over the episodes of a single policy; of several, nan."""
+    return math.nan if _seeds(row) else row["return_std"] / math.sqrt(row["episodes"])
+
+
+def _score_error(row: Mapping[str, Any], spec: TaskSpec | None) -> float:
+    """Standard error of the score likewise: one for the episodes of several policies would hide how they differ."""
+    if spec is None or _seeds(row):
+        return math.nan
+    if spec.score_rule == "success":
+        deviation = math.sqrt(row["score"] * (1.0 - row["score"]))
+    else:
+        deviation = row["return_std"] / spec.max_return
+    return deviation / math.sqrt(row["episodes"])
+
+
+def _score_title(summary: Mapping[str, Any]) -> str:
+    count = len(summary["tasks"])
+    scored = sum(row["score"] is not None for row in summary["tasks"])
+    if not scored:
+        return f"{count} task{'s' if count > 1 else ''}"
+    which = f"{scored} task{'s' if scored > 1 else ''}" + (f" of {count}" if scored < count else "")
+    own = summary.get("statistics", {}).get("policy")
+    if own is None or own["mean"]["low"] is None:
+        return f"mean normalised score {summary['score_mean']:.3f} over {which}"
+    key, name = headline(own)
+    return f"{name} of the normalised score {format_interval(own, key)} over {which}"
+
+
+def _caption(summary: Mapping[str, Any]) -> str:
+    episodes = " or ".join(str(n) for n in sorted({row["episodes"] for row in summary["tasks"]}))
+    seeds = " or ".join(str(n) for n in sorted({len(_seeds(row)) for row in summary["tasks"]} - {0}))
+    if seeds:
+        return f"Bars: mean of {episodes} episodes over {seeds} seeds from seed {summary['seed']}"
+    return f"Bars: mean ± standard error of {episodes} episodes, seed {summary['seed']}"
+
+
+def tidy_axes(axes: Axes, grid: str) -> None:
+    axes.grid(axis=grid, color="#d8dce1", lw=0.7)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure with a canvas of its own: pyplot and the user's backend are never touched."""
+    figure_module = require("matplotlib.figure", extra="plots", purpose="plotting")
+    backend = require("matplotlib.backends.backend_agg", extra="plots", purpose="plotting")
+    figure = figure_module.Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+    backend.FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    target = Path(path)
+    target = target if target.suffix else target.with_suffix(".png")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(target) as temporary:
+        figure.savefig(temporary, format=target.suffix[1:])
+    return target
 
 
 def _checked(scores: Mapping[str, npt.ArrayLike]) -> Mapping[str, npt.ArrayLike]:
@@ -406,10 +370,10 @@ def _checked(scores: Mapping[str, npt.ArrayLike]) -> Mapping[str, npt.ArrayLike]
 
 
 def _colors(names: Mapping[str, object], given: Mapping[str, str] | None) -> list[str]:
-    return [(given or {}).get(name, color) for name, color in zip(names, cycle(COLORS, len(names)))]
+    return [(given or {}).get(name, color) for name, color in zip(names, itertools.cycle(COLORS))]
 
 
-def _label(name: str, found: object) -> str:
+def _label(name: str, result: object) -> str:
     """A method and how much there is of it."""
-    seeds, tasks = (getattr(found, key) for key in ("seeds", "tasks"))
+    seeds, tasks = (getattr(result, key) for key in ("seeds", "tasks"))
     return f"{name} ({seeds} seed{'s' if seeds != 1 else ''}, {tasks} task{'s' if tasks != 1 else ''})"
