@@ -166,8 +166,8 @@ def test_aggregates_are_drawn_with_their_intervals(tmp_path, figures):
     assert [axes.get_title("left") for axes in panels] == ["interquartile mean", "mean", "median"]
     assert figures[0].get_supxlabel() == "return / 1000" and "95%" in figures[0].get_suptitle()
     bar, mark, alone = panels[0].lines
-    found = aggregate_scores(content["PWM"]).iqm
-    assert [*bar.get_xdata(), *mark.get_xdata()] == [found.low, found.high, found.value]
+    result = aggregate_scores(content["PWM"]).iqm
+    assert [*bar.get_xdata(), *mark.get_xdata()] == [result.low, result.high, result.value]
     assert [*alone.get_xdata()] == [aggregate_scores(content["TD-MPC2"]).iqm.value]
     assert panels[0].get_yticklabels()[0].get_text() == "PWM (3 seeds, 4 tasks)"
 

@@ -84,12 +84,12 @@ def test_unknown_names_are_refused():
     ],
 )
 def test_dflex_results_are_the_published_ones(task, ppo, sac, shac, tdmpc2, pwm, tdmpc2_final, pwm_final):
-    found = published_results("dflex")["tasks"][task]
-    peaks = [found["methods"][method]["peak"] for method in ("ppo", "sac", "shac", "tdmpc2", "pwm")]
+    result = published_results("dflex")["tasks"][task]
+    peaks = [result["methods"][method]["peak"] for method in ("ppo", "sac", "shac", "tdmpc2", "pwm")]
     assert peaks == pytest.approx([ppo, sac, shac, tdmpc2, pwm], abs=0.5)
-    assert found["ppo_peak"] == peaks[0]
+    assert result["ppo_peak"] == peaks[0]
     for method, final in (("tdmpc2", tdmpc2_final), ("pwm", pwm_final)):
-        entry = found["methods"][method]
+        entry = result["methods"][method]
         assert (round(entry["final_mean"]), round(entry["final_std"])) == final
         assert entry["seeds"] == len(entry["final_by_seed"]) == 5
         assert np.mean(entry["final_by_seed"]) == pytest.approx(entry["final_mean"], rel=1e-4)
@@ -158,20 +158,20 @@ ROWS = [full_row("walker-run", [0.9, 0.7]), full_row("mw-reach", [0.8, 0.8]), fu
 
 
 def test_a_run_is_compared_on_the_tasks_that_both_have():
-    found = compare_with_published(ROWS, "mt80", remarks=["Other data."])
-    pwm = found["methods"]["pwm"]
+    result = compare_with_published(ROWS, "mt80", remarks=["Other data."])
+    pwm = result["methods"]["pwm"]
     # published: 0.824062, 0.8 and 1.0
     assert pwm["tasks"] == 3 and (pwm["higher"], pwm["equal"], pwm["lower"]) == (0, 1, 2)
     assert pwm["own"]["mean"] == pytest.approx(0.7) and pwm["published"]["mean"] == pytest.approx(2.624062 / 3)
     assert pwm["difference"]["value"] == pytest.approx(0.7 - 2.624062 / 3)
-    assert found["tasks"]["walker-run"]["pwm"]["difference"] == pytest.approx(0.8 - 0.824062)
+    assert result["tasks"]["walker-run"]["pwm"]["difference"] == pytest.approx(0.8 - 0.824062)
     tdmpc2 = {"score": 0.527329, "std": 0.0251772, "difference": pytest.approx(0.8 - 0.527329)}
-    assert found["tasks"]["walker-run"]["tdmpc2"] == tdmpc2
-    assert found["methods"]["tdmpc2"]["higher"] == 1
-    assert found["remarks"] == ["Other data."] and found["task_set"] == "mt80"
+    assert result["tasks"]["walker-run"]["tdmpc2"] == tdmpc2
+    assert result["methods"]["tdmpc2"]["higher"] == 1
+    assert result["remarks"] == ["Other data."] and result["task_set"] == "mt80"
     whole = {"tasks": 80, "mean": 0.817942, "iqm": 0.913441, "dm_control": 0.751178, "metaworld": 0.858}
     assert pwm["whole_set"] == whole
-    assert set(found["methods"]["pwm_horizon3"]["whole_set"]) == {"tasks", "mean", "iqm"}
+    assert set(result["methods"]["pwm_horizon3"]["whole_set"]) == {"tasks", "mean", "iqm"}
 
 
 def test_the_interval_of_the_difference_is_that_of_the_run():

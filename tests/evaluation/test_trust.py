@@ -30,11 +30,13 @@ def test_open_loop_rewards_are_those_of_single_steps(model):
         },
         [3, 4],
     )
-    found = open_loop_rewards(model, batch)
+    rewards = open_loop_rewards(model, batch)
     latent, task = model.encode_observation(batch["observation"][:, 0], batch["task"][:, 0]), batch["task"][:, 0]
     for step in range(4):
         action = batch["action"][:, step]
-        torch.testing.assert_close(found[:, step], model.decode_reward(model.reward_logits(latent, action, task))[:, 0])
+        torch.testing.assert_close(
+            rewards[:, step], model.decode_reward(model.reward_logits(latent, action, task))[:, 0]
+        )
         latent = model.next_latent(latent, action, task)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: rollouts in the real environments, scores, summaries, plots and films.
+"""Evaluation: rollouts in the real environments, scores, summaries, plots and film strips.
 
 Every name is imported on first use, so that this folder loads without a simulator or a plotting library.
 """
@@ -11,7 +11,7 @@ from torchrl_pwm._utils.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from torchrl_pwm.evaluation.curves import plot_training, read_metrics
-    from torchrl_pwm.evaluation.html_report import Film, write_html_report
+    from torchrl_pwm.evaluation.html_report import write_html_report
     from torchrl_pwm.evaluation.plots import plot_aggregates, plot_profiles, plot_scores
     from torchrl_pwm.evaluation.results import EvaluationResult
     from torchrl_pwm.evaluation.rollouts import evaluate_policy
@@ -31,14 +31,15 @@ if TYPE_CHECKING:
         read_summary,
         write_summary,
     )
-    from torchrl_pwm.evaluation.video import film_pictures, film_strip
+    from torchrl_pwm.evaluation.video import Film, FilmStrip, film_pictures, film_strip
 
 _HOME = {
     "EvaluationResult": "results",
     "aggregate_scores": "statistics",
     "compare_with_published": "scores",
     "evaluate_policy": "rollouts",
-    "Film": "html_report",
+    "Film": "video",
+    "FilmStrip": "video",
     "film_pictures": "video",
     "film_strip": "video",
     "format_table": "summary",
@@ -63,6 +64,7 @@ _HOME = {
 __all__ = [
     "EvaluationResult",
     "Film",
+    "FilmStrip",
     "aggregate_scores",
     "compare_with_published",
     "evaluate_policy",

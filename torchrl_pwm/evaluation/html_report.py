@@ -1,9 +1,8 @@
-"""The report of a run: one HTML page with its scores, baselines, learning curves, films and configuration."""
+"""HTML report of a run: one page with its scores, baselines, learning curves, film strips and configuration."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import functools
 import io
 import os
@@ -21,25 +20,13 @@ from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 from torchrl_pwm.evaluation.curves import Series, mean_curve
 from torchrl_pwm.evaluation.plots import new_figure
 from torchrl_pwm.evaluation.statistics import METHODS, compare_methods, headline, method_scores
+from torchrl_pwm.evaluation.video import FilmStrip
 
-__all__ = ["Film", "write_html_report"]
+__all__ = ["write_html_report"]
 
 Runs = Mapping[int, Mapping[str, Series]]
 CHART_SIZE = (480, 284)  # in the units of its SVG
 _OPEN_TASKS = 8  # the sections of more tasks are closed at first
-
-
-@dataclasses.dataclass(frozen=True)
-class Film:
-    """Pictures of one episode.
-
-    Args:
-        pictures: number of the step and JPEG file of each.
-        caption: which episode it is.
-    """
-
-    pictures: Sequence[tuple[int, bytes]]
-    caption: str
 
 
 def write_html_report(
@@ -49,7 +36,7 @@ def write_html_report(
     task_set: str | TaskSet = "mt80",
     title: str | None = None,
     curves: Mapping[str, Runs] | None = None,
-    films: Mapping[str, Film] | None = None,
+    films: Mapping[str, FilmStrip] | None = None,
     config: str | None = None,
     made: str | None = None,
 ) -> Path:
@@ -62,7 +49,7 @@ def write_html_report(
         title: heading. Default: the number of tasks.
         curves: by task and seed, metrics as :func:`~torchrl_pwm.evaluation.read_metrics` reads them. Those shown are
             ``predicted_return`` beside ``real_return``, and ``trust_step1`` to ``trust_step16``; any may be missing.
-        films: by task, pictures of an episode.
+        films: by task, the film strip of an episode.
         config: the run's configuration as text.
         made: when the report was made.
 
@@ -154,8 +141,8 @@ def _beaten(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return {"better": better, "equal": equal, "tasks": len(pairs)}
 
 
-def _task(row: Mapping[str, Any], runs: Runs, film: Film | None) -> dict[str, Any]:
-    """What the page shows of one task."""
+def _task(row: Mapping[str, Any], runs: Runs, film: FilmStrip | None) -> dict[str, Any]:
+    """Content of the section of one task."""
     scores = {method: method_scores(row, method) for method in METHODS}
     means = {method: float(np.mean(values)) for method, values in scores.items() if values}
     # the methods that had the same data; several may be equally good

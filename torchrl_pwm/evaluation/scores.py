@@ -137,10 +137,10 @@ def reference_average(
     if part not in _AVERAGES:
         raise ValueError(f"unknown part {part!r}; known are {', '.join(_AVERAGES)}")
     name = _published_set(task_set)
-    found = published_table(name).get(_AVERAGES[part], {})
-    if _method(method) not in found:
+    averages = published_table(name).get(_AVERAGES[part], {})
+    if _method(method) not in averages:
         raise ValueError(f"{name} has no {part} average of {_method(method)}; use part='all'")
-    return found[_method(method)]
+    return averages[_method(method)]
 
 
 def _published_set(task_set: str | TaskSet) -> str:
@@ -243,8 +243,8 @@ def compare_with_published(
 
     Examples:
         >>> row = dict(task="walker-run", score=0.9)
-        >>> found = compare_with_published([row], "mt80")["methods"]["pwm"]
-        >>> found["published"]["mean"], round(found["difference"]["value"], 3), found["whole_set"]["mean"]
+        >>> pwm = compare_with_published([row], "mt80")["methods"]["pwm"]
+        >>> pwm["published"]["mean"], round(pwm["difference"]["value"], 3), pwm["whole_set"]["mean"]
         (0.824062, 0.076, 0.817942)
     """
     name = get_task_set(task_set).name
@@ -288,8 +288,8 @@ def compare_with_published(
 
 
 def _averages(scores: np.ndarray) -> dict[str, float]:
-    found = aggregate_scores(scores, reps=0)
-    return {"mean": found.mean.value, "iqm": found.iqm.value}
+    result = aggregate_scores(scores, reps=0)
+    return {"mean": result.mean.value, "iqm": result.iqm.value}
 
 
 def _whole_set(table: Mapping[str, Any], method: str) -> dict[str, float]:

@@ -47,7 +47,7 @@ class Aggregate:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreStatistics:
-    """What :func:`aggregate_scores` found.
+    """Aggregates of scores, by :func:`aggregate_scores`.
 
     Args:
         iqm: interquartile mean over all runs of all tasks: the mean of the middle half.
@@ -94,8 +94,8 @@ def aggregate_scores(
     their package rliable.
 
     Examples:
-        >>> found = aggregate_scores([[0.0, 0.5, 0.6, 1.0]])
-        >>> found.iqm, found.mean.value, found.tasks, found.seeds
+        >>> result = aggregate_scores([[0.0, 0.5, 0.6, 1.0]])
+        >>> result.iqm, result.mean.value, result.tasks, result.seeds
         (Aggregate(value=0.55, low=None, high=None), 0.525, 4, 1)
     """
     matrix = score_matrix(scores, confidence, reps)
@@ -104,7 +104,7 @@ def aggregate_scores(
     highs: Sequence[float | None] = [None] * len(values)
     if reps and len(matrix) > 1:
         lows, highs = _intervals(matrix, confidence, reps, seed).tolist()
-    iqm, mean, median = (Aggregate(*found) for found in zip(values.tolist(), lows, highs))
+    iqm, mean, median = (Aggregate(*numbers) for numbers in zip(values.tolist(), lows, highs))
     return ScoreStatistics(iqm, mean, median, seeds=len(matrix), tasks=matrix.shape[1], confidence=confidence)
 
 
@@ -159,7 +159,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PerformanceProfile:
-    """What :func:`performance_profile` found.
+    """Performance profile of scores, by :func:`performance_profile`.
 
     Args:
         thresholds: scores tau [K], ascending.
@@ -271,7 +271,7 @@ def compare_methods(rows: Sequence[Mapping[str, Any]], *, seed: int = 0) -> dict
     Raises:
         ValueError: if a method has more seeds in one task than in another.
     """
-    found = {}
+    results = {}
     for method, label in METHODS.items():
         scores = {row["task"]: values for row in rows if (values := method_scores(row, method))}
         if not scores:
@@ -280,8 +280,8 @@ def compare_methods(rows: Sequence[Mapping[str, Any]], *, seed: int = 0) -> dict
         if len(set(counts.values())) > 1:
             raise ValueError(f"{label} must have as many seeds in every task, found {counts}; add the missing runs")
         matrix = np.array(list(scores.values())).T
-        found[method] = aggregate_scores(matrix, reps=possible_reps(), seed=seed).to_dict()
-    return found
+        results[method] = aggregate_scores(matrix, reps=possible_reps(), seed=seed).to_dict()
+    return results
 
 
 def headline(statistics: Mapping[str, Any]) -> tuple[str, str]:

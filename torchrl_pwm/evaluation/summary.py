@@ -19,32 +19,17 @@ from torchrl_pwm.evaluation.statistics import METHODS, aggregate_scores, compare
 
 __all__ = ["format_interval", "format_table", "make_summary", "package_versions", "read_summary", "write_summary"]
 
-# Which entries of a row may be null: success where a task has none, score where an env is in no table, the data's
-# mean and the extraction time where there was no data or no extraction.
-_ROW = {
-    "task": False,
-    "return_mean": False,
-    "return_std": False,
-    "success": True,
-    "score": True,
-    "behavior_return_mean": True,
-    "episodes": False,
-    "seconds_extraction": True,
-}
-_ROW_MORE = ("seeds", "baselines", "published")
-# A policy or a baseline: where the spread of the data's returns is not known, and how many episodes there were, null.
+# Numbers of a policy or a baseline, and whether each may be null: success where a task has none, score where an env is
+# in no table, the spread of the data's returns and how many episodes they were where that is not known.
 _OUTCOME = {"return_mean": False, "return_std": True, "success": True, "score": True, "episodes": True}
+# Numbers of a row: the data's mean and the extraction time may be null where there was no data or no extraction.
+_ROW = {**_OUTCOME, "return_std": False, "episodes": False, "behavior_return_mean": True, "seconds_extraction": True}
+_ROW_MORE = ("seeds", "baselines", "published")
 _TOP = ("tasks", "score_mean", "seconds_total", "seed", "versions")
 _TOP_MORE = ("statistics", "notes", "comparison")
 _COMPARISON = ("task_set", "source", "remarks", "tasks", "methods")
-_TITLES = {
-    "cloning": "BC",
-    "data": "data",
-    "random": "random",
-    "pwm": "PWM*",
-    "tdmpc2": "TD-MPC2*",
-    "pwm_horizon3": "PWM-H3*",
-}
+_TITLES = {"cloning": "BC", "data": "data", "random": "random"}
+_TITLES |= {"pwm": "PWM*", "tdmpc2": "TD-MPC2*", "pwm_horizon3": "PWM-H3*"}
 
 
 def make_summary(
@@ -172,10 +157,10 @@ def _check(summary: Any, where: str) -> None:
     if not isinstance(summary["tasks"], list):
         raise ValueError(f"tasks of {where} must be a list of rows, found {type(summary['tasks']).__name__}")
     for number, row in enumerate(summary["tasks"]):
-        _check_keys(row, tuple(_ROW), _ROW_MORE, f"task row {number} of {where}")
+        _check_keys(row, ("task", *_ROW), _ROW_MORE, f"task row {number} of {where}")
         if not isinstance(row["task"], str):
             raise ValueError(f"task of row {number} of {where} must be a name, found {row['task']!r}")
-        _check_numbers(row, {key: null for key, null in _ROW.items() if key != "task"}, f"{row['task']} in {where}")
+        _check_numbers(row, _ROW, f"{row['task']} in {where}")
         _check_more(row, f"{row['task']} in {where}")
     names = [row["task"] for row in summary["tasks"]]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -233,15 +218,12 @@ def _check_keys(value: Any, keys: tuple[str, ...], more: tuple[str, ...], where:
 
 def _check_numbers(entry: Mapping[str, Any], keys: Mapping[str, bool], where: str) -> None:
     for key, optional in keys.items():
-        _check_number(entry[key], f"{key} of {where}", optional)
-
-
-def _check_number(value: Any, where: str, optional: bool) -> None:
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        expected = "a finite number or null" if optional else "a finite number"
-        raise ValueError(f"{where} must be {expected}, found {value!r}; look for the step that produced it")
+        value = entry[key]
+        if value is None and optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            expected = f"a finite number{' or null' * optional}, found {value!r}"
+            raise ValueError(f"{key} of {where} must be {expected}; look for the step that produced it")
 
 
 def format_table(
@@ -326,10 +308,10 @@ def format_table(
 
 def format_interval(statistics: Mapping[str, Any], key: str = "iqm") -> str:
     """An aggregate with its confidence interval, such as ``"0.512 [0.430, 0.571]"``."""
-    found = statistics[key]
-    if found["low"] is None:
-        return f"{found['value']:.3f}"
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    aggregate = statistics[key]
+    if aggregate["low"] is None:
+        return f"{aggregate['value']:.3f}"
+    return f"{aggregate['value']:.3f} [{aggregate['low']:.3f}, {aggregate['high']:.3f}]"
 
 
 def _published_columns(
@@ -346,9 +328,9 @@ def _published_columns(
             columns[_TITLES[method]] = [known.get(row["task"]) for row in rows]
         return columns
     for method in comparison["methods"]:
-        found = [comparison["tasks"].get(row["task"], {}).get(method, {}) for row in rows]
-        columns[_TITLES[method]] = [entry.get("score") for entry in found]
-        columns[f"diff {method}"] = [entry.get("difference") for entry in found]
+        entries = [comparison["tasks"].get(row["task"], {}).get(method, {}) for row in rows]
+        columns[_TITLES[method]] = [entry.get("score") for entry in entries]
+        columns[f"diff {method}"] = [entry.get("difference") for entry in entries]
     return columns
 
 
@@ -356,14 +338,14 @@ def _beside_the_papers(comparison: Mapping[str, Any]) -> list[str]:
     """Run minus published over the tasks that both have, and the published averages of the whole set."""
     lines = []
     parts = {"mean": "mean", "iqm": "IQM", "dm_control": "DMControl", "metaworld": "Meta-World"}
-    for found in comparison["methods"].values():
-        gap, whole = found["difference"], found["whole_set"]
+    for result in comparison["methods"].values():
+        gap, whole = result["difference"], result["whole_set"]
         interval = "" if gap["low"] is None else f" [{gap['low']:+.3f}, {gap['high']:+.3f}]"
         averages = ", ".join(f"{name} {whole[part]:.3f}" for part, name in parts.items() if part in whole)
-        counts = ", ".join(f"{how} in {found[how]}" for how in ("higher", "equal", "lower"))
-        tasks = f"{found['tasks']} task{'s' if found['tasks'] > 1 else ''}"
+        counts = ", ".join(f"{how} in {result[how]}" for how in ("higher", "equal", "lower"))
+        tasks = f"{result['tasks']} task{'s' if result['tasks'] > 1 else ''}"
         lines.append(
-            f"This run minus {found['label']}: {gap['value']:+.3f}{interval} over {tasks} ({counts}). "
+            f"This run minus {result['label']}: {gap['value']:+.3f}{interval} over {tasks} ({counts}). "
             f"As published over {whole['tasks']} tasks: {averages}."
         )
     return [*lines, *comparison["remarks"]]
@@ -393,13 +375,10 @@ def _notes(summary: Mapping[str, Any], known: bool, task_set: str | TaskSet) -> 
         text += "; one seed per task gives no confidence interval, seeds=3 does."
     else:
         text += '; its confidence interval needs pip install "torchrl-pwm[stats]".'
-    if "cloning" not in statistics:
-        return [text, *remarks]
-    return [
-        text,
-        f"BC, {METHODS['cloning']} on the same data: {format_interval(statistics['cloning'], key)}.",
-        *remarks,
-    ]
+    lines = [text]
+    if "cloning" in statistics:
+        lines.append(f"BC, {METHODS['cloning']} on the same data: {format_interval(statistics['cloning'], key)}.")
+    return [*lines, *remarks]
 
 
 def _mean(values: Sequence[float]) -> float | None:
