@@ -32,7 +32,7 @@ class FilmStrip:
     caption: str
 
 
-Film = FilmStrip  # its name until now
+Film = FilmStrip  # another name of it
 
 
 def film_strip(
