@@ -9,7 +9,6 @@ OPTIONAL = (
     "gymnasium",
     "huggingface_hub",
     "hydra",
-    "imageio",
     "isaacgym",
     "isaacgymenvs",
     "matplotlib",

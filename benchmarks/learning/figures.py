@@ -13,7 +13,9 @@ from matplotlib.ticker import EngFormatter
 from benchmarks.learning.groups import METHODS, Group
 from benchmarks.learning.records import Curve, Records
 from torchrl_pwm.evaluation import plot_aggregates, plot_profiles
-from torchrl_pwm.evaluation.plots import _figure, _save, _tidy
+from torchrl_pwm.evaluation.plots import new_figure as _figure
+from torchrl_pwm.evaluation.plots import save_figure as _save
+from torchrl_pwm.evaluation.plots import tidy_axes as _tidy
 
 COLORS = dict(METHODS.values())
 _INK, _MUTED = "#1b1f24", "#59626d"

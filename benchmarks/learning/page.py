@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks.learning.figures import Picture, count_seeds
 from benchmarks.learning.groups import METHODS, Group
-from torchrl_pwm.evaluation.comparison import headline
 from torchrl_pwm.evaluation.html_report import template_environment
+from torchrl_pwm.evaluation.statistics import headline
 
 _TEMPLATE = Path(__file__).with_name("suite.html")
 _NOTES = {

@@ -1,4 +1,4 @@
-"""A batched env whose episodes are known in closed form."""
+"""A batched env whose returns and lengths are known."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torchrl.envs import EnvBase
 
 
 class CountingEnv(EnvBase):
-    """Observation: [steps taken, episode number, seed]. Reward: 1 + action, plus ``bonus`` of the row.
+    """Observation: [steps taken, episode number, seed]. Reward: 1 + action, plus ``bonus``.
 
     Args:
-        lengths: steps per episode, one number per row.
-        faults: key ("reward", "observation") to (row, episode, step) where it is NaN.
+        lengths: steps per episode, one number per env.
+        faults: key ("reward", "observation") to (env, episode, step) where it is NaN.
         success: whether to write success, which is true after an even number of steps.
         pixels: whether to write pixels, whose value is the number of steps taken.
     """
@@ -59,9 +59,8 @@ class CountingEnv(EnvBase):
             torch.manual_seed(self.seed_used)
 
     def _faulty(self, key: str) -> torch.Tensor:
-        row, episode, step = self.faults.get(key, (-1, -1, -1))
-        rows = torch.arange(len(self.count))
-        return (rows == row) & (self.episode == episode) & (self.count == step)
+        env, episode, step = self.faults.get(key, (-1, -1, -1))
+        return (torch.arange(len(self.count)) == env) & (self.episode == episode) & (self.count == step)
 
     def _state(self) -> dict[str, torch.Tensor]:
         observation = torch.stack([self.count, self.episode, torch.full_like(self.count, self.seed_used)], -1).float()

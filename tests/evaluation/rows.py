@@ -1,8 +1,10 @@
-"""Rows of summaries with several seeds, baselines and published scores."""
+"""Rows of summaries with several seeds, baselines and published scores, and matrices of scores."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import numpy as np
 
 from torchrl_pwm.envs import MT80
 
@@ -36,3 +38,11 @@ def full_row(task: str, policy: list[float], cloning: list[float] | None = None,
         "published": {"pwm": 0.9, "tdmpc2": 0.7},
         **changes,
     }
+
+
+TWO_SEEDS = [full_row("walker-run", [0.2, 0.6], [0.5, 0.3]), full_row("mw-reach", [1.0, 0.8], [0.9, 0.9])]
+
+
+def scores(seeds: int = 5, tasks: int = 8, seed: int = 0) -> np.ndarray:
+    """Uniform scores [seeds, tasks]."""
+    return np.random.default_rng(seed).uniform(size=(seeds, tasks))

@@ -14,7 +14,7 @@ pytest.importorskip("jinja2")
 from tests.evaluation.rows import full_row, outcome
 from torchrl_pwm.envs import MT80
 from torchrl_pwm.evaluation import Film, compare_with_published, film_pictures, make_summary, write_html_report
-from torchrl_pwm.evaluation.html_report import _side_by_side
+from torchrl_pwm.evaluation.html_report import template_environment
 
 VOID = {"meta", "img", "br"}
 ROWS = [full_row("walker-run", [0.2, 0.6], [0.5, 0.4]), full_row("mw-reach", [1.0, 0.8], [0.9, 0.9])]
@@ -84,9 +84,9 @@ def whole(tmp_path):
 
 
 def test_page_needs_nothing_from_elsewhere(whole):
-    found, _, text = whole
-    assert not found.all("script") and not found.all("link")
-    for tag, attrs in found.elements:
+    content, _, text = whole
+    assert not content.all("script") and not content.all("link")
+    for tag, attrs in content.elements:
         for name in ("src", "href", "xlink:href"):
             if name in attrs:
                 assert attrs[name].startswith(("#", "data:image/jpeg;base64,")), (tag, attrs[name])
@@ -94,43 +94,43 @@ def test_page_needs_nothing_from_elsewhere(whole):
 
 
 def test_links_and_labels_lead_somewhere_and_ids_are_unique(whole):
-    found, _, _ = whole
-    assert len(found.ids) == len(set(found.ids))
-    targets = [attrs["href"][1:] for tag, attrs in found.elements if attrs.get("href", "").startswith("#")]
-    targets += [attrs["aria-labelledby"] for _, attrs in found.elements if "aria-labelledby" in attrs]
-    assert targets and set(targets) <= set(found.ids)
+    content, _, _ = whole
+    assert len(content.ids) == len(set(content.ids))
+    targets = [attrs["href"][1:] for tag, attrs in content.elements if attrs.get("href", "").startswith("#")]
+    targets += [attrs["aria-labelledby"] for _, attrs in content.elements if "aria-labelledby" in attrs]
+    assert targets and set(targets) <= set(content.ids)
 
 
 def test_pictures_and_charts_are_described(whole):
-    found, _, _ = whole
-    assert [image["alt"] for image in found.all("img")] == [f"walker-run at step {step}" for step in (0, 5, 10)]
-    plots = [attrs for attrs in found.all("svg") if "plot" in attrs.get("class", "")]
+    content, _, _ = whole
+    assert [image["alt"] for image in content.all("img")] == [f"walker-run at step {step}" for step in (0, 5, 10)]
+    plots = [attrs for attrs in content.all("svg") if "plot" in attrs.get("class", "")]
     assert len(plots) == 2 and all(attrs["role"] == "img" for attrs in plots)
     assert plots[0]["aria-label"].endswith("at its end: predicted return 300.5, real return 90.0.")
     assert "imagined step 16 +0.160" in plots[1]["aria-label"]
-    for attrs in found.all("svg"):
+    for attrs in content.all("svg"):
         assert attrs.get("aria-hidden") == "true" or "aria-label" in attrs or "mark" in attrs["class"]
-    assert found.all("html")[0]["lang"] == "en" and found.all("meta")[1]["name"] == "viewport"
+    assert content.all("html")[0]["lang"] == "en" and content.all("meta")[1]["name"] == "viewport"
 
 
 def test_headline_and_table_hold_the_numbers_of_the_summary(whole):
-    found, summary, _ = whole
+    content, summary, _ = whole
     own = summary["statistics"]["policy"]
-    assert "0.650" in found.text and f"{own['mean']['low']:.3f} to {own['mean']['high']:.3f}" in found.text
+    assert "0.650" in content.text and f"{own['mean']['low']:.3f} to {own['mean']['high']:.3f}" in content.text
     # 0.4 against 0.45, 0.9 against 0.9
-    assert "0 of 2" in found.text and "as good in 1 more" in found.text
+    assert "0 of 2" in content.text and "as good in 1 more" in content.text
     for number in ("0.20 0.60", "0.450", "0.300", "0.050", "0.900", "0.700", "400.0 ± 100.0", "90%"):
-        assert number in found.text, number
-    assert "First episode: return 7." in found.text and "2026-11-21" in found.text
+        assert number in content.text, number
+    assert "First episode: return 7." in content.text and "2026-11-21" in content.text
 
 
 def test_a_run_stands_beside_the_papers(tmp_path):
     comparison = compare_with_published(ROWS, "mt80", remarks=["Not the published data: <few>."])
     summary = make_summary(ROWS, seed=0, seconds_total=60.0, comparison=comparison)
     text = write_html_report(summary, tmp_path / "a.html").read_text(encoding="utf-8")
-    found = Page(text)
-    assert "papers" in found.ids and "&lt;few&gt;" in text and "2407.02466" in found.text
-    section = found.text.split("Beside the papers")[-1]
+    content = Page(text)
+    assert "papers" in content.ids and "&lt;few&gt;" in text and "2407.02466" in content.text
+    section = content.text.split("Beside the papers")[-1]
     for number in (
         "0.824",
         "-0.424",
@@ -167,12 +167,13 @@ def test_text_of_others_is_escaped(tmp_path):
 
 
 def test_curves_of_each_seed_and_their_mean_are_drawn(whole):
-    found, _, _ = whole
-    classes = [attrs["class"] for attrs in found.all("path") if "curve" in attrs.get("class", "")]
-    assert classes.count("curve predicted seed") == classes.count("curve real seed") == 2
-    assert classes.count("curve predicted") == classes.count("curve trust3") == 1
-    levels = [attrs["class"] for attrs in found.all("line") if "level" in attrs["class"]]
-    assert levels == ["level m-random", "level m-cloning", "level m-data", "level zero"]
+    styles = [path["style"] for path in whole[0].all("path") if "stroke: var(" in path.get("style", "")]
+    # predicted and real return, and the trust probe at its last step
+    for color in ("pwm", "policy", "t3"):
+        faint = ["opacity" in style for style in styles if f"stroke: var(--{color})" in style]
+        assert faint == [True, True, False], color
+    levels = [re.search(r"var\(--(\w+)\)", style)[1] for style in styles if "dasharray" in style]
+    assert levels == ["random", "cloning", "data"]
 
 
 def test_missing_curves_films_and_baselines_are_left_out(tmp_path):
@@ -184,12 +185,12 @@ def test_missing_curves_films_and_baselines_are_left_out(tmp_path):
     }
     unscored = {**plain, "task": "Pendulum-v1", "score": None}
     only = {0: {"real_return": series(1.0), "trust_step4": series(0.1, float("nan"))}}
-    found, _, text = page(tmp_path, [plain, unscored], curves={"walker-run": only})
-    assert "one seed: no confidence interval" in found.text and "No curves or pictures were recorded." in found.text
-    assert "no score" in found.text and "Baselines" not in found.text and "Configuration" not in found.text
-    assert "Better than behaviour cloning" not in found.text and text.count('class="plot"') == 2
-    assert "predicted return" not in found.text and "imagined step 4" in found.text
-    assert "step 16, " not in found.text
+    content, _, text = page(tmp_path, [plain, unscored], curves={"walker-run": only})
+    assert "one seed: no confidence interval" in content.text and "No curves or pictures were recorded." in content.text
+    assert "no score" in content.text and "Baselines" not in content.text and "Configuration" not in content.text
+    assert "Better than behaviour cloning" not in content.text and text.count('class="plot"') == 2
+    assert "predicted return" not in content.text and "imagined step 4" in content.text
+    assert "step 16, " not in content.text
 
 
 @pytest.mark.parametrize("score", [None, 0.5])
@@ -199,26 +200,34 @@ def test_an_env_outside_the_tables_alone_has_a_report(tmp_path, score):
 
 
 def test_eighty_tasks_have_closed_sections(tmp_path):
-    found, _, _ = page(tmp_path, [full_row(task, [0.5], [0.4]) for task in MT80.names])
-    sections = [attrs for attrs in found.all("details") if attrs.get("class") == "task"]
+    content, _, _ = page(tmp_path, [full_row(task, [0.5], [0.4]) for task in MT80.names])
+    sections = [attrs for attrs in content.all("details") if attrs.get("class") == "task"]
     assert len(sections) == 80 and not any("open" in attrs for attrs in sections)
-    assert "80 of 80" in found.text
+    assert "80 of 80" in content.text
 
 
-def test_marks_of_equal_scores_stand_side_by_side_inside_the_scale():
-    found = {method: (value, shift) for method, value, shift in _side_by_side({"a": 1.0, "b": 0.99, "c": 0.5})}
-    assert found == {"c": (0.5, 0), "b": (0.99, -1), "a": (1.0, 0)}
-    assert [shift for _, _, shift in _side_by_side({"a": 0.0, "b": 0.0, "c": 0.01})] == [0, 1, 2]
-    assert [shift for _, _, shift in _side_by_side({"a": 0.5, "b": 0.5, "c": 0.5})] == [-1, 0, 1]
+@pytest.mark.parametrize(
+    "scores, shifts",
+    [((0.5, 0.99, 1.0), (0, -15, 0)), ((0.0, 0.0, 0.01), (0, 15, 30)), ((0.5, 0.5, 0.5), (-15, 0, 15))],
+)
+def test_marks_of_equal_scores_stand_side_by_side_inside_the_scale(tmp_path, scores, shifts):
+    random, pwm, tdmpc2 = scores
+    others = {"baselines": {"random": outcome("walker-run", random)}, "published": {"pwm": pwm, "tdmpc2": tdmpc2}}
+    content = page(tmp_path, [full_row("walker-run", [0.7], **others)])[0]
+    places = [mark["style"] for mark in content.all("svg") if "calc(" in mark.get("style", "")]
+    assert places == [f"left:calc({100 * score:.2f}% + {shift}px)" for score, shift in zip(scores, shifts)]
 
 
-def test_empty_summary_and_missing_jinja_are_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("module", ["jinja2", "matplotlib.figure"])
+def test_missing_extra_names_the_install_command(tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    template_environment.cache_clear()
+    with pytest.raises(ImportError, match=r'pip install "torchrl-pwm\[plots\]"'):
+        write_html_report(make_summary(ROWS, seed=0, seconds_total=1), tmp_path / "a.html", curves=CURVES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_summary_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no task"):
         write_html_report(make_summary([], seed=0, seconds_total=1), tmp_path / "a.html")
-    from torchrl_pwm.evaluation import html_report
-
-    html_report.template_environment.cache_clear()
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(ImportError, match=r'pip install "torchrl-pwm\[plots\]"'):
-        write_html_report(make_summary(ROWS, seed=0, seconds_total=1), tmp_path / "a.html")
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
+"""Pictures of scores, by task and by method."""
+
 from __future__ import annotations
 
-import io
 import itertools
 import subprocess
 import sys
@@ -9,16 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.evaluation.rows import TWO_SEEDS, scores
 from torchrl_pwm.envs import MT80
 from torchrl_pwm.evaluation import (
-    film_pictures,
-    film_strip,
+    aggregate_scores,
     make_summary,
+    performance_profile,
+    plot_aggregates,
+    plot_profiles,
     plot_scores,
-    plot_training,
-    plots,
-    read_metrics,
-    save_video,
 )
 from torchrl_pwm.evaluation.scores import find_task_spec
 
@@ -44,20 +44,6 @@ def summary(names, **changes):
             }
         )
     return make_summary(rows, seed=0, seconds_total=1)
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are saved, to look at what they hold."""
-    seen = []
-    original = plots._save
-
-    def save(figure, path):
-        seen.append(figure)
-        return original(figure, path)
-
-    monkeypatch.setattr(plots, "_save", save)
-    return seen
 
 
 def bars(axes):
@@ -96,13 +82,18 @@ def test_score_plot_takes_envs_outside_the_tables_and_missing_data(tmp_path, fig
     assert "1 task of 2" in figures[0].get_suptitle()
 
 
-def test_error_bars_are_standard_errors_that_stay_within_the_scale():
-    rows = summary(["walker-run"])["tasks"]
-    assert plots._score_error(rows[0], MT80["walker-run"]) == pytest.approx(0.1 / np.sqrt(10))
-    assert plots._score_error({**rows[0], "score": 0.5}, MT80["mw-reach"]) == pytest.approx(0.5 / np.sqrt(10))
-    assert plots._clipped_errors([(0.95, 0.2), (0.1, 0.2)]).tolist() == pytest.approx(
-        np.array([[0.2, 0.1], [0.05, 0.2]])
-    )
+def error_bars(axes):
+    (bars,) = [container for container in axes.containers if hasattr(container, "has_xerr")]
+    return [segment[:, 0].tolist() for segment in bars.lines[2][0].get_segments() if len(segment)]
+
+
+@pytest.mark.parametrize("score", [0.02, 0.5, 0.98])
+def test_error_bars_are_standard_errors_that_stay_within_the_scale(tmp_path, figures, score):
+    plot_scores(summary(["walker-run", "mw-reach"], score=score), tmp_path / "a.png")
+    errors = np.array([0.1, np.sqrt(score * (1 - score))]) / np.sqrt(10)
+    left, right = figures[0].axes
+    assert error_bars(left) == [pytest.approx(np.clip([score - error, score + error], 0, 1)) for error in errors]
+    assert error_bars(right) == [pytest.approx([0.5 - errors[0], 0.5 + errors[0]])] * 2
 
 
 def test_empty_summary_is_refused(tmp_path):
@@ -110,87 +101,10 @@ def test_empty_summary_is_refused(tmp_path):
         plot_scores(make_summary([], seed=0, seconds_total=1), tmp_path / "a.png")
 
 
-def test_training_plot_shows_predicted_beside_real_return_from_a_table(tmp_path, figures):
-    table = tmp_path / "metrics.csv"
-    table.write_text("iteration,predicted_return,real_return,loss\n0,1.0,,3\n10,2.0,0.5,\n20,4.0,,1\n")
-    path = plot_training(table, tmp_path / "curves.png", references={"mean of the data": 3.0}, title="toy, seed 0")
-    assert Image.open(path).format == "PNG"
-    (axes,) = figures[0].axes
-    curves = {line.get_label(): (line.get_xdata(), line.get_ydata()) for line in axes.lines}
-    assert set(curves) == {"predicted return", "real return", "mean of the data"}
-    assert curves["predicted return"][1].tolist() == [1.0, 2.0, 4.0]
-    assert curves["real return"][0].tolist() == [10.0] and curves["real return"][1].tolist() == [0.5]
-    assert axes.get_xlabel() == "iteration" and axes.get_ylabel() == "return of an episode"
-
-
-def test_metrics_are_read_from_files_of_torchrl_s_csv_logger(tmp_path):
-    from torchrl.record import CSVLogger
-
-    logger = CSVLogger("run", log_dir=str(tmp_path))
-    for step in (0, 5):
-        logger.log_scalar("eval/real_return", 2.0 * step, step=step)
-        logger.log_scalar("loss", 1.0 * step, step=step)
-    series = read_metrics(tmp_path)
-    assert set(series) == {"eval/real_return", "loss"}
-    assert series["eval/real_return"][0].tolist() == [0.0, 5.0]
-    assert series["eval/real_return"][1].tolist() == [0.0, 10.0]
-
-
-def test_metrics_that_are_missing_or_broken_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no metrics under"):
-        read_metrics(tmp_path)
-    broken = tmp_path / "broken.csv"
-    broken.write_text("step,loss\n0,high\n")
-    with pytest.raises(ValueError, match=r"broken\.csv holds 'high'"):
-        read_metrics(broken)
-    with pytest.raises(ValueError, match=r"none of the metrics .*real_return.* was logged; there are \['loss'\]"):
-        plot_training({"loss": (np.arange(3), np.arange(3))}, tmp_path / "a.png")
-    assert not (tmp_path / "a.png").exists()
-
-
-def film(steps=21, height=20, width=30):
-    return np.broadcast_to(np.arange(steps, dtype=np.uint8)[:, None, None, None], (steps, height, width, 3)).copy()
-
-
-def test_film_strip_shows_the_first_and_the_last_frame_and_even_steps_between(tmp_path):
-    path = film_strip({"walker-run": film(), "mw-reach": film(3)}, tmp_path / "strip.png", num_frames=5, height=40)
-    image = np.asarray(Image.open(path))
-    starts = [4 + column * (60 + 4) + 30 for column in range(5)]
-    assert [int(image[44 + 20, x, 0]) for x in starts] == [0, 5, 10, 15, 20]
-    second = 44 + 40 + 4 + 44 + 20
-    assert [int(image[second, x, 0]) for x in starts[:4]] == [0, 1, 2, 255]
-
-
-def test_video_has_every_frame_at_the_rate(tmp_path):
-    path = save_video(film(5) * 10, tmp_path / "sub" / "a.gif", fps=20)
-    with Image.open(path) as video:
-        assert video.n_frames == 5 and video.info["duration"] == 50 and video.size == (30, 20)
-
-
-@pytest.mark.parametrize(
-    "frames", [np.zeros((4, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)]
-)
-def test_frames_of_another_shape_or_type_are_refused(tmp_path, frames):
-    with pytest.raises(ValueError, match=r"must be uint8 of shape \[T, H, W, 3\]"):
-        film_strip({"a": frames}, tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"must be uint8 of shape \[T, H, W, 3\]"):
-        save_video(frames, tmp_path / "a.gif")
-    assert not list(tmp_path.iterdir())
-
-
-def test_unknown_formats_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"\.gif or \.mp4"):
-        save_video(film(), tmp_path / "a.avi")
-    with pytest.raises(ValueError, match=r"use \.png"):
-        film_strip({"a": film()}, tmp_path / "a.xyz")
-
-
 @pytest.mark.parametrize(
     "module, call",
     [
         ("matplotlib.figure", lambda path: plot_scores(summary(["walker-run"]), path / "a.png")),
-        ("PIL.Image", lambda path: film_strip({"a": film()}, path / "a.png")),
-        ("imageio.v2", lambda path: save_video(film(), path / "a.gif")),
     ],
 )
 def test_missing_extra_names_the_install_command(tmp_path, monkeypatch, module, call):
@@ -204,25 +118,65 @@ def test_plotting_leaves_the_backend_and_pyplot_alone_and_import_needs_no_plotti
     code = """
 import sys
 import torchrl_pwm.evaluation as evaluation
-from torchrl_pwm.evaluation import evaluate_policy, make_summary, plot_scores, film_strip, save_video
-heavy = {"matplotlib", "imageio", "PIL", "metaworld", "dm_control", "hydra"} & set(sys.modules)
+from torchrl_pwm.evaluation import evaluate_policy, make_summary, plot_scores, film_strip
+heavy = {"matplotlib", "PIL", "metaworld", "dm_control", "hydra"} & set(sys.modules)
 assert not heavy, heavy
 row = dict(task="walker-run", return_mean=1.0, return_std=0.0, success=None, score=0.1,
            behavior_return_mean=1.0, episodes=1, seconds_extraction=None)
 plot_scores(make_summary([row], seed=0, seconds_total=1), sys.argv[1])
 assert "matplotlib.pyplot" not in sys.modules
-assert set(evaluation.__all__) == set(evaluation._HOME) and all(hasattr(evaluation, n) for n in evaluation.__all__)
+assert set(evaluation.__all__) <= set(dir(evaluation)) and all(hasattr(evaluation, n) for n in evaluation.__all__)
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], check=True, timeout=120)
 
 
-def test_pictures_of_a_film_are_its_frames_evenly_spaced_in_time():
-    pictures = film_pictures(film(21) * 10, num_frames=5)
-    assert [step for step, _ in pictures] == [0, 5, 10, 15, 20]
-    for step, content in pictures:
-        image = Image.open(io.BytesIO(content))
-        assert image.format == "JPEG" and image.size == (30, 20)
-        assert np.asarray(image).mean() == pytest.approx(10 * step, abs=2)
-    assert [step for step, _ in film_pictures(film(3))] == [0, 1, 2]
-    with pytest.raises(ValueError, match=r"must be uint8 of shape"):
-        film_pictures(np.zeros((4, 8, 8, 3)))
+def test_picture_shows_each_seed_and_baseline_in_place_of_error_bars(tmp_path, figures):
+    plot_scores(make_summary(TWO_SEEDS, seed=0, seconds_total=60.0), tmp_path / "scores.png")
+    left, right = figures[0].axes
+    marks = {scatter.get_label(): scatter.get_offsets()[:, 0].tolist() for scatter in left.collections}
+    assert marks["policy, each seed"] == [0.2, 0.6, 1.0, 0.8]
+    assert marks["behaviour cloning"] == [0.4, 0.9] and marks["random actions"] == [0.05, 0.05]
+    assert [patch.get_width() for patch in left.patches] == [0.4, 0.9]
+    assert [s.get_offsets()[:, 0].tolist() for s in right.collections if s.get_label() == "policy, each seed"] == [
+        pytest.approx([0.2, 0.6, 1.0, 0.8])
+    ]
+    assert not any(error_bars(left) + error_bars(right))
+    assert "over 2 seeds" in figures[0].legends[0].get_title().get_text()
+
+
+def test_profiles_are_drawn_with_bands_units_and_seeds(tmp_path, figures):
+    pytest.importorskip("rliable")
+    path = plot_profiles({"PWM": scores(3, 4), "TD-MPC2": scores(1, 8)}, tmp_path / "profiles", title="toy")
+    assert path == tmp_path / "profiles.png" and path.read_bytes().startswith(b"\x89PNG")
+    (axes,) = figures[0].axes
+    assert "normalised score" in axes.get_xlabel() and "share of runs" in axes.get_ylabel()
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["PWM (3 seeds, 4 tasks)", "TD-MPC2 (1 seed, 8 tasks)"]
+    assert "95% stratified bootstrap" in axes.get_legend().get_title().get_text()
+    assert len(axes.lines) == 2 and len(axes.collections) == 1
+    expected = performance_profile(scores(3, 4))
+    assert axes.lines[0].get_ydata() == pytest.approx(expected.values)
+
+
+def test_aggregates_are_drawn_with_their_intervals(tmp_path, figures):
+    pytest.importorskip("rliable")
+    content = {"PWM": scores(3, 4), "TD-MPC2": scores(1, 4)}
+    plot_aggregates(content, tmp_path / "a.svg", units="return / 1000")
+    panels = figures[0].axes
+    assert [axes.get_title("left") for axes in panels] == ["interquartile mean", "mean", "median"]
+    assert figures[0].get_supxlabel() == "return / 1000" and "95%" in figures[0].get_suptitle()
+    bar, mark, alone = panels[0].lines
+    result = aggregate_scores(content["PWM"]).iqm
+    assert [*bar.get_xdata(), *mark.get_xdata()] == [result.low, result.high, result.value]
+    assert [*alone.get_xdata()] == [aggregate_scores(content["TD-MPC2"]).iqm.value]
+    assert panels[0].get_yticklabels()[0].get_text() == "PWM (3 seeds, 4 tasks)"
+
+
+def test_nothing_to_plot_and_missing_matplotlib_are_refused(tmp_path, monkeypatch):
+    for plot in (plot_profiles, plot_aggregates):
+        with pytest.raises(ValueError, match="nothing to plot"):
+            plot({}, tmp_path / "a.png")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r'pip install "torchrl-pwm\[plots\]"'):
+        plot_profiles({"a": scores()}, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())

@@ -1,3 +1,5 @@
+"""Rollouts of whole episodes: what counts, with which policy, env and seed, and what is refused."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -35,19 +37,19 @@ def test_std_is_over_episodes():
     assert result.return_mean == 1.5 and result.return_std == 0.5
 
 
-def test_rows_of_a_batched_env_contribute_equally_whatever_the_length_of_their_episodes():
+def test_envs_of_a_batch_contribute_equally_whatever_the_length_of_their_episodes():
     result = evaluate_policy(constant(), CountingEnv([2, 10]), episodes=4)
     assert result.lengths.tolist() == [2, 10, 2, 10]
     assert result.returns.tolist() == [2.0, 10.0, 2.0, 10.0]
 
 
 @pytest.mark.parametrize("episodes, expected", [(1, [3]), (2, [3, 4]), (5, [3, 4, 5, 3, 4])])
-def test_episodes_that_rows_do_not_divide_are_shared_out_in_order(episodes, expected):
+def test_episodes_that_envs_do_not_divide_are_shared_out_in_order(episodes, expected):
     result = evaluate_policy(constant(), CountingEnv([3, 4, 5]), episodes=episodes)
     assert result.lengths.tolist() == expected
 
 
-def test_env_of_two_batch_dimensions_counts_all_its_rows():
+def test_batch_of_two_dimensions_counts_all_its_envs():
     env = SerialEnv(2, [lambda: CountingEnv([2, 3]), lambda: CountingEnv([4, 5])])
     result = evaluate_policy(constant(), env, episodes=4)
     assert result.lengths.tolist() == [2, 3, 4, 5]
@@ -119,7 +121,7 @@ def test_action_that_is_not_finite_is_named_with_task_episode_and_step():
         evaluate_policy(act, CountingEnv(5), episodes=1)
 
 
-def test_what_a_row_does_after_its_last_episode_is_not_looked_at():
+def test_what_an_env_does_after_its_last_episode_is_not_looked_at():
     env = CountingEnv([1, 6], faults={"reward": (0, 1, 0)})
     assert evaluate_policy(constant(), env, episodes=2).lengths.tolist() == [1, 6]
 
@@ -154,8 +156,8 @@ def test_result_reads_as_a_mapping_and_makes_a_summary_row():
 
 def test_recorded_frames_run_from_the_reset_to_the_last_state():
     result = evaluate_policy(constant(), CountingEnv([3, 5], pixels=True), episodes=4, record=3)
-    assert [film.shape for film in result.frames] == [(4, 4, 6, 3), (6, 4, 6, 3), (4, 4, 6, 3)]
-    assert [film[:, 0, 0, 0].tolist() for film in result.frames] == [[*range(4)], [*range(6)], [*range(4)]]
+    assert [frames.shape for frames in result.frames] == [(4, 4, 6, 3), (6, 4, 6, 3), (4, 4, 6, 3)]
+    assert [frames[:, 0, 0, 0].tolist() for frames in result.frames] == [[*range(4)], [*range(6)], [*range(4)]]
 
 
 def test_recording_an_env_without_pixels_says_what_to_do():

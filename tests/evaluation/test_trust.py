@@ -17,8 +17,11 @@ from torchrl_pwm.evaluation.trust import open_loop_rewards, probe_trust
 def model():
     torch.manual_seed(0)
     model = PWMWorldModel(39, 6, latent_dim=16, encoder_units=(16,), units=(16,), num_bins=11, num_tasks=80, task_dim=4)
-    torch.nn.init.normal_(model._reward[-1].weight, std=0.1)
-    return model.requires_grad_(False)
+    model.requires_grad_(False)
+    for parameter in model.parameters():
+        # the reward head of a new model is zero
+        parameter.normal_(std=0.3)
+    return model
 
 
 def test_open_loop_rewards_are_those_of_single_steps(model):
@@ -30,21 +33,22 @@ def test_open_loop_rewards_are_those_of_single_steps(model):
         },
         [3, 4],
     )
-    found = open_loop_rewards(model, batch)
+    rewards = open_loop_rewards(model, batch)
     latent, task = model.encode_observation(batch["observation"][:, 0], batch["task"][:, 0]), batch["task"][:, 0]
     for step in range(4):
         action = batch["action"][:, step]
-        torch.testing.assert_close(found[:, step], model.decode_reward(model.reward_logits(latent, action, task))[:, 0])
+        torch.testing.assert_close(
+            rewards[:, step], model.decode_reward(model.reward_logits(latent, action, task))[:, 0]
+        )
         latent = model.next_latent(latent, action, task)
 
 
-def test_a_model_that_promises_one_more_than_the_env_pays_shows_it(model):
+def test_a_model_that_promises_one_more_than_the_env_pays_shows_it(model, monkeypatch):
     actor = make_pwm_actor(16, 6, units=(8,))
     # a pendulum that hangs is paid nothing: the constant that the model promises is its error
-    torch.nn.init.zeros_(model._reward[-1].weight)
     bins = torch.full((11,), -30.0)
     bins[6] = 30.0
-    model._reward[-1].bias.copy_(bins)
+    monkeypatch.setattr(model, "reward_logits", lambda latent, *_: bins.expand(*latent.shape[:-1], 11))
     promised = float(model.decode_reward(bins[None]))
     probe = probe_trust(actor, model, "pendulum-swingup", episodes=1, seed=1)
     paid = probe.returns[0] / MT80["pendulum-swingup"].episode_length

@@ -1,21 +1,33 @@
-"""Which versions made something."""
+"""Versions of Python and of the packages that results depend on."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
 
-__all__ = ["versions"]
+__all__ = ["package_versions", "versions"]
 
-_PACKAGES = ("torchrl-pwm", "torch", "torchrl", "tensordict", "numpy", "mujoco", "dm_control", "metaworld")
+_PACKAGES = ("torch", "torchrl", "tensordict", "torchrl-pwm", "numpy", "mujoco", "dm_control", "metaworld")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on; packages that are absent are left out."""
-    found = {"python": platform.python_version()}
+    """Versions by the name under which a package is installed; packages that are absent are left out."""
+    result = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            result[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return result
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on, by the name under which each is imported.
+
+    Packages that are not installed are left out.
+
+    Examples:
+        >>> {"python", "torch", "torchrl"} <= set(package_versions())
+        True
+    """
+    return {name.replace("-", "_"): version for name, version in versions().items()}

@@ -1,11 +1,12 @@
-"""The report of a run: one HTML page with its scores, baselines, learning curves, films and configuration."""
+"""HTML report of a run: one page with its scores, baselines, learning curves, film strips and configuration."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import functools
+import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,27 +17,16 @@ import numpy as np
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replaced_file
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
-from torchrl_pwm.evaluation.charts import Curve, Series, line_chart, mean_curve
-from torchrl_pwm.evaluation.comparison import METHODS, compare_methods, headline, method_scores
+from torchrl_pwm.evaluation.curves import Series, mean_curve
+from torchrl_pwm.evaluation.plots import new_figure
+from torchrl_pwm.evaluation.statistics import METHODS, compare_methods, headline, method_scores
+from torchrl_pwm.evaluation.video import FilmStrip
 
-__all__ = ["Film", "write_html_report"]
+__all__ = ["write_html_report"]
 
 Runs = Mapping[int, Mapping[str, Series]]
-_TRUST = {"trust_step1": "step 1", "trust_step4": "step 4", "trust_step8": "step 8", "trust_step16": "step 16"}
+CHART_SIZE = (480, 284)  # in the units of its SVG
 _OPEN_TASKS = 8  # the sections of more tasks are closed at first
-
-
-@dataclasses.dataclass(frozen=True)
-class Film:
-    """Pictures of one episode.
-
-    Args:
-        pictures: number of the step and JPEG file of each.
-        caption: which episode it is.
-    """
-
-    pictures: Sequence[tuple[int, bytes]]
-    caption: str
 
 
 def write_html_report(
@@ -46,7 +36,7 @@ def write_html_report(
     task_set: str | TaskSet = "mt80",
     title: str | None = None,
     curves: Mapping[str, Runs] | None = None,
-    films: Mapping[str, Film] | None = None,
+    films: Mapping[str, FilmStrip] | None = None,
     config: str | None = None,
     made: str | None = None,
 ) -> Path:
@@ -59,7 +49,7 @@ def write_html_report(
         title: heading. Default: the number of tasks.
         curves: by task and seed, metrics as :func:`~torchrl_pwm.evaluation.read_metrics` reads them. Those shown are
             ``predicted_return`` beside ``real_return``, and ``trust_step1`` to ``trust_step16``; any may be missing.
-        films: by task, pictures of an episode.
+        films: by task, the film strip of an episode.
         config: the run's configuration as text.
         made: when the report was made.
 
@@ -67,7 +57,7 @@ def write_html_report(
         The path of the page.
 
     Raises:
-        ImportError: if jinja2 is not installed.
+        ImportError: if jinja2, or for curves matplotlib, is not installed.
         ValueError: if the summary has no task.
 
     Examples:
@@ -102,6 +92,7 @@ def write_html_report(
             comparison=summary.get("comparison"),
             published=get_task_set(task_set).name.upper(),
             config=config,
+            chart_size=CHART_SIZE,
         )
     )
     target = Path(path)
@@ -150,8 +141,8 @@ def _beaten(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return {"better": better, "equal": equal, "tasks": len(pairs)}
 
 
-def _task(row: Mapping[str, Any], runs: Runs, film: Film | None) -> dict[str, Any]:
-    """What the page shows of one task."""
+def _task(row: Mapping[str, Any], runs: Runs, film: FilmStrip | None) -> dict[str, Any]:
+    """Content of the section of one task."""
     scores = {method: method_scores(row, method) for method in METHODS}
     means = {method: float(np.mean(values)) for method, values in scores.items() if values}
     # the methods that had the same data; several may be equally good
@@ -185,54 +176,93 @@ def _side_by_side(means: Mapping[str, float], near: float = 0.02) -> list[tuple[
 
 def _learning(row: Mapping[str, Any], runs: Runs) -> dict[str, Any] | None:
     """Predicted beside real return: each seed, and their mean."""
-    curves, last = [], {}
-    for metric in ("predicted_return", "real_return"):
-        name = metric.replace("_", " ")
-        found, lines = _lines(metric, name, metric.split("_")[0], runs)
-        curves += lines
-        if found is not None:
-            last[name] = float(found[1][-1])
-    if not curves:
-        return None
+    colors = {"predicted_return": ("predicted return", "pwm"), "real_return": ("real return", "policy")}
     levels = {
-        f"{METHODS[name]}: {entry['return_mean']:.0f}": (f"m-{name}", entry["return_mean"])
+        f"{METHODS[name]}: {entry['return_mean']:.0f}": (name, entry["return_mean"])
         for name, entry in row.get("baselines", {}).items()
     }
     if not levels and row["behavior_return_mean"] is not None:
-        levels = {f"{METHODS['data']}: {row['behavior_return_mean']:.0f}": ("m-data", row["behavior_return_mean"])}
-    ends = ", ".join(f"{name} {value:.1f}" for name, value in last.items())
+        levels = {f"{METHODS['data']}: {row['behavior_return_mean']:.0f}": ("data", row["behavior_return_mean"])}
+    content = _curves(colors, runs, levels)
+    if content is None:
+        return None
+    ends = ", ".join(f"{name} {value:.1f}" for name, _, value in content["last"])
     alt = f"Return of an episode of {row['task']} along the extraction; at its end: {ends}."
-    return {"chart": line_chart(curves, levels=levels), "alt": alt, "last": last, "levels": levels, "seeds": len(runs)}
+    return {**content, "alt": alt, "seeds": len(runs)}
 
 
 def _trust(runs: Runs) -> dict[str, Any] | None:
     """Predicted minus real reward by imagined step: each seed, and their mean."""
-    curves, last = [], {}
-    for number, (metric, name) in enumerate(_TRUST.items()):
-        found, lines = _lines(metric, name, f"trust{number}", runs)
-        curves += lines
-        if found is not None:
-            last[name] = float(found[1][-1])
-    if not curves:
+    colors = {f"trust_step{step}": (f"step {step}", f"t{number}") for number, step in enumerate((1, 4, 8, 16))}
+    content = _curves(colors, runs, {"no error": ("ink", 0.0)})
+    if content is None:
         return None
-    styles = {name: f"trust{number}" for number, name in enumerate(_TRUST.values()) if name in last}
-    ends = ", ".join(f"imagined {name} {value:+.3f}" for name, value in last.items())
-    alt = f"Predicted minus real reward of a step along the extraction; at its end: {ends}."
-    return {
-        "chart": line_chart(curves, levels={"no error": ("zero", 0.0)}),
-        "alt": alt,
-        "last": last,
-        "styles": styles,
-    }
+    ends = ", ".join(f"imagined {name} {value:+.3f}" for name, _, value in content["last"])
+    return {**content, "alt": f"Predicted minus real reward of a step along the extraction; at its end: {ends}."}
 
 
-def _lines(metric: str, name: str, style: str, runs: Runs) -> tuple[Series | None, list[Curve]]:
-    """A faint curve for each seed, and their mean where they have steps in common."""
-    series = {seed: metrics[metric] for seed, metrics in runs.items() if metric in metrics and len(metrics[metric][0])}
-    if not any(np.isfinite(y).any() for _, y in series.values()):
-        return None, []
-    mean = mean_curve(list(series.values()))
-    curves = [Curve(f"{name}, seed {seed}", f"{style} seed", x, y) for seed, (x, y) in series.items()]
-    if len(series) == 1:
-        return mean, [Curve(name, style, *mean)]
-    return (mean, [*curves, Curve(f"{name}, mean", style, *mean)]) if len(mean[0]) else (None, curves)
+def _curves(
+    metrics: Mapping[str, tuple[str, str]], runs: Runs, levels: Mapping[str, tuple[str, float]]
+) -> dict[str, Any] | None:
+    """The chart of some metrics, with level lines, and name, colour and last value of each metric that there is.
+
+    Each seed is a faint curve, and the mean over those that have iterations in common a strong one.
+
+    Args:
+        metrics: name and colour by metric; colours are the names of those in ``style.css``.
+        runs: metrics by seed.
+        levels: colour and value by label.
+    """
+    lines: list[tuple[str, bool, Series]] = []
+    last = []
+    for metric, (name, color) in metrics.items():
+        seeds = [run[metric] for run in runs.values() if metric in run and len(run[metric][0])]
+        if not any(np.isfinite(y).any() for _, y in seeds):
+            continue
+        mean = mean_curve(seeds)
+        lines += [(color, True, series) for series in seeds if len(seeds) > 1]
+        lines += [(color, False, mean)] if len(mean[0]) else []
+        last += [(name, color, float(mean[1][-1]))] if len(mean[0]) else []
+    return {"chart": _line_chart(lines, list(levels.values())), "last": last, "levels": levels} if lines else None
+
+
+def _line_chart(lines: Sequence[tuple[str, bool, Series]], levels: Sequence[tuple[str, float]]) -> str:
+    """Content of an inline SVG, whose colours are the page's, in the light and in the dark.
+
+    Args:
+        lines: colour, whether it is one of several seeds, and points of each.
+        levels: colour and value of each level line.
+    """
+    matplotlib = require("matplotlib", extra="plots", purpose="the curves of the HTML report")
+    palette = dict(re.findall(r"--(\w+): (#\w{6})", _read_template("style.css").partition("}")[0]))
+    figure = new_figure(CHART_SIZE[0] / 72, CHART_SIZE[1] / 72)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0.13, 0.18, 0.83, 0.79))
+    for color, value in levels:
+        solid = color == "ink"
+        axes.axhline(value, color=palette[color], lw=1.0 if solid else 1.4, ls="-" if solid else (0, (4, 3)))
+    for color, faint, (x, y) in lines:
+        width = 1.2 if faint else 2.4
+        if np.isfinite(y).sum() == 1:
+            # a line without length but with round ends is a dot
+            (x, y), width = (np.repeat(values[np.isfinite(y)], 2) for values in (x, y)), 7.0
+        axes.plot(x, y, color=palette[color], lw=width, alpha=0.45 if faint else None, solid_capstyle="round")
+    axes.margins(x=0.0)
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.locator_params(axis="y", nbins=5)
+    axes.grid(axis="y", color=palette["line"])
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(left=False, bottom=False, labelsize=13, labelcolor=palette["muted"], pad=6)
+    axes.yaxis.get_offset_text().set_color(palette["muted"])
+    axes.set_xlabel("iteration", fontsize=13, color=palette["muted"])
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    _, _, content = file.getvalue().partition("<svg")[2].partition(">")
+    # ids would be the same in every chart, and a style element would hold for the whole page
+    unwanted = r' (id|clip-path)="[^"]*"|<defs>.*?</defs>|<!--.*?-->|font-family: [^;]*; '
+    content = re.sub(unwanted, "", content.rpartition("</svg>")[0], flags=re.S)
+    names = {value: name for name, value in palette.items()}
+    return re.sub(r"#[0-9a-f]{6}", lambda match: f"var(--{names.get(match[0], 'muted')})", content)

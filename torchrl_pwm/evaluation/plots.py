@@ -1,44 +1,47 @@
-"""Pictures of results: scores per task, and curves of a training. Drawn off screen, whatever backend is in use."""
+"""Pictures of scores: by task, aggregates and performance profiles. Drawn off screen, whatever backend is in use."""
 
 from __future__ import annotations
 
-import csv
+import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replaced_file
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
-from torchrl_pwm.evaluation.comparison import headline, method_scores
 from torchrl_pwm.evaluation.scores import find_task_spec, reference_scores
-from torchrl_pwm.evaluation.table import format_interval
+from torchrl_pwm.evaluation.statistics import (
+    METHODS,
+    aggregate_scores,
+    headline,
+    method_scores,
+    performance_profile,
+    possible_reps,
+)
+from torchrl_pwm.evaluation.summary import format_interval
+
+__all__ = ["plot_aggregates", "plot_profiles", "plot_scores"]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_scores", "plot_training", "read_metrics"]
 
-Series: TypeAlias = tuple[np.ndarray, np.ndarray]
-
-_POLICY, _DATA, _PWM, _TDMPC2 = "#2f6db3", "#8a8f98", "#d1495b", "#e0a030"
-_CURVES = (_POLICY, _PWM, "#3a9e6e", _TDMPC2, "#7b5ea7", _DATA)
-# one above the other, because many published scores are equal
-_MARKS = {
-    "pwm": ("D", _PWM, "published PWM", -0.16),
-    "tdmpc2": ("o", _TDMPC2, "published TD-MPC2", 0.16),
-}
-_BASELINES = {
-    "cloning": ("^", "#3a9e6e", "behaviour cloning", 0.06),
-    "data": ("s", _DATA, "the data's behaviour", 0.2),
-    "random": ("x", "#1b1f24", "random actions", 0.34),
-}
-_PANELS: Mapping[str, Sequence[str]] = {"return of an episode": ("predicted_return", "real_return")}
+_POLICY, _CLONING, _DATA, _INK, _PWM, _TDMPC2 = "#2f6db3", "#3a9e6e", "#8a8f98", "#1b1f24", "#d1495b", "#e0a030"
+COLORS = (_POLICY, _PWM, _CLONING, _TDMPC2, "#7b5ea7", _DATA)
+# Marker, colour and shift from the line of the task, below the bar; one above the other where scores are often equal.
+_BASELINES = {"cloning": ("^", _CLONING, 0.06), "data": ("s", _DATA, 0.2), "random": ("x", _INK, 0.34)}
+_PUBLISHED = {"pwm": ("D", _PWM, -0.16), "tdmpc2": ("o", _TDMPC2, 0.16)}
+_HOLLOW: dict[str, Any] = {"facecolor": "white", "lw": 1.6}
+_BAR: dict[str, Any] = {"color": _POLICY, "error_kw": {"ecolor": _INK, "elinewidth": 1.1, "capsize": 2.5}}
+UNITS = "normalised score (DMControl: return / 1000, Meta-World: success rate)"
+_AGGREGATES = {"iqm": "interquartile mean", "mean": "mean", "median": "median"}
 
 
 def plot_scores(
@@ -77,7 +80,7 @@ def plot_scores(
     specs = [find_task_spec(row["task"], task_set) or find_task_spec(row["task"]) for row in rows]
     known = {method: reference_scores(task_set, method) for method in references}  # type: ignore[arg-type]
     pitch = 0.5 if len(rows) <= 12 else 0.3 if len(rows) <= 40 else 0.22
-    figure = _figure(11.0, pitch * len(rows) + 2.1)
+    figure = new_figure(11.0, pitch * len(rows) + 2.1)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     _draw_scores(left, rows, specs, known)
     _draw_returns(right, rows, specs)
@@ -86,7 +89,7 @@ def plot_scores(
         axes.set_yticks(range(len(rows)), [row["task"] for row in rows], fontsize=10 if pitch >= 0.3 else 8)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labeltop=len(rows) > 40)
-        _tidy(axes, grid="x")
+        tidy_axes(axes, grid="x")
     figure.suptitle(title or _score_title(summary), fontsize=13, fontweight="bold")
     name = get_task_set(task_set).name.upper()
     handles = {label: handle for axes in (left, right) for handle, label in zip(*axes.get_legend_handles_labels())}
@@ -102,113 +105,133 @@ def plot_scores(
         title=f"{_caption(summary)}. Published scores: {name}, 48M models, other data." if known else _caption(summary),
         title_fontsize=9,
     )
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def plot_training(
-    metrics: Mapping[str, Series] | str | os.PathLike[str],
+def plot_profiles(
+    scores: Mapping[str, npt.ArrayLike],
     path: str | os.PathLike[str],
     *,
-    panels: Mapping[str, Sequence[str]] = _PANELS,
-    references: Mapping[str, float] | None = None,
-    xlabel: str = "iteration",
+    thresholds: npt.ArrayLike | None = None,
+    confidence: float = 0.95,
+    reps: int = 2000,
+    seed: int = 0,
+    units: str = UNITS,
     title: str | None = None,
+    colors: Mapping[str, str] | None = None,
 ) -> Path:
-    """Curves of a training: by default the return that the world model predicts beside the real one.
+    """Performance profiles of methods as curves, with their confidence bands.
 
-    A predicted return that climbs while the real one does not is the sign of a policy that exploits errors of the
-    world model.
+    Bands need several seeds per task and the package rliable; where one is missing, there is the curve alone.
 
     Args:
-        metrics: name to (x [n], y [n]), or a file or folder for :func:`read_metrics`.
+        scores: by name of the method, [seeds, tasks]; methods may have different numbers of either.
         path: file to write; the suffix chooses the format (PNG if it has none).
-        panels: label of each panel's vertical axis, and the metrics it shows. Metrics that were never logged are
-            left out; a value that is not finite leaves a gap.
-        references: named values drawn as level lines in the first panel, such as the mean return of the data.
-        xlabel: label of the horizontal axis.
+        thresholds: scores tau [K] at which profiles are drawn. Default: 101 from 0 to 1.
+        confidence: level of the bands.
+        reps: bootstrap replications; 0 leaves the bands out.
+        seed: seed of the bootstrap.
+        units: what a score is, for the horizontal axis.
         title: first line of the picture.
+        colors: by name of the method. Default: one after the other.
 
     Returns:
         The path of the picture.
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if none of the metrics was logged, with those that were.
+        ValueError: if there is no method, or as in :func:`~torchrl_pwm.evaluation.performance_profile`.
+
+    Examples:
+        >>> import tempfile
+        >>> scores = {"PWM": [[0.4, 0.9], [0.5, 1.0]], "published PWM": [[0.6, 1.0]]}
+        >>> plot_profiles(scores, tempfile.mkdtemp() + "/profiles.png").name
+        'profiles.png'
     """
-    series = metrics if isinstance(metrics, Mapping) else read_metrics(metrics)
-    shown = {label: [name for name in names if name in series] for label, names in panels.items()}
-    shown = {label: names for label, names in shown.items() if names}
-    if not shown:
-        wanted = sorted({name for names in panels.values() for name in names})
-        raise ValueError(f"none of the metrics {wanted} was logged; there are {sorted(series)}. Pass panels=...")
-    figure = _figure(8.0, 0.8 + 2.8 * len(shown))
-    grid = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
-    for position, (axes, (label, names)) in enumerate(zip(grid, shown.items())):
-        for color, name in zip(_cycle(_CURVES, len(names)), names):
-            x, y = series[name]
-            sparse = len(x) <= 40
-            axes.plot(x, y, color=color, lw=1.8, marker="o" if sparse else None, ms=3.5, label=name.replace("_", " "))
-        if position == 0:
-            for style, (name, value) in zip(
-                _cycle(("--", ":", "-."), len(references or {})), (references or {}).items()
-            ):
-                axes.axhline(value, color=_DATA, lw=1.3, ls=style, label=name)
-        axes.set_ylabel(label)
-        axes.margins(x=0.02)
-        axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        _tidy(axes, grid="both")
-    grid[-1].set_xlabel(xlabel)
+    reps = possible_reps(reps)
+    profiles = {
+        name: performance_profile(matrix, thresholds, confidence=confidence, reps=reps, seed=seed)
+        for name, matrix in _checked(scores).items()
+    }
+    figure = new_figure(8.0, 4.6)
+    axes = figure.subplots()
+    for color, (name, profile) in zip(_colors(profiles, colors), profiles.items()):
+        axes.plot(profile.thresholds, profile.values, color=color, lw=2.0, label=_label(name, profile))
+        if profile.low is not None and profile.high is not None:
+            axes.fill_between(profile.thresholds, profile.low, profile.high, color=color, alpha=0.18, lw=0)
+    axes.set_xlabel(f"threshold τ: {units}", fontsize=9)
+    axes.set_ylabel("share of runs with a score above τ")
+    axes.set_ylim(-0.02, 1.02)
+    axes.margins(x=0.0)
+    tidy_axes(axes, grid="both")
+    bands = any(profile.low is not None for profile in profiles.values())
+    note = f"Bands: {confidence:.0%} stratified bootstrap intervals over seeds, pointwise" if bands else None
+    axes.legend(frameon=False, fontsize=9, title=note, title_fontsize=8)
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def read_metrics(path: str | os.PathLike[str]) -> dict[str, Series]:
-    """Metrics logged to CSV files.
+def plot_aggregates(
+    scores: Mapping[str, npt.ArrayLike],
+    path: str | os.PathLike[str],
+    *,
+    confidence: float = 0.95,
+    reps: int = 2000,
+    seed: int = 0,
+    units: str = UNITS,
+    title: str | None = None,
+    colors: Mapping[str, str] | None = None,
+) -> Path:
+    """Interquartile mean, mean and median of methods, a panel each, with their confidence intervals.
+
+    Intervals need several seeds per task and the package rliable; where one is missing, there is the mark alone.
 
     Args:
-        path: a CSV file with a header, whose first column is the step (empty cells are skipped), or a folder
-            of TorchRL's :class:`~torchrl.record.CSVLogger`: one headless ``step,value`` file per metric, anywhere
-            below the folder.
+        scores: by name of the method, [seeds, tasks]; methods may have different numbers of either.
+        path: file to write; the suffix chooses the format (PNG if it has none).
+        confidence: level of the intervals.
+        reps: bootstrap replications; 0 leaves the intervals out.
+        seed: seed of the bootstrap.
+        units: what a score is, for the horizontal axis.
+        title: first line of the picture.
+        colors: by name of the method. Default: one after the other.
 
     Returns:
-        Name to (steps [n], values [n]), float64, in the order of the file.
+        The path of the picture.
 
     Raises:
-        FileNotFoundError: if there is no such file or folder.
-        ValueError: if a cell is not a number.
+        ImportError: if matplotlib is not installed.
+        ValueError: if there is no method, or as in :func:`~torchrl_pwm.evaluation.aggregate_scores`.
+
+    Examples:
+        >>> import tempfile
+        >>> plot_aggregates({"PWM": [[0.4, 0.9], [0.5, 1.0]]}, tempfile.mkdtemp() + "/aggregates.png").name
+        'aggregates.png'
     """
-    path = Path(path)
-    if not path.is_dir():
-        return _read_table(path)
-    series = {}
-    for file in sorted(path.rglob("scalars/**/*.csv")):
-        with file.open(newline="", encoding="utf-8") as stream:
-            rows = [[_number(cell, file) for cell in row[:2]] for row in csv.reader(stream) if len(row) >= 2]
-        name = file.relative_to(next(p for p in file.parents if p.name == "scalars")).with_suffix("").as_posix()
-        series[name] = (np.array([row[0] for row in rows]), np.array([row[1] for row in rows]))
-    if not series:
-        raise FileNotFoundError(f"no metrics under {path}: expected scalars/*.csv as TorchRL's CSVLogger writes them")
-    return series
-
-
-def _read_table(file: Path) -> dict[str, Series]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        step, *names = reader.fieldnames or [""]
-        points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-        for row in reader:
-            for name in names:
-                if row[name] not in (None, ""):
-                    points[name].append((_number(row[step], file), _number(row[name], file)))
-    return {name: (np.array([x for x, _ in xy]), np.array([y for _, y in xy])) for name, xy in points.items() if xy}
-
-
-def _number(cell: str, file: Path) -> float:
-    try:
-        return float(cell)
-    except ValueError as error:
-        raise ValueError(f"{file} holds {cell!r} where a number was expected; is it a file of metrics?") from error
+    reps = possible_reps(reps)
+    results = {
+        name: aggregate_scores(matrix, confidence=confidence, reps=reps, seed=seed)
+        for name, matrix in _checked(scores).items()
+    }
+    figure = new_figure(10.0, 0.42 * len(results) + 1.7)
+    panels = figure.subplots(1, len(_AGGREGATES), sharey=True)
+    for axes, (key, label) in zip(panels, _AGGREGATES.items()):
+        for place, (color, statistics) in enumerate(zip(_colors(results, colors), results.values())):
+            entry = getattr(statistics, key)
+            if entry.low is not None:
+                axes.plot([entry.low, entry.high], [place, place], color=color, lw=7, alpha=0.3, solid_capstyle="butt")
+            axes.plot([entry.value], [place], color=color, marker="o", ms=6)
+        axes.set_title(label, fontsize=10, loc="left")
+        axes.set_yticks(range(len(results)), [_label(name, entry) for name, entry in results.items()], fontsize=9)
+        axes.set_ylim(len(results) - 0.5, -0.5)
+        tidy_axes(axes, grid="x")
+    figure.supxlabel(units, fontsize=9)
+    intervals = any(entry.mean.low is not None for entry in results.values())
+    note = f"bars: {confidence:.0%} stratified bootstrap intervals over seeds" if intervals else None
+    if title or note:
+        figure.suptitle("; ".join(part for part in (title, note) if part), fontsize=10)
+    return save_figure(figure, path)
 
 
 def _draw_scores(
@@ -218,72 +241,53 @@ def _draw_scores(
     known: Mapping[str, Mapping[str, float]],
 ) -> None:
     scored = [(y, row, spec) for y, (row, spec) in enumerate(zip(rows, specs)) if row["score"] is not None]
+    baselines = {
+        method: [(float(np.mean(scores)), y) for y, row in enumerate(rows) if (scores := method_scores(row, method))]
+        for method in _BASELINES
+    }
     # marks of baselines stand below the bar
-    beside = any(_baseline_score(row, method) for row in rows for method in _BASELINES)
-    shift, height = (-0.16, 0.32) if beside else (0.0, 0.62)
+    shift, height = (-0.16, 0.32) if any(baselines.values()) else (0.0, 0.62)
     if scored:
-        axes.barh(
-            [y + shift for y, _, _ in scored],
-            [row["score"] for _, row, _ in scored],
-            xerr=_clipped_errors([(row["score"], _score_error(row, spec)) for _, row, spec in scored]),
-            color=_POLICY,
-            height=height,
-            label="policy",
-            **_ERROR_STYLE,
-        )
+        values = [row["score"] for _, row, _ in scored]
+        errors = _clipped_errors(values, [_score_error(row, spec) for _, row, spec in scored])
+        axes.barh([y + shift for y, _, _ in scored], values, xerr=errors, height=height, label="policy", **_BAR)
     _draw_seeds(axes, [(run["score"], y + shift) for y, row, _ in scored for run in _seeds(row)])
-    for method, (marker, color, label, offset) in _BASELINES.items():
-        found = [(values[0], y + offset) for y, row in enumerate(rows) if (values := _baseline_score(row, method))]
-        _draw_points(axes, found, marker=marker, s=32, color=color, lw=1.6, zorder=4, label=label)
+    for method, points in baselines.items():
+        marker, color, offset = _BASELINES[method]
+        _draw_points(axes, points, offset, marker=marker, s=32, color=color, lw=1.6, zorder=4, label=METHODS[method])
     for y, row in enumerate(rows):
         if row["score"] is None:
-            axes.text(
-                0.01, y, f"return {row['return_mean']:.4g} (no score: not in a task table)", va="center", fontsize=8
-            )
-    for method, scores in known.items():
-        marker, color, label, offset = _MARKS[method]
-        found = [(scores[row["task"]], y) for y, row in enumerate(rows) if row["task"] in scores]
-        axes.scatter(
-            [x for x, _ in found],
-            [y + offset for _, y in found],
-            marker=marker,
-            s=34,
-            facecolor="white",
-            edgecolor=color,
-            linewidth=1.6,
-            zorder=4,
-            label=label,
-        )
+            text = f"return {row['return_mean']:.4g} (no score: not in a task table)"
+            axes.text(0.01, y, text, va="center", fontsize=8)
+    for method, published in known.items():
+        marker, color, offset = _PUBLISHED[method]
+        points = [(published[row["task"]], y) for y, row in enumerate(rows) if row["task"] in published]
+        style = {"marker": marker, "s": 34, "edgecolor": color, "zorder": 4, "label": METHODS[method], **_HOLLOW}
+        _draw_points(axes, points, offset, **style)
     axes.set_xlim(0.0, 1.04)
-    axes.set_xlabel("normalised score (DMControl: return / 1000, Meta-World: success rate)", fontsize=9)
+    axes.set_xlabel(UNITS, fontsize=9)
 
 
 def _draw_returns(axes: Axes, rows: Sequence[Mapping[str, Any]], specs: Sequence[TaskSpec | None]) -> None:
-    found = [(y, row, spec.max_return) for y, (row, spec) in enumerate(zip(rows, specs)) if spec is not None]
-    axes.barh(
-        [y - 0.16 for y, _, _ in found],
-        [row["return_mean"] / top for _, row, top in found],
-        xerr=_clipped_errors([(row["return_mean"] / top, _return_error(row) / top) for _, row, top in found]),
-        color=_POLICY,
-        height=0.32,
-        **_ERROR_STYLE,
-    )
-    _draw_seeds(axes, [(run["return_mean"] / top, y - 0.16) for y, row, top in found for run in _seeds(row)])
-    data = [(y, row["behavior_return_mean"] / top) for y, row, top in found if row["behavior_return_mean"] is not None]
+    known = [(y, row, spec.max_return) for y, (row, spec) in enumerate(zip(rows, specs)) if spec is not None]
+    shares = [row["return_mean"] / top for _, row, top in known]
+    errors = _clipped_errors(shares, [_return_error(row) / top for _, row, top in known])
+    axes.barh([y - 0.16 for y, _, _ in known], shares, xerr=errors, height=0.32, **_BAR)
+    _draw_seeds(axes, [(run["return_mean"] / top, y - 0.16) for y, row, top in known for run in _seeds(row)])
+    data = [(y, row["behavior_return_mean"] / top) for y, row, top in known if row["behavior_return_mean"] is not None]
     if data:
         axes.barh([y + 0.16 for y, _ in data], [x for _, x in data], color=_DATA, height=0.32, label="mean of the data")
     axes.set_xlim(0.0, 1.04)
     axes.set_xlabel("return / largest possible return", fontsize=9)
 
 
-def _draw_seeds(axes: Axes, places: Sequence[tuple[float, float]]) -> None:
-    style = {"s": 26, "facecolor": "white", "edgecolor": _POLICY, "lw": 1.6, "zorder": 5}
-    _draw_points(axes, places, label="policy, each seed", **style)
+def _draw_seeds(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    _draw_points(axes, points, s=26, edgecolor=_POLICY, zorder=5, label="policy, each seed", **_HOLLOW)
 
 
-def _draw_points(axes: Axes, places: Sequence[tuple[float, float]], **style: Any) -> None:
-    if places:
-        axes.scatter([x for x, _ in places], [y for _, y in places], **style)
+def _draw_points(axes: Axes, points: Sequence[tuple[float, float]], offset: float = 0.0, **style: Any) -> None:
+    if points:
+        axes.scatter([x for x, _ in points], [y + offset for _, y in points], **style)
 
 
 def _seeds(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -291,20 +295,10 @@ def _seeds(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return row.get("seeds", ()) if len(row.get("seeds", ())) > 1 else ()
 
 
-def _baseline_score(row: Mapping[str, Any], method: str) -> list[float]:
-    values = method_scores(row, method)
-    return [float(np.mean(values))] if values else []
-
-
-_ERROR_STYLE: dict[str, Any] = {"error_kw": {"ecolor": "#1b1f24", "elinewidth": 1.1, "capsize": 2.5}}
-
-
-def _clipped_errors(points: Sequence[tuple[float, float]]) -> np.ndarray:
-    """Error bars [2, n] that stay inside [0, 1]: scores do."""
-    # nan, for no error bar, passes through
-    below = [max(min(error, value), 0.0) if math.isfinite(error) else error for value, error in points]
-    above = [max(min(error, 1.0 - value), 0.0) if math.isfinite(error) else error for value, error in points]
-    return np.array([below, above]).reshape(2, len(points))
+def _clipped_errors(values: Sequence[float], errors: Sequence[float]) -> np.ndarray:
+    """Error bars [2, n] that stay inside [0, 1], as scores do; nan, for no error bar, passes through."""
+    room = np.stack([values, 1.0 - np.asarray(values)])
+    return np.maximum(np.minimum(np.stack([errors, errors]), room), 0.0)
 
 
 def _return_error(row: Mapping[str, Any]) -> float:
@@ -344,18 +338,14 @@ def _caption(summary: Mapping[str, Any]) -> str:
     return f"Bars: mean ± standard error of {episodes} episodes, seed {summary['seed']}"
 
 
-def _cycle(values: Sequence[str], count: int) -> list[str]:
-    return [values[index % len(values)] for index in range(count)]
-
-
-def _tidy(axes: Axes, grid: str) -> None:
+def tidy_axes(axes: Axes, grid: str) -> None:
     axes.grid(axis=grid, color="#d8dce1", lw=0.7)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure with a canvas of its own: pyplot and the user's backend are never touched."""
     figure_module = require("matplotlib.figure", extra="plots", purpose="plotting")
     backend = require("matplotlib.backends.backend_agg", extra="plots", purpose="plotting")
@@ -364,10 +354,26 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     target = target if target.suffix else target.with_suffix(".png")
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(target) as temporary:
         figure.savefig(temporary, format=target.suffix[1:])
     return target
+
+
+def _checked(scores: Mapping[str, npt.ArrayLike]) -> Mapping[str, npt.ArrayLike]:
+    if not scores:
+        raise ValueError("there is nothing to plot: give the scores [seeds, tasks] of at least one method")
+    return {name: np.asarray(matrix, dtype=np.float64) for name, matrix in scores.items()}
+
+
+def _colors(names: Mapping[str, object], given: Mapping[str, str] | None) -> list[str]:
+    return [(given or {}).get(name, color) for name, color in zip(names, itertools.cycle(COLORS))]
+
+
+def _label(name: str, result: object) -> str:
+    """A method and how much there is of it."""
+    seeds, tasks = (getattr(result, key) for key in ("seeds", "tasks"))
+    return f"{name} ({seeds} seed{'s' if seeds != 1 else ''}, {tasks} task{'s' if tasks != 1 else ''})"

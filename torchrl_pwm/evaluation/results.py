@@ -1,4 +1,4 @@
-"""What an evaluation found."""
+"""Result of an evaluation, and the statistics of the episodes that it is made of."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
 
-__all__ = ["EvaluationResult"]
+__all__ = ["EpisodeStatistics", "EvaluationResult"]
 
 _ROW_KEYS = ("task", "return_mean", "return_std", "success", "score", "episodes", "seed")
 
@@ -109,3 +112,95 @@ class EvaluationResult(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(_ROW_KEYS)
+
+
+class EpisodeStatistics:
+    """Returns, lengths and successes of the first episodes of N envs; episode k is number k // N of env k % N."""
+
+    def __init__(self, label: str, episodes: int, num_envs: int, record: int) -> None:
+        self.label, self.episodes, self.num_envs, self.record = label, episodes, num_envs, record
+        self.finished = [0] * num_envs
+        self.steps = [0] * num_envs
+        self.running = torch.zeros(num_envs, dtype=torch.float64)
+        self.results: dict[int, tuple[float, int, bool | None]] = {}
+        self.pictures: dict[int, list[np.ndarray]] = {}
+
+    @property
+    def complete(self) -> bool:
+        return len(self.results) == self.episodes
+
+    def episode(self, env: int) -> int:
+        return self.finished[env] * self.num_envs + env
+
+    def active(self) -> list[int]:
+        """Envs whose present episode counts."""
+        return [env for env in range(self.num_envs) if self.episode(env) < self.episodes]
+
+    def check_finite(self, td: TensorDictBase, keys: Sequence[NestedKey], kind: str) -> None:
+        for key in keys:
+            value = td.get(key)
+            if not value.is_floating_point() or bool(value.isfinite().all()):
+                continue
+            finite = value.reshape(self.num_envs, -1).isfinite().all(-1).tolist()
+            for env in self.active():
+                if not finite[env]:
+                    raise ValueError(
+                        f"{kind} {key!r} of {self.label} is not finite in episode {self.episode(env)} at step "
+                        f"{self.steps[env]}: {value.reshape(self.num_envs, -1)[env].tolist()}; evaluation stops here. "
+                        "Look for a diverging simulation, or a NaN in the weights of the policy or world model"
+                    )
+
+    def add_frames(self, state: TensorDictBase) -> None:
+        pixels = state.get("pixels")
+        pixels = pixels.reshape(self.num_envs, *pixels.shape[-3:])
+        for env in self.active():
+            if self.episode(env) < self.record:
+                self.pictures.setdefault(self.episode(env), []).append(pixels[env].cpu().numpy().copy())
+
+    def add_step(self, step: TensorDictBase, reward_key: NestedKey, done_key: NestedKey, success_key: NestedKey) -> int:
+        """Counts one step of every env; returns how many episodes it completed."""
+        after = step.get("next")
+        reward = after.get(reward_key)
+        if reward.numel() != self.num_envs:
+            raise ValueError(
+                f"evaluation needs one reward per env, of shape [{self.num_envs}, 1]; {self.label} writes "
+                f"{tuple(reward.shape)} at {reward_key!r}. Add a transform that reduces it to one number"
+            )
+        self.check_finite(after, [reward_key], "reward")
+        self.running += reward.reshape(self.num_envs).double().cpu()
+        done = after.get(done_key).reshape(self.num_envs).tolist()
+        success = after.get(success_key, None)
+        won = None if success is None else success.reshape(self.num_envs).bool().tolist()
+        active = self.active()
+        self.steps = [count + 1 for count in self.steps]
+        completed = 0
+        for env in (env for env in range(self.num_envs) if done[env]):
+            if env in active:
+                episode = self.episode(env)
+                outcome = None if won is None else bool(won[env])
+                self.results[episode] = (self.running[env].item(), self.steps[env], outcome)
+                if episode < self.record:
+                    last = after.get("pixels").reshape(self.num_envs, *after.get("pixels").shape[-3:])[env]
+                    self.pictures[episode].append(last.cpu().numpy().copy())
+                completed += 1
+            self.finished[env] += 1
+            self.steps[env] = 0
+            self.running[env] = 0.0
+        return completed
+
+    def check_length(self, max_steps: int) -> None:
+        for env in self.active():
+            if self.steps[env] >= max_steps:
+                raise RuntimeError(
+                    f"episode {self.episode(env)} of {self.label} has not ended after {max_steps} steps; give the env "
+                    "a time limit (torchrl.envs.StepCounter(max_steps=...)) or raise max_steps"
+                )
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Returns, lengths and successes by episode."""
+        returns, lengths, outcomes = zip(*(self.results[episode] for episode in range(self.episodes)))
+        successes = None if None in outcomes else np.array(outcomes, dtype=bool)
+        return np.array(returns, dtype=np.float64), np.array(lengths, dtype=np.int64), successes
+
+    def frames(self) -> tuple[np.ndarray, ...]:
+        return tuple(np.stack(self.pictures[episode]) for episode in range(self.record))

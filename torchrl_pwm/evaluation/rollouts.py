@@ -1,4 +1,4 @@
-"""Whole episodes of a policy in a real environment: the one evaluation function."""
+"""Rollouts of whole episodes in a real environment: the one evaluation function."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from tqdm import tqdm
 from torchrl_pwm.envs import WorldModelWrapper, make_task_env, make_task_envs
 from torchrl_pwm.envs.simulators.state import innermost_env
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
-from torchrl_pwm.evaluation.results import EvaluationResult
+from torchrl_pwm.evaluation.results import EpisodeStatistics, EvaluationResult
 from torchrl_pwm.evaluation.scores import find_task_spec
-from torchrl_pwm.evaluation.tally import EpisodeTally
 
 __all__ = ["EvaluationResult", "evaluate_policy"]
 
@@ -78,9 +77,8 @@ def evaluate_policy(
     and in eval mode; the training flag of each of its modules is put back afterwards. The env is seeded, nothing
     else is, and torch's global generators are left as they were found.
 
-    With a batched env every row contributes a fixed number of its *first* episodes, ``episodes`` shared out evenly,
-    and what a row does beyond that is not counted. Taking the first ``episodes`` that end anywhere would favour
-    short ones.
+    Every env of a batch contributes a fixed number of its *first* episodes, ``episodes`` shared out evenly, and what it
+    does beyond that is not counted. Taking the first ``episodes`` that end anywhere would favour short ones.
 
     Args:
         policy: a TensorDictModule that writes the env's action, or any callable from TensorDict to TensorDict. For
@@ -175,8 +173,8 @@ def _evaluate(
     progress: bool,
 ) -> EvaluationResult:
     start = time.perf_counter()
-    rows = max(env.batch_size.numel(), 1)
-    tally = EpisodeTally(label, episodes, rows, min(record, episodes))
+    num_envs = max(env.batch_size.numel(), 1)
+    statistics = EpisodeStatistics(label, episodes, num_envs, min(record, episodes))
     with (
         torch.no_grad(),
         set_exploration_type(ExplorationType.DETERMINISTIC),
@@ -189,16 +187,16 @@ def _evaluate(
         state = env.reset()
         _check_inputs(policy, state, record)
         keys = [key for key in env.observation_spec.keys(True, True) if _is_floating(state.get(key, None))]
-        while not tally.complete:
-            tally.check_finite(state, keys, "observation")
+        while not statistics.complete:
+            statistics.check_finite(state, keys, "observation")
             if record:
-                tally.add_frames(state)
+                statistics.add_frames(state)
             state = policy(state)
-            tally.check_finite(state, env.action_keys, "action")
+            statistics.check_finite(state, env.action_keys, "action")
             step, state = env.step_and_maybe_reset(state)
-            bar.update(tally.add_step(step, env.reward_key, done_key, success_key))
-            tally.check_length(max_steps)
-    returns, lengths, successes = tally.arrays()
+            bar.update(statistics.add_step(step, env.reward_key, done_key, success_key))
+            statistics.check_length(max_steps)
+    returns, lengths, successes = statistics.arrays()
     return EvaluationResult(
         task=label,
         seed=seed,
@@ -207,7 +205,7 @@ def _evaluate(
         successes=successes,
         scores=None if spec is None else np.asarray(spec.score(returns, successes), dtype=np.float64),
         seconds=time.perf_counter() - start,
-        frames=tally.frames(),
+        frames=statistics.frames(),
     )
 
 

@@ -1,4 +1,4 @@
-"""How far a world model can be believed: its rewards beside the real ones, step by step of an open-loop rollout."""
+"""Trust probe of a world model: predicted beside real rewards, step by step of an open-loop rollout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROBED_STEPS = (1, 4, 8, 16)
 
 @dataclasses.dataclass(frozen=True)
 class TrustProbe:
-    """What the model says of the policy's own real episodes, and what they paid.
+    """Errors of the predicted reward along the policy's own real episodes, and the return of these.
 
     Args:
         errors: predicted minus real reward by imagined step (first step: 1), in the task's units per step.

@@ -30,7 +30,7 @@ from torchrl_pwm.evaluation import (
     write_html_report,
     write_summary,
 )
-from torchrl_pwm.evaluation.plots import Series
+from torchrl_pwm.evaluation.curves import Series
 from torchrl_pwm.modules import Quickstart
 from torchrl_pwm.runs.baselines import baseline_settings, measure_baselines
 from torchrl_pwm.runs.deviations import protocol_deviations

@@ -1,10 +1,11 @@
-"""Film strips and videos of recorded episodes."""
+"""Film strips of recorded episodes."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,26 @@ import numpy as np
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replaced_file
 
-__all__ = ["film_pictures", "film_strip", "save_video"]
+__all__ = ["Film", "FilmStrip", "film_pictures", "film_strip"]
 
 _GAP, _HEADER, _LABEL_SIZE = 4, 22, 15
 _INK, _PAPER = (27, 31, 36), (255, 255, 255)
+
+
+@dataclasses.dataclass(frozen=True)
+class FilmStrip:
+    """Pictures of one episode.
+
+    Args:
+        pictures: number of the step and JPEG file of each.
+        caption: which episode it is.
+    """
+
+    pictures: Sequence[tuple[int, bytes]]
+    caption: str
+
+
+Film = FilmStrip  # another name of it
 
 
 def film_strip(
@@ -25,7 +42,7 @@ def film_strip(
     num_frames: int = 8,
     height: int = 160,
 ) -> Path:
-    """One row of pictures per film, evenly spaced in time from the first frame to the last.
+    """One row of pictures per episode, evenly spaced in time from the first frame to the last.
 
     Above each row stand its label and, over each picture, the number of its step.
 
@@ -33,7 +50,7 @@ def film_strip(
         films: label of a row (a task, perhaps with its score) to frames, uint8 [T, H, W, 3]: for example one of
             ``result.frames`` of :func:`~torchrl_pwm.evaluate_policy` with ``record=1``.
         path: file to write; the suffix chooses the format (PNG if it has none).
-        num_frames: pictures per row; a film of fewer frames shows all it has.
+        num_frames: pictures per row; an episode of fewer frames shows all it has.
         height: height of each picture in the strip, in pixels.
 
     Returns:
@@ -41,7 +58,7 @@ def film_strip(
 
     Raises:
         ImportError: if Pillow is not installed.
-        ValueError: if there is no film, or frames of another shape or dtype.
+        ValueError: if there is no episode, or frames of another shape or dtype.
 
     Examples:
         >>> import numpy as np, tempfile
@@ -50,7 +67,7 @@ def film_strip(
         'strip.png'
     """
     if not films:
-        raise ValueError("there is nothing to draw: no film was given")
+        raise ValueError("there is nothing to draw: no episode was given")
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, found {num_frames}")
     image_module = require("PIL.Image", extra="plots", purpose="drawing a film strip")
@@ -60,11 +77,11 @@ def film_strip(
     small = font_module.load_default(_LABEL_SIZE - 4)
 
     rows = []
-    for label, film in films.items():
-        film = _checked(film, label)
-        steps = _steps(film, num_frames)
-        width = max(1, round(height * film.shape[2] / film.shape[1]))
-        pictures = [image_module.fromarray(film[step]).resize((width, height)) for step in steps]
+    for label, frames in films.items():
+        frames = _checked(frames, label)
+        steps = _steps(frames, num_frames)
+        width = max(1, round(height * frames.shape[2] / frames.shape[1]))
+        pictures = [image_module.fromarray(frames[step]).resize((width, height)) for step in steps]
         rows.append((label, steps, pictures, width))
 
     # a label that is wider than its pictures still fits
@@ -93,48 +110,12 @@ def film_strip(
     return target
 
 
-def save_video(frames: np.ndarray, path: str | os.PathLike[str], *, fps: int = 25) -> Path:
-    """Write frames as a video.
-
-    Args:
-        frames: uint8 [T, H, W, 3].
-        path: file to write; the suffix chooses the format: ``.gif`` needs nothing more, ``.mp4`` needs the
-            imageio-ffmpeg package.
-        fps: frames per second.
-
-    Returns:
-        The path of the video.
-
-    Raises:
-        ImportError: if imageio, or for mp4 imageio-ffmpeg, is not installed.
-        ValueError: for frames of another shape or dtype, or another suffix.
-    """
-    frames = _checked(frames, "the video")
-    target = Path(path)
-    suffix = target.suffix.lower()
-    if suffix not in (".gif", ".mp4"):
-        raise ValueError(f"a video is written as .gif or .mp4, found {target.name!r}")
-    imageio = require("imageio.v2", extra="plots", purpose="writing a video")
-    if suffix == ".mp4":
-        try:
-            import imageio_ffmpeg  # noqa: F401
-        except ImportError as error:
-            raise ImportError("mp4 needs imageio-ffmpeg: pip install imageio-ffmpeg, or write a .gif") from error
-    # gif takes the duration of a frame in milliseconds, mp4 the rate
-    options = {"duration": 1000.0 / fps, "loop": 0} if suffix == ".gif" else {"fps": fps, "macro_block_size": 2}
-    content = imageio.mimwrite("<bytes>", list(frames), format=suffix[1:], **options)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(target) as temporary:
-        temporary.write_bytes(content)
-    return target
-
-
 def film_pictures(frames: np.ndarray, *, num_frames: int = 8) -> list[tuple[int, bytes]]:
     """Frames evenly spaced in time, from the first to the last, as JPEG files.
 
     Args:
         frames: uint8 [T, H, W, 3].
-        num_frames: number of pictures; a film of fewer frames gives all it has.
+        num_frames: number of pictures; an episode of fewer frames gives all it has.
 
     Returns:
         Number of the step and content of the file of each picture.
@@ -148,8 +129,8 @@ def film_pictures(frames: np.ndarray, *, num_frames: int = 8) -> list[tuple[int,
         >>> [step for step, _ in film_pictures(np.zeros((101, 8, 8, 3), np.uint8), num_frames=5)]
         [0, 25, 50, 75, 100]
     """
-    image_module = require("PIL.Image", extra="plots", purpose="drawing a film")
-    frames = _checked(frames, "the film")
+    image_module = require("PIL.Image", extra="plots", purpose="drawing a film strip")
+    frames = _checked(frames, "the episode")
     pictures = []
     for step in _steps(frames, num_frames).tolist():
         buffer = io.BytesIO()
