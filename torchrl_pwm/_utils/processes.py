@@ -1,12 +1,121 @@
-"""Worker processes that do not outlive the process they work for."""
+"""Jobs in worker processes that do not outlive the process they work for."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import queue
 import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import Any, TypeVar
 
-__all__ = ["end_with_parent"]
+__all__ = ["end_with_parent", "process_pool", "run_jobs"]
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+Report = Callable[..., object]
+
+_messages: Any = None  # queue to the parent, in a worker
+
+
+def run_jobs(
+    function: Callable[[Job, Report], Result],
+    jobs: Iterable[Job],
+    *,
+    workers: int | None = None,
+    report: Report = lambda *message: None,
+) -> list[Result]:
+    """Runs ``function(job, report)`` for each job, several at a time.
+
+    After a failure what runs goes on to its end, so that its work is kept, and what waits does not start.
+
+    Args:
+        function: what is done with a job; with several workers it must be a name of a module, or a
+            ``functools.partial`` of one. What it passes to its second argument reaches ``report`` while it runs.
+        jobs: the jobs; with several workers they are pickled.
+
+    Keyword Args:
+        workers (int, optional): processes, at most one per job; default one per core. With one, the work is done in
+            this process. More are started with *spawn*: a script needs ``if __name__ == "__main__":``.
+        report (callable, optional): called in this process, with several workers in a thread of its own.
+
+    Returns:
+        The results, in the order of the jobs.
+
+    Raises:
+        BaseException: what the first job that failed raised.
+
+    Examples:
+        >>> run_jobs(lambda job, report: report(job) or 2 * job, [1, 2], workers=1, report=print)
+        1
+        2
+        [2, 4]
+    """
+    jobs = list(jobs)
+    workers = min(len(jobs), (os.cpu_count() or 1) if workers is None else workers)
+    if workers <= 1:
+        return [function(job, report) for job in jobs]
+    waiting = iter(jobs)
+    with _listening(report) as messages, process_pool(workers, messages) as pool:
+        # no more than run at once: what is handed to the pool can not be called back
+        futures = [pool.submit(_work, function, job) for job in islice(waiting, workers)]
+        running = set(futures)
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()
+            started = [pool.submit(_work, function, job) for job in islice(waiting, len(finished))]
+            futures += started
+            running |= set(started)
+    return [future.result() for future in futures]
+
+
+def process_pool(workers: int, messages: Any = None, **options: Any) -> ProcessPoolExecutor:
+    """An executor of processes started with *spawn*, which end when this one does, however it does.
+
+    Args:
+        workers: how many.
+        messages: queue that a worker's reports go to.
+        **options: those of :class:`~concurrent.futures.ProcessPoolExecutor`.
+    """
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(messages,), **options)
+
+
+@contextlib.contextmanager
+def _listening(report: Report) -> Iterator[Any]:
+    """Yields a queue whose messages are passed to ``report`` until the block has ended and none is left.
+
+    Only a thread can: a worker does not end before all it has said is read.
+    """
+    messages, ended = multiprocessing.get_context("spawn").Queue(), threading.Event()
+
+    def listen() -> None:
+        while not ended.is_set() or not messages.empty():
+            with contextlib.suppress(queue.Empty):
+                message = messages.get(timeout=0.1)
+                report(*message)
+
+    with ThreadPoolExecutor(1) as thread:
+        listener = thread.submit(listen)
+        try:
+            yield messages
+        finally:
+            ended.set()
+    listener.result()
+
+
+def _work(function: Callable[[Any, Report], Any], job: Any) -> Any:
+    return function(job, lambda *message: _messages.put(message))
+
+
+def _start_worker(messages: Any) -> None:
+    global _messages
+    _messages = messages
+    end_with_parent()
 
 
 def end_with_parent() -> None:
