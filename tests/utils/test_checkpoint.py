@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.data.killed import run
 from torchrl_pwm._utils import files as module
+from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm.trainers import has_checkpoint, load_checkpoint, save_checkpoint
 
 MANIFEST = "checkpoint.json"
@@ -77,6 +80,60 @@ def test_a_failure_at_any_write_leaves_the_old_checkpoint_in_force(call, occurre
     save_checkpoint(tmp_path, state(3), step=3)
     assert_loads(tmp_path, 3)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_cannot_be_saved_leaves_the_old_checkpoint_in_force(tmp_path):
+    save_checkpoint(tmp_path, state(1), step=1)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+        save_checkpoint(tmp_path, {**state(2), "function": lambda: None}, step=2)
+    assert sorted(tmp_path.iterdir()) == before
+    assert_loads(tmp_path, 1)
+
+
+def test_the_manifest_states_size_and_checksum_of_the_file(tmp_path):
+    path = save_checkpoint(tmp_path, state(1), step=4)
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    assert path.name == f"checkpoint-4-{digest[:12]}.pt"
+    assert json.loads((tmp_path / MANIFEST).read_text()) == {
+        "file": path.name,
+        "size": len(data),
+        "sha256": digest,
+        "step": 4,
+    }
+
+
+MEMORY = """
+import re, sys, torch
+from pathlib import Path
+from torchrl_pwm.trainers import save_checkpoint
+
+def mib(key):
+    return int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+save_checkpoint(sys.argv[1], {"weight": torch.zeros(10)}, step=1)
+state = {"weight": torch.ones(16 << 20)}
+before = mib("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+save_checkpoint(sys.argv[1], state, step=2)
+print(mib("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_saving_holds_no_copy_of_the_tensors(tmp_path):
+    """Of 64 MiB."""
+    assert float(run(MEMORY, tmp_path).stdout) < 16
+
+
+def test_tensors_in_a_file_are_replaced_in_one_step(tmp_path):
+    path = tmp_path / "weights.pt"
+    save_tensors(path, state(1))
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+        save_tensors(path, {"function": lambda: None})
+    assert list(tmp_path.iterdir()) == [path]
+    assert (torch.load(path, weights_only=True)["weight"] == 1).all()
 
 
 def test_what_killed_processes_left_is_cleaned_at_the_next_save(tmp_path):
