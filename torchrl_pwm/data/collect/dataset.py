@@ -15,7 +15,7 @@ from torchrl._utils import logger as torchrl_logger
 from tqdm import tqdm
 
 from torchrl_pwm._utils.devices import one_thread
-from torchrl_pwm._utils.files import flush_folder, refuse_existing
+from torchrl_pwm._utils.files import refuse_existing
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm._utils.versions import versions
 from torchrl_pwm.data.collect.behaviors import (
@@ -120,7 +120,6 @@ def collect_dataset(
         return _finished(target, jobs, partial)
     refuse_existing(target)
     partial.mkdir(parents=True, exist_ok=True)
-    _remove_stale(partial)
     missing = [job for job in jobs if not _has_part(partial / job.task, job)]
     if len(missing) < len(jobs):
         torchrl_logger.info(f"going on with {partial}: {len(jobs) - len(missing)} of {len(jobs)} tasks are there")
@@ -216,27 +215,20 @@ def _has_part(part: Path, job: TaskJob) -> bool:
     """Whether a task was finished before, with the same settings."""
     if not part.exists():
         return False
-    found = EpisodeStore(part, verify=True).manifest.source.get("tasks", {}).get(job.task)
-    if found != job.record():
+    record = EpisodeStore(part, verify=True).manifest.source.get("tasks", {}).get(job.task)
+    if record != job.record():
         raise ValueError(
-            f"{part} was collected with other settings: wanted {job.record()}, found {found}; go on with the same "
+            f"{part} was collected with other settings: wanted {job.record()}, found {record}; go on with the same "
             f"settings, or delete {part.parent} to start again"
         )
     return True
 
 
-def _remove_stale(partial: Path) -> None:
-    """Removes what a killed process left half-written."""
-    for stale in [*partial.glob(".*.tmp"), *partial.glob("_whole")]:
-        shutil.rmtree(stale)
-
-
 def _assemble(jobs: list[TaskJob], table: TaskSet, partial: Path, target: Path, row_length: int) -> EpisodeStore:
     """Joins the parts and publishes the data set."""
     parts = {job.task: EpisodeStore(partial / job.task) for job in jobs}
-    whole = partial / "_whole"
     with EpisodeStoreWriter(
-        whole,
+        target,
         table,
         {name: part.num_rows for name, part in parts.items()},
         row_length=row_length,
@@ -249,10 +241,6 @@ def _assemble(jobs: list[TaskJob], table: TaskSet, partial: Path, target: Path, 
                 here = slice(start, start + _ROWS_AT_ONCE)
                 success = None if part.success is None else part.success[here]
                 writer.write(name, part.observation[here], part.action[here], part.reward[here], success)
-    if target.is_dir():
-        target.rmdir()
-    os.rename(whole, target)
-    flush_folder(target.parent)
     del parts
     shutil.rmtree(partial)
     return EpisodeStore(target)
