@@ -29,9 +29,9 @@ def state(value: float) -> dict:
 
 
 def assert_loads(folder: Path, value: float) -> None:
-    found = load_checkpoint(folder)
-    torch.testing.assert_close(found["weight"], torch.full((100,), value), rtol=0, atol=0)
-    assert {key: found[key] for key in ("step", "nested")} == {key: state(value)[key] for key in ("step", "nested")}
+    loaded = load_checkpoint(folder)
+    torch.testing.assert_close(loaded["weight"], torch.full((100,), value), rtol=0, atol=0)
+    assert {key: loaded[key] for key in ("step", "nested")} == {key: state(value)[key] for key in ("step", "nested")}
 
 
 def data_file(folder: Path) -> Path:
@@ -105,19 +105,15 @@ def test_the_manifest_states_size_and_checksum_of_the_file(tmp_path):
 
 
 MEMORY = """
-import re, sys, torch
-from pathlib import Path
+import sys, torch
+from tests.data.killed import memory, restart_peak
 from torchrl_pwm.trainers import save_checkpoint
-
-def mib(key):
-    return int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 save_checkpoint(sys.argv[1], {"weight": torch.zeros(10)}, step=1)
 state = {"weight": torch.ones(16 << 20)}
-before = mib("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+before = restart_peak()
 save_checkpoint(sys.argv[1], state, step=2)
-print(mib("VmHWM") - before)
+print(memory("VmHWM") - before)
 """
 
 

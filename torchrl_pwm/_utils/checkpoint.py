@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from torchrl_pwm._utils.errors import first_line
 from torchrl_pwm._utils.files import file_sha256, replace_file, replaced_file
 
 _MANIFEST = "checkpoint.json"
@@ -120,7 +121,7 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(
             f"The checkpoint {path} was refused: expected tensors, numbers and strings, found what cannot be read "
-            f"without running its code ({str(error).splitlines()[0]}). Do not use files of this origin."
+            f"without running its code ({first_line(error)}). Do not use files of this origin."
         ) from error
 
 

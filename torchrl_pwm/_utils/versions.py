@@ -1,4 +1,4 @@
-"""Which versions made something."""
+"""Versions of the packages that results depend on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PACKAGES = ("torchrl-pwm", "torch", "torchrl", "tensordict", "numpy", "mujoco",
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on; packages that are absent are left out."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

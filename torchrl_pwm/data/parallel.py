@@ -140,7 +140,7 @@ def extend_with_recorded(replay: ReplayBuffer, recorded: TensorDictBase, num_env
         num_envs (int): envs whose steps follow.
 
     Raises:
-        ValueError: if the rows cannot be shared out equally.
+        ValueError: if the recorded envs cannot be shared out equally.
 
     Examples:
         >>> import torch
@@ -154,9 +154,9 @@ def extend_with_recorded(replay: ReplayBuffer, recorded: TensorDictBase, num_env
     if recorded.ndim != 2 or len(recorded) % num_envs:
         raise ValueError(
             f"expected recorded steps [N, T] with N a multiple of the {num_envs} envs that go on from them, found "
-            f"batch {list(recorded.batch_size)}: leave rows out, or use another num_envs."
+            f"batch {list(recorded.batch_size)}: leave some out, or use another num_envs."
         )
-    for rows in recorded.split(num_envs):
-        rows = rows.clone()
-        rows["next", "done"][:, -1] = True
-        replay.extend(rows)
+    for steps in recorded.split(num_envs):
+        steps = steps.clone()
+        steps["next", "done"][:, -1] = True
+        replay.extend(steps)

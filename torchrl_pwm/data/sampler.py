@@ -1,4 +1,4 @@
-"""Draws slices of fixed-length rows by arithmetic."""
+"""Sampler of slices of fixed-length rows, drawn by arithmetic."""
 
 from __future__ import annotations
 

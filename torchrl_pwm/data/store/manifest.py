@@ -136,8 +136,8 @@ class Manifest:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not valid JSON ({error}); the data set is damaged, make it again") from error
         if not isinstance(record, dict) or record.get("format") != FORMAT:
-            found = record.get("format") if isinstance(record, dict) else type(record).__name__
-            raise ValueError(f"{path} is not a manifest of this package: expected format {FORMAT!r}, found {found!r}")
+            kind = record.get("format") if isinstance(record, dict) else type(record).__name__
+            raise ValueError(f"{path} is not a manifest of this package: expected format {FORMAT!r}, found {kind!r}")
         if record.get("version") != VERSION:
             raise ValueError(
                 f"{path} has format version {record.get('version')!r}, this package reads version {VERSION}; convert "
