@@ -9,7 +9,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.envs.transforms import ObservationNorm
 
 from torchrl_pwm.data import EpisodeStore, SACConfig, TDMPC2ExperienceReplay, collect_dataset
-from torchrl_pwm.data.collect import behaviors as behaviors_module
+from torchrl_pwm.data.collect.behaviors import TaskJob, task_episodes
 from torchrl_pwm.data.store.episodes import Episode
 from torchrl_pwm.envs.multitask import make_task_env
 from torchrl_pwm.envs.tasks import MT30, MT80, TaskSet
@@ -43,7 +43,7 @@ def replayed(store, task, env_seed):
 
 
 def env_seed(task, seed, table=MT80):
-    return behaviors_module.TaskJob(task, table, "random", 1, seed).number(behaviors_module._ENV)
+    return TaskJob(task, table, "random", 1, seed).env_seed
 
 
 def test_random_data_replays_in_the_simulator_step_by_step(tmp_path):
@@ -123,13 +123,12 @@ def test_the_data_does_not_depend_on_the_number_of_workers(mixed, tmp_path):
 
 
 def test_an_interrupted_collection_goes_on_and_gives_the_same_bytes(mixed, tmp_path, monkeypatch):
-    made = behaviors_module.task_episodes
     fails = ["mw-reach", "cartpole-balance"]
     started = []
 
     def interrupted(job):
         started.append(job.task)
-        for number, episode in enumerate(made(job)):
+        for number, episode in enumerate(task_episodes(job)):
             if job.task in fails and number == job.episodes - 1:
                 fails.remove(job.task)
                 raise KeyboardInterrupt
@@ -142,7 +141,7 @@ def test_an_interrupted_collection_goes_on_and_gives_the_same_bytes(mixed, tmp_p
             collect(root=root, **MIXED)
         assert not root.exists()
         # what a process that was killed outright would leave
-        (tmp_path / "data.partial" / ".mw-reach-0000.tmp").mkdir()
+        (tmp_path / "data.partial" / ".mw-reach-01234567.tmp").mkdir()
     collect(root=root, **MIXED)
     assert contents(root) == contents(mixed)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
@@ -159,12 +158,11 @@ def test_a_finished_collection_is_returned_as_it_is(mixed, monkeypatch):
 
 
 def test_parts_of_other_settings_are_not_mixed_in(tmp_path, monkeypatch):
-    made = behaviors_module.task_episodes
 
     def interrupted(job):
         if job.task == "mw-reach":
             raise KeyboardInterrupt
-        yield from made(job)
+        yield from task_episodes(job)
 
     monkeypatch.setattr("torchrl_pwm.data.collect.dataset.task_episodes", interrupted)
     tasks = ["pendulum-swingup", "mw-reach"]

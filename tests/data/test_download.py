@@ -166,8 +166,8 @@ def test_a_server_that_states_no_checksum_is_refused(tmp_path, hub):
 
 def test_checkpoints_of_other_folders_and_repositories(tmp_path, hub):
     hub.files["someone/models/resolve/main/dmcontrol/dog-run-1.pt"] = b"weights"
-    found = download_checkpoint("dmcontrol/dog-run-1", tmp_path, repository="someone/models", progress=False)
-    assert found == tmp_path / "dmcontrol" / "dog-run-1.pt" and found.read_bytes() == b"weights"
+    path = download_checkpoint("dmcontrol/dog-run-1", tmp_path, repository="someone/models", progress=False)
+    assert path == tmp_path / "dmcontrol" / "dog-run-1.pt" and path.read_bytes() == b"weights"
     for name in ("../secret.pt", "/etc/passwd", "a/../../b"):
         with pytest.raises(ValueError, match="a path in the repository"):
             download_checkpoint(name, tmp_path)

@@ -83,21 +83,17 @@ def test_a_lock_is_held_once(tmp_path):
 
 
 MEMORY = """
-import re, sys
-from pathlib import Path
-from torchrl_pwm.data import convert_shards
+import sys
 import torchrl_pwm.data.published.convert as convert
-
-def mib(key):
-    return int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+from tests.data.killed import memory, restart_peak
+from torchrl_pwm.data import convert_shards
 
 convert._CHUNK_BYTES = 1 << 20
 convert_shards([sys.argv[2]], sys.argv[1] + "-small", task_set="mt80", progress=False)
-before = mib("VmRSS")
-Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-assert mib("VmHWM") < before + 8
+before = restart_peak()
+assert memory("VmHWM") < before + 8
 convert_shards(sys.argv[3:], sys.argv[1], task_set="mt80", progress=False)
-print(mib("VmHWM") - before)
+print(memory("VmHWM") - before)
 """
 
 
@@ -136,7 +132,7 @@ def killed_episodes(job):
         yield episode
 
 def killed_finish(self):
-    if self.root.name == "_whole" and place == "assembling":
+    if self.root.name == "data" and place == "assembling":
         os.kill(os.getpid(), signal.SIGKILL)
     finish(self)
 
@@ -166,7 +162,7 @@ def test_a_collection_killed_and_resumed_gives_the_same_bytes(tmp_path):
     assert len(list(partial.glob(".mw-reach-*.tmp"))) == 1
     run_until_killed(KILLED_COLLECTION, tmp_path / "data", "assembling")
     assert sums(partial / "pendulum-swingup") == finished and (partial / "mw-reach").is_dir()
-    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "data").exists() and len(list(tmp_path.glob(".data-*.tmp"))) == 1
     run(KILLED_COLLECTION, tmp_path / "data", "nowhere")
     assert sums(tmp_path / "data") == sums(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "whole"]

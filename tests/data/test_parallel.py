@@ -20,14 +20,14 @@ def test_slices_are_consecutive_steps_of_one_env_before_and_after_the_ring_is_fu
     replay = make_online_replay(100, slice_len=5, batch_size=64, seed=3)
     for number in range(batches):
         replay.extend(steps(8 * number, 8))
-    found = torch.cat([replay.sample()["step"] for _ in range(20)])
-    assert found.shape == (1280, 5)
-    assert (found.diff(dim=1) == 1).all()
+    drawn = torch.cat([replay.sample()["step"] for _ in range(20)])
+    assert drawn.shape == (1280, 5)
+    assert (drawn.diff(dim=1) == 1).all()
     newest = 8 * batches - 1
     kept = range(max(0, newest - 24), newest + 1)
-    starts = {int(x) for x in found[:, 0].flatten() % 1000}
+    starts = {int(x) for x in drawn[:, 0].flatten() % 1000}
     assert starts == set(list(kept)[: len(kept) - 4])
-    assert {int(x) for x in found[:, 0] // 1000} == {0, 1, 2, 3}
+    assert {int(x) for x in drawn[:, 0] // 1000} == {0, 1, 2, 3}
 
 
 def test_a_seed_repeats_and_a_state_dict_resumes():

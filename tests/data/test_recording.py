@@ -1,4 +1,4 @@
-"""Recorded steps of a policy: what they hold, and the noise from row to row."""
+"""Recorded steps of a policy: what they hold, and the noise from env to env."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from torchrl_pwm.data import NoisyPolicy, record_steps
 from torchrl_pwm.envs.simulators import AnalyticEnv
 
 
-def still(rows: int) -> TensorDictModule:
-    return TensorDictModule(lambda observation: torch.zeros(rows, 1), ["observation"], ["action"])
+def still(num_envs: int) -> TensorDictModule:
+    return TensorDictModule(lambda observation: torch.zeros(num_envs, 1), ["observation"], ["action"])
 
 
-def test_noise_grows_from_row_to_row_and_episodes_go_on():
+def test_noise_grows_from_env_to_env_and_episodes_go_on():
     env = AnalyticEnv("cartpole_swingup", 5, seed=0, episode_length=40)
     steps = record_steps(still(5), env, 100, noise=0.8, seed=1)
     assert steps.batch_size == (5, 100) and not steps["next", "observation"].requires_grad

@@ -172,9 +172,9 @@ def test_a_restored_buffer_goes_on_with_the_same_samples(counting_root, tmp_path
         torch.save(replay.state_dict(), tmp_path / "state.pt")
         restored.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for _ in range(5):
-        expected, found = replay.sample(), restored.sample()
-        assert torch.equal(expected["index"], found["index"])
-        assert (expected == found).all()
+        expected, again = replay.sample(), restored.sample()
+        assert torch.equal(expected["index"], again["index"])
+        assert (expected == again).all()
 
 
 @pytest.mark.parametrize("prefetch", [1, 4])
@@ -288,12 +288,9 @@ def test_readers_in_other_processes_agree_bit_for_bit(tmp_path, method, dtype):
 
 
 MEMORY = """
-import re, sys, torch
-from pathlib import Path
+import sys, torch
+from tests.data.killed import memory
 from torchrl_pwm.data import TDMPC2ExperienceReplay
-
-def mib(key):
-    return int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 torch.set_num_threads(1)
 replay = TDMPC2ExperienceReplay(sys.argv[1], 64, slice_len=100)
@@ -301,11 +298,11 @@ rows = torch.arange(replay.storage.num_rows)[:, None] * 100
 read = 0
 for number, some in enumerate(rows.split(64)):
     if number == 5:
-        before = mib("VmRSS")
+        before = memory("VmRSS")
     read += replay.storage[some + torch.arange(100)]["action"].shape[0]
     replay.sample()
 assert read == len(rows)
-print(mib("VmRSS") - before)
+print(memory("VmRSS") - before)
 """
 
 

@@ -13,7 +13,7 @@ import torch
 
 from tests.data.counting import COUNTS, counting_rows, write_counting_store
 from torchrl_pwm.data import EpisodeStorage, EpisodeStore, EpisodeStoreWriter
-from torchrl_pwm.envs.tasks import MT30, MT80, TaskSet
+from torchrl_pwm.envs.tasks import MT80, TaskSet
 
 
 def test_rows_are_grouped_by_task_in_the_order_of_the_set(counting_root):
@@ -104,7 +104,6 @@ def _edited(root, edit):
     [
         (lambda m: m.update(format="other"), "not a manifest of this package"),
         (lambda m: m.update(version=99), "format version 99, this package reads version 2"),
-        (lambda m: m.update(version=1), r"version 1, which kept .* apart; write .* anew with .*upgrade_dataset\('"),
         (lambda m: m.pop("tasks"), "lacks or misnames an entry"),
         (lambda m: m["fields"].pop("steps"), r"lists no file for \['steps'\]"),
         (lambda m: m["fields"]["returns"].update(file="../returns.bin"), "not a file name inside its folder"),
@@ -156,8 +155,8 @@ def test_blocks_reach_the_last_step_and_no_further(tmp_path, monkeypatch, dtype,
     monkeypatch.setattr("torchrl_pwm.data.store.steps._AT_ONCE", at_once)
     row, step = np.array([8, 0, 3]), np.array([9, 0, 4])
     seen = []
-    for here, found in store.blocks(row, step, 3):
-        for i, *block in zip(range(3)[here], *found, strict=True):
+    for here, steps in store.blocks(row, step, 3):
+        for i, *block in zip(range(3)[here], *steps, strict=True):
             transitions = slice(step[i], step[i] + 3)
             assert np.array_equal(block[0], store.observation[row[i], step[i] : step[i] + 4])
             assert np.array_equal(block[1], store.action[row[i], transitions])
@@ -325,7 +324,6 @@ def test_a_store_travels_to_another_process_by_its_path(counting_root):
 def test_arrays_of_a_store_are_read_only(counting_root):
     with pytest.raises(ValueError, match="read-only"):
         EpisodeStore(counting_root).observation[0, 0, 0] = 1
-    assert MT30.names == MT80.names[:30]
 
 
 def test_a_store_too_large_to_read_ahead_gives_the_same_values(counting_root, monkeypatch):

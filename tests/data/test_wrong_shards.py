@@ -52,12 +52,12 @@ def test_no_flipped_byte_of_a_shard_changes_the_data_unnoticed(tmp_path, first):
     for number, place in enumerate(sorted(places)):
         flip(paths[0], place)
         try:
-            found = arrays(convert(paths, tmp_path / f"data_{number}"))
+            converted = arrays(convert(paths, tmp_path / f"data_{number}"))
         except ValueError as error:
             assert "chunk_0.pt" in str(error)
             noticed += 1
         else:
-            assert found == expected
+            assert converted == expected
         flip(paths[0], place)
     assert noticed > len(places) / 3
     assert arrays(convert(paths, tmp_path / "again")) == expected
@@ -120,7 +120,6 @@ def test_task_indices_may_be_of_any_type_that_holds_them(tmp_path, dtype):
 @pytest.mark.parametrize("filler", [0.0, -3.5, float("inf"), float("nan")])
 def test_filler_of_any_kind_stays_out_of_the_data(tmp_path, filler):
     shard = make_shard(SHARDS[0], filler=filler)
-    assert shard["reward"][:, 0].isnan().all() or (shard["reward"][:, 0] == filler).all()
     torch.save(shard, tmp_path / "s.pt")
     store = convert([tmp_path / "s.pt"], tmp_path / "data")
     torch.save(make_shard(SHARDS[0]), tmp_path / "nan.pt")
@@ -128,11 +127,11 @@ def test_filler_of_any_kind_stays_out_of_the_data(tmp_path, filler):
     assert store.reward.shape == (3, LENGTH)
 
 
-def test_shards_are_identified_in_the_manifest(tmp_path):
+def test_the_manifest_says_which_shards_were_converted(tmp_path):
     paths = save_shards(tmp_path / "shards")
     store = convert(paths, tmp_path / "data")
     for path, record in zip(paths, store.manifest.source["shards"], strict=True):
         content = path.read_bytes()
-        assert record["name"] == path.name and record["size"] == len(content)
+        assert (record["name"], record["size"], record["rows"]) == (path.name, len(content), 3)
         assert record["sha256"] == hashlib.sha256(content).hexdigest()
     assert EpisodeStore(store.root, verify=True).manifest == store.manifest

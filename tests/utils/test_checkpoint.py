@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.data.killed import run
 from torchrl_pwm._utils import files as module
+from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm.trainers import has_checkpoint, load_checkpoint, save_checkpoint
 
 MANIFEST = "checkpoint.json"
@@ -26,9 +29,9 @@ def state(value: float) -> dict:
 
 
 def assert_loads(folder: Path, value: float) -> None:
-    found = load_checkpoint(folder)
-    torch.testing.assert_close(found["weight"], torch.full((100,), value), rtol=0, atol=0)
-    assert {key: found[key] for key in ("step", "nested")} == {key: state(value)[key] for key in ("step", "nested")}
+    loaded = load_checkpoint(folder)
+    torch.testing.assert_close(loaded["weight"], torch.full((100,), value), rtol=0, atol=0)
+    assert {key: loaded[key] for key in ("step", "nested")} == {key: state(value)[key] for key in ("step", "nested")}
 
 
 def data_file(folder: Path) -> Path:
@@ -77,6 +80,56 @@ def test_a_failure_at_any_write_leaves_the_old_checkpoint_in_force(call, occurre
     save_checkpoint(tmp_path, state(3), step=3)
     assert_loads(tmp_path, 3)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_cannot_be_saved_leaves_the_old_checkpoint_in_force(tmp_path):
+    save_checkpoint(tmp_path, state(1), step=1)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+        save_checkpoint(tmp_path, {**state(2), "function": lambda: None}, step=2)
+    assert sorted(tmp_path.iterdir()) == before
+    assert_loads(tmp_path, 1)
+
+
+def test_the_manifest_states_size_and_checksum_of_the_file(tmp_path):
+    path = save_checkpoint(tmp_path, state(1), step=4)
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    assert path.name == f"checkpoint-4-{digest[:12]}.pt"
+    assert json.loads((tmp_path / MANIFEST).read_text()) == {
+        "file": path.name,
+        "size": len(data),
+        "sha256": digest,
+        "step": 4,
+    }
+
+
+MEMORY = """
+import sys, torch
+from tests.data.killed import memory, restart_peak
+from torchrl_pwm.trainers import save_checkpoint
+
+save_checkpoint(sys.argv[1], {"weight": torch.zeros(10)}, step=1)
+state = {"weight": torch.ones(16 << 20)}
+before = restart_peak()
+save_checkpoint(sys.argv[1], state, step=2)
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_saving_holds_no_copy_of_the_tensors(tmp_path):
+    """Of 64 MiB."""
+    assert float(run(MEMORY, tmp_path).stdout) < 16
+
+
+def test_tensors_in_a_file_are_replaced_in_one_step(tmp_path):
+    path = tmp_path / "weights.pt"
+    save_tensors(path, state(1))
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+        save_tensors(path, {"function": lambda: None})
+    assert list(tmp_path.iterdir()) == [path]
+    assert (torch.load(path, weights_only=True)["weight"] == 1).all()
 
 
 def test_what_killed_processes_left_is_cleaned_at_the_next_save(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -9,24 +10,94 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = """
-import multiprocessing, time
-from torchrl_pwm._utils.processes import end_with_parent
+from torchrl_pwm._utils.processes import run_jobs
 
-def work(pid):
-    end_with_parent()
-    pid.value = __import__("os").getpid()
+
+def wait_for(*files):
+    while not all(file.exists() for file in files):
+        time.sleep(0.01)
+
+
+def double(job, report):
+    for number in range(job):
+        report(job, number)
+    return os.getpid(), 2 * job
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_order_and_every_message_arrives(workers):
+    messages = []
+    results = run_jobs(double, [3, 0, 5000], workers=workers, report=lambda *message: messages.append(message))
+    assert [result for _, result in results] == [6, 0, 10000]
+    assert sorted(messages) == [(job, number) for job in (3, 5000) for number in range(job)]
+    assert (os.getpid() in {pid for pid, _ in results}) == (workers == 1)
+
+
+def test_one_job_is_done_in_this_process_and_none_gives_nothing():
+    assert run_jobs(double, [4], workers=3) == [(os.getpid(), 8)]
+    assert run_jobs(double, [], workers=3) == []
+
+
+def answer(folder, job, report):
+    report(job)
+    wait_for(folder / f"answer {job}")
+    return job
+
+
+def test_messages_arrive_while_the_jobs_run(tmp_path):
+    def report(job):
+        (tmp_path / f"answer {job}").touch()
+
+    assert run_jobs(functools.partial(answer, tmp_path), ["a", "b"], workers=2, report=report) == ["a", "b"]
+
+
+class Failure(Exception):
+    """Leaves a file where it arrives."""
+
+    def __init__(self, arrived):
+        super().__init__("failed as it should")
+        self.arrived = arrived
+
+    def __reduce__(self):
+        return arrive, (self.arrived,)
+
+
+def arrive(file):
+    file.touch()
+    return Failure(file)
+
+
+def fail(folder, job, report):
+    (folder / f"{job} started").touch()
+    if job == "failing":
+        wait_for(folder / "running started")
+        raise Failure(folder / "arrived")
+    if job == "running":
+        wait_for(folder / "arrived")
+    (folder / f"{job} ended").touch()
+
+
+def test_after_a_failure_what_runs_ends_and_what_waits_does_not_start(tmp_path):
+    with pytest.raises(Failure, match="failed as it should"):
+        run_jobs(functools.partial(fail, tmp_path), ["failing", "running", "waiting", "last"], workers=2)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "failing started",
+        "running started",
+        "running ended",
+        "arrived",
+    }
+
+
+SCRIPT = """
+import os, time
+from torchrl_pwm._utils.processes import run_jobs
+
+def work(job, report):
+    report(os.getpid())
     time.sleep(120)
 
 if __name__ == "__main__":
-    context = multiprocessing.get_context("spawn")
-    pid = context.Value("l", 0)
-    worker = context.Process(target=work, args=(pid,))
-    worker.start()
-    while not pid.value:
-        time.sleep(0.01)
-    print(pid.value, flush=True)
-    worker.join()
+    run_jobs(work, range(2), workers=2, report=lambda pid: print(pid, flush=True))
 """
 
 
@@ -38,17 +109,14 @@ def alive(pid):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
+def test_workers_end_when_their_parent_is_killed(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    parent = subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py")], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    worker = int(parent.stdout.readline())
-    assert alive(worker)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], stdout=subprocess.PIPE, text=True)
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    assert all(map(alive, workers))
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     end = time.monotonic() + 30
-    while alive(worker) and time.monotonic() < end:
+    while any(map(alive, workers)) and time.monotonic() < end:
         time.sleep(0.02)
-    assert not alive(worker)
+    assert not any(map(alive, workers))

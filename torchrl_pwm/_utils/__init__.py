@@ -1,1 +1,1 @@
-"""Private helpers: files, processes, optional packages, checkpoints."""
+"""Private helpers: files, checkpoints, processes, seeds, optional packages, private names of TorchRL."""

@@ -1,4 +1,4 @@
-"""The one writer and reader of training checkpoints: atomic, verified, and free of executable content."""
+"""Checkpoints and files of tensors: written in one step, verified, and free of executable content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from torchrl_pwm._utils.files import replace_file, replaced_file
+from torchrl_pwm._utils.errors import first_line
+from torchrl_pwm._utils.files import file_sha256, replace_file, replaced_file
 
 _MANIFEST = "checkpoint.json"
 
@@ -43,19 +44,56 @@ def save_checkpoint(folder: str | os.PathLike[str], state: Mapping[str, Any], *,
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    data = buffer.getvalue()
-    digest = hashlib.sha256(data).hexdigest()
-    # A name of its own for other content, so that saving a step again never touches the checkpoint in force.
-    path = folder / f"checkpoint-{step}-{digest[:12]}.pt"
-    replace_file(path, data)
-    manifest = {"file": path.name, "size": len(data), "sha256": digest, "step": step}
+
+    def name() -> str:
+        # One of its own for other content, so that saving a step again never touches the checkpoint in force.
+        return f"checkpoint-{step}-{file.sha256[:12]}.pt"
+
+    with replaced_file(folder / f"checkpoint-{step}.pt", name) as temporary, _HashedFile(temporary) as file:
+        torch.save(dict(state), file)
+    path = folder / name()
+    manifest = {"file": path.name, "size": file.size, "sha256": file.sha256, "step": step}
     replace_file(folder / _MANIFEST, json.dumps(manifest, indent=2).encode())
     for old in {*folder.glob("checkpoint-*.pt"), *folder.glob("*.tmp")}:
         if old != path:
             old.unlink()
     return path
+
+
+class _HashedFile(io.BufferedWriter):
+    """Counts its bytes and takes their checksum while they are written, so that none are held or read again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self.size, self._digest = 0, hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        self.size += len(data)
+        return super().write(data)
+
+
+def save_tensors(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Writes ``state`` to ``path`` in one step, for ``torch.load(path, weights_only=True)``.
+
+    Args:
+        path: file in a folder that is there.
+        state (mapping): nested dictionaries and lists of tensors, numbers, strings and ``None``.
+
+    Examples:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/weights.pt"
+        >>> save_tensors(path, {"weight": torch.ones(2)})
+        >>> torch.load(path, weights_only=True)
+        {'weight': tensor([1., 1.])}
+    """
+    # not a path: torch.save would write its name, which is another each time, into the file
+    with replaced_file(path) as temporary, open(temporary, "wb") as file:
+        torch.save(dict(state), file)
 
 
 def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -72,18 +110,18 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"No checkpoint in {folder}: expected {_MANIFEST} there.") from None
     name, size, digest = _read_manifest(folder / _MANIFEST, text)
     path = folder / name
-    data = path.read_bytes() if path.exists() else b""
-    if len(data) != size or hashlib.sha256(data).hexdigest() != digest:
+    size_found = path.stat().st_size if path.exists() else 0
+    if size_found != size or file_sha256(path) != digest:
         raise ValueError(
             f"The checkpoint {path} is damaged: expected {size} bytes with sha256 {digest[:12]}..., found "
-            f"{len(data)} bytes that differ. Restore the file, or remove the folder to begin anew."
+            f"{size_found} bytes that differ. Restore the file, or remove the folder to begin anew."
         )
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(
             f"The checkpoint {path} was refused: expected tensors, numbers and strings, found what cannot be read "
-            f"without running its code ({str(error).splitlines()[0]}). Do not use files of this origin."
+            f"without running its code ({first_line(error)}). Do not use files of this origin."
         ) from error
 
 
@@ -103,9 +141,3 @@ def _read_manifest(path: Path, text: bytes) -> tuple[str, int, str]:
 def has_checkpoint(folder: str | os.PathLike[str]) -> bool:
     """Whether the folder holds a checkpoint."""
     return (Path(folder) / _MANIFEST).exists()
-
-
-def save_tensors(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Writes nested dictionaries of tensors to a file of tensors only."""
-    with replaced_file(path) as temporary:
-        torch.save(state, temporary)

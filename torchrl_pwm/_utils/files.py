@@ -65,10 +65,14 @@ def flush_folder(folder: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replaced_file(path: str | os.PathLike[str], name: Callable[[], str] | None = None) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` that takes its place when the block ends without an exception.
 
     What killed processes left half-written beside ``path`` is removed first; what living ones are writing stays.
+
+    Args:
+        path: where the file goes.
+        name: gives another name for it when it is written, for one that depends on the content.
     """
     target = Path(path)
     _remove_abandoned(target)
@@ -78,7 +82,7 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         with locked(temporary):
             yield temporary
             flush_file(temporary)
-            os.replace(temporary, target)
+            os.replace(temporary, target if name is None else target.with_name(name()))
         flush_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How long a training took so far, with and without its evaluations."""
+"""Seconds of a training so far, with and without its evaluations."""
 
 from __future__ import annotations
 

@@ -1,28 +1,51 @@
-"""Private names of TorchRL that there is no public way around."""
+"""Access to private names of TorchRL, for which it has no public ones."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from torchrl.collectors import Collector
+from torchrl.data import ReplayBuffer
+from torchrl.data.replay_buffers.samplers import Sampler
 
 
-def collector_td(collector: Any) -> TensorDictBase:
-    """The TensorDict of the step that a collector stands at."""
+def collector_td(collector: Collector) -> TensorDictBase:
+    """The TensorDict that the collector's next step starts from."""
     return collector._carrier
 
 
-def set_collector_td(collector: Any, td: TensorDictBase) -> None:
-    """Puts a collector at another step."""
-    collector._carrier = td
+def set_collector_td(collector: Collector, td: TensorDictBase) -> None:
+    """Has the collector's next step start from the entries of ``td``, and no others."""
+    collector._carrier = collector._carrier.empty().update(td)
 
 
-def buffer_generator(buffer: Any) -> torch.Generator | None:
-    """The generator of a replay buffer; None where it draws from torch's global one."""
+def buffer_generator(buffer: ReplayBuffer) -> torch.Generator | None:
+    """The generator that the buffer was given; ``set_rng`` is public, but only writes."""
     return buffer._rng
 
 
+def sampler_generator(sampler: Sampler) -> torch.Generator | None:
+    """The generator of the buffer that the sampler belongs to, if that was given one."""
+    return sampler._rng
+
+
 def buffer_prefetches(buffer: Any) -> bool:
-    """Whether a replay buffer reads batches ahead."""
+    """Whether the buffer reads batches ahead; other sources of batches do not."""
     return bool(getattr(buffer, "_prefetch", False))
+
+
+def prefetch_in_one_thread(buffer: ReplayBuffer) -> None:
+    """Has a buffer that prefetches do so in one thread: of several, the order of the draws would be their choice."""
+    if buffer_prefetches(buffer):
+        buffer._prefetch_executor.shutdown()
+        buffer._prefetch_executor = ThreadPoolExecutor(max_workers=1)
+
+
+def map_prefetched(state_dict: Mapping[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
+    """A buffer's state dict with ``function`` of each batch ``(data, info)`` that was read ahead in its place."""
+    ahead = state_dict["_prefetch_state"]
+    return {**state_dict, "_prefetch_state": {**ahead, "queue": tuple(map(function, ahead["queue"]))}}

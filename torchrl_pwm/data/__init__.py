@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torchrl_pwm.data.store.storage import EpisodeStorage
     from torchrl_pwm.data.store.store import EpisodeStore
     from torchrl_pwm.data.store.writer import EpisodeStoreWriter
-    from torchrl_pwm.data.upgrade import upgrade_dataset
 
 _HOME = {
     "EpisodeSliceSampler": "sampler",
@@ -43,7 +42,6 @@ _HOME = {
     "record_steps": "collect.recording",
     "make_online_replay": "parallel",
     "start_states": "starts",
-    "upgrade_dataset": "upgrade",
 }
 
 __all__ = [
@@ -64,7 +62,6 @@ __all__ = [
     "make_online_replay",
     "record_steps",
     "start_states",
-    "upgrade_dataset",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__, _HOME)

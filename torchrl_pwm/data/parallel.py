@@ -11,6 +11,8 @@ from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.data.replay_buffers import Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_pwm._utils.torchrl_private import sampler_generator
+
 __all__ = ["ParallelSliceSampler", "extend_with_recorded", "make_online_replay"]
 
 
@@ -65,12 +67,12 @@ class ParallelSliceSampler(Sampler):
                 f"No slice of {self.slice_len} steps fits into the {steps} steps that {envs} envs have taken so far; "
                 "collect more before the first sample, or use a smaller slice_len."
             )
-        count = batch_size // self.slice_len
+        count, generator = batch_size // self.slice_len, sampler_generator(self)
         # Counted from the oldest step, which follows the newest one around the ring.
-        first = torch.randint(starts, (count, 1), generator=self._rng)
+        first = torch.randint(starts, (count, 1), generator=generator)
         oldest = self._newest + 1 if steps == capacity else 0
         time = (oldest + first + torch.arange(self.slice_len)) % capacity
-        env = torch.randint(envs, (count, 1), generator=self._rng).expand_as(time)
+        env = torch.randint(envs, (count, 1), generator=generator).expand_as(time)
         return (time, env), {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def extend_with_recorded(replay: ReplayBuffer, recorded: TensorDictBase, num_env
         num_envs (int): envs whose steps follow.
 
     Raises:
-        ValueError: if the rows cannot be shared out equally.
+        ValueError: if the recorded envs cannot be shared out equally.
 
     Examples:
         >>> import torch
@@ -152,9 +154,9 @@ def extend_with_recorded(replay: ReplayBuffer, recorded: TensorDictBase, num_env
     if recorded.ndim != 2 or len(recorded) % num_envs:
         raise ValueError(
             f"expected recorded steps [N, T] with N a multiple of the {num_envs} envs that go on from them, found "
-            f"batch {list(recorded.batch_size)}: leave rows out, or use another num_envs."
+            f"batch {list(recorded.batch_size)}: leave some out, or use another num_envs."
         )
-    for rows in recorded.split(num_envs):
-        rows = rows.clone()
-        rows["next", "done"][:, -1] = True
-        replay.extend(rows)
+    for steps in recorded.split(num_envs):
+        steps = steps.clone()
+        steps["next", "done"][:, -1] = True
+        replay.extend(steps)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,9 @@ from torchrl.data.datasets.common import BaseDatasetExperienceReplay
 from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter, Writer
 
-from torchrl_pwm._utils.files import default_root, replaced_file
+from torchrl_pwm._utils.checkpoint import save_tensors
+from torchrl_pwm._utils.files import default_root
+from torchrl_pwm._utils.torchrl_private import map_prefetched, prefetch_in_one_thread
 from torchrl_pwm.data.sampler import EpisodeSliceSampler
 from torchrl_pwm.data.store.storage import EpisodeStorage
 from torchrl_pwm.data.store.store import EpisodeStore
@@ -81,7 +82,6 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
     """
 
     available_datasets = _PUBLISHED
-    _prefetch_executor: ThreadPoolExecutor
 
     def __init__(
         self,
@@ -104,6 +104,7 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
         check_finite: bool = True,
     ) -> None:
         self.dataset_id = os.fspath(dataset_id)
+        self._pins = pin_memory
         self.root = Path(root) if root is not None else default_root()
         if download and not self._is_downloaded():
             self._download()
@@ -124,7 +125,7 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
             transform=transform,
             generator=torch.Generator().manual_seed(seed) if generator is None else generator,
         )
-        self._use_one_thread()
+        prefetch_in_one_thread(self)
 
     def _open(self, verify: bool) -> EpisodeStore:
         path = self.data_path
@@ -169,34 +170,22 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks that samples are drawn from."""
-        return self._storage.tasks
+        return self.storage.tasks
 
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Per drawn task: rows, transitions, ``behavior_return_mean``, ``behavior_return_std``, ``success_mean``."""
         statistics = self.store.statistics()
         return {name: statistics[name] for name in self.tasks}
 
-    def _use_one_thread(self) -> None:
-        # with several threads the order of the draws would be the threads' choice; one reads ahead just as far
-        if self._prefetch:
-            self._prefetch_executor.shutdown()
-            self._prefetch_executor = ThreadPoolExecutor(max_workers=1)
-
     def _read(self, index: torch.Tensor) -> tuple[TensorDictBase, dict[str, Any]]:
         """What a sample of this index gives."""
-        data = self._collate_fn(self._storage.get(index))
-        if self._transform is not None and len(self._transform):
-            data = self._transform(data)
-        return data.pin_memory() if self._pin_memory else data, {"index": index}
+        data = self[index]
+        return data.pin_memory() if self._pins else data, {"index": index}
 
     def state_dict(self) -> dict[str, Any]:
         """Generator, sampler and the items read ahead; plain tensors, numbers and strings."""
-        state = super().state_dict()
-        ahead = state["_prefetch_state"]
         # the data cannot change, so the numbers of the items are enough to read them again
-        queue = tuple(info["index"].clone() for _, info in ahead["queue"])
-        state["_prefetch_state"] = {**ahead, "queue": queue}
-        return state
+        return map_prefetched(super().state_dict(), lambda result: result[1]["index"].clone())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the saved buffer was.
@@ -204,16 +193,13 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
         Raises:
             ValueError: if it was saved with other data, tasks or slices.
         """
-        ahead = state_dict["_prefetch_state"]
-        queue = tuple(self._read(index) for index in ahead["queue"])
-        super().load_state_dict({**state_dict, "_prefetch_state": {**ahead, "queue": queue}})
+        super().load_state_dict(map_prefetched(state_dict, self._read))
 
     def dumps(self, path: str | os.PathLike[str]) -> None:
         """Writes :meth:`state_dict` to the folder ``path``; the data stays where it is."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        with replaced_file(folder / "replay.pt") as temporary:
-            torch.save(self.state_dict(), temporary)
+        save_tensors(folder / "replay.pt", self.state_dict())
 
     def loads(self, path: str | os.PathLike[str]) -> None:
         """Reads what :meth:`dumps` wrote; no pickled code is run."""
@@ -221,7 +207,7 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._use_one_thread()
+        prefetch_in_one_thread(self)
 
 
 def _unchanged(data: Any) -> Any:

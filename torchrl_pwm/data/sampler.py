@@ -1,4 +1,4 @@
-"""Draws slices of fixed-length rows by arithmetic."""
+"""Sampler of slices of fixed-length rows, drawn by arithmetic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torchrl.data.replay_buffers import Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
-from torchrl_pwm._utils.files import replaced_file
+from torchrl_pwm._utils.checkpoint import save_tensors
+from torchrl_pwm._utils.torchrl_private import sampler_generator
 from torchrl_pwm.data.store.storage import EpisodeStorage
 
 __all__ = ["EpisodeSliceSampler"]
@@ -50,7 +51,8 @@ class EpisodeSliceSampler(Sampler):
     @property
     def generator(self) -> torch.Generator:
         """Generator of the draws: the replay buffer's if it has one, else the sampler's own."""
-        return self._generator if self._rng is None else self._rng
+        given = sampler_generator(self)
+        return self._generator if given is None else given
 
     def num_starts(self, storage: Storage) -> int:
         """Legal starts of a row.
@@ -104,8 +106,7 @@ class EpisodeSliceSampler(Sampler):
     def dumps(self, path: str | os.PathLike[str]) -> None:
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        with replaced_file(folder / "sampler.pt") as temporary:
-            torch.save(self.state_dict(), temporary)
+        save_tensors(folder / "sampler.pt", self.state_dict())
 
     def loads(self, path: str | os.PathLike[str]) -> None:
         self.load_state_dict(torch.load(Path(path) / "sampler.pt", weights_only=True))

@@ -1,4 +1,4 @@
-"""How episodes are made: random actions, scripted experts, SAC, or a policy of the user's."""
+"""Behaviours that make episodes: random actions, scripted experts, SAC, or a policy of the user's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_pwm._utils.seeds import seeded
 from torchrl_pwm.data.collect.sac import SACConfig, sac_episodes
 from torchrl_pwm.data.store.episodes import Episode, EpisodeRecorder
 from torchrl_pwm.envs.multitask import make_task_env
@@ -84,6 +85,11 @@ class TaskJob:
         name = int.from_bytes(hashlib.sha256(self.task.encode()).digest()[:4], "little")
         return np.random.SeedSequence(self.seed, spawn_key=(name, *key))
 
+    @property
+    def env_seed(self) -> int:
+        """Seed of the env in which the episodes are made."""
+        return self.number(_ENV)
+
     def number(self, *key: int) -> int:
         """A seed from an independent stream."""
         return int(self.stream(*key).generate_state(1, np.uint32)[0])
@@ -92,7 +98,7 @@ class TaskJob:
 def task_episodes(job: TaskJob) -> Iterator[Episode]:
     """The episodes of a job, one after the other."""
     padded = job.behavior in ("policy", "scripted")
-    env: EnvBase = make_task_env(job.task, task_set=job.table if padded else None, seed=job.number(_ENV))
+    env: EnvBase = make_task_env(job.task, task_set=job.table if padded else None, seed=job.env_seed)
     if job.behavior == "policy" and job.transform is not None:
         env = TransformedEnv(env, job.transform.clone())
     try:
@@ -118,9 +124,12 @@ def _episode(job: TaskJob, env: EnvBase, number: int) -> Episode:
     level: Noise = job.noise[number % len(job.noise)] if job.noise else "random"
     recorder = EpisodeRecorder(env.reset())
     act = _actor(job, level, draws, env.action_spec.shape[-1])
-    # a policy may sample with torch's global generator: give the episode a stream of its own, and put things back
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        torch.manual_seed(job.number(_POLICY, number))
+    # a policy may sample with torch's global generator: give the episode a stream of its own
+    with (
+        seeded(job.number(_POLICY, number)),
+        torch.no_grad(),
+        set_exploration_type(ExplorationType.DETERMINISTIC),
+    ):
         for _ in range(job.spec.episode_length):
             recorder.step(env, act(recorder.td))
     return recorder.episode()

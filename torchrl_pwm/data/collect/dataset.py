@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
-import multiprocessing
+import functools
 import os
-import queue
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tensordict.nn import TensorDictModuleBase
 from torchrl._utils import logger as torchrl_logger
 from tqdm import tqdm
 
-from torchrl_pwm._utils.files import flush_folder, refuse_existing
-from torchrl_pwm._utils.processes import end_with_parent
+from torchrl_pwm._utils.devices import one_thread
+from torchrl_pwm._utils.files import refuse_existing
+from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm._utils.versions import versions
 from torchrl_pwm.data.collect.behaviors import (
     BEHAVIORS,
@@ -38,7 +35,6 @@ from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 __all__ = ["collect_dataset"]
 
 _ROWS_AT_ONCE = 256
-_Report = Callable[[tuple[str, float]], object]
 
 
 def collect_dataset(
@@ -124,23 +120,19 @@ def collect_dataset(
         return _finished(target, jobs, partial)
     refuse_existing(target)
     partial.mkdir(parents=True, exist_ok=True)
-    _remove_stale(partial)
     missing = [job for job in jobs if not _has_part(partial / job.task, job)]
     if len(missing) < len(jobs):
         torchrl_logger.info(f"going on with {partial}: {len(jobs) - len(missing)} of {len(jobs)} tasks are there")
-    count = min(len(missing), (os.cpu_count() or 1) if workers is None else workers)
+    # the longest first, so that no worker is left with one at the end
+    missing.sort(key=lambda job: (job.behavior != "sac", -job.episodes * job.spec.episode_length))
     total = sum(job.episodes for job in missing)
     with tqdm(total=total, desc="collecting", unit="episode", disable=not progress) as bar:
 
-        def report(event: tuple[str, float]) -> None:
-            bar.set_postfix_str(f"{event[0]} return {event[1]:.0f}", refresh=False)
+        def report(task: str, episode_return: float) -> None:
+            bar.set_postfix_str(f"{task} return {episode_return:.0f}", refresh=False)
             bar.update()
 
-        if count <= 1:
-            for job in missing:
-                _collect_task(job, partial / job.task, row_length, report)
-        else:
-            _collect_in_processes(missing, partial, row_length, count, report)
+        run_jobs(functools.partial(_collect_task, partial, row_length), missing, workers=workers, report=report)
     return _assemble(jobs, table, partial, target, row_length)
 
 
@@ -194,13 +186,13 @@ def _of_task(value: Any, task: str, name: str) -> Any:
     return value[task]
 
 
-def _collect_task(job: TaskJob, part: Path, row_length: int, report: _Report) -> None:
+def _collect_task(folder: Path, row_length: int, job: TaskJob, report: Callable[[str, float], object]) -> None:
     """Writes the part of one task: a data set of its own."""
     rows = job.episodes * (job.spec.episode_length // row_length)
     with (
-        _one_thread(),
+        one_thread(),
         EpisodeStoreWriter(
-            part,
+            folder / job.task,
             job.table,
             {job.task: rows},
             row_length=row_length,
@@ -212,61 +204,7 @@ def _collect_task(job: TaskJob, part: Path, row_length: int, report: _Report) ->
         for number, episode in enumerate(task_episodes(job)):
             draws = np.random.default_rng(job.stream(PADDING, number))
             writer.write(job.task, *episode.rows(job.table, job.spec.action_dim, row_length, draws))
-            report((job.task, float(episode.reward.sum())))
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """The same sums in the same order, whether the work is done here or in a worker."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-_events: Any = None  # queue to the parent, in a worker
-
-
-def _start_worker(events: Any) -> None:
-    global _events
-    _events = events
-    torch.set_num_threads(1)
-    end_with_parent()
-
-
-def _work(job: TaskJob, part: Path, row_length: int) -> None:
-    _collect_task(job, part, row_length, _events.put)
-
-
-def _collect_in_processes(jobs: list[TaskJob], partial: Path, row_length: int, workers: int, report: _Report) -> None:
-    context = multiprocessing.get_context("spawn")
-    events = context.Queue()
-    # the longest first, so that no worker is left with one at the end
-    ordered = sorted(jobs, key=lambda job: (job.behavior != "sac", -job.episodes * job.spec.episode_length))
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(events,)
-    ) as pool:
-        futures = [pool.submit(_work, job, partial / job.task, row_length) for job in ordered]
-        try:
-            pending = set(futures)
-            while pending:
-                done, pending = concurrent.futures.wait(pending, timeout=0.2)
-                _drain(events, report)
-                for future in done:
-                    future.result()
-        except BaseException:
-            # what runs goes on to its end, so that finished tasks are kept; what waits does not start
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    _drain(events, report)
-
-
-def _drain(events: Any, report: _Report) -> None:
-    with contextlib.suppress(queue.Empty):
-        while True:
-            report(events.get_nowait())
+            report(job.task, float(episode.reward.sum()))
 
 
 def _source(jobs: list[TaskJob]) -> dict[str, Any]:
@@ -277,27 +215,20 @@ def _has_part(part: Path, job: TaskJob) -> bool:
     """Whether a task was finished before, with the same settings."""
     if not part.exists():
         return False
-    found = EpisodeStore(part, verify=True).manifest.source.get("tasks", {}).get(job.task)
-    if found != job.record():
+    record = EpisodeStore(part, verify=True).manifest.source.get("tasks", {}).get(job.task)
+    if record != job.record():
         raise ValueError(
-            f"{part} was collected with other settings: wanted {job.record()}, found {found}; go on with the same "
+            f"{part} was collected with other settings: wanted {job.record()}, found {record}; go on with the same "
             f"settings, or delete {part.parent} to start again"
         )
     return True
 
 
-def _remove_stale(partial: Path) -> None:
-    """Removes what a killed process left half-written."""
-    for stale in [*partial.glob(".*.tmp"), *partial.glob("_whole")]:
-        shutil.rmtree(stale)
-
-
 def _assemble(jobs: list[TaskJob], table: TaskSet, partial: Path, target: Path, row_length: int) -> EpisodeStore:
     """Joins the parts and publishes the data set."""
     parts = {job.task: EpisodeStore(partial / job.task) for job in jobs}
-    whole = partial / "_whole"
     with EpisodeStoreWriter(
-        whole,
+        target,
         table,
         {name: part.num_rows for name, part in parts.items()},
         row_length=row_length,
@@ -310,10 +241,6 @@ def _assemble(jobs: list[TaskJob], table: TaskSet, partial: Path, target: Path, 
                 here = slice(start, start + _ROWS_AT_ONCE)
                 success = None if part.success is None else part.success[here]
                 writer.write(name, part.observation[here], part.action[here], part.reward[here], success)
-    if target.is_dir():
-        target.rmdir()
-    os.rename(whole, target)
-    flush_folder(target.parent)
     del parts
     shutil.rmtree(partial)
     return EpisodeStore(target)

@@ -131,4 +131,4 @@ class OnlineCollection:
         if state_dict["env"] is not None:
             td = load_env(self.collector.env, state_dict["env"])
             assert td is not None
-            set_collector_td(self.collector, collector_td(self.collector).empty().update(td))
+            set_collector_td(self.collector, td)

@@ -10,24 +10,26 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
+from torchrl_pwm._utils.seeds import uniform_actions
+
 __all__ = ["NoisyPolicy", "record_steps"]
 
 
 def record_steps(
     policy: nn.Module, env: EnvBase, steps: int, *, noise: float = 0.5, seed: int = 0, progress: bool = False
 ) -> TensorDictBase:
-    """Steps of a policy's mean actions, which more and more uniform noise spoils from the first row to the last.
+    """Steps of a policy's mean actions, which more and more uniform noise spoils from the first env to the last.
 
     The actions are those of :class:`NoisyPolicy`: a model that shall tell good actions from bad ones must see both.
     What it is for is ``pretraining.data`` of ``examples/pwm_simulator.py``, after ``memmap(folder)``.
 
     Args:
         policy (nn.Module): writes ``action``, in [-1, 1].
-        env (EnvBase): of batch [N], whose rows reset alone.
-        steps (int): T, of each row.
+        env (EnvBase): of batch [N], whose envs reset alone.
+        steps (int): T, of each env.
 
     Keyword Args:
-        noise (float): share of the noise in the last row, between 0 and 1.
+        noise (float): share of the noise in the last env, between 0 and 1.
         seed (int): of the noise; the env has its own.
         progress (bool): show a progress bar.
 
@@ -36,7 +38,7 @@ def record_steps(
         and ``terminated``.
 
     Raises:
-        ValueError: if ``steps`` or ``noise`` is out of range, or the env is no batch of rows.
+        ValueError: if ``steps`` or ``noise`` is out of range, or the env is no batch of envs.
 
     Examples:
         >>> from torchrl_pwm import make_pwm_actor
@@ -48,7 +50,7 @@ def record_steps(
     if steps < 1 or not 0.0 <= noise <= 1.0:
         raise ValueError(f"steps must be at least 1 and noise between 0 and 1, found {steps} and {noise}.")
     if env.batch_size.numel() < 1 or len(env.batch_size) != 1:
-        raise ValueError(f"env must be a batch [N] of rows, found batch {list(env.batch_size)}.")
+        raise ValueError(f"env must be a batch [N] of envs, found batch {list(env.batch_size)}.")
     acting = NoisyPolicy(policy, env.batch_size[0], noise, seed=seed)
     keys = ("observation", "action", *(("next", key) for key in ("observation", "reward", "done", "terminated")))
     recorded = []
@@ -61,15 +63,15 @@ def record_steps(
 
 
 class NoisyPolicy(TensorDictModuleBase):
-    """A policy's mean actions with uniform noise that grows from row to row of a batch [N].
+    """A policy's mean actions with uniform noise that grows from env to env of a batch [N].
 
-    Row i acts by (1 - s_i) a + s_i u, with the policy's mean action a [A], u uniform in [-1, 1] and the share
+    Env i acts by (1 - s_i) a + s_i u, with the policy's mean action a [A], u uniform in [-1, 1] and the share
     s_i = ``noise`` i / (N - 1). What else the policy writes, such as a recurrent state, stays in the TensorDict.
 
     Args:
         policy (nn.Module): reads a TensorDict and writes ``action`` [N, A], in [-1, 1].
-        rows (int): N.
-        noise (float): share of the noise in the last row, between 0 and 1.
+        rows (int): number of envs, N.
+        noise (float): share of the noise in the last env, between 0 and 1.
 
     Keyword Args:
         seed (int): of the noise.
@@ -92,6 +94,6 @@ class NoisyPolicy(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             action = self.policy(tensordict)["action"]
-        uniform = 2 * torch.rand(action.shape, generator=self.generator).to(action) - 1
+        uniform = uniform_actions(*action.shape, generator=self.generator).to(action)
         share = self.share.to(action)
         return tensordict.set("action", (1 - share) * action + share * uniform)

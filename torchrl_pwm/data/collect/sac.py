@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
+from torchrl_pwm._utils.seeds import seeded, uniform_actions
 from torchrl_pwm.data.store.episodes import Episode, EpisodeRecorder
 
 __all__ = ["SACConfig", "SACLearner", "sac_episodes"]
@@ -140,12 +141,11 @@ def sac_episodes(
         generator=torch.Generator().manual_seed(seed + 1),
     )
     observation_dim, action_dim = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         learner = SACLearner(observation_dim, action_dim, config, config.discount or discount)
         state = torch.get_rng_state()
     false = torch.zeros(1, dtype=torch.bool)
-    steps, owed = 0, 0.0
+    steps, pending_updates = 0, 0.0
     for _ in range(episodes):
         recorder = EpisodeRecorder(env.reset())
         # other code may draw between two episodes: the loss goes on with its own stream
@@ -154,7 +154,7 @@ def sac_episodes(
             for _ in range(length):
                 td = recorder.td
                 if steps < config.random_steps:
-                    action = torch.rand(action_dim, generator=generator) * 2 - 1
+                    action = uniform_actions(action_dim, generator=generator)
                 else:
                     action = learner.act(td["observation"], generator)
                 following = recorder.step(env, action)
@@ -173,9 +173,9 @@ def sac_episodes(
                 )
                 steps += 1
                 if steps >= config.random_steps:
-                    owed += config.updates_per_step
-                    while owed >= 1.0:
+                    pending_updates += config.updates_per_step
+                    while pending_updates >= 1.0:
                         learner.update(replay.sample())
-                        owed -= 1.0
+                        pending_updates -= 1.0
             state = torch.get_rng_state()
         yield recorder.episode()

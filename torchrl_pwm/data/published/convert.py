@@ -156,20 +156,20 @@ def _find_shards(
 
 
 def _complete_folder(folder: Path, table: TaskSet) -> list[Path]:
-    found = sorted_paths(folder.glob("*.pt"))
+    paths = sorted_paths(folder.glob("*.pt"))
     if table.name not in SHARD_COUNTS:
-        if not found:
+        if not paths:
             raise FileNotFoundError(f"{folder} holds no .pt files")
-        return found
+        return paths
     names = shard_names(table.name)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
             f"{folder} lacks {', '.join(missing)} of the {len(names)} shards of {table.name} (found "
-            f"{', '.join(path.name for path in found) or 'no .pt file'}); download what is missing, or pass a list of "
+            f"{', '.join(path.name for path in paths) or 'no .pt file'}); download what is missing, or pass a list of "
             "files to convert a part on purpose"
         )
-    extra = [path.name for path in found if path.name not in names]
+    extra = [path.name for path in paths if path.name not in names]
     if extra:
         raise ValueError(
             f"{folder} holds {', '.join(extra)} besides the {len(names)} shards of {table.name}; is it the folder of "

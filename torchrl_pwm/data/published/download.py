@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from torchrl_pwm._utils.errors import first_line
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import default_root, file_sha256, flush_file, flush_folder, locked
 from torchrl_pwm.data.published.convert import SHARD_COUNTS, shard_names
@@ -124,7 +125,7 @@ def _download(
         metadata = hub.get_hf_file_metadata(url)
     except Exception as error:  # of three libraries, according to the release of the hub's client
         raise ConnectionError(
-            f"{name} of {repository} was not found at {url} ({_first_line(error)}); check the connection and the name, "
+            f"{name} of {repository} was not found at {url} ({first_line(error)}); check the connection and the name, "
             "or get the file in another way: no download is needed where it is passed as a path"
         ) from error
     if metadata.size is None or not re.fullmatch("[0-9a-f]{64}", metadata.etag or ""):
@@ -157,7 +158,7 @@ def _download(
 
 
 def _fetch(hub: ModuleType, file: _HubFile, part: Path, progress: bool) -> None:
-    """Appends to ``part`` what is missing."""
+    """Appends to ``part`` what is missing; the client's ``hf_hub_download`` would begin again with each call."""
     client = require("huggingface_hub.file_download", extra="hub", purpose="a download")
     headers = hub.utils.build_hf_headers()
     with open(part, "r+b", buffering=0) as content, _bars(hub, progress):
@@ -169,7 +170,7 @@ def _fetch(hub: ModuleType, file: _HubFile, part: Path, progress: bool) -> None:
         except Exception as error:
             raise ConnectionError(
                 f"the download of {file.name} of {file.repository} stopped at {part.stat().st_size} of {file.size} "
-                f"bytes ({_first_line(error)}); what has arrived is kept: call again to go on"
+                f"bytes ({first_line(error)}); what has arrived is kept: call again to go on"
             ) from error
 
 
@@ -182,10 +183,10 @@ def _check(path: Path, file: _HubFile, advice: str, progress: bool) -> None:
     with tqdm(
         total=size, desc=f"checking {file.name}", unit="B", unit_scale=True, delay=_BAR_DELAY, disable=not progress
     ) as bar:
-        found = file_sha256(path, bar.update)
-    if found != file.sha256:
+        digest = file_sha256(path, bar.update)
+    if digest != file.sha256:
         raise ValueError(
-            f"{path} has sha256 {found[:12]}..., but the hub says {file.sha256[:12]}... for {file.name} of "
+            f"{path} has sha256 {digest[:12]}..., but the hub says {file.sha256[:12]}... for {file.name} of "
             f"{file.repository}: it was damaged on its way or changed; {advice}"
         )
 
@@ -201,7 +202,3 @@ def _bars(hub: ModuleType, progress: bool) -> Iterator[None]:
         yield
     finally:
         hub.utils.enable_progress_bars()
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchrl_pwm._utils.errors import first_line
 from torchrl_pwm.data.store.writer import refuse_non_finite
 from torchrl_pwm.envs.tasks import TaskSet
 
@@ -102,9 +103,9 @@ class Shard:
         changes = (task != task[:, :1]).any(1)
         if changes.any():
             row = int(changes.nonzero()[0][0])
-            found = sorted({int(i) for i in task[row]})
+            indices = sorted({int(i) for i in task[row]})
             raise ValueError(
-                f"row {row} of {self.path.name} belongs to several tasks ({found}); a row holds one episode of one "
+                f"row {row} of {self.path.name} belongs to several tasks ({indices}); a row holds one episode of one "
                 "task: the shard is damaged or was cut at other places than its episodes"
             )
         first = task[:, 0].astype(np.int64)
@@ -185,11 +186,11 @@ def open_shard(path: Path, table: TaskSet, entries: int) -> Shard:
     obs, action, reward, task = (tensors[key] for key in _KEYS)
     if obs.ndim != 3 or obs.shape[0] == 0:
         raise ValueError(f"{path} has obs of shape {tuple(obs.shape)}, expected (rows, T, {table.observation_dim})")
-    rows, found = obs.shape[:2]
-    if obs.shape[2] != table.observation_dim or found != entries:
+    rows, length = obs.shape[:2]
+    if obs.shape[2] != table.observation_dim or length != entries:
         raise ValueError(
             f"{path} has obs of shape {tuple(obs.shape)}, but a shard of {table.name} has (rows, {entries}, "
-            f"{table.observation_dim}); {_guess(obs.shape[2], found)}"
+            f"{table.observation_dim}); {_guess(obs.shape[2], length)}"
         )
     reward, task = (x[..., 0] if x.ndim == 3 and x.shape[2] == 1 else x for x in (reward, task))
     expected = {"action": (rows, entries, table.action_dim), "reward": (rows, entries), "task": (rows, entries)}
@@ -243,7 +244,7 @@ def _is_zip(path: Path) -> bool:
 
 def _unreadable(path: Path, error: BaseException) -> str:
     return (
-        f"{path} ({path.stat().st_size} bytes) cannot be read as a shard ({_first_line(error)}); it is cut short or "
+        f"{path} ({path.stat().st_size} bytes) cannot be read as a shard ({first_line(error)}); it is cut short or "
         "damaged: download it again"
     )
 
@@ -255,10 +256,6 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
         f"{path} was refused: it {what}, but nothing but tensors and TensorDicts is read from a shard, since a pickled "
         "file can run any code; get the shard from its publisher, or save it again as a plain dict of tensors"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -114,7 +114,7 @@ class Manifest:
         record = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
         for name, field in self.fields.items():
             record["fields"][name]["size"] = field.size
-        record["sha256"] = record_checksum(record)
+        record["sha256"] = _checksum(record)
         return json.dumps(record, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -136,13 +136,8 @@ class Manifest:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not valid JSON ({error}); the data set is damaged, make it again") from error
         if not isinstance(record, dict) or record.get("format") != FORMAT:
-            found = record.get("format") if isinstance(record, dict) else type(record).__name__
-            raise ValueError(f"{path} is not a manifest of this package: expected format {FORMAT!r}, found {found!r}")
-        if record.get("version") == 1:
-            raise ValueError(
-                f"{path} has format version 1, which kept observations, actions and rewards apart; write the data "
-                f"set anew with torchrl_pwm.data.upgrade_dataset({str(root)!r}, 'another folder')"
-            )
+            kind = record.get("format") if isinstance(record, dict) else type(record).__name__
+            raise ValueError(f"{path} is not a manifest of this package: expected format {FORMAT!r}, found {kind!r}")
         if record.get("version") != VERSION:
             raise ValueError(
                 f"{path} has format version {record.get('version')!r}, this package reads version {VERSION}; convert "
@@ -153,7 +148,7 @@ class Manifest:
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} lacks or misnames an entry ({error}); the data set is damaged") from error
         manifest._check(path)
-        if record.get("sha256", record_checksum(record)) != record_checksum(record):
+        if record.get("sha256", _checksum(record)) != _checksum(record):
             raise ValueError(
                 f"{path} was changed after it was written: it does not have the checksum that it holds itself; restore "
                 "it or make the data set again (or remove its entry sha256, if you changed it on purpose)"
@@ -218,7 +213,7 @@ def _task_rows(record: Mapping[str, Any]) -> TaskRows:
     return TaskRows(**entries)
 
 
-def record_checksum(record: Mapping[str, Any]) -> str:
+def _checksum(record: Mapping[str, Any]) -> str:
     """Of everything a manifest says, in one form whatever its layout."""
     said = {key: value for key, value in record.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

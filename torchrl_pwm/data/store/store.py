@@ -113,10 +113,10 @@ class EpisodeStore:
             disable=not progress,
         ) as bar:
             for field in fields:
-                found = file_sha256(self.root / field.file, bar.update)
-                if found != field.sha256:
+                digest = file_sha256(self.root / field.file, bar.update)
+                if digest != field.sha256:
                     raise ValueError(
-                        f"{self.root / field.file} has sha256 {found[:12]}..., the manifest says "
+                        f"{self.root / field.file} has sha256 {digest[:12]}..., the manifest says "
                         f"{field.sha256[:12]}...; the file was changed after it was written: restore it or make the "
                         "data set again"
                     )
