@@ -8,7 +8,7 @@ import torch
 from torchrl_pwm import PWMWorldModel, PWMWorldModelLoss
 from torchrl_pwm.data import make_online_replay
 from torchrl_pwm.envs.simulators import AnalyticEnv
-from torchrl_pwm.modules.residual import ResidualLatent
+from torchrl_pwm.modules.layers import ResidualLatent
 from torchrl_pwm.trainers import WorldModelOptimizationStepper
 
 

@@ -18,6 +18,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
 from torchrl_pwm.envs import WorldModelWrapper, make_task_env, make_task_envs
+from torchrl_pwm.envs.simulators.state import innermost_env
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
 from torchrl_pwm.evaluation.results import EvaluationResult
 from torchrl_pwm.evaluation.scores import find_task_spec
@@ -256,13 +257,6 @@ def _task_spec_of(env: EnvBase, task: str | None, task_set: str | TaskSet | None
         return find_task_spec(task, task_set)
     spec = vars(innermost_env(env)).get("task_spec")
     return spec if isinstance(spec, TaskSpec) else None
-
-
-def innermost_env(env: EnvBase) -> EnvBase:
-    """The env without its transforms."""
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    return env
 
 
 def _device_of(policy: Policy) -> torch.device | None:

@@ -15,7 +15,7 @@ from torchrl.objectives.utils import ValueEstimators, default_value_kwargs, disp
 from torchrl.objectives.value import TDLambdaEstimator, ValueEstimatorBase
 
 from torchrl_pwm.modules.frozen import frozen
-from torchrl_pwm.modules.running_moments import RunningMoments
+from torchrl_pwm.modules.running_statistics import RunningMoments
 from torchrl_pwm.objectives.entries import require, require_reward
 
 Bootstrap = Literal["standard", "reference"]

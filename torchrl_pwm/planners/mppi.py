@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchrl_pwm.modules.task_context import TaskContext
+from torchrl_pwm.modules.multitask import TaskContext
 from torchrl_pwm.modules.tdmpc2 import TDMPC2Model
 
 Context = TaskContext | Tensor | int | None

@@ -1,4 +1,4 @@
-"""Where an env stands, as a part of a checkpoint."""
+"""The state of an env, as a part of a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_pwm.envs.simulators import SimulatorEnv
-from torchrl_pwm.evaluation.rollouts import innermost_env
+
+
+def innermost_env(env: EnvBase) -> EnvBase:
+    """The env without its transforms."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env
 
 
 def has_state(env: EnvBase) -> bool:
@@ -17,13 +23,13 @@ def has_state(env: EnvBase) -> bool:
     return isinstance(innermost_env(env), SimulatorEnv)
 
 
-def save_env(env: EnvBase, carrier: TensorDictBase | None) -> dict[str, Any]:
+def save_env(env: EnvBase, td: TensorDictBase | None) -> dict[str, Any]:
     """The state of a simulator and of its transforms, and the TensorDict of the step that it stands at."""
     return {
         "simulator": innermost_env(env).state_dict(),
         # Of a TransformedEnv, TorchRL saves the transforms alone.
         "transforms": env.state_dict() if isinstance(env, TransformedEnv) else None,
-        "carrier": None if carrier is None else carrier.detach().to_dict(),
+        "carrier": None if td is None else td.detach().to_dict(),
     }
 
 
@@ -32,5 +38,5 @@ def load_env(env: EnvBase, state: Mapping[str, Any]) -> TensorDictBase | None:
     innermost_env(env).load_state_dict(state["simulator"])
     if isinstance(env, TransformedEnv):
         env.load_state_dict(state["transforms"])
-    carrier = state["carrier"]
-    return None if carrier is None else TensorDict(carrier, env.batch_size, device=env.device)
+    entries = state["carrier"]
+    return None if entries is None else TensorDict(entries, env.batch_size, device=env.device)
