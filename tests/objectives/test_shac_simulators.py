@@ -1,4 +1,4 @@
-"""SHAC's windows in the closed-form simulators."""
+"""SHAC's windows in the analytic simulators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the losses on real sequences [B, T] share."""
+"""Parts of the losses on real sequences [B, T]: unrolling the model, and weights and masks of the steps."""
 
 from __future__ import annotations
 

@@ -8,14 +8,8 @@ from typing import Any
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase, TransformedEnv
 
+from torchrl_pwm.envs.multitask import innermost_env
 from torchrl_pwm.envs.simulators import SimulatorEnv
-
-
-def innermost_env(env: EnvBase) -> EnvBase:
-    """The env without its transforms."""
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    return env
 
 
 def has_state(env: EnvBase) -> bool:
