@@ -96,7 +96,7 @@ def test_multi_task_model_matches_the_reference(multi, case, suffix):
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 @pytest.mark.parametrize("suffix", ["", "_3d"])
-def test_an_integer_task_serves_every_row(multi, index, suffix):
+def test_an_integer_task_serves_every_state(multi, index, suffix):
     model, inputs, out = build(multi), multi["inputs"], multi["outputs"][f"task{index}"]
     z = model.encode_observation(inputs[f"obs{suffix}"], index)
     torch.testing.assert_close(z, out[f"z{suffix}"], **FORWARD)
@@ -104,7 +104,7 @@ def test_an_integer_task_serves_every_row(multi, index, suffix):
     torch.testing.assert_close(z_next, out[f"z_next{suffix}"], **FORWARD)
 
 
-def test_multi_task_tensordict_form_reads_the_task_of_each_row(multi):
+def test_multi_task_tensordict_form_reads_the_task_of_each_state(multi):
     model, inputs, out = build(multi), multi["inputs"], multi["outputs"]["mixed"]
     td = TensorDict({"observation": inputs["obs"], "action": inputs["action"], "task": out["task"]}, [6])
     td = model(td)

@@ -135,7 +135,7 @@ def test_the_returns_are_divided_by_their_running_spread_without_centring():
 
 
 @NORMALIZED
-def test_targets_are_lambda_returns_that_end_with_each_row(normalized):
+def test_targets_are_lambda_returns_that_end_with_each_episode(normalized):
     loss = make_loss(normalizer=make_normalizer() if normalized else None)
     target = loss.value_target(roll(loss)[0])
     _, _, expected = by_hand(THETA, make_noise(), **({"mean": MEAN, "var": VAR} if normalized else {}))
@@ -208,7 +208,7 @@ def test_the_policy_is_the_normaliser_and_the_actor():
     assert list(loss.policy.in_keys) == ["observation"]
     td = loss.policy(TensorDict({"observation": STARTS}, [ENVS]))
     torch.testing.assert_close(td["loc"], THETA * (STARTS - MEAN) / math.sqrt(VAR + 1e-5))
-    assert make_loss().policy is not None and list(make_loss().policy.in_keys) == ["observation"]
+    assert list(make_loss().policy.in_keys) == ["observation"]
 
 
 def test_moments_are_saved_with_the_loss():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -119,6 +120,34 @@ def make_mlp(
     else:
         layers.append(NormedLinear(sizes[-1], out_features, last_activation))
     return nn.Sequential(*layers)
+
+
+def initialize(network: nn.Module) -> None:
+    """TD-MPC2's first values: truncated normal weights (std 0.02), zero biases, embeddings in [-0.02, 0.02]."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.LayerNorm):
+            layer.reset_parameters()
+        elif isinstance(layer, nn.Embedding):
+            nn.init.uniform_(layer.weight, -0.02, 0.02)
+
+
+def stacked_mlp_parameters(
+    num_nets: int, in_features: int, units: Sequence[int], out_features: int
+) -> nn.ParameterList:
+    """Parameters of ``num_nets`` MLPs along a first axis, not yet initialised.
+
+    In the published order: weight, bias, norm gain, norm bias of each hidden layer, then weight and bias.
+    """
+    params: list[Tensor] = []
+    for width in units:
+        params += [torch.empty(num_nets, width, in_features), *torch.empty(3, num_nets, width)]
+        in_features = width
+    return nn.ParameterList(
+        [*params, torch.empty(num_nets, out_features, in_features), torch.empty(num_nets, out_features)]
+    )
 
 
 def run_from_first_linear(mlp: nn.Sequential, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

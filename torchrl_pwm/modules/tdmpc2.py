@@ -15,7 +15,7 @@ from tensordict.nn.probabilistic import interaction_type
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
-from torchrl_pwm.modules.layers import make_mlp
+from torchrl_pwm.modules.layers import initialize, make_mlp
 from torchrl_pwm.modules.presets import Preset
 from torchrl_pwm.modules.q_ensemble import QEnsemble
 from torchrl_pwm.modules.running_statistics import PercentileScale
@@ -237,12 +237,8 @@ class TDMPC2Model(TensorDictModuleBase):
 
     def _reset_heads(self) -> None:
         for head in (self.policy, self.termination_head):
-            for layer in () if head is None else head.modules():
-                if isinstance(layer, nn.Linear):
-                    nn.init.trunc_normal_(layer.weight, std=0.02)
-                    nn.init.zeros_(layer.bias)
-                elif isinstance(layer, nn.LayerNorm):
-                    layer.reset_parameters()
+            if head is not None:
+                initialize(head)
 
     def _reset_parameters(self, module: nn.Module) -> bool:
         # TensorDict's recursive reset would give each layer torch's own initialisation.

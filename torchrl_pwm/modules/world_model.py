@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchrl.modules import WorldModel
 
 from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model
-from torchrl_pwm.modules.layers import ResidualLatent, SimNorm, make_mlp, run_from_first_linear
+from torchrl_pwm.modules.layers import ResidualLatent, SimNorm, initialize, make_mlp, run_from_first_linear
 from torchrl_pwm.modules.multitask import TaskContext, action_masks
 from torchrl_pwm.modules.presets import Preset, preset_sizes
 from torchrl_pwm.modules.standardization import Standardization
@@ -209,14 +209,7 @@ class PWMWorldModel(Standardization, WorldModel):
 
         A residual model begins with dynamics that change nothing.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, nn.Embedding):
-                nn.init.uniform_(module.weight, -0.02, 0.02)
+        initialize(self)
         for head in (self._reward, self._dynamics) if self._latents is not None else (self._reward,):
             nn.init.zeros_(head.get_parameter(f"{len(head) - 1}.weight"))
 
@@ -361,18 +354,19 @@ class PWMWorldModel(Standardization, WorldModel):
     done_head = None
     decoder = None
 
-    # The networks themselves, with their parameters, layer by layer.
-
     @property
     def encoder_network(self) -> nn.Sequential:
+        """The layers of the encoder, with their parameters."""
         return self._encoder
 
     @property
     def dynamics_network(self) -> nn.Sequential:
+        """The layers of the dynamics, with their parameters."""
         return self._dynamics
 
     @property
     def reward_network(self) -> nn.Sequential:
+        """The layers of the reward head, with their parameters."""
         return self._reward
 
     def _rewards(self, latent: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:

@@ -10,6 +10,15 @@ from torch import Tensor
 from torchrl_pwm.modules.world_model import PWMWorldModel
 
 
+def require_sequences(tensordict: TensorDictBase, owner: object) -> None:
+    """Raises ValueError unless the batch is [B, T]."""
+    if tensordict.ndim != 2:
+        raise ValueError(
+            f"{type(owner).__name__} needs sequences of batch [B, T], found batch {list(tensordict.batch_size)}. "
+            "Reshape the sampler's output, e.g. batch.reshape(-1, slice_len)."
+        )
+
+
 def unroll(model: PWMWorldModel, observation: Tensor, action: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:
     """z_0 = enc(o_0), z_{t+1} = dyn(z_t, a_t): latents [T + 1, B, D], and reward logits [T, B, K] of the steps.
 

@@ -16,7 +16,7 @@ from torchrl.objectives.common import LossModule
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.tdmpc2 import EntropyForm, TDMPC2Model
 from torchrl_pwm.objectives.entries import require, require_reward
-from torchrl_pwm.objectives.sequences import same_episode, step_weights, unroll
+from torchrl_pwm.objectives.sequences import require_sequences, same_episode, step_weights, unroll
 
 
 class TDMPC2Noise(NamedTuple):
@@ -234,11 +234,7 @@ class TDMPC2Loss(LossModule):
 
     def _task(self, tensordict: TensorDictBase) -> Tensor | None:
         """The sequences' tasks, [B]."""
-        if tensordict.ndim != 2:
-            raise ValueError(
-                f"TDMPC2Loss needs sequences of batch [B, T], found batch {list(tensordict.batch_size)}. "
-                "Reshape the sampler's output, e.g. batch.reshape(-1, slice_len)."
-            )
+        require_sequences(tensordict, self)
         if not self.model.world_model.num_tasks:
             return None
         task = require(tensordict, self.tensor_keys.task, self)
