@@ -30,6 +30,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 speed: setup
 	$(BIN)/python -m pytest benchmarks/speed --benchmark-only --benchmark-disable-gc -p no:randomly -s $(OPTIONS)

@@ -1,4 +1,4 @@
-"""A small batched env, with or without tasks, whose rows end at different times."""
+"""A small batched env, with or without tasks, whose episodes end at different times."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchrl.envs import EnvBase
 
 
 class DriftEnv(EnvBase):
-    """o' = o + (a, 0, ...); row b ends after b + 2 steps. Starts are drawn from the env's own generator."""
+    """o' = o + (a, 0, ...); env b ends after b + 2 steps. Starts are drawn from the env's own generator."""
 
     def __init__(self, batch_size=(), num_tasks=0, task_in_next=True, bound=1.0, dtype=torch.float32, device="cpu"):
         super().__init__(batch_size=torch.Size(batch_size), device=device)

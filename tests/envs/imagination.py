@@ -1,4 +1,4 @@
-"""What the tests of the imagined env share."""
+"""Helpers of the tests of the imagined env."""
 
 from __future__ import annotations
 

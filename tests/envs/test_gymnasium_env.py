@@ -29,11 +29,11 @@ def test_the_unit_action_is_scaled_to_the_tasks_own():
     rate = state["observation"][0, 2]
     torque = 2.0
     expected = -(angle.square() + 0.1 * rate.square() + 0.001 * torque**2)
-    found = env.step(state.set("action", torch.ones(1, 1)))["next", "reward"]
-    torch.testing.assert_close(found[0, 0], expected, rtol=1e-4, atol=1e-4)
+    result = env.step(state.set("action", torch.ones(1, 1)))["next", "reward"]
+    torch.testing.assert_close(result[0, 0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_seeds_repeat_and_rows_differ():
+def test_seeds_repeat_and_envs_differ():
     first, second, other = (make_gym_env("Pendulum-v1", 2, seed=seed).reset()["observation"] for seed in (1, 1, 2))
     assert torch.equal(first, second) and not torch.equal(first, other) and not torch.equal(first[0], first[1])
 

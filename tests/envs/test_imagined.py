@@ -102,7 +102,7 @@ def test_rewards_are_those_of_the_latent_before_the_step(model, actor, space):
     torch.testing.assert_close(td["next", "reward"], expected.detach())
 
 
-def test_the_task_of_each_row_stays(actor):
+def test_the_task_of_each_env_stays(actor):
     model = make_model(**KINDS["tasks"])
     start = starts(model).set("task", torch.tensor([2, 0, 1, 2]))
     rollout = imagined_env(model, batch_size=4).rollout(5, actor, tensordict=start)
@@ -144,11 +144,11 @@ def test_the_policy_gradient_equals_that_of_a_plain_loop(model, actor):
     torch.testing.assert_close(rollout["next", "reward"].sum(), total)
     torch.testing.assert_close(rollout["next", "latent"][:, -1], latent)
     parameters = list(actor.parameters())
-    found = torch.autograd.grad(
+    result = torch.autograd.grad(
         rollout["next", "reward"].sum() + rollout["next", "latent"][:, -1].square().sum(), parameters
     )
     expected = torch.autograd.grad(total + latent.square().sum(), parameters)
-    for a, b in zip(found, expected):
+    for a, b in zip(result, expected):
         assert b.any()
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
@@ -165,15 +165,15 @@ def test_a_rollout_under_a_policy_equals_the_losss_imagination(model, actor, det
     for key in ("latent", "action", ("next", "latent"), ("next", "reward")):
         torch.testing.assert_close(rollout[key], imagined[key], rtol=1e-4, atol=1e-6)
     parameters = list(actor.parameters())
-    found = torch.autograd.grad(rollout["next", "reward"].sum(), parameters)
+    result = torch.autograd.grad(rollout["next", "reward"].sum(), parameters)
     expected = torch.autograd.grad(imagined["next", "reward"].sum(), parameters)
-    for a, b in zip(found, expected):
+    for a, b in zip(result, expected):
         assert b.any()
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_no_gradient_reaches_the_model_and_its_switches_stay(model, actor):
-    model._encoder.requires_grad_(False)
+    model.encoder_network.requires_grad_(False)
     switches = [parameter.requires_grad for parameter in model.parameters()]
     before = copy.deepcopy(model.state_dict())
     env = imagined_env(model, batch_size=4)
@@ -201,7 +201,7 @@ def test_it_follows_a_model_that_is_trained_meanwhile(actor):
         TensorDict({"latent": torch.rand(4, 16), "action": torch.rand(4, 2)}, [4]),
     )
     before = env.step(td.clone())["next", "latent"]
-    nn.init.normal_(model._dynamics[0].weight)
+    nn.init.normal_(model.dynamics_network[0].weight)
     after = env.step(td.clone())["next", "latent"]
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after, model.next_latent(td["latent"], td["action"]).detach())

@@ -121,7 +121,7 @@ def test_without_a_batch_size_it_takes_any(model, actor):
         assert rollout["next", "reward"].shape == (*batch, 3, 1)
 
 
-def test_only_the_rows_that_ask_for_it_are_reset(model):
+def test_only_the_envs_that_ask_for_it_are_reset(model):
     env = imagined_env(model, batch_size=4)
     td = env.rollout(3)[:, -1]["next"].exclude("reward")
     mask = torch.tensor([True, False, False, True])[:, None]
@@ -129,7 +129,7 @@ def test_only_the_rows_that_ask_for_it_are_reset(model):
     assert (after["latent"] == td["latent"]).all(-1).tolist() == [False, True, True, False]
 
 
-def test_chosen_rows_can_be_set_to_a_given_state(model):
+def test_chosen_envs_can_be_set_to_a_given_state(model):
     env = imagined_env(model, batch_size=4)
     td = env.rollout(3)[:, -1]["next"].exclude("reward")
     given = td.clone().set("latent", torch.rand(4, 16)).set("_reset", torch.tensor([[True], [False], [False], [True]]))

@@ -71,7 +71,7 @@ def test_it_works_in_torchrl_gym_and_mock_envs():
         check_latents(model, env.rollout(5))
 
 
-def test_the_task_of_each_row_is_used(multi):
+def test_the_task_of_each_env_is_used(multi):
     env = TransformedEnv(DriftEnv((4,), num_tasks=3), WorldModelWrapper(multi))
     check_env_specs(env)
     rollout = env.rollout(3, break_when_any_done=False)
@@ -98,7 +98,7 @@ def test_it_works_in_a_published_task():
     assert imagined.rollout(3)["task"].unique().tolist() == env.reset()["task"].reshape(1).tolist()
 
 
-def test_rows_that_are_reset_alone_get_their_new_latent(model):
+def test_envs_that_are_reset_alone_get_their_new_latent(model):
     env = TransformedEnv(DriftEnv((3,)), WorldModelWrapper(model))
     rollout = env.rollout(6, break_when_any_done=False)
     assert rollout["next", "done"].sum((1, 2)).tolist() == [3, 2, 1]
@@ -140,7 +140,7 @@ def test_around_a_parallel_env_the_latents_follow_the_model_in_training():
     try:
         check_env_specs(env)
         before = env.reset()
-        torch.nn.init.normal_(model._encoder[0].weight)
+        torch.nn.init.normal_(model.encoder_network[0].weight)
         after = env.rollout(3, break_when_any_done=False)
         check_latents(model, after)
         assert not torch.allclose(model.encode_observation(before["observation"]), before["latent"])
@@ -322,7 +322,7 @@ def test_slices_of_a_real_rollout_are_encoded(model):
     check_latents(model, buffer.sample())
 
 
-def test_the_task_of_a_row_counts_for_all_its_steps_even_if_the_batch_is_square(multi):
+def test_the_task_of_an_env_counts_for_all_its_steps_even_if_the_batch_is_square(multi):
     observation, task = torch.randn(3, 3, 5), torch.tensor([0, 1, 2])
     td = WorldModelWrapper(multi)(TensorDict({"observation": observation, "task": task}, [3]))
     expected = multi.encode_observation(observation, task[:, None].expand(3, 3))
@@ -363,7 +363,7 @@ def test_a_missing_task_is_named_with_what_to_do(multi):
 
 def test_a_task_of_the_wrong_shape_is_refused(multi):
     td = TensorDict({"observation": torch.randn(4, 5), "task": torch.zeros(4, 7, dtype=torch.int64)}, [4])
-    with pytest.raises(ValueError, match=r"one index per row: expected shape \(4,\).*found \(4, 7\)"):
+    with pytest.raises(ValueError, match=r"one index per state: expected shape \(4,\).*found \(4, 7\)"):
         WorldModelWrapper(multi)(td)
 
 

@@ -177,10 +177,10 @@ def test_folding_the_normalisation_changes_neither_values_nor_gradients(units, n
     folded = critic(latent)
     torch.testing.assert_close(folded, plain)
     leaves = [latent, *state.values()]
-    for found, expected in zip(
+    for result, expected in zip(
         torch.autograd.grad(folded.square().sum(), leaves), torch.autograd.grad(plain.square().sum(), leaves)
     ):
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize("batch", [(), (5,), (4, 5)])

@@ -69,7 +69,7 @@ def test_every_size_is_inferred(case):
     assert model.num_bins == config["num_bins"]
     assert model.num_tasks == (3 if config["multitask"] else 0)
     assert model.task_dim == (config["task_dim"] if config["multitask"] else 0)
-    assert len(model._encoder) == config["num_enc_layers"]
+    assert len(model.encoder_network) == config["num_enc_layers"]
 
 
 def test_the_result_has_the_keys_of_the_published_conversion(golden):
@@ -103,7 +103,7 @@ def test_the_model_owns_its_weights(golden):
     state = as_published(golden("tdmpc2_checkpoint_old")["single"])
     before = state["_dynamics.0.weight"].clone()
     model = PWMWorldModel.from_tdmpc2(state)
-    torch.nn.init.zeros_(model._dynamics[0].weight)
+    torch.nn.init.zeros_(model.dynamics_network[0].weight)
     torch.testing.assert_close(state["_dynamics.0.weight"], before)
 
 

@@ -44,29 +44,29 @@ def pack(tmp_path, **options):
 @pytest.mark.parametrize("simnorm_dim", [4, 0])
 def test_what_is_packed_is_read(tmp_path, simnorm_dim):
     file, model, _, behavior = pack(tmp_path, simnorm_dim=simnorm_dim)
-    found = load_quickstart(file)
-    assert (found.tasks, found.task_set, found.source) == (TASKS, "mt80", {"seed": 3})
-    assert found.statistics() == behavior
+    quickstart = load_quickstart(file)
+    assert (quickstart.tasks, quickstart.task_set, quickstart.source) == (TASKS, "mt80", {"seed": 3})
+    assert quickstart.statistics() == behavior
     observation, action = torch.randn(5, 39), torch.rand(5, 6)
     for task in (0, 65):
         latent = model.encode_observation(observation, task)
-        assert torch.equal(found.world_model.encode_observation(observation, task), latent)
-        old, new = (m.decode_reward(m.reward_logits(latent, action, task)) for m in (model, found.world_model))
+        assert torch.equal(quickstart.world_model.encode_observation(observation, task), latent)
+        old, new = (m.decode_reward(m.reward_logits(latent, action, task)) for m in (model, quickstart.world_model))
         assert torch.equal(old, new)
-    assert not any(p.requires_grad for p in found.world_model.parameters())
-    assert torch.equal(found.world_model.action_masks, model.action_masks)
+    assert not any(p.requires_grad for p in quickstart.world_model.parameters())
+    assert torch.equal(quickstart.world_model.action_masks, model.action_masks)
 
 
 def test_start_states_come_back_with_zeros_in_the_padding(tmp_path):
     file, _, starts, _ = pack(tmp_path)
-    found = load_quickstart(file).starts
+    quickstart = load_quickstart(file).starts
     for task in TASKS:
         size = MT80[task].action_dim
         # kept in half precision
-        assert torch.equal(found[task]["observation"], starts[task]["observation"].half().float())
-        assert torch.equal(found[task]["action"][:, :size], starts[task]["action"][:, :size].half().float())
-        assert (found[task]["action"][:, size:] == 0).all()
-        assert torch.equal(found[task]["task"], starts[task]["task"])
+        assert torch.equal(quickstart[task]["observation"], starts[task]["observation"].half().float())
+        assert torch.equal(quickstart[task]["action"][:, :size], starts[task]["action"][:, :size].half().float())
+        assert (quickstart[task]["action"][:, size:] == 0).all()
+        assert torch.equal(quickstart[task]["task"], starts[task]["task"])
 
 
 def test_padding_takes_no_room(tmp_path):
@@ -95,8 +95,9 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path):
     foreign = tmp_path / "foreign.safetensors"
     save_file({"a": torch.zeros(1)}, foreign)
     for wrong in (cut, foreign):
-        with pytest.raises(ValueError, match="is no quickstart file, or damaged"):
-            load_quickstart(wrong)
+        for read in (load_quickstart, PWMWorldModel.from_quickstart):
+            with pytest.raises(ValueError, match="is no quickstart file, or damaged"):
+                read(wrong)
 
 
 def test_the_quickstart_of_the_package():

@@ -8,7 +8,7 @@ import torch
 from torchrl_pwm import PWMWorldModel, PWMWorldModelLoss
 from torchrl_pwm.data import make_online_replay
 from torchrl_pwm.envs.simulators import AnalyticEnv
-from torchrl_pwm.modules.residual import ResidualLatent
+from torchrl_pwm.modules.layers import ResidualLatent
 from torchrl_pwm.trainers import WorldModelOptimizationStepper
 
 
@@ -27,7 +27,7 @@ def test_a_new_model_changes_nothing(simnorm_dim):
 def test_latents_stay_normalised_and_the_gradient_flows(simnorm_dim):
     torch.manual_seed(0)
     model = make_model(simnorm_dim)
-    for parameter in model._dynamics.parameters():
+    for parameter in model.dynamics_network.parameters():
         torch.nn.init.normal_(parameter)
     latent = start = model.encode_observation(torch.randn(7, 5)).detach().requires_grad_()
     for _ in range(20):
@@ -50,7 +50,7 @@ def test_a_latent_of_zero_probability_has_a_finite_step():
 
 def test_precomputed_task_parts_give_the_same_step():
     model = make_model(8, num_tasks=3, task_dim=4)
-    torch.nn.init.normal_(model._dynamics[-1].weight)
+    torch.nn.init.normal_(model.dynamics_network[-1].weight)
     task = torch.tensor([0, 2, 1, 2])
     latent = model.encode_observation(torch.randn(4, 5), task)
     action = torch.randn(4, 1)

@@ -13,7 +13,7 @@ def make_model(**options):
     torch.manual_seed(0)
     model = PWMWorldModel(3, 2, latent_dim=8, units=(8,), encoder_units=(8,), **{"normalize_rewards": True, **options})
     # Its own first output is zero.
-    torch.nn.init.normal_(model._reward[-1].weight)
+    torch.nn.init.normal_(model.reward_network[-1].weight)
     return model
 
 
@@ -31,7 +31,7 @@ def test_the_head_learns_clipped_normalised_rewards_after_the_moments_took_in_th
     rewards[0, 0] = 500.0
     td = make_sequences(rewards)
     loss = PWMWorldModelLoss(model, reward_coef=1.0, rho=1.0)
-    found = loss(td)["loss_reward"]
+    result = loss(td)["loss_reward"]
     mean, var = rewards.mean(), rewards.var(correction=0)
     torch.testing.assert_close(model.reward_moments.mean, mean, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.reward_moments.var, var, rtol=1e-4, atol=1e-4)
@@ -41,7 +41,7 @@ def test_the_head_learns_clipped_normalised_rewards_after_the_moments_took_in_th
     for step in range(4):
         errors.append((model.reward_logits(latent, td["action"][:, step]) - target[:, step]).square())
         latent = model.next_latent(latent, td["action"][:, step])
-    torch.testing.assert_close(found, torch.stack(errors).mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result, torch.stack(errors).mean(), rtol=1e-4, atol=1e-5)
 
 
 def test_moments_stand_still_in_eval_mode_and_leave_out_what_belongs_to_another_episode():

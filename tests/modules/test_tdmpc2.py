@@ -15,15 +15,15 @@ from torchrl_pwm import MT80, PWMWorldModel, TDMPC2Model
 KINDS = pytest.mark.parametrize("kind", ["single", "multi"])
 
 
-def same(found, expected):
+def same(result, expected):
     """The same keys, bit for bit; tensors in the same order."""
-    assert set(found) == set(expected)
-    assert [key for key in found if "__" not in key] == [key for key in expected if "__" not in key]
+    assert set(result) == set(expected)
+    assert [key for key in result if "__" not in key] == [key for key in expected if "__" not in key]
     for key, value in expected.items():
         if isinstance(value, torch.Tensor):
-            assert found[key].dtype == value.dtype and torch.equal(found[key], value), key
+            assert result[key].dtype == value.dtype and torch.equal(result[key], value), key
         else:
-            assert found[key] == value, key
+            assert result[key] == value, key
 
 
 # Layouts.
@@ -63,11 +63,11 @@ def test_observation_statistics_are_written_where_asked_for(tmp_path):
     with pytest.raises(ValueError, match=r"no place for the world model's observation statistics .*statistics=True"):
         model.to_checkpoint()
     torch.save(model.to_checkpoint(statistics=True), tmp_path / "model.pt")
-    for found in (
+    for result in (
         TDMPC2Model.from_checkpoint(tmp_path / "model.pt").world_model,
         PWMWorldModel.from_tdmpc2(tmp_path / "model.pt"),
     ):
-        assert torch.equal(found.observation_mean, mean) and torch.equal(found.observation_std, std)
+        assert torch.equal(result.observation_mean, mean) and torch.equal(result.observation_std, std)
 
 
 def test_a_saved_checkpoint_is_read_back_from_a_file(tmp_path):

@@ -31,7 +31,7 @@ def compute(model, inputs, members):
     logits = world.reward_logits(z, inputs["action"], task)
     sample = model.act(z, task, inputs["eps"])
     entropy, scaled = model.entropies(sample, task)
-    found = {
+    result = {
         "z": z,
         "z_next": world.next_latent(z, inputs["action"], task),
         "reward_logits": logits,
@@ -46,20 +46,20 @@ def compute(model, inputs, members):
     }
     for reduce in ("min", "avg"):
         how = {"reduce": reduce, "members": members}
-        found[f"q_{reduce}"] = model.q_value(z, inputs["action"], task, **how)
-        found[f"q_target_{reduce}"] = model.q_value(z, inputs["action"], task, target=True, **how)
+        result[f"q_{reduce}"] = model.q_value(z, inputs["action"], task, **how)
+        result[f"q_target_{reduce}"] = model.q_value(z, inputs["action"], task, target=True, **how)
     if "z_3d" in inputs:
         z, action = inputs["z_3d"], inputs["action_3d"]
-        found["next_3d"] = world.next_latent(z, action, task)
-        found["reward_logits_3d"] = world.reward_logits(z, action, task)
-        found["q_all_3d"] = model.q_logits(z, action, task)
-    return found
+        result["next_3d"] = world.next_latent(z, action, task)
+        result["reward_logits_3d"] = world.reward_logits(z, action, task)
+        result["q_all_3d"] = model.q_logits(z, action, task)
+    return result
 
 
 def test_published_checkpoints_give_every_published_output(case):
     outputs = case.get("outputs_tdmpc2") or case["outputs"]
-    found = compute(load(case), case["inputs"], outputs["q_subset"])
+    result = compute(load(case), case["inputs"], outputs["q_subset"])
     compared = set(outputs) - {"q_subset"}
-    assert compared <= set(found) and len(compared) >= 10
+    assert compared <= set(result) and len(compared) >= 10
     for name in compared:
-        torch.testing.assert_close(found[name], outputs[name], **FORWARD, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(result[name], outputs[name], **FORWARD, msg=lambda m, n=name: f"{n}: {m}")

@@ -96,7 +96,7 @@ def test_multi_task_model_matches_the_reference(multi, case, suffix):
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 @pytest.mark.parametrize("suffix", ["", "_3d"])
-def test_an_integer_task_serves_every_row(multi, index, suffix):
+def test_an_integer_task_serves_every_state(multi, index, suffix):
     model, inputs, out = build(multi), multi["inputs"], multi["outputs"][f"task{index}"]
     z = model.encode_observation(inputs[f"obs{suffix}"], index)
     torch.testing.assert_close(z, out[f"z{suffix}"], **FORWARD)
@@ -104,7 +104,7 @@ def test_an_integer_task_serves_every_row(multi, index, suffix):
     torch.testing.assert_close(z_next, out[f"z_next{suffix}"], **FORWARD)
 
 
-def test_multi_task_tensordict_form_reads_the_task_of_each_row(multi):
+def test_multi_task_tensordict_form_reads_the_task_of_each_state(multi):
     model, inputs, out = build(multi), multi["inputs"], multi["outputs"]["mixed"]
     td = TensorDict({"observation": inputs["obs"], "action": inputs["action"], "task": out["task"]}, [6])
     td = model(td)
@@ -129,9 +129,9 @@ def test_embedding_rows_that_are_looked_up_are_renormalised_in_place_and_no_othe
 def test_no_gradient_flows_through_the_renormalisation(multi):
     model, index = build(multi), int(multi["model"]["_task_emb.weight"].norm(dim=-1).argmax())
     model.encode_observation(multi["inputs"]["obs"][:1], index).square().sum().backward()
-    grad, model2 = model._task_emb.weight.grad[index], build(multi)
+    grad, model2 = model.get_parameter("_task_emb.weight").grad[index], build(multi)
     row = multi["task_emb_after_lookup"][index].clone().requires_grad_()
-    model2._encoder(torch.cat([multi["inputs"]["obs"][0], row])).square().sum().backward()
+    model2.encoder_network(torch.cat([multi["inputs"]["obs"][0], row])).square().sum().backward()
     torch.testing.assert_close(grad, row.grad, **GRADIENT)
 
 
@@ -185,8 +185,9 @@ COUNTS = [
 
 
 def counts(model):
-    parts = [model._encoder, model._dynamics, model._reward, model._task_emb, model]
-    return tuple(sum(p.numel() for p in part.parameters()) for part in parts if part is not None)
+    parts = ["_encoder.", "_dynamics.", "_reward.", *(["_task_emb."] if model.num_tasks else []), ""]
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return tuple(sum(size for name, size in sizes.items() if name.startswith(part)) for part in parts)
 
 
 @pytest.mark.parametrize(("preset", "task_set", "overrides", "expected"), COUNTS)
@@ -301,18 +302,18 @@ def test_any_batch_shape_is_encoded_alike(batch):
 @pytest.mark.parametrize("task", [1, torch.tensor([0, 2, 1, 1])])
 def test_a_task_context_changes_neither_value_nor_gradient(task):
     model = small_multi().double()
-    torch.nn.init.normal_(model._reward[-1].weight)
+    torch.nn.init.normal_(model.reward_network[-1].weight)
     latent, action = torch.rand(6, 4, 16).double(), torch.rand(6, 4, 2).double().requires_grad_()
     context = model.task_context(task)
     for method in (model.next_latent, model.reward_logits):
         plain, fast = method(latent, action, task), method(latent, action, context)
         torch.testing.assert_close(fast, plain)
         weights = [*model.parameters(), action]
-        for expected, found in zip(
+        for expected, result in zip(
             torch.autograd.grad(plain.square().sum(), weights, allow_unused=True),
             torch.autograd.grad(fast.square().sum(), weights, allow_unused=True, retain_graph=True),
         ):
-            torch.testing.assert_close(found, expected)
+            torch.testing.assert_close(result, expected)
 
 
 def test_a_single_task_model_has_no_task_context():

@@ -1,4 +1,4 @@
-"""A differentiable env whose returns are known by hand, and whose rows end where a script says."""
+"""A differentiable env whose returns are known by hand, and whose episodes end where a script says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GOES, TERMINATED, TRUNCATED = 0, 1, 2
 class QuadraticEnv(EnvBase):
     """z' = a z + b u,  r = -(q |z|^2 + c |u|^2), with the state kept inside the env, as simulators do.
 
-    ``script`` [N, T] says how step t of each row ends, again and again. Row n restarts at fresh draws of the env's own
+    ``script`` [N, T] says how step t of each env ends, again and again. Env n restarts at fresh draws of the env's own
     generator, or at ``starts`` [N, 1].
     """
 
@@ -76,8 +76,8 @@ def make_shac(**options):
     return SHACLoss(actor, value, horizon=4, normalizer=ObservationNormalizer(2), **options)
 
 
-def make_window(rows=6):
-    """A window of such a loss, with rows that end inside it."""
-    script = torch.randint(0, 3, (rows, 4), generator=torch.Generator().manual_seed(4))
+def make_window(num_envs=6):
+    """A window of such a loss, with episodes that end inside it."""
+    script = torch.randint(0, 3, (num_envs, 4), generator=torch.Generator().manual_seed(4))
     env = QuadraticEnv(script, size=2, dtype=torch.float32)
     return make_shac().rollout(env, env.reset())[0]

@@ -44,11 +44,11 @@ def losses_and_gradients(
     torch.manual_seed(7)
     out = call(td)
     sum(value for key, value in out.items() if key.startswith("loss_")).backward()
-    found = {key: value.detach().clone() for key, value in out.items()}
+    result = {key: value.detach().clone() for key, value in out.items()}
     moments = {f"after.{key}": value.clone() for key, value in loss.state_dict().items() if "moments" in key}
     loss.load_state_dict(state)
     assert all(leaf.grad is not None for leaf in leaves)
-    return found | moments, [leaf.grad.clone() for leaf in leaves]
+    return result | moments, [leaf.grad.clone() for leaf in leaves]
 
 
 def check(
@@ -58,10 +58,10 @@ def check(
     leaves = list(loss.parameters()) if leaves is None else leaves
     expected, expected_gradients = losses_and_gradients(loss, loss, td, leaves)
     compiled = torch.compile(loss, fullgraph=True, backend=backend)
-    found, gradients = losses_and_gradients(loss, compiled, td, leaves)
-    assert found.keys() == expected.keys()
+    result, gradients = losses_and_gradients(loss, compiled, td, leaves)
+    assert result.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(result[key], value, rtol=1e-5, atol=1e-5)
     assert any(gradient.any() for gradient in expected_gradients)
     for gradient, value in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, value, rtol=1e-4, atol=1e-5)
@@ -92,7 +92,7 @@ def test_tdmpc2_loss_compiles_whole(num_tasks: int, episodic: bool) -> None:
 
 
 @pytest.mark.parametrize("bootstrap", ["standard", "reference"])
-def test_first_order_loss_of_rows_that_end_compiles_whole(bootstrap: str) -> None:
+def test_first_order_loss_of_envs_that_end_compiles_whole(bootstrap: str) -> None:
     loss, td = make_first_order(bootstrap=bootstrap), ending_rollouts()[:, :3].detach()
     inputs = [td["next", "reward"].requires_grad_(), td["next", "latent"].requires_grad_()]
     check(loss, td, [*loss.value_network_params.parameters(), *inputs])

@@ -1,7 +1,7 @@
-"""Rows that end inside a rollout agree with the published implementation (``actor_loss_env.pt``).
+"""Episodes that end inside a rollout agree with the published implementation (``actor_loss_env.pt``).
 
-There an environment runs beside the imagination and says when a row ends; the row then goes on from the encoding of the
-observation after the reset.
+There an environment runs beside the imagination and says when an episode ends; imagination then goes on from the
+encoding of the observation after the reset.
 """
 
 from __future__ import annotations

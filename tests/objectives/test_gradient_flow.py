@@ -33,16 +33,16 @@ def gets_none(module: nn.Module) -> bool:
 
 def leaves(output: Tensor) -> set[int]:
     """The parameters and inputs that a graph would write gradients to."""
-    found, stack, seen = set(), [output.grad_fn], set()
+    result, stack, seen = set(), [output.grad_fn], set()
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
+            result.add(id(node.variable))
         stack.extend(parent for parent, _ in node.next_functions)
-    return found
+    return result
 
 
 @TASK_COUNTS
@@ -70,7 +70,7 @@ def test_the_frozen_networks_can_be_trained_afterwards(num_tasks: int) -> None:
     loss, td = make_pwm(num_tasks), starts(num_tasks)
     loss(td)["loss_actor"].backward()
     loss.world_model.encode_observation(td["observation"], td.get("task", None)).square().sum().backward()
-    assert gets_gradient(loss.world_model._encoder)
+    assert gets_gradient(loss.world_model.encoder_network)
     assert all(p.requires_grad for p in loss.world_model.parameters())
 
 
@@ -97,7 +97,7 @@ def test_first_order_loss_sends_gradients_into_the_rollout_and_values_into_the_c
     assert inputs["latent"].grad is None, "the return is that of the next states"
 
 
-def test_values_of_next_states_reach_the_actor_only_where_a_row_ends() -> None:
+def test_values_of_next_states_reach_the_actor_only_where_an_env_ends() -> None:
     loss = FirstOrderLoss(make_pwm_actor(LATENT, 2, units=(12,)), make_value_ensemble(LATENT, units=(12,)))
     rollout = rollouts()
     done, terminated = torch.zeros(2, BATCH, HORIZON, 1, dtype=torch.bool)
@@ -124,7 +124,7 @@ def test_targets_of_the_consistency_loss_are_fixed() -> None:
     loss(td)["loss_consistency"].backward()
     assert target.grad is None
     assert start.grad[:, 0].any() and not start.grad[:, 1:].any(), "later latents are the model's own"
-    assert all(not p.grad.any() for p in loss.world_model._reward.parameters() if p.grad is not None)
+    assert all(not p.grad.any() for p in loss.world_model.reward_network.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

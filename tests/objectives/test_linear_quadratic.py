@@ -1,4 +1,4 @@
-"""A linear-quadratic world model, whose return and gradient are known in closed form (float64).
+"""A linear-quadratic world model, whose return and gradient are known analytically (float64).
 
 z' = a z + b u,   r = -(q z^2 + c u^2),   v(z) = w z,
 
@@ -19,7 +19,7 @@ from torchrl.modules import Delta, ProbabilisticActor, TanhNormal
 from torchrl_pwm import FirstOrderLoss, PWMLoss, PWMWorldModel
 
 A, B, Q, C, THETA, SIGMA, GAMMA, WEIGHT = 0.9, 0.7, 0.5, 0.1, -0.6, 0.3, 0.95, -1.3
-HORIZON, ROWS = 5, 4
+HORIZON, ENVS = 5, 4
 
 
 class LinearQuadratic(nn.Module):
@@ -92,13 +92,13 @@ def make_loss(
 
 def data() -> tuple[TensorDict, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    start = torch.randn(ROWS, 1, generator=generator, dtype=torch.float64)
-    noise = torch.randn(HORIZON, ROWS, 1, generator=generator, dtype=torch.float64)
-    return TensorDict({"observation": start}, [ROWS]), noise
+    start = torch.randn(ENVS, 1, generator=generator, dtype=torch.float64)
+    noise = torch.randn(HORIZON, ENVS, 1, generator=generator, dtype=torch.float64)
+    return TensorDict({"observation": start}, [ENVS]), noise
 
 
 def geometric(theta: float, detach: bool, closing: float) -> tuple[float, float]:
-    """Loss and gradient of u = theta z in closed form, with s = a + b theta: z_k = s^k z_0 and so
+    """Loss and gradient of u = theta z analytically, with s = a + b theta: z_k = s^k z_0 and so
 
     return = -(q + c theta^2) z_0^2 sum_k (g s^2)^k + closing w s^H z_0,   dz_k/dtheta = k b s^(k-1) z_0
 
@@ -127,7 +127,7 @@ def closed_form(theta: float, detach: bool, closing: float) -> tuple[float, floa
     """
     start, noise = data()
     total = slope = 0.0
-    for row in range(ROWS):
+    for row in range(ENVS):
         z, dz = float(start["observation"][row]), 0.0
         for k in range(HORIZON):
             u = math.tanh(theta * z + SIGMA * float(noise[k, row]))
@@ -137,7 +137,7 @@ def closed_form(theta: float, detach: bool, closing: float) -> tuple[float, floa
             z, dz = A * z + B * u, A * dz + B * du
         total -= closing * WEIGHT * z
         slope -= closing * WEIGHT * dz
-    return total / (ROWS * HORIZON), slope / (ROWS * HORIZON)
+    return total / (ENVS * HORIZON), slope / (ENVS * HORIZON)
 
 
 MODELS = pytest.mark.parametrize("model", [LinearQuadratic, LinearQuadraticSubclass])
@@ -147,9 +147,9 @@ LINEAR = pytest.mark.parametrize("linear", [True, False], ids=["linear", "tanh"]
 
 
 def loss_and_gradient(loss: PWMLoss, noise: Tensor | None) -> tuple[float, float]:
-    found = loss.actor_loss(loss.imagine(data()[0], noise))
-    found.backward()
-    return found.item(), next(loss.actor_network_params.parameters()).grad.item()
+    result = loss.actor_loss(loss.imagine(data()[0], noise))
+    result.backward()
+    return result.item(), next(loss.actor_network_params.parameters()).grad.item()
 
 
 @MODELS
@@ -158,10 +158,10 @@ def loss_and_gradient(loss: PWMLoss, noise: Tensor | None) -> tuple[float, float
 @LINEAR
 def test_actor_gradient_is_the_analytic_one(model: type[nn.Module], bootstrap: str, detach: bool, linear: bool) -> None:
     loss = make_loss(model(), linear=linear, bootstrap=bootstrap, detach_latent=detach)
-    found = loss_and_gradient(loss, None if linear else data()[1])
+    result = loss_and_gradient(loss, None if linear else data()[1])
     closing = GAMMA ** (HORIZON + (bootstrap == "reference"))
     expected = (geometric if linear else closed_form)(THETA, detach, closing)
-    assert found == pytest.approx(expected, rel=0, abs=1e-9)
+    assert result == pytest.approx(expected, rel=0, abs=1e-9)
 
 
 @MODELS
@@ -185,8 +185,8 @@ def test_normalised_gradient_is_the_analytic_one_over_the_spread_of_the_returns(
     each = make_loss(LinearQuadratic(), reduction="none").eval()
     returns = each.actor_loss(each.imagine(start, noise)) * HORIZON
     # running variance: mean 0, variance 1 and a weight of 1e-4 before the first batch
-    weight, total = 1e-4, 1e-4 + ROWS
-    moment = weight + returns.var(correction=0) * ROWS + returns.mean() ** 2 * weight * ROWS / total
+    weight, total = 1e-4, 1e-4 + ENVS
+    moment = weight + returns.var(correction=0) * ENVS + returns.mean() ** 2 * weight * ENVS / total
     scale = (moment / total + 1e-5).sqrt().item()
     _, slope = closed_form(THETA, True, GAMMA**HORIZON)
     _, gradient = loss_and_gradient(make_loss(LinearQuadratic(), normalize_returns=True), noise)
@@ -239,12 +239,12 @@ F, T = False, True
         ("reference", [F, T, T], [F, F, F], 6.05 + 0.3 / 2, [1, 0.5, 0], [0, 0.25, 0.5]),
     ],
 )
-def test_return_of_rows_that_end_has_the_known_value(bootstrap, done, terminated, expected, weights, closing) -> None:
+def test_return_of_envs_that_end_has_the_known_value(bootstrap, done, terminated, expected, weights, closing) -> None:
     loss, td = rollout(done, terminated)
     loss.bootstrap = bootstrap
-    found = loss.actor_loss(td)
-    assert found.item() * 3 == pytest.approx(-expected, abs=1e-9)
-    found.backward()
+    result = loss.actor_loss(td)
+    assert result.item() * 3 == pytest.approx(-expected, abs=1e-9)
+    result.backward()
     assert (td["next", "reward"].grad.flatten() * -3).tolist() == pytest.approx(weights)
     assert (td["next", "latent"].grad.flatten() * -3 / WEIGHT).tolist() == pytest.approx(closing)
 
@@ -259,7 +259,7 @@ def test_return_of_rows_that_end_has_the_known_value(bootstrap, done, terminated
         ([F, F, T], [F, F, T], [1 + (0.1 + 10 + (0.2 + 100) / 4) / 4, 10 + (0.2 + 100) / 4, 100.0]),
     ],
 )
-def test_value_target_of_rows_that_end_has_the_known_value(done, terminated, expected) -> None:
+def test_value_target_of_envs_that_end_has_the_known_value(done, terminated, expected) -> None:
     loss, td = rollout(done, terminated)
     assert loss.value_target(td).flatten().tolist() == pytest.approx(expected, abs=1e-6)
 

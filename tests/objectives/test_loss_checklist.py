@@ -1,4 +1,4 @@
-"""What every TorchRL loss must do."""
+"""TorchRL's requirements of a loss module."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_model(num_tasks: int = 0, **options) -> PWMWorldModel:
         task_dim=4 if num_tasks else 0, **options,
     )  # fmt: skip
     # an untrained reward head is zero, and so would be the gradients through it
-    nn.init.normal_(model._reward[-1].weight)
+    nn.init.normal_(model.reward_network[-1].weight)
     return model
 
 
@@ -133,8 +133,8 @@ def test_call_without_tensordict_gives_the_same_losses(name: str) -> None:
     loss.load_state_dict(state)
     torch.manual_seed(1)
     named = {"_".join(key) if isinstance(key, tuple) else key: td[key] for key in loss.in_keys}
-    found = loss(**named)
-    for key, value in zip(loss.out_keys, found):
+    result = loss(**named)
+    for key, value in zip(loss.out_keys, result):
         torch.testing.assert_close(value, expected[key])
 
 
@@ -156,18 +156,18 @@ def test_select_out_keys_of_a_rollout_without_flags() -> None:
 @ALL
 def test_reductions_agree(name: str) -> None:
     make, data = LOSSES[name]
-    td, found = data(), {}
+    td, result = data(), {}
     for reduction in ("none", "mean", "sum"):
         torch.manual_seed(0)
         loss = make(reduction=reduction)
         torch.manual_seed(1)
-        found[reduction] = loss(td)
+        result[reduction] = loss(td)
     for key in ("loss_actor", "loss_value", "loss_consistency", "loss_reward", "loss_policy", "loss_termination"):
-        if key in found["mean"]:
-            every = found["none"][key]
+        if key in result["mean"]:
+            every = result["none"][key]
             assert every.ndim >= 1 and every.shape[0] == BATCH
-            torch.testing.assert_close(every.mean(), found["mean"][key])
-            torch.testing.assert_close(every.sum(), found["sum"][key])
+            torch.testing.assert_close(every.mean(), result["mean"][key])
+            torch.testing.assert_close(every.sum(), result["sum"][key])
 
 
 @ALL
@@ -186,16 +186,16 @@ def test_state_dict_round_trip(name: str) -> None:
         torch.manual_seed(1)
         expected = loss.eval()(td)
         torch.manual_seed(1)
-        found = other.eval()(td)
+        result = other.eval()(td)
         for key in loss.out_keys:
-            torch.testing.assert_close(found[key], expected[key])
+            torch.testing.assert_close(result[key], expected[key])
     if name.startswith(("world_model", "tdmpc2")):
         return
     assert "return_moments.var" in loss.state_dict() and not any("world_model" in key for key in loss.state_dict())
     torch.testing.assert_close(other.return_moments.state_dict(), loss.return_moments.state_dict())
     assert loss.return_moments.count > 1
-    for found, expected in zip(other.parameters(), loss.parameters()):
-        torch.testing.assert_close(found, expected)
+    for result, expected in zip(other.parameters(), loss.parameters()):
+        torch.testing.assert_close(result, expected)
 
 
 def test_reset_parameters_leaves_the_world_model_alone() -> None:
@@ -253,8 +253,8 @@ def test_first_order_loss_reads_nested_keys_of_any_name() -> None:
     nested = TensorDict({"agent": {"z": td["latent"]}, "next": {"agent": {}}}, td.shape)
     for old, new in names.items():
         nested["next", "agent", new] = td["next", old]
-    for key, found in loss(nested.lock_()).items():
-        torch.testing.assert_close(found, expected[key])
+    for key, result in loss(nested.lock_()).items():
+        torch.testing.assert_close(result, expected[key])
     # the flags were read: without them the return is another
     assert loss(nested.exclude(("next", "agent", "over"), ("next", "agent", "dead")))["loss_actor"] != expected[key]
 
@@ -296,7 +296,7 @@ def test_value_estimators_are_chosen_as_in_torchrl(estimator) -> None:
     loss = make_pwm()
     assert loss.make_value_estimator("tdlambda" if estimator == "td_lambda" else estimator, gamma=0.9) is loss
     rollout = loss.imagine(starts())
-    one_step = rollout["next", "reward"] + 0.9 * loss._next_value(rollout)
+    one_step = rollout["next", "reward"] + 0.9 * loss.next_value(rollout)
     assert torch.allclose(loss.value_target(rollout), one_step, atol=1e-5) == (estimator == ValueEstimators.TD0)
     assert loss(starts())["loss_value"].isfinite()
 

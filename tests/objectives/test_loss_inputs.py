@@ -1,4 +1,4 @@
-"""What the losses make of unusual input: they say what is wrong, or do what the data mean."""
+"""Unusual inputs of the losses: an error that says what is wrong, or the result that the data mean."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_deterministic_actor_is_refused_when_the_loss_is_built() -> None:
         PWMLoss(actor, make_value_ensemble(LATENT), make_model())
 
 
-def test_a_terminated_row_is_done_even_without_a_done_entry() -> None:
+def test_a_terminated_env_is_done_even_without_a_done_entry() -> None:
     loss = make_pwm(normalize_returns=False)
     rollout = loss.imagine(starts())
     endless = loss.actor_loss(rollout)
@@ -157,7 +157,7 @@ def test_reset_starts_actor_critics_and_the_trained_world_model_afresh() -> None
     assert loss.actor_network.get_submodule("module.0.module").logstd.eq(-1).all()
     gram = loss.value_network.params[0][0] @ loss.value_network.params[0][0].T
     torch.testing.assert_close(gram, 2 * torch.eye(len(gram)), atol=1e-4, rtol=1e-4)
-    assert 0.01 < model._dynamics[0].weight.std() < 0.03
+    assert 0.01 < model.dynamics_network[0].weight.std() < 0.03
 
 
 @pytest.mark.parametrize("name", ["PWMLoss", "PWMWorldModelLoss"])

@@ -41,13 +41,13 @@ def test_actor_loss_and_gradients_are_the_published_ones(golden, name: str, case
     actor_loss = loss.actor_loss(rollout)
     torch.testing.assert_close(actor_loss, recorded["actor_loss"], **FORWARD)
     actor_loss.backward()
-    found = dict(actor_head(loss).named_parameters())
-    assert set(found) == set(recorded["grads"])
+    result = dict(actor_head(loss).named_parameters())
+    assert set(result) == set(recorded["grads"])
     for key, gradient in recorded["grads"].items():
-        torch.testing.assert_close(found[key].grad, gradient, **GRADIENT, msg=lambda text, key=key: f"{key}: {text}")
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in found.values()])
+        torch.testing.assert_close(result[key].grad, gradient, **GRADIENT, msg=lambda text, key=key: f"{key}: {text}")
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in result.values()])
     torch.testing.assert_close(norm, recorded["grad_norm"], **GRADIENT)
-    torch.testing.assert_close(found["logstd"].detach(), recorded["actor_logstd_after_clamp"])
+    torch.testing.assert_close(result["logstd"].detach(), recorded["actor_logstd_after_clamp"])
     if recorded["ret_rms_after"] != "none":
         check_moments(loss, recorded["ret_rms_after"])
 
@@ -88,8 +88,8 @@ def test_value_loss_and_gradients_are_the_published_ones(golden, name: str, case
     minibatches = rows.split(len(rows) // 4)
     assert len(minibatches) == recorded["critic_num_minibatches"]
     assert len(minibatches[0]) == recorded["critic_minibatch_size"]
-    found = torch.stack([loss.value_loss(minibatch) for minibatch in minibatches])
-    torch.testing.assert_close(found, recorded["critic_loss_minibatch"], **FORWARD)
+    result = torch.stack([loss.value_loss(minibatch) for minibatch in minibatches])
+    torch.testing.assert_close(result, recorded["critic_loss_minibatch"], **FORWARD)
 
 
 def test_another_noise_gives_another_loss(golden) -> None:

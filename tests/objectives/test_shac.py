@@ -17,11 +17,11 @@ from tests.objectives.quadratic_env import GOES, TERMINATED, TRUNCATED, A, B, C,
 from torchrl_pwm import FirstOrderLoss, ObservationNormalizer, SHACLoss, make_pwm_actor, make_value_ensemble
 
 THETA, SIGMA, GAMMA, LAMBDA, WEIGHT = -0.6, 0.3, 0.95, 0.9, -1.3
-HORIZON, ROWS = 5, 4
+HORIZON, ENVS = 5, 4
 MEAN, VAR = 0.4, 2.5
 KEY = "normalized_observation"
 
-# Row 0 goes on, row 1 is truncated and terminated in the middle, row 2 terminates, row 3 is truncated, at the end.
+# Env 0 goes on, 1 is truncated and terminated in the middle, 2 terminates, 3 is truncated, at the end.
 SCRIPT = [
     [GOES] * 5,
     [GOES, TRUNCATED, GOES, TERMINATED, GOES],
@@ -64,11 +64,11 @@ def make_loss(theta=THETA, *, normalizer=None, normalize_returns=False, **option
 
 
 def make_noise():
-    return torch.randn(HORIZON, ROWS, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return torch.randn(HORIZON, ENVS, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
 def by_hand(theta, noise, *, mean=0.0, var=1.0 - 1e-5, script=SCRIPT):
-    """Per row: minus the returns added up, their gradient in theta, and the value targets, by plain recursions."""
+    """Per env: minus the returns added up, their gradient in theta, and the value targets, by plain recursions."""
     scale = math.sqrt(var + 1e-5)
     losses, slopes, targets = [], [], []
     for row, ends in enumerate(script):
@@ -110,32 +110,32 @@ NORMALIZED = pytest.mark.parametrize("normalized", [False, True], ids=["raw", "n
 @NORMALIZED
 def test_loss_and_gradient_of_a_window_with_resets_are_the_analytic_ones(normalized):
     loss = make_loss(normalizer=make_normalizer() if normalized else None)
-    found = loss.actor_loss(roll(loss)[0])
-    found.backward()
+    result = loss.actor_loss(roll(loss)[0])
+    result.backward()
     losses, slopes, _ = by_hand(THETA, make_noise(), **({"mean": MEAN, "var": VAR} if normalized else {}))
-    assert found.item() == pytest.approx(sum(losses) / ROWS / HORIZON, abs=1e-12)
+    assert result.item() == pytest.approx(sum(losses) / ENVS / HORIZON, abs=1e-12)
     gradient = next(loss.actor_network_params.parameters()).grad.item()
-    assert gradient == pytest.approx(sum(slopes) / ROWS / HORIZON, abs=1e-12)
+    assert gradient == pytest.approx(sum(slopes) / ENVS / HORIZON, abs=1e-12)
 
 
-def test_each_row_has_its_own_return():
+def test_each_env_has_its_own_return():
     loss = make_loss(reduction="none")
-    found = loss.actor_loss(roll(loss)[0]) * HORIZON
-    assert found.tolist() == pytest.approx(by_hand(THETA, make_noise())[0], abs=1e-12)
+    result = loss.actor_loss(roll(loss)[0]) * HORIZON
+    assert result.tolist() == pytest.approx(by_hand(THETA, make_noise())[0], abs=1e-12)
 
 
 def test_the_returns_are_divided_by_their_running_spread_without_centring():
     loss = make_loss(normalize_returns=True)
-    found = loss.actor_loss(roll(loss)[0])
+    result = loss.actor_loss(roll(loss)[0])
     returns = torch.tensor(by_hand(THETA, make_noise())[0])
     # before the first window: mean 0, variance 1, count 1e-4
-    total = ROWS + 1e-4
-    moment = 1e-4 + returns.var(correction=0) * ROWS + returns.mean() ** 2 * 1e-4 * ROWS / total
-    assert found.item() == pytest.approx((returns.mean() / (moment / total + 1e-5).sqrt()).item(), rel=1e-6)
+    total = ENVS + 1e-4
+    moment = 1e-4 + returns.var(correction=0) * ENVS + returns.mean() ** 2 * 1e-4 * ENVS / total
+    assert result.item() == pytest.approx((returns.mean() / (moment / total + 1e-5).sqrt()).item(), rel=1e-6)
 
 
 @NORMALIZED
-def test_targets_are_lambda_returns_that_end_with_each_row(normalized):
+def test_targets_are_lambda_returns_that_end_with_each_episode(normalized):
     loss = make_loss(normalizer=make_normalizer() if normalized else None)
     target = loss.value_target(roll(loss)[0])
     _, _, expected = by_hand(THETA, make_noise(), **({"mean": MEAN, "var": VAR} if normalized else {}))
@@ -146,18 +146,18 @@ def test_the_value_is_the_minimum_of_the_ensemble_at_the_observation_before_the_
     value = make_value_ensemble(1, units=(8,), in_key="observation").double()
     actor = make_pwm_actor(1, 1, units=(8,), in_key="observation").double()
     loss = SHACLoss(actor, value, horizon=HORIZON)
-    rollout, carrier = roll(loss)
-    found = loss._next_value(rollout)
-    # by the dynamics from the root: what is stored under "next" is no restarted row
+    rollout, td = roll(loss)
+    result = loss.next_value(rollout)
+    # by the dynamics from the root: what is stored under "next" is no restarted env
     before_reset = A * rollout["observation"] + B * rollout["action"]
     expected = value.values(before_reset).min(0).values
     expected[rollout["next", "terminated"]] = 0.0
-    torch.testing.assert_close(found, expected)
-    assert torch.equal(carrier["observation"][2:], STARTS[2:]) and not carrier["done"].any()
+    torch.testing.assert_close(result, expected)
+    assert torch.equal(td["observation"][2:], STARTS[2:]) and not td["done"].any()
 
 
 def test_windows_go_on_where_the_last_one_ended_with_the_graph_cut():
-    env, loss = QuadraticEnv(num_envs=ROWS), make_loss()
+    env, loss = QuadraticEnv(num_envs=ENVS), make_loss()
     td = env.reset()
     first, td = loss.rollout(env, td)
     loss.actor_loss(first).backward()
@@ -175,7 +175,7 @@ def test_transforms_that_carry_state_through_a_window_work():
     for _ in range(2):
         rollout, td = loss.rollout(env, td, make_noise())
         loss.actor_loss(rollout).backward()
-    assert rollout["next", "episode_reward"].shape == (ROWS, HORIZON, 1)
+    assert rollout["next", "episode_reward"].shape == (ENVS, HORIZON, 1)
     torch.testing.assert_close(plain.actor_loss(roll(plain)[0]), loss.actor_loss(roll(loss)[0]))
 
 
@@ -206,9 +206,9 @@ def test_evaluation_mode_leaves_all_moments_as_they_are():
 def test_the_policy_is_the_normaliser_and_the_actor():
     loss = make_loss(normalizer=make_normalizer())
     assert list(loss.policy.in_keys) == ["observation"]
-    td = loss.policy(TensorDict({"observation": STARTS}, [ROWS]))
+    td = loss.policy(TensorDict({"observation": STARTS}, [ENVS]))
     torch.testing.assert_close(td["loc"], THETA * (STARTS - MEAN) / math.sqrt(VAR + 1e-5))
-    assert make_loss().policy is not None and list(make_loss().policy.in_keys) == ["observation"]
+    assert list(make_loss().policy.in_keys) == ["observation"]
 
 
 def test_moments_are_saved_with_the_loss():
@@ -223,14 +223,14 @@ def test_a_delayed_value_network_supplies_the_bootstrap_and_follows_slowly():
     loss = make_loss(delay_value=True)
     updater = SoftUpdate(loss, tau=0.25)
     rollout, _ = roll(loss)
-    before, target = loss._next_value(rollout), loss.value_target(rollout)
+    before, target = loss.next_value(rollout), loss.value_target(rollout)
     weight = next(loss.value_network_params.parameters())
     with torch.no_grad():
         weight.add_(1.0)
-    torch.testing.assert_close(loss._next_value(rollout), before)
+    torch.testing.assert_close(loss.next_value(rollout), before)
     torch.testing.assert_close(loss.value_target(rollout), target)
     updater.step()
-    torch.testing.assert_close(loss._next_value(rollout), before * (WEIGHT + 0.25) / WEIGHT)
+    torch.testing.assert_close(loss.next_value(rollout), before * (WEIGHT + 0.25) / WEIGHT)
     assert any("target_value_network_params" in key for key in loss.state_dict())
     loss.value_loss(rollout).backward()
     assert weight.grad.abs() > 0
@@ -241,11 +241,11 @@ def test_a_delayed_value_network_supplies_the_bootstrap_and_follows_slowly():
 def test_without_delay_the_value_network_itself_supplies_it(delay):
     loss = make_loss(delay_value=delay)
     rollout, _ = roll(loss)
-    before = loss._next_value(rollout)
+    before = loss.next_value(rollout)
     with torch.no_grad():
         next(loss.value_network_params.parameters()).mul_(2.0)
     factor = 1.0 if delay else 2.0
-    torch.testing.assert_close(loss._next_value(rollout), factor * before)
+    torch.testing.assert_close(loss.next_value(rollout), factor * before)
 
 
 def test_the_actor_loss_sends_no_gradient_to_the_critic_nor_the_value_loss_to_the_actor():
@@ -260,7 +260,7 @@ def test_the_actor_loss_sends_no_gradient_to_the_critic_nor_the_value_loss_to_th
 
 
 def test_without_noise_given_the_policy_draws_its_own():
-    env, loss = QuadraticEnv(num_envs=ROWS), make_loss()
+    env, loss = QuadraticEnv(num_envs=ENVS), make_loss()
     with torch.no_grad():
         actions = [loss.rollout(env, env.reset())[0]["action"] for _ in range(2)]
     assert not torch.equal(*actions)
@@ -308,11 +308,11 @@ def test_an_env_without_gradient_is_refused_with_its_keyword():
         roll(make_loss(), QuadraticEnv(SCRIPT, requires_grad=False))
 
 
-def test_rows_that_are_done_at_the_start_are_refused():
-    env, loss = QuadraticEnv(num_envs=ROWS), make_loss()
+def test_envs_that_are_done_at_the_start_are_refused():
+    env, loss = QuadraticEnv(num_envs=ENVS), make_loss()
     td = env.reset()
     td["done"][1] = True
-    with pytest.raises(ValueError, match=r"1 of 4 rows are done where the window begins.*env\.reset"):
+    with pytest.raises(ValueError, match=r"1 of 4 envs are done where the window begins.*env\.reset"):
         loss.rollout(env, td)
 
 
@@ -320,7 +320,7 @@ def test_rows_that_are_done_at_the_start_are_refused():
     ("normalizer", "named"), [(None, "observation"), (ObservationNormalizer(1, in_key="state"), "state")]
 )
 def test_a_missing_observation_is_named(normalizer, named):
-    env, loss = QuadraticEnv(num_envs=ROWS), make_loss(normalizer=normalizer)
+    env, loss = QuadraticEnv(num_envs=ENVS), make_loss(normalizer=normalizer)
     with pytest.raises(ValueError, match=f"SHACLoss needs the entry '{named}'"):
         loss.rollout(env, env.reset().exclude("observation"))
 
@@ -339,9 +339,9 @@ def test_other_bounds_and_names_of_the_action_are_refused():
         roll(loss)
 
 
-@pytest.mark.parametrize("shape", [(HORIZON - 1, ROWS, 1), (HORIZON, ROWS, 2)])
+@pytest.mark.parametrize("shape", [(HORIZON - 1, ENVS, 1), (HORIZON, ENVS, 2)])
 def test_noise_of_another_shape_is_refused(shape):
-    env, loss = QuadraticEnv(num_envs=ROWS), make_loss()
+    env, loss = QuadraticEnv(num_envs=ENVS), make_loss()
     with pytest.raises(ValueError, match="noise must be"):
         loss.rollout(env, env.reset(), torch.zeros(shape).double())
 
@@ -377,5 +377,5 @@ def test_entries_may_be_nested():
     env = TransformedEnv(QuadraticEnv(SCRIPT, starts=STARTS), RenameTransform(["observation"], [("agent", "state")]))
     env.append_transform(RenameTransform([], [], ["action"], [("agent", "act")]))
     rollout, _ = nested.rollout(env, env.reset(), make_noise())
-    for name, found in nested(rollout).items():
-        torch.testing.assert_close(found, expected[name])
+    for name, result in nested(rollout).items():
+        torch.testing.assert_close(result, expected[name])

@@ -1,4 +1,4 @@
-"""SHAC's windows in the closed-form simulators."""
+"""SHAC's windows in the analytic simulators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEY = "normalized_observation"
 
 @pytest.mark.parametrize("task", ["cartpole_swingup", "double_pendulum"])
 @pytest.mark.parametrize("transformed", [False, True])
-def test_gradients_flow_through_the_closed_form_simulators(task, transformed):
+def test_gradients_flow_through_the_analytic_simulators(task, transformed):
     env = AnalyticEnv(task, 3, requires_grad=True, dtype=torch.float64, episode_length=7)
     size = env.observation_spec["observation"].shape[-1]
     env = TransformedEnv(env, RewardSum()) if transformed else env
@@ -31,7 +31,7 @@ def test_gradients_flow_through_the_closed_form_simulators(task, transformed):
     assert ended == [False, True, True] and loss.normalizer.moments.count == pytest.approx(45, rel=1e-3)
 
 
-def test_a_closed_form_simulator_without_gradient_is_refused():
+def test_a_analytic_simulator_without_gradient_is_refused():
     env = AnalyticEnv("double_pendulum", 3)
     loss = SHACLoss(make_pwm_actor(6, 1, in_key="observation"), make_value_ensemble(6, in_key="observation"))
     with pytest.raises((ValueError, RuntimeError), match="requires_grad=True"):

@@ -35,13 +35,13 @@ def test_single_task_losses_and_gradients_are_the_published_ones(golden, case: s
     total = losses["loss_consistency"] + losses["loss_reward"]
     torch.testing.assert_close(total, expected["total"], **FORWARD)
     total.backward()
-    found = dict(model.named_parameters())
-    assert set(found) == set(expected["grad_norms"])
+    result = dict(model.named_parameters())
+    assert set(result) == set(expected["grad_norms"])
     for name, norm in expected["grad_norms"].items():
-        torch.testing.assert_close(found[name].grad.norm(), norm, **GRADIENT)
+        torch.testing.assert_close(result[name].grad.norm(), norm, **GRADIENT)
     for name, gradient in expected["grads"].items():
-        torch.testing.assert_close(found[name].grad, gradient, **GRADIENT)
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in found.values()])
+        torch.testing.assert_close(result[name].grad, gradient, **GRADIENT)
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in result.values()])
     torch.testing.assert_close(norm, expected["global_grad_norm"], **GRADIENT)
 
 

@@ -1,4 +1,4 @@
-"""TD-MPC2's planner as a policy: rows, warm starts, exploration and errors."""
+"""TD-MPC2's planner as a policy: batches of envs, warm starts, exploration and errors."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def noise_for(planner: TDMPC2Planner, count: int) -> PlannerNoise:
     return draw_noise(planner.settings, planner.model, torch.zeros(count, LATENT), None)
 
 
-def row_of(noise: PlannerNoise, row: int) -> PlannerNoise:
-    """The noise of one row, as a batch of one."""
-    rows = {"policy": 2, "samples": 3, "terminal": 2, "elite": 1, "action": 0}
-    cut = {name: getattr(noise, name).narrow(axis, row, 1) for name, axis in rows.items()}
+def noise_of(noise: PlannerNoise, env: int) -> PlannerNoise:
+    """The noise of one env, as a batch of one."""
+    axes = {"policy": 2, "samples": 3, "terminal": 2, "elite": 1, "action": 0}
+    cut = {name: getattr(noise, name).narrow(axis, env, 1) for name, axis in axes.items()}
     return noise._replace(**cut)
 
 
@@ -58,21 +58,21 @@ def test_eight_tasks_at_once_equal_eight_single_plans(explore: bool, episodic: b
         for step in range(3):
             td, noise = states(8, 8, init=step == 0), noise_for(planner, 8)
             together = planner(td.clone(), noise)["action"]
-            alone = [one(td[row : row + 1].clone(), row_of(noise, row))["action"] for row, one in enumerate(single)]
+            alone = [one(td[env : env + 1].clone(), noise_of(noise, env))["action"] for env, one in enumerate(single)]
             torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
     assert together.abs().sum(-1).all() and not torch.allclose(together[0], together[1])
 
 
-def test_a_row_does_not_depend_on_the_others() -> None:
+def test_an_env_does_not_depend_on_the_others() -> None:
     planner = make_planner(3)
     td, noise = states(4, 3), noise_for(planner, 4)
     with GREEDY:
         expected = planner(td.clone(), noise)["action"]
         other = td.clone()
         other["observation"][1:] = torch.randn(3, OBSERVATION)
-        found = planner(other, noise)["action"]
-    torch.testing.assert_close(found[0], expected[0])
-    assert not torch.allclose(found[1:], expected[1:])
+        result = planner(other, noise)["action"]
+    torch.testing.assert_close(result[0], expected[0])
+    assert not torch.allclose(result[1:], expected[1:])
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (2, 3)])
@@ -90,7 +90,7 @@ def test_the_padding_of_a_task_stays_zero_while_exploring() -> None:
     for step in range(3):
         action = planner(states(6, 3, init=step == 0))["action"]
         assert (action[[1, 4], 1] == 0).all() and action[[0, 2, 3, 5]].all()
-    assert (planner._previous[:, [1, 4], 1] == 0).all()
+    assert (planner.previous_mean[:, [1, 4], 1] == 0).all()
 
 
 # Warm starts.
@@ -107,11 +107,11 @@ def seen_means(planner: TDMPC2Planner, monkeypatch) -> list[Tensor]:
     return means
 
 
-def test_a_plan_goes_on_until_its_row_begins_an_episode(monkeypatch) -> None:
+def test_a_plan_goes_on_until_its_env_begins_an_episode(monkeypatch) -> None:
     planner = make_planner()
     means = seen_means(planner, monkeypatch)
     planner(states(3))
-    first = planner._previous.clone()
+    first = planner.previous_mean.clone()
     td = states(3, init=False)
     td["is_init"][1] = True
     planner(td)
@@ -124,13 +124,13 @@ def test_the_search_starts_from_the_previous_plan_moved_on_by_one_step() -> None
     noise = noise_for(planner, 2)
     noise = noise._replace(samples=torch.zeros_like(noise.samples))
     previous = torch.rand(3, 2, ACTION)
-    planner._previous = previous.clone()
+    planner.previous_mean = previous.clone()
     planner(states(2, init=False), noise)
     expected = torch.cat([previous[1:], torch.zeros(1, 2, ACTION)])
-    torch.testing.assert_close(planner._previous, expected)
+    torch.testing.assert_close(planner.previous_mean, expected)
 
 
-def test_rows_without_a_plan_start_afresh(monkeypatch) -> None:
+def test_envs_without_a_plan_start_afresh(monkeypatch) -> None:
     planner = make_planner()
     means = seen_means(planner, monkeypatch)
     planner(states(2, init=False))
@@ -165,14 +165,14 @@ def test_a_planner_can_be_sent_to_another_process() -> None:
 
 def test_the_generator_decides_and_the_global_one_is_left_alone() -> None:
     model, td = make_model(), states(3)
-    found = []
+    result = []
     for seed in (4, 4, 5):
         planner = TDMPC2Planner(model, **SMALL, generator=torch.Generator().manual_seed(seed))
-        torch.manual_seed(len(found))
+        torch.manual_seed(len(result))
         before = torch.get_rng_state()
-        found.append(planner(td.clone())["action"])
+        result.append(planner(td.clone())["action"])
         assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert torch.equal(result[0], result[1]) and not torch.equal(result[0], result[2])
 
 
 def test_exploration_adds_noise_that_evaluation_leaves_out() -> None:
@@ -218,10 +218,10 @@ def test_the_best_action_of_a_known_reward_is_found(monkeypatch) -> None:
     with GREEDY:
         action = planner(states(4))["action"]
         again = planner(states(4, init=False))["action"]
-    assert (planner._previous - best).abs().max() < 0.15
+    assert (planner.previous_mean - best).abs().max() < 0.15
     # what is taken is one of the elites around it
-    for found in (action, again):
-        assert (found - best).abs().max() < 0.4
+    for result in (action, again):
+        assert (result - best).abs().max() < 0.4
 
 
 def test_rewards_after_a_probable_end_do_not_count() -> None:
@@ -263,15 +263,15 @@ def test_the_policy_acts_without_a_plan() -> None:
     noise = noise_for(planner, 4)
     expected = planner.model.act(latent, td["task"], noise.action).action
     assert torch.equal(planner(td.clone(), noise)["action"], expected)
-    assert planner._previous is None
+    assert planner.previous_mean is None
 
 
 def test_the_default_search_is_longer_for_large_actions() -> None:
-    found = []
+    result = []
     for size in (19, 20):
         planner = TDMPC2Planner(TDMPC2Model(PWMWorldModel(5, size, latent_dim=16, units=(8, 8), num_bins=11)))
-        found.append(planner.settings.iterations)
-    assert found == [6, 8]
+        result.append(planner.settings.iterations)
+    assert result == [6, 8]
 
 
 def test_the_search_compiles_whole() -> None:
@@ -282,8 +282,8 @@ def test_the_search_compiles_whole() -> None:
         expected = planner(td.clone(), noise)["action"]
         planner.reset()
         planner.plan_actions = torch.compile(plan_actions, fullgraph=True, backend="aot_eager")
-        found = planner(td.clone(), noise)["action"]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        result = planner(td.clone(), noise)["action"]
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
     torch._dynamo.reset()
 
 
@@ -326,11 +326,11 @@ def test_a_plan_that_is_not_finite_is_named_and_not_kept() -> None:
     planner = make_planner(3)
     td = states(6, 3)
     planner(td.clone())
-    before = planner._previous.clone()
+    before = planner.previous_mean.clone()
     td["observation"][4, 0] = torch.nan
-    with pytest.raises(FloatingPointError, match=r"rows \[4\] of task \[1\]: their observations are not finite"):
+    with pytest.raises(FloatingPointError, match=r"envs \[4\] of task \[1\]: their observations are not finite"):
         planner(td)
-    assert torch.equal(planner._previous, before)
+    assert torch.equal(planner.previous_mean, before)
     with torch.no_grad():
         planner.model.q.params[0].fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="have diverged"):

@@ -22,7 +22,7 @@ def test_a_batched_env_is_planned_in_one_call_across_resets(num_tasks: int, monk
     assert rollout["action"].shape == (3, 7, ACTION) and len(means) == 7
     for step, mean in enumerate(means):
         fresh = rollout["is_init"][:, step, 0]
-        assert fresh.tolist() == [step % (row + 2) == 0 for row in range(3)]
+        assert fresh.tolist() == [step % (env + 2) == 0 for env in range(3)]
         assert (mean.abs().sum((0, 2)) == 0).tolist() == fresh.tolist()
 
 

@@ -49,11 +49,11 @@ def load(golden, name):
 def test_the_planner_takes_the_published_action_and_keeps_the_published_plan(name, golden):
     planner, td, noise, case = load(golden, name)
     # at the first step of an episode the previous plan must not matter
-    planner._previous = case["inputs"]["prev_mean"].unsqueeze(1)
+    planner.previous_mean = case["inputs"]["prev_mean"].unsqueeze(1)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         action = planner(td, noise)["action"]
     torch.testing.assert_close(action[0], case["outputs"]["action"], **FORWARD)
-    torch.testing.assert_close(planner._previous[:, 0], case["outputs"]["prev_mean"], **FORWARD)
+    torch.testing.assert_close(planner.previous_mean[:, 0], case["outputs"]["prev_mean"], **FORWARD)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -71,7 +71,7 @@ def test_every_iteration_equals_the_published_one(name, golden):
             model, latent, task, context, step["mean_before"].unsqueeze(1), step["std_before"].unsqueeze(1), candidates,
             noise.samples[index], noise.terminal[index], noise.members[index], planner.settings,
         )  # fmt: skip
-        found = {
+        result = {
             "actions": plan.actions[:, :, 0],
             "value": plan.value,
             "score": plan.score,
@@ -80,6 +80,6 @@ def test_every_iteration_equals_the_published_one(name, golden):
             "std_after": plan.std[:, 0],
         }
         assert plan.elites[:, 0].tolist() == step["elite_idxs"].flatten().tolist()
-        assert set(found) == set(step) - {"mean_before", "std_before", "elite_idxs"}
-        for key, value in found.items():
+        assert set(result) == set(step) - {"mean_before", "std_before", "elite_idxs"}
+        for key, value in result.items():
             torch.testing.assert_close(value, step[key], **FORWARD, msg=lambda m, k=key: f"{k}: {m}")

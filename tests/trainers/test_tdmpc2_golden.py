@@ -65,7 +65,7 @@ def test_one_update_equals_the_published_one(name, golden, monkeypatch):
     loss, model = stepper.loss_module, stepper.loss_module.model
     torch.testing.assert_close(model.discount, expected["discount"].reshape(-1))
     seen = {}
-    estimate, unroll = loss._value_target, loss.model_losses
+    estimate, unroll = loss.value_target, loss.model_losses
 
     def keep_target(*args):
         seen["td_target"] = estimate(*args)
@@ -75,7 +75,7 @@ def test_one_update_equals_the_published_one(name, golden, monkeypatch):
         out, seen["zs"] = unroll(*args)
         return out, seen["zs"]
 
-    monkeypatch.setattr(loss, "_value_target", keep_target)
+    monkeypatch.setattr(loss, "value_target", keep_target)
     monkeypatch.setattr(loss, "model_losses", keep_latents)
     assert model.scale.value == expected["scale_before"]
     metrics = stepper.update(batch, noise)

@@ -1,4 +1,4 @@
-"""What the world-model transform and the imagined env ask of a model."""
+"""Encoding of observations with a world model, for the transform and the imagined env."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def encode(model: Any, observation: Tensor, task: Tensor | int | None) -> Tensor
     return model.encode_observation(at_model, task).to(observation.device)
 
 
-def align_task(task: Tensor, rows: torch.Size) -> Tensor:
-    """``task`` expanded to ``rows``; its axes are the leading ones, as a TensorDict's batch is.
+def align_task(task: Tensor, batch: torch.Size) -> Tensor:
+    """``task`` expanded to ``batch``; its axes are the leading ones, as a TensorDict's batch is.
 
-    Left to broadcasting, ``task`` [B] beside rows [B, T] would be read as [T] whenever B equals T.
+    Left to broadcasting, ``task`` [B] beside states [B, T] would be read as [T] whenever B equals T.
     """
-    if task.ndim > len(rows) or any(size not in (1, row) for size, row in zip(task.shape, rows)):
+    if task.ndim > len(batch) or any(size not in (1, whole) for size, whole in zip(task.shape, batch)):
         raise ValueError(
-            f"`task` needs one index per row: expected shape {tuple(rows)} or leading axes of it, "
+            f"`task` needs one index per state: expected shape {tuple(batch)} or leading axes of it, "
             f"found {tuple(task.shape)}."
         )
-    return task.reshape([*task.shape, *[1] * (len(rows) - task.ndim)]).expand(rows)
+    return task.reshape([*task.shape, *[1] * (len(batch) - task.ndim)]).expand(batch)
 
 
 def reference_tensor(model: nn.Module) -> Tensor:

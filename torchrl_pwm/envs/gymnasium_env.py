@@ -1,4 +1,4 @@
-"""Gymnasium tasks as PWM reads them: one observation entry, float32, actions in [-1, 1], several rows."""
+"""Gymnasium tasks as PWM reads them: one observation entry, float32, actions in [-1, 1], several envs."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def make_gym_env(
 
     Args:
         task (str): id of the task, such as ``"Pendulum-v1"``.
-        num_envs (int): number of rows N.
+        num_envs (int): number N of parallel envs.
 
     Keyword Args:
-        seed (int): seed of the rows.
+        seed (int): seed of the envs.
         device: where the entries are put.
-        parallel (bool): a process for each row (``ParallelEnv``) instead of all in this one (``SerialEnv``).
+        parallel (bool): a process for each env (``ParallelEnv``) instead of all in this one (``SerialEnv``).
         options: of the task, passed on to ``gymnasium.make``.
 
     Returns:
@@ -55,17 +55,17 @@ def make_gym_env(
         raise ValueError(f"num_envs must be at least 1, found {num_envs}.")
     make = partial(GymEnv, task, categorical_action_encoding=False, **options)
     with torch.device("cpu"):
-        rows = (ParallelEnv if parallel else SerialEnv)(num_envs, make, device=device)
-    action = rows.action_spec_unbatched
+        envs = (ParallelEnv if parallel else SerialEnv)(num_envs, make, device=device)
+    action = envs.action_spec_unbatched
     if not isinstance(action, Bounded) or action.ndim != 1 or not action.space.low.isfinite().all():
         raise ValueError(f"PWM needs continuous actions within finite bounds, found {action} in {task}.")
-    observation = rows.observation_spec_unbatched
+    observation = envs.observation_spec_unbatched
     if list(observation.keys()) != ["observation"] or observation["observation"].ndim != 1:
         raise ValueError(
             f"Expected one vector 'observation' in {task}, found {list(observation.keys())} of shapes "
             f"{[list(spec.shape) for spec in observation.values()]}: build the env yourself, with CatTensors or "
             "FlattenObservation of torchrl.envs."
         )
-    env = TransformedEnv(rows, Compose(DoubleToFloat(), ActionScaling()))
+    env = TransformedEnv(envs, Compose(DoubleToFloat(), ActionScaling()))
     env.set_seed(seed)
     return env

@@ -25,7 +25,7 @@ class ImaginedEnv(ModelBasedEnvBase):
     :meth:`WorldModelWrapper.imagined_env`, which copies the action spec of the real env.
 
     A reset starts from the TensorDict it is given: from ``observation`` if it has one (encoded without gradient), else
-    from ``latent``. Without either, and where only some rows are reset, it asks ``starts``. The observation is then
+    from ``latent``. Without either, and where only some states are reset, it asks ``starts``. The observation is then
     dropped, as it would not move with the latent; so is a ``"next"`` entry, so that a batch of a replay buffer serves
     as it is.
 
@@ -190,10 +190,10 @@ class ImaginedEnv(ModelBasedEnvBase):
         return align_task(torch.as_tensor(task, dtype=torch.int64, device=self.device), batch).clone()
 
     def _no_start_message(self, given: TensorDictBase | None) -> str:
-        found = "nothing" if given is None else f"the entries {sorted(map(str, given.keys()))}"
+        entries = "nothing" if given is None else f"the entries {sorted(map(str, given.keys()))}"
         return (
             f"An imagined env needs start states: expected {self._observation_key!r} or {self._latent_key!r} in "
-            f"reset(tensordict) or rollout(..., tensordict=...), found {found}. To start from a real env, make this "
+            f"reset(tensordict) or rollout(..., tensordict=...), found {entries}. To start from a real env, make this "
             "one with wrapper.imagined_env() while the wrapper is in a TransformedEnv."
         )
 

@@ -126,12 +126,12 @@ class MetaWorldSimulation:
         if not ((vector >= space.low - 1e-6) & (vector <= space.high + 1e-6)).all():
             raise ValueError(f"rand_vec of {name} must lie in {space.low} .. {space.high}, found {vector}")
         observation = self._clean_reset(vector)
-        for key, found in (("qpos0", self._env.data.qpos), ("qvel0", self._env.data.qvel)):
-            expected = np.asarray(record.get(key, found))
-            if expected.shape != found.shape or not np.allclose(expected, found, atol=1e-3):
+        for key, present in (("qpos0", self._env.data.qpos), ("qvel0", self._env.data.qvel)):
+            expected = np.asarray(record.get(key, present))
+            if expected.shape != present.shape or not np.allclose(expected, present, atol=1e-3):
                 raise ValueError(
-                    f"{name} does not reach the recorded {key} from its rand_vec: expected {expected}, found {found}; "
-                    f"was it recorded with mujoco {_MUJOCO_VERSION} and after the warm-up step?"
+                    f"{name} does not reach the recorded {key} from its rand_vec: expected {expected}, "
+                    f"found {present}; was it recorded with mujoco {_MUJOCO_VERSION} and after the warm-up step?"
                 )
         return observation
 

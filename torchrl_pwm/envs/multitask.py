@@ -19,7 +19,7 @@ __all__ = ["TaskEnv", "TaskSimulation", "make_task_env", "make_task_envs", "raw_
 
 
 class TaskSimulation(Protocol):
-    """What :class:`TaskEnv` needs of a simulator: numpy in and out, sizes without padding."""
+    """The simulator of a :class:`TaskEnv`: numpy in and out, sizes without padding."""
 
     def seed(self, seed: int) -> None: ...
     def reset(self) -> np.ndarray: ...
@@ -81,7 +81,7 @@ class TaskEnv(EnvBase):
         self.done_spec = Composite(flags, device=self.device)
 
     def _set_seed(self, seed: int | None) -> None:
-        self._simulation.seed(_checked_seed(seed))
+        self._simulation.seed(checked_seed(seed))
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         record, self._record = self._record, None
@@ -196,7 +196,7 @@ def make_task_env(
     """
     table = None if task_set is None else get_task_set(task_set)
     spec = get_task_spec(name) if table is None else table[name]
-    seed = _checked_seed(seed)
+    seed = checked_seed(seed)
     simulation: TaskSimulation
     if spec.suite == "metaworld":
         from torchrl_pwm.envs.meta_world import MetaWorldSimulation
@@ -224,12 +224,12 @@ def make_task_envs(
 
     Args:
         task (str): name of the task.
-        num_envs (int): number of rows N.
+        num_envs (int): number N of parallel envs.
 
     Keyword Args:
-        seed (int): seed of the first row; the next ones have ``seed + 1``, ``seed + 2``, ...
+        seed (int): seed of the first env; the next ones have ``seed + 1``, ``seed + 2``, ...
         device: device of the tensors.
-        parallel (bool): a process for each row (``ParallelEnv``) instead of all in this one (``SerialEnv``).
+        parallel (bool): a process for each env (``ParallelEnv``) instead of all in this one (``SerialEnv``).
         options: of :func:`make_task_env`.
 
     Returns:
@@ -248,7 +248,7 @@ def make_task_envs(
         raise ValueError(f"num_envs must be at least 1, found {num_envs}.")
     make = partial(make_task_env, task, device=device, **options)
     return (ParallelEnv if parallel else SerialEnv)(
-        num_envs, [partial(make, seed=seed + row) for row in range(num_envs)]
+        num_envs, [partial(make, seed=seed + index) for index in range(num_envs)]
     )
 
 
@@ -303,10 +303,15 @@ def raw_reward(env: EnvBase) -> float:
     return _base_task_env(env, "raw_reward")._simulation.raw_reward()
 
 
+def innermost_env(env: EnvBase) -> EnvBase:
+    """The env without its transforms."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env
+
+
 def _base_task_env(env: EnvBase, caller: str) -> TaskEnv:
-    base = env
-    while isinstance(base, TransformedEnv):
-        base = base.base_env
+    base = innermost_env(env)
     if not isinstance(base, TaskEnv):
         raise TypeError(
             f"{caller} works on one env of make_task_env, also inside a TransformedEnv; found {type(base).__name__}"
@@ -314,7 +319,7 @@ def _base_task_env(env: EnvBase, caller: str) -> TaskEnv:
     return base
 
 
-def _checked_seed(seed: int | None) -> int:
+def checked_seed(seed: int | None) -> int:
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, found {seed!r}")
     return int(seed)

@@ -128,14 +128,14 @@ class WorldModelWrapper(Transform):
                 raise ValueError(self._missing("task index", self._task_key, tensordict))
         return encode(self.world_model, observation, task)
 
-    def _missing(self, what: str, key: NestedKey, found: TensorDictBase | Composite) -> str:
+    def _missing(self, what: str, key: NestedKey, given: TensorDictBase | Composite) -> str:
         hint = (
             f"This world model has {self.world_model.num_tasks} tasks: make_task_env(..., task_set=...) writes the "
             "index, or name yours with task_key=..."
             if key == self._task_key
             else "Name yours with in_keys=..."
         )
-        entries = sorted(map(str, found.keys(True, True)))
+        entries = sorted(map(str, given.keys(True, True)))
         return f"WorldModelWrapper needs the {what} under {key!r}, found {entries}. {hint}"
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
@@ -216,10 +216,8 @@ class WorldModelWrapper(Transform):
         """Latents (and tasks) ``[count]`` of freshly reset real envs."""
         env = self._real_env()
         assert env is not None
-        rows: list[TensorDictBase] = []
-        found = 0
-        while found < count:
+        starts: list[TensorDictBase] = []
+        while sum(map(len, starts)) < count:
             start = env.reset().select(self._latent_key, self._task_key, strict=False).reshape(-1)
-            rows.append(TensorDict(start.to_dict(), start.batch_size))
-            found += len(rows[-1])
-        return torch.cat(rows)[:count]
+            starts.append(TensorDict(start.to_dict(), start.batch_size))
+        return torch.cat(starts)[:count]

@@ -18,7 +18,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
 from torchrl_pwm.envs import WorldModelWrapper, make_task_env, make_task_envs
-from torchrl_pwm.envs.simulators.state import innermost_env
+from torchrl_pwm.envs.multitask import innermost_env
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
 from torchrl_pwm.evaluation.results import EpisodeStatistics, EvaluationResult
 from torchrl_pwm.evaluation.scores import find_task_spec

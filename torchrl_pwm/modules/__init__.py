@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torchrl.modules import symexp, symlog
+
 from torchrl_pwm.modules.actor_critic import (
     GaussianHead,
     PWMActor,
@@ -11,15 +13,14 @@ from torchrl_pwm.modules.actor_critic import (
 )
 from torchrl_pwm.modules.disagreement import DynamicsEnsemble
 from torchrl_pwm.modules.layers import NormedLinear, SimNorm, make_mlp
+from torchrl_pwm.modules.multitask import TaskContext
 from torchrl_pwm.modules.normalizer import ObservationNormalizer
-from torchrl_pwm.modules.percentile_scale import PercentileScale
 from torchrl_pwm.modules.policy import WorldModelPolicy
 from torchrl_pwm.modules.q_ensemble import QEnsemble
 from torchrl_pwm.modules.quickstart import QUICKSTART_FILE, Quickstart, load_quickstart, pack_quickstart
-from torchrl_pwm.modules.running_moments import RunningMoments
-from torchrl_pwm.modules.task_context import TaskContext
+from torchrl_pwm.modules.running_statistics import PercentileScale, RunningMoments
 from torchrl_pwm.modules.tdmpc2 import PolicySample, TDMPC2Model
-from torchrl_pwm.modules.two_hot import TwoHotCodec, symexp, symlog
+from torchrl_pwm.modules.two_hot import TwoHotCodec
 from torchrl_pwm.modules.world_model import PWMWorldModel
 
 __all__ = [

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
+from torchrl_pwm.modules.layers import stacked_mlp_parameters
+
 
 class GaussianHead(nn.Module):
     """An MLP mean and a state-independent standard deviation: ``[*, D]`` to ``loc`` and ``scale`` ``[*, A]``.
@@ -142,12 +144,7 @@ class ValueEnsemble(TensorDictModuleBase):
         super().__init__()
         self.in_keys, self.out_keys = [in_key], [out_key]
         self.num_nets = num_nets
-        params: list[Tensor] = []
-        in_features = latent_dim
-        for width in units:
-            params += [torch.empty(num_nets, width, in_features), *torch.empty(3, num_nets, width)]
-            in_features = width
-        self.params = nn.ParameterList([*params, torch.empty(num_nets, 1, in_features), torch.empty(num_nets, 1)])
+        self.params = stacked_mlp_parameters(num_nets, latent_dim, units, 1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -1,15 +1,19 @@
-"""Reads the world model out of published TD-MPC2 and PWM checkpoints."""
+"""Files that hold a world model: published TD-MPC2 and PWM checkpoints, and the quickstart of the package."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import safetensors
 import torch
 from torch import Tensor
+
+QUICKSTART_FILE = Path(__file__).parent.parent / "assets" / "quickstart.safetensors"
 
 _LAYER = re.compile(r"_(encoder|dynamics|reward)\.(?:state\.)?(\d+)\.(ln\.)?(weight|bias)")
 # Other parts of TD-MPC2 (policy prior, value ensembles, termination) and its bookkeeping entries.
@@ -67,6 +71,47 @@ def load_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[st
     return source
 
 
+class QuickstartContents(NamedTuple):
+    """Contents of a quickstart file, from which :func:`.load_quickstart` builds a model and start states.
+
+    ``options`` and ``weights`` are those of :meth:`.PWMWorldModel.from_tdmpc2`; ``starts`` holds the index of each
+    task, its observations [N, O] and actions [N, A], both in half precision and without padding.
+    """
+
+    options: dict[str, Any]
+    weights: dict[str, Tensor]
+    starts: dict[str, tuple[int, Tensor, Tensor]]
+    task_set: str
+    behavior: dict[str, dict[str, Any]]
+    source: dict[str, Any]
+
+
+def read_quickstart(file: str | os.PathLike[str] | None = None) -> QuickstartContents:
+    """Reads the package's quickstart, or another file of its form; no code is executed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged or of another form.
+    """
+    path = Path(QUICKSTART_FILE if file is None else file)
+    if not path.is_file():
+        raise FileNotFoundError(f"no quickstart in {path}: install the package anew, or name a file that exists")
+    try:
+        with safetensors.safe_open(path, "pt") as archive:
+            header = json.loads((archive.metadata() or {})["quickstart"])
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+        weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
+        read_world_model(weights)
+        starts = {
+            task: (header["indices"][task], tensors[f"starts.{task}.observation"], tensors[f"starts.{task}.action"])
+            for task in header["behavior"]
+        }
+        rest = header["task_set"], header["behavior"], header["source"]
+        return QuickstartContents(header["model"], weights, starts, *rest)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no quickstart file, or damaged ({error}): install the package anew") from error
+
+
 def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Constructor arguments of the model that has these weights."""
     shapes = {part: _layer_shapes(weights, part) for part in ("encoder", "dynamics", "reward")}
@@ -93,7 +138,6 @@ def _layer_shapes(weights: Mapping[str, Tensor], part: str) -> list[tuple[int, i
     expected = {f"_{part}.{i}.{name}" for i in indices for name in ("weight", "bias")}
     normed = indices if part != "reward" else indices[:-1]
     expected |= {f"_{part}.{i}.ln.{name}" for i in normed for name in ("weight", "bias")}
-    found = {key for key in weights if key.startswith(f"_{part}.")}
-    if missing := sorted(expected ^ found):
+    if missing := sorted(expected ^ {key for key in weights if key.startswith(f"_{part}.")}):
         raise ValueError(f"Incomplete or inconsistent checkpoint: the keys {missing[:8]} do not fit together.")
     return [tuple(weights[f"_{part}.{i}.weight"].shape) for i in indices]  # type: ignore[misc]

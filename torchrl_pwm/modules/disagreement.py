@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchrl.modules import symlog
 
-from torchrl_pwm.modules.two_hot import symlog
 from torchrl_pwm.modules.world_model import PWMWorldModel
 
 
@@ -63,7 +63,7 @@ class DynamicsEnsemble(nn.Module):
             nn.init.zeros_(bias)
 
     def predict(self, latent: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor:
-        """What each head predicts, [N, M, D + 1] for inputs of M rows: next latent, then symlog reward."""
+        """Predictions of the heads, [N, M, D + 1] for M steps: next latent, then symlog reward."""
         model = self.__dict__["_world_model"][0]
         hidden = model.join(latent, task, action).flatten(0, -2).expand(self.num_heads, -1, -1)
         last = len(self.weights) - 1

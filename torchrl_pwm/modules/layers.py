@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_SMALLEST = 1e-8
 
 
 class SimNorm(nn.Module):
@@ -39,6 +42,36 @@ class SimNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
+
+
+class ResidualLatent(nn.Module):
+    """The normalisation of a residual world model's latents, and their step z' = norm(norm^-1(z) + change).
+
+    With SimNorm, a softmax in groups, norm^-1 is the logarithm, up to a constant in each group that the softmax does
+    not see; without, norm is layer normalisation without parameters and norm^-1 the identity. Not in the paper.
+
+    Args:
+        simnorm_dim (int): SimNorm group size, or 0 for layer normalisation.
+
+    Examples:
+        >>> import torch
+        >>> latents = ResidualLatent(simnorm_dim=2)
+        >>> z = latents(torch.tensor([[0.0, 1.0]]))
+        >>> torch.allclose(latents.step(z, torch.zeros(1, 2)), z)
+        True
+    """
+
+    def __init__(self, simnorm_dim: int) -> None:
+        super().__init__()
+        self.simnorm = SimNorm(simnorm_dim) if simnorm_dim else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any ``[*, D]`` to latents ``[*, D]``."""
+        return F.layer_norm(x, x.shape[-1:]) if self.simnorm is None else self.simnorm(x)
+
+    def step(self, latent: Tensor, change: Tensor) -> Tensor:
+        """The next latent ``[*, D]``."""
+        return self(change + (latent if self.simnorm is None else latent.clamp_min(_SMALLEST).log()))
 
 
 class NormedLinear(nn.Linear):
@@ -87,6 +120,34 @@ def make_mlp(
     else:
         layers.append(NormedLinear(sizes[-1], out_features, last_activation))
     return nn.Sequential(*layers)
+
+
+def initialize(network: nn.Module) -> None:
+    """TD-MPC2's first values: truncated normal weights (std 0.02), zero biases, embeddings in [-0.02, 0.02]."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.LayerNorm):
+            layer.reset_parameters()
+        elif isinstance(layer, nn.Embedding):
+            nn.init.uniform_(layer.weight, -0.02, 0.02)
+
+
+def stacked_mlp_parameters(
+    num_nets: int, in_features: int, units: Sequence[int], out_features: int
+) -> nn.ParameterList:
+    """Parameters of ``num_nets`` MLPs along a first axis, not yet initialised.
+
+    In the published order: weight, bias, norm gain, norm bias of each hidden layer, then weight and bias.
+    """
+    params: list[Tensor] = []
+    for width in units:
+        params += [torch.empty(num_nets, width, in_features), *torch.empty(3, num_nets, width)]
+        in_features = width
+    return nn.ParameterList(
+        [*params, torch.empty(num_nets, out_features, in_features), torch.empty(num_nets, out_features)]
+    )
 
 
 def run_from_first_linear(mlp: nn.Sequential, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

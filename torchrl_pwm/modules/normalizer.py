@@ -9,7 +9,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from torchrl_pwm.modules.running_moments import RunningMoments
+from torchrl_pwm.modules.running_statistics import RunningMoments
 
 
 class ObservationNormalizer(TensorDictModuleBase):

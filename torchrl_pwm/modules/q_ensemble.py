@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchrl_pwm.modules.layers import stacked_mlp_parameters
+
 
 class QEnsemble(nn.Module):
     """N MLPs on one input: ``[*, I]`` to ``[N, *, K]``.
@@ -43,12 +45,7 @@ class QEnsemble(nn.Module):
                 f"num_nets={num_nets} and dropout={dropout}."
             )
         self.num_nets, self.dropout = num_nets, dropout
-        params: list[Tensor] = []
-        for width in units:
-            params += [torch.empty(num_nets, width, in_features), *torch.empty(3, num_nets, width)]
-            in_features = width
-        params += [torch.empty(num_nets, out_features, in_features), torch.empty(num_nets, out_features)]
-        self.params = nn.ParameterList(params)
+        self.params = stacked_mlp_parameters(num_nets, in_features, units, out_features)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

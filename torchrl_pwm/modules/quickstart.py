@@ -1,4 +1,4 @@
-"""The world model that comes with the package, with the start states that policy extraction needs."""
+"""The quickstart: a world model that comes with the package, and the start states that policy extraction needs."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from safetensors.torch import save
 from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional
 
+from torchrl_pwm.modules.checkpoints import QUICKSTART_FILE, read_quickstart
 from torchrl_pwm.modules.layers import SimNorm
 from torchrl_pwm.modules.world_model import PWMWorldModel
 
 __all__ = ["QUICKSTART_FILE", "Quickstart", "load_quickstart", "pack_quickstart"]
-
-QUICKSTART_FILE = Path(__file__).parent.parent / "assets" / "quickstart.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,19 +62,10 @@ def load_quickstart(file: str | os.PathLike[str] | None = None) -> Quickstart:
         >>> len(quickstart.tasks) >= 8, quickstart.world_model.num_tasks
         (True, 80)
     """
-    path = Path(QUICKSTART_FILE if file is None else file)
-    if not path.is_file():
-        raise FileNotFoundError(f"no quickstart in {path}: install the package anew, or name a file that exists")
-    try:
-        with safetensors.safe_open(path, "pt") as archive:
-            header = json.loads((archive.metadata() or {})["quickstart"])
-            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
-        weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
-        model = PWMWorldModel.from_tdmpc2(weights, **header["model"])
-        starts = {task: _unpacked(tensors, task, header["indices"][task], model) for task in header["behavior"]}
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path} is no quickstart file, or damaged ({error}): install the package anew") from error
-    return Quickstart(model.requires_grad_(False), header["task_set"], starts, header["behavior"], header["source"])
+    contents = read_quickstart(file)
+    model = PWMWorldModel.from_tdmpc2(contents.weights, **contents.options).requires_grad_(False)
+    starts = {task: _padded(*states, model) for task, states in contents.starts.items()}
+    return Quickstart(model, contents.task_set, starts, contents.behavior, contents.source)
 
 
 def pack_quickstart(
@@ -113,7 +101,7 @@ def pack_quickstart(
         tensors[f"starts.{task}.action"] = _without_padding(action).half()
     header = {
         "task_set": task_set,
-        "model": _unsaid(world_model),
+        "model": _model_options(world_model),
         "indices": {task: int(states["task"][0]) for task, states in starts.items()},
         "behavior": {task: dict(behavior[task]) for task in starts},
         "source": dict(source),
@@ -122,10 +110,10 @@ def pack_quickstart(
     return save(plain, {"quickstart": json.dumps(header)})
 
 
-def _unsaid(world_model: PWMWorldModel) -> dict[str, Any]:
-    """What the weights of a model do not tell."""
+def _model_options(world_model: PWMWorldModel) -> dict[str, Any]:
+    """Constructor arguments that cannot be inferred from the weights."""
     masks, codec = world_model.action_masks, world_model.codec
-    groups = [module.dim for module in world_model._encoder.modules() if isinstance(module, SimNorm)]
+    groups = [module.dim for module in world_model.encoder_network.modules() if isinstance(module, SimNorm)]
     return {
         "action_dims": None if masks is None else masks.sum(-1).int().tolist(),
         "simnorm_dim": groups[0] if groups else 0,
@@ -140,11 +128,9 @@ def _without_padding(entry: Tensor) -> Tensor:
     return entry[:, : int(used.max()) + 1 if len(used) else 1]
 
 
-def _unpacked(tensors: Mapping[str, Tensor], task: str, index: int, model: PWMWorldModel) -> TensorDict:
+def _padded(index: int, observation: Tensor, action: Tensor, model: PWMWorldModel) -> TensorDict:
     """The start states of a task, padded with zeros to the sizes of the model."""
-    count = len(tensors[f"starts.{task}.observation"])
-    states = TensorDict({"task": torch.full((count,), index, dtype=torch.int64)}, [count])
-    for key, size in (("observation", model.observation_dim), ("action", model.action_dim)):
-        entry = tensors[f"starts.{task}.{key}"]
+    states = TensorDict({"task": torch.full((len(observation),), index, dtype=torch.int64)}, [len(observation)])
+    for key, entry, size in (("observation", observation, model.observation_dim), ("action", action, model.action_dim)):
         states.set(key, functional.pad(entry.float(), (0, size - entry.shape[1])))
     return states

@@ -1,4 +1,4 @@
-"""What a world model knows of its data's scales: observation statistics and reward moments."""
+"""Standardisation of a world model's observations and rewards by statistics of its data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchrl_pwm.modules.running_moments import RunningMoments
+from torchrl_pwm.modules.running_statistics import RunningMoments
 
 
 class Standardization(nn.Module):
@@ -52,8 +52,8 @@ class Standardization(nn.Module):
         """Observations ``[*, O]`` in units of their task's spread, if there are statistics."""
         if self.observation_mean is None or self.observation_std is None:
             return observation
-        row = task if self.num_tasks and task is not None else 0
-        return (observation - self.observation_mean[row]) / self.observation_std[row]
+        index = task if self.num_tasks and task is not None else 0
+        return (observation - self.observation_mean[index]) / self.observation_std[index]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Statistics are there or not; take over what was saved.

@@ -15,10 +15,11 @@ from tensordict.nn.probabilistic import interaction_type
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
-from torchrl_pwm.modules.layers import make_mlp
-from torchrl_pwm.modules.percentile_scale import PercentileScale
+from torchrl_pwm.modules.layers import initialize, make_mlp
 from torchrl_pwm.modules.presets import Preset
 from torchrl_pwm.modules.q_ensemble import QEnsemble
+from torchrl_pwm.modules.running_statistics import PercentileScale
+from torchrl_pwm.modules.tdmpc2_checkpoints import read_tdmpc2, write_tdmpc2
 from torchrl_pwm.modules.world_model import PWMWorldModel
 
 Layout = Literal["old", "new"]
@@ -104,8 +105,7 @@ class TDMPC2Model(TensorDictModuleBase):
             raise ValueError(f"log_std_min must be below log_std_max, found {log_std_min} and {log_std_max}.")
         self.world_model = world_model
         self.log_std_min, self.log_std_max = log_std_min, log_std_max
-        dynamics = [layer for layer in world_model._dynamics.children() if isinstance(layer, nn.Linear)]
-        units = [layer.out_features for layer in dynamics[:-1]] if units is None else units
+        units = world_model.units if units is None else units
         state, action = world_model.latent_dim + world_model.task_dim, world_model.action_dim
         self.policy = make_mlp(state, units, 2 * action)
         self.q = QEnsemble(state + action, units, max(world_model.num_bins or 0, 1), num_q, dropout)
@@ -182,13 +182,11 @@ class TDMPC2Model(TensorDictModuleBase):
             >>> TDMPC2Model.from_checkpoint(model.to_checkpoint("old")).q.num_nets
             5
         """
-        from torchrl_pwm.modules.tdmpc2_checkpoints import read_tdmpc2
-
-        found = read_tdmpc2(path_or_state_dict, action_dims=action_dims)
-        world_model = PWMWorldModel(**found.world_sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
-        world_model.load_state_dict(found.world_weights)
-        model = cls(world_model, **found.head_sizes, dropout=dropout, episode_lengths=episode_lengths)
-        model._load_heads(found.head_weights)
+        published = read_tdmpc2(path_or_state_dict, action_dims=action_dims)
+        world_model = PWMWorldModel(**published.world_sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
+        world_model.load_state_dict(published.world_weights)
+        model = cls(world_model, **published.head_sizes, dropout=dropout, episode_lengths=episode_lengths)
+        model._load_heads(published.head_weights)
         return model
 
     def to_checkpoint(self, layout: Layout = "new", *, statistics: bool = False) -> dict[str, dict[str, Any]]:
@@ -210,9 +208,16 @@ class TDMPC2Model(TensorDictModuleBase):
             >>> [key for key in model.to_checkpoint("new")["model"] if key.endswith("2.bias")][-1]
             '_target_Qs_params.2.bias'
         """
-        from torchrl_pwm.modules.tdmpc2_checkpoints import write_tdmpc2
-
-        return {"model": write_tdmpc2(self, layout, statistics=statistics)}
+        state = write_tdmpc2(
+            self.world_model.state_dict(),
+            self.state_dict(),
+            layout,
+            log_std_limits=(self.log_std_min, self.log_std_max),
+            num_tasks=self.world_model.num_tasks,
+            action_masks=self.world_model.action_masks,
+            statistics=statistics,
+        )
+        return {"model": state}
 
     def _load_heads(self, weights: Mapping[str, Tensor]) -> None:
         own = self.state_dict()
@@ -232,12 +237,8 @@ class TDMPC2Model(TensorDictModuleBase):
 
     def _reset_heads(self) -> None:
         for head in (self.policy, self.termination_head):
-            for layer in () if head is None else head.modules():
-                if isinstance(layer, nn.Linear):
-                    nn.init.trunc_normal_(layer.weight, std=0.02)
-                    nn.init.zeros_(layer.bias)
-                elif isinstance(layer, nn.LayerNorm):
-                    layer.reset_parameters()
+            if head is not None:
+                initialize(head)
 
     def _reset_parameters(self, module: nn.Module) -> bool:
         # TensorDict's recursive reset would give each layer torch's own initialisation.

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchrl_pwm.modules.checkpoints import load_state, read_world_model
-
-if TYPE_CHECKING:
-    from torchrl_pwm.modules.tdmpc2 import TDMPC2Model
 
 _HEADS = {"_pi": "policy", "_termination": "termination_head"}
 _HEAD = re.compile(r"(_pi|_termination)\.((\d+)\.(?:ln\.)?(?:weight|bias))")
@@ -82,9 +79,9 @@ def _check_complete(weights: Mapping[str, Tensor], layers: Mapping[str, list[int
     expected = {
         key for part, name in _HEADS.items() if part == "_pi" or layers[part] for key in _mlp(name, layers[part])
     }
-    found = [int(key.rsplit(".", 1)[1]) for key in weights if key.startswith(("q.", "target_q."))]
+    indices = [int(key.rsplit(".", 1)[1]) for key in weights if key.startswith(("q.", "target_q."))]
     # Four to a hidden layer, two for the last.
-    count = 4 * (max(found, default=9) // 4) + 2
+    count = 4 * (max(indices, default=9) // 4) + 2
     expected |= {f"{name}.params.{index}" for name in ("q", "target_q") for index in range(count)}
     if wrong := sorted(expected ^ set(weights)):
         raise ValueError(
@@ -94,7 +91,7 @@ def _check_complete(weights: Mapping[str, Tensor], layers: Mapping[str, list[int
 
 
 def _mlp(name: str, layers: Sequence[int]) -> Iterator[str]:
-    """Keys of a head whose last layer is the largest one found."""
+    """Keys of a head with as many layers as the largest index says."""
     last = max(layers, default=2)
     for layer in range(last + 1):
         yield from (f"{name}.{layer}.{place}" for place in (_PLACES if layer < last else _PLACES[:2]))
@@ -114,48 +111,59 @@ def _head_sizes(
     return sizes
 
 
-def write_tdmpc2(model: TDMPC2Model, layout: str, *, statistics: bool = False) -> dict[str, Any]:
+def write_tdmpc2(
+    world: Mapping[str, Tensor],
+    heads: Mapping[str, Tensor],
+    layout: str,
+    *,
+    log_std_limits: tuple[float, float],
+    num_tasks: int = 0,
+    action_masks: Tensor | None = None,
+    statistics: bool = False,
+) -> dict[str, Any]:
     """The state dict that the published code saves of such a model; tensors are copies.
 
+    Args:
+        world: state dict of the world model.
+        heads: state dict of the whole :class:`TDMPC2Model`, of which everything but the world model is read.
+        layout: ``"old"`` (mid-2024) or ``"new"`` (current).
+
     Raises:
-        ValueError: if the layout is neither ``"old"`` nor ``"new"``, or cannot hold this model.
+        ValueError: if the layout is another, or cannot hold this model.
     """
     if layout not in ("old", "new"):
         raise ValueError(f'layout must be "old" (mid-2024) or "new" (current), found {layout!r}.')
-    world = {key.replace("_encoder.", "_encoder.state.", 1): v for key, v in model.world_model.state_dict().items()}
+    world = {key.replace("_encoder.", "_encoder.state.", 1): value for key, value in world.items()}
     if not statistics and (extra := [key for key in world if key.startswith("observation_")]):
         raise ValueError(
             f"TD-MPC2's layouts have no place for the world model's observation statistics {extra}: save "
             "model.state_dict() instead, or pass statistics=True for a file that only this package reads."
         )
-    heads = model.state_dict()
     published = {part: _renamed(heads, name, part) for part, name in _HEADS.items()}
     if layout == "old":
-        limits = (model.log_std_min, model.log_std_max)
-        if limits != (-10, 2) or published["_termination"]:
+        if log_std_limits != (-10, 2) or published["_termination"]:
             raise ValueError(
                 "The mid-2024 layout holds neither limits of log sigma other than (-10, 2) nor a termination head, "
-                f'found {limits} and episodic={bool(published["_termination"])}: use layout="new".'
+                f'found {log_std_limits} and episodic={bool(published["_termination"])}: use layout="new".'
             )
         values = _renamed(heads, "q.params", "_Qs.params") | _renamed(heads, "target_q.params", "_target_Qs.params")
         return _copied({**world, **published["_pi"], **values})
 
-    low, high = model.log_std_min, model.log_std_max
+    low, high = log_std_limits
     first: dict[str, Any] = {"log_std_min": torch.tensor(low), "log_std_dif": torch.tensor(high - low)}
-    masks = model.world_model.action_masks
-    if model.world_model.num_tasks:
-        if masks is None:
+    if num_tasks:
+        if action_masks is None:
             raise ValueError(
-                f"The current layout holds the action sizes of the {model.world_model.num_tasks} tasks, which this "
-                'model does not know: build its world model with action_dims, or use layout="old".'
+                f"The current layout holds the action sizes of the {num_tasks} tasks, which this model does not know: "
+                'build its world model with action_dims, or use layout="old".'
             )
-        first = {"_action_masks": masks, **first}
+        first = {"_action_masks": action_masks, **first}
     current: dict[str, Any] = {}
     for name, part in (("q", "_Qs.params"), ("q", "_detach_Qs_params"), ("target_q", "_target_Qs_params")):
         for key, value in _renamed(heads, f"{name}.params", "").items():
             layer, place = divmod(int(key[1:]), 4)
             current[f"{part}.{layer}.{_PLACES[place]}"] = value
-        current |= {f"{part}.__batch_size": torch.Size([model.q.num_nets]), f"{part}.__device": None}
+        current |= {f"{part}.__batch_size": torch.Size([len(heads["q.params.0"])]), f"{part}.__device": None}
     return _copied({**first, **world, **published["_termination"], **published["_pi"], **current})
 
 

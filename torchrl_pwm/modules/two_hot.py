@@ -7,18 +7,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchrl.modules import symexp, symlog
 
 RewardSpace = Literal["raw", "symlog"]
-
-
-def symlog(x: Tensor) -> Tensor:
-    """sign(x) ln(1 + |x|), element by element."""
-    return x.sign() * x.abs().log1p()
-
-
-def symexp(x: Tensor) -> Tensor:
-    """sign(x) (exp|x| - 1), the inverse of :func:`symlog`."""
-    return x.sign() * x.abs().expm1()
 
 
 class TwoHotCodec(nn.Module):

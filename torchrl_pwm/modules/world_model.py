@@ -14,12 +14,11 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 from torchrl.modules import WorldModel
 
-from torchrl_pwm.modules.layers import SimNorm, make_mlp, run_from_first_linear
-from torchrl_pwm.modules.masks import action_masks
-from torchrl_pwm.modules.presets import PRESETS, Preset
-from torchrl_pwm.modules.residual import ResidualLatent
+from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model
+from torchrl_pwm.modules.layers import ResidualLatent, SimNorm, initialize, make_mlp, run_from_first_linear
+from torchrl_pwm.modules.multitask import TaskContext, action_masks
+from torchrl_pwm.modules.presets import Preset, preset_sizes
 from torchrl_pwm.modules.standardization import Standardization
-from torchrl_pwm.modules.task_context import TaskContext
 from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
 
 
@@ -109,7 +108,7 @@ class PWMWorldModel(Standardization, WorldModel):
             )
         self.observation_dim, self.action_dim, self.latent_dim = observation_dim, action_dim, latent_dim
         self.num_tasks, self.task_dim = num_tasks, task_dim
-        self.num_bins = num_bins
+        self.num_bins, self.units = num_bins, tuple(units)
         self.codec = TwoHotCodec(num_bins or 0, vmin, vmax)
         joint = latent_dim + task_dim + action_dim
         shape = (lambda: SimNorm(simnorm_dim)) if simnorm_dim else nn.Mish
@@ -149,12 +148,10 @@ class PWMWorldModel(Standardization, WorldModel):
             >>> sum(p.numel() for p in model.parameters())
             1650277
         """
-        if preset not in PRESETS:
-            raise ValueError(f"Unknown preset {preset!r}: expected one of {', '.join(PRESETS)}.")
-        if task_dim is None:
-            task_dim = 0 if num_tasks == 0 else 64 if num_tasks <= 30 and preset != "317M" else 96
-        sizes = {**PRESETS[preset], "num_bins": num_bins, "num_tasks": num_tasks, "task_dim": task_dim}
-        return cls(observation_dim, action_dim, **{**sizes, **kwargs})
+        sizes = preset_sizes(preset, num_tasks)
+        if task_dim is not None:
+            sizes["task_dim"] = task_dim
+        return cls(observation_dim, action_dim, **{**sizes, "num_bins": num_bins, **kwargs})
 
     @classmethod
     def from_tdmpc2(
@@ -179,7 +176,8 @@ class PWMWorldModel(Standardization, WorldModel):
             simnorm_dim, vmin, vmax: what the weights do not tell.
 
         Raises:
-            ValueError: if the layout is not known (with the offending keys) or ``action_dims`` does not fit.
+            ValueError: if the layout is not known (with the offending keys), its parts do not fit together, or
+                ``action_dims`` does not fit.
             FileNotFoundError: if the path does not exist.
 
         Examples:
@@ -187,38 +185,31 @@ class PWMWorldModel(Standardization, WorldModel):
             >>> PWMWorldModel.from_tdmpc2(source.state_dict()).latent_dim
             16
         """
-        from torchrl_pwm.modules.checkpoints import read_world_model
-
         sizes, weights = read_world_model(path_or_state_dict, action_dims=action_dims)
         model = cls(**sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
-        model.load_state_dict(weights)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"Inconsistent checkpoint: its parts do not fit together. {error}") from error
         return model
 
     @classmethod
     def from_quickstart(cls, file: str | os.PathLike[str] | None = None) -> PWMWorldModel:
-        """The small, frozen model of a few MT80 tasks that comes with the package; see :func:`load_quickstart`.
+        """The small, frozen model of a few MT80 tasks that comes with the package; see :func:`.load_quickstart`.
 
         Examples:
             >>> PWMWorldModel.from_quickstart().num_tasks
             80
         """
-        from torchrl_pwm.modules.quickstart import load_quickstart
-
-        return load_quickstart(file).world_model
+        contents = read_quickstart(file)
+        return cls.from_tdmpc2(contents.weights, **contents.options).requires_grad_(False)
 
     def reset_parameters(self) -> None:
         """Truncated normal weights (std 0.02), zero biases, embedding in [-0.02, 0.02], last reward weight 0.
 
         A residual model begins with dynamics that change nothing.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, nn.Embedding):
-                nn.init.uniform_(module.weight, -0.02, 0.02)
+        initialize(self)
         for head in (self._reward, self._dynamics) if self._latents is not None else (self._reward,):
             nn.init.zeros_(head.get_parameter(f"{len(head) - 1}.weight"))
 
@@ -240,10 +231,10 @@ class PWMWorldModel(Standardization, WorldModel):
         self._check("action", action, self.action_dim)
         if isinstance(task, TaskContext):
             joint = torch.cat([latent, action], -1)
-            found = run_from_first_linear(self._dynamics, joint, task.dynamics_weight, task.dynamics_bias)
+            output = run_from_first_linear(self._dynamics, joint, task.dynamics_weight, task.dynamics_bias)
         else:
-            found = self._dynamics(self.join(latent, task, action))
-        return found if self._latents is None else self._latents.step(latent, found)
+            output = self._dynamics(self.join(latent, task, action))
+        return output if self._latents is None else self._latents.step(latent, output)
 
     def reward_logits(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
         """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``, which may be normalised."""
@@ -262,7 +253,7 @@ class PWMWorldModel(Standardization, WorldModel):
         return self.reward_moments.unnormalize(reward)
 
     def task_context(self, task: Tensor | int | None) -> TaskContext | Tensor | int | None:
-        """What many steps with the same ``task`` [*] share; pass it in place of ``task``. ``None`` without tasks.
+        """The share of ``task`` [*] in a step, to pass in place of ``task`` to many steps. ``None`` without tasks.
 
         A subclass that overrides a step gets ``task`` itself back, which is what its step expects.
         """
@@ -281,7 +272,7 @@ class PWMWorldModel(Standardization, WorldModel):
         return TaskContext(*split(self._dynamics[0]), *split(self._reward[0]))
 
     def join(self, first: Tensor, task: Tensor | int | None, action: Tensor | None = None) -> Tensor:
-        """What encoder (observation first) and heads (latent first, with action) read: [*, first + E + action]."""
+        """Input of the encoder (observation first) or a head (latent first, with action), [*, first + E + action]."""
         parts = [first]
         if self._task_emb is not None:
             parts.append(self._embed(task, first.device).expand(*first.shape[:-1], -1))
@@ -292,7 +283,7 @@ class PWMWorldModel(Standardization, WorldModel):
     def _embed(self, task: Tensor | int | None, device: torch.device | None = None) -> Tensor:
         assert self._task_emb is not None
         if task is None:
-            raise ValueError(f"This model has {self.num_tasks} tasks: give `task`, the index of each row's task.")
+            raise ValueError(f"This model has {self.num_tasks} tasks: give `task`, the index of each state's task.")
         if not isinstance(task, Tensor):
             task = torch.tensor(task, device=device or self._task_emb.weight.device)
         return self._task_emb(task)
@@ -362,6 +353,21 @@ class PWMWorldModel(Standardization, WorldModel):
 
     done_head = None
     decoder = None
+
+    @property
+    def encoder_network(self) -> nn.Sequential:
+        """The layers of the encoder, with their parameters."""
+        return self._encoder
+
+    @property
+    def dynamics_network(self) -> nn.Sequential:
+        """The layers of the dynamics, with their parameters."""
+        return self._dynamics
+
+    @property
+    def reward_network(self) -> nn.Sequential:
+        """The layers of the reward head, with their parameters."""
+        return self._reward
 
     def _rewards(self, latent: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         logits = self.reward_logits(latent, action, task)

@@ -15,9 +15,9 @@ def require(tensordict: TensorDictBase, key: NestedKey, owner: object) -> Tensor
     """
     value = tensordict.get(key, None)
     if value is None:
-        found = sorted(str(found) for found in tensordict.keys(True, True))
+        entries = sorted(map(str, tensordict.keys(True, True)))
         raise ValueError(
-            f"{type(owner).__name__} needs the entry {key!r}, found {found}. "
+            f"{type(owner).__name__} needs the entry {key!r}, found {entries}. "
             "Rename what it reads with loss.set_keys(...)."
         )
     return value

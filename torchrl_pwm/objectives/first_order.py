@@ -15,7 +15,7 @@ from torchrl.objectives.utils import ValueEstimators, default_value_kwargs, disp
 from torchrl.objectives.value import TDLambdaEstimator, ValueEstimatorBase
 
 from torchrl_pwm.modules.frozen import frozen
-from torchrl_pwm.modules.running_moments import RunningMoments
+from torchrl_pwm.modules.running_statistics import RunningMoments
 from torchrl_pwm.objectives.entries import require, require_reward
 
 Bootstrap = Literal["standard", "reference"]
@@ -28,9 +28,9 @@ class FirstOrderLoss(LossModule):
 
         loss_actor = mean_b  -( sum_k g^k r_k  +  g^H v(z_H) ) / scale
 
-    is back-propagated through the rewards and the last value into whatever produced them. A row that is done at step
-    k is closed there with g^(k+1) v(z_{k+1}), and starts anew. ``scale`` is the running standard deviation of the
-    returns, or H. The values regress on detached TD(lambda) targets of the same rollout.
+    is back-propagated through the rewards and the last value into whatever produced them. A trajectory that is done at
+    step k is closed there with g^(k+1) v(z_{k+1}), and a new one starts. ``scale`` is the running standard deviation
+    of the returns, or H. The values regress on detached TD(lambda) targets of the same rollout.
     Source: PWM (arXiv 2407.02466), equations (2) and (3); SHAC (arXiv 2204.07137).
 
     Args:
@@ -41,7 +41,7 @@ class FirstOrderLoss(LossModule):
     Keyword Args:
         normalize_returns (bool): divide by the running standard deviation of the returns (a saved buffer), else by H.
         bootstrap (str): ``"standard"`` closes a rollout with gamma^H; ``"reference"`` reproduces the published code,
-            which uses gamma^(H+1) and forgets the rewards of a row that is done exactly at the last step.
+            which uses gamma^(H+1) and forgets the rewards of a trajectory that is done exactly at the last step.
         delay_value (bool): take v from a slowly moving copy of the value network, which TorchRL's ``SoftUpdate``
             moves (SHAC as first published). Default: ``False``.
         loss_function (str): distance of the value regression. Default: ``"l2"``.
@@ -209,7 +209,7 @@ class FirstOrderLoss(LossModule):
         return reward.new_full((), reward.shape[-2])
 
     def _negative_returns(self, rollout: TensorDictBase) -> Tensor:
-        """Minus the discounted return of each row, ``[B]``; a row that is done earns several, one after the other."""
+        """Minus the discounted return, ``[B]``: the sum over the trajectories that follow each other within H steps."""
         reward, gamma = self._rewards(rollout).squeeze(-1), self._gamma
         horizon = reward.shape[-1]
         steps = torch.arange(horizon, device=reward.device)
@@ -217,19 +217,19 @@ class FirstOrderLoss(LossModule):
         done, _ = self._ends(rollout)
         if done is None:
             last = rollout[..., -1:]
-            value = self._next_value(last).squeeze(-1)
+            value = self.next_value(last).squeeze(-1)
             weight = torch.pow(gamma, steps.to(reward.dtype))
             return -(weight * reward).sum(-1) - (closing_gamma * gamma ** (horizon - 1) * value).squeeze(-1)
 
         done = done.squeeze(-1)
-        value = self._next_value(rollout).squeeze(-1)
-        # Steps since the row's last reset: each row's discount restarts after a done.
+        value = self.next_value(rollout).squeeze(-1)
+        # The step of each trajectory's start: the discount restarts after a done.
         begins = torch.cat([torch.ones_like(done[..., :1]), done[..., :-1]], -1)
         start = torch.where(begins, steps, 0).cummax(-1).values
         weight = torch.pow(gamma, (steps - start).to(reward.dtype))
         closes = gamma * weight * done
         if self.bootstrap == "reference":
-            # Published code: a row done at the last step has been reset before its return is booked.
+            # Published code: an env done at the last step has been reset before its return is booked.
             forgotten = done[..., -1:]
             weight_at_end = torch.where(forgotten, gamma, closing_gamma * weight[..., -1:])
             weight = torch.where(forgotten & (start == start[..., -1:]), 0.0, weight)
@@ -240,9 +240,18 @@ class FirstOrderLoss(LossModule):
 
     @torch.no_grad()
     def value_target(self, rollout: TensorDictBase) -> Tensor:
-        """Value targets ``[B, H, 1]`` of a rollout, without gradient, from the chosen estimator.
+        """Value targets G ``[B, H, 1]`` of a rollout, without gradient, from the chosen estimator.
 
-        The rollout's end is a truncation, as is a done without terminated; a terminated row bootstraps from zero.
+        With r_k ``("next", "reward")``, v_{k+1} = :meth:`next_value`, which is zero where step k terminated, g = gamma
+        and l = lambda, TD(lambda) goes backwards over k = H - 1 .. 0,
+
+            G_k = r_k + g ((1 - l) v_{k+1} + l x_{k+1}),   x_{k+1} = v_{k+1}  where k = H - 1 or step k is done,
+                                                                     G_{k+1}  elsewhere,
+
+        so that a trajectory's last target is r_k + g v_{k+1}: the end of the rollout and a done without terminated
+        are truncations, which bootstrap from the state reached (before any reset), and a terminated step gives r_k.
+        That is the lambda-weighted mean of the n-step returns (SHAC, arXiv 2204.07137; PWM, arXiv 2407.02466). TD(0)
+        is G_k = r_k + g v_{k+1} throughout.
         """
         keys = self.tensor_keys
         reward = self._rewards(rollout).detach()
@@ -253,7 +262,7 @@ class FirstOrderLoss(LossModule):
         data = TensorDict({}, rollout.batch_size)
         for key, entry in ((keys.reward, reward), (keys.done, done), (keys.terminated, terminated)):
             data.set(unravel_key(("next", key)), entry)
-        return self.value_estimator.value_estimate(data, next_value=self._next_value(rollout))
+        return self.value_estimator.value_estimate(data, next_value=self.next_value(rollout))
 
     def value_loss(self, rollout: TensorDictBase) -> Tensor:
         """Regression of every value network on the targets, (3) in the paper.
@@ -272,8 +281,11 @@ class FirstOrderLoss(LossModule):
             error = error.mean(0)
         return self._reduce_loss(error, rollout)
 
-    def _next_value(self, rollout: TensorDictBase) -> Tensor:
-        """Minimum over the ensemble at next states, ``[*, 1]``; the gradient reaches the states, not the weights."""
+    def next_value(self, rollout: TensorDictBase) -> Tensor:
+        """v(z_{k+1}) ``[*, 1]``: the minimum over the value ensemble at the next states, zero where terminated.
+
+        With ``delay_value`` the values are those of the slow copy. The gradient reaches the states, not the weights.
+        """
         inputs = self._critic_inputs(rollout, "next")
         # TorchRL gives the network's own weights, detached, where there is no delayed copy.
         with frozen(self.value_network, self.target_value_network_params):

@@ -233,8 +233,8 @@ class PWMLoss(FirstOrderLoss):
             reward = model.decode_reward(model.reward_logits(visited[:-1], taken, context), self.reward_space)
         if self.disagreement_coef:
             with frozen(self.disagreement):
-                doubt = self.disagreement(visited[:-1], taken, task)
-            reward = reward - self.disagreement_coef * doubt
+                spread = self.disagreement(visited[:-1], taken, task)
+            reward = reward - self.disagreement_coef * spread
         return self._as_rollout(task, visited, taken, reward)
 
     def _as_rollout(self, task: Tensor | None, visited: Tensor, taken: Tensor, reward: Tensor) -> TensorDictBase:

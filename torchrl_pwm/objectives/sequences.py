@@ -1,4 +1,4 @@
-"""What the losses on real sequences [B, T] share."""
+"""Parts of the losses on real sequences [B, T]: unrolling the model, and weights and masks of the steps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 
 from torchrl_pwm.modules.world_model import PWMWorldModel
+
+
+def require_sequences(tensordict: TensorDictBase, owner: object) -> None:
+    """Raises ValueError unless the batch is [B, T]."""
+    if tensordict.ndim != 2:
+        raise ValueError(
+            f"{type(owner).__name__} needs sequences of batch [B, T], found batch {list(tensordict.batch_size)}. "
+            "Reshape the sampler's output, e.g. batch.reshape(-1, slice_len)."
+        )
 
 
 def unroll(model: PWMWorldModel, observation: Tensor, action: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -27,9 +27,9 @@ class SHACLoss(FirstOrderLoss):
 
         a_k = tanh(mu(o_k) + sigma eps_k),   (o'_{k+1}, r_k) = simulator(a_k),
 
-    with gradient through simulator and policy, and the module is then :class:`FirstOrderLoss` on that window: a row
+    with gradient through simulator and policy, and the module is then :class:`FirstOrderLoss` on that window: an env
     that is done is closed with the value of o'_{k+1}, its observation *before* the reset (zero if terminated, not if
-    only truncated), and starts anew with a full discount; so a row may earn several returns, which add up. At the end
+    only truncated), and starts anew with a full discount; so an env may earn several returns, which add up. At the end
     of the window the graph is cut. Settings of the PWM paper (arXiv 2407.02466): H = 32, three critics whose minimum
     is the value, normalised observations and returns. As first published: one critic, ``delay_value=True``,
     ``normalize_returns=False``.
@@ -124,7 +124,7 @@ class SHACLoss(FirstOrderLoss):
     def rollout(
         self, env: EnvBase, tensordict: TensorDictBase, noise: Tensor | None = None
     ) -> tuple[TensorDictBase, TensorDictBase]:
-        """Simulates a window of H steps, resetting the rows that are done on the way.
+        """Simulates a window of H steps, resetting the envs that are done on the way.
 
         The graph is cut where the window begins, by the env's ``truncate_graph`` if it has one: back-propagate one
         window before rolling out the next.
@@ -140,34 +140,34 @@ class SHACLoss(FirstOrderLoss):
             any reset, with the normalised observations at both; and where the env stands now, [N].
 
         Raises:
-            ValueError: if rows are done at the start, what the actor reads is missing, the action has another name or
+            ValueError: if envs are done at the start, what the actor reads is missing, the action has another name or
                 other bounds than [-1, 1] in the env, the noise has another shape, or the env gives no gradient.
         """
         keys = self.tensor_keys
         cut = getattr(env, "truncate_graph", TensorDictBase.detach)
-        carrier = cut(tensordict)
-        self._check(env, carrier, noise)
+        td = cut(tensordict)
+        self._check(env, td, noise)
         transitions = []
         with self.actor_network_params.to_module(self.actor_network):
             for step in range(self.horizon):
                 action = reparameterized_action(
                     self.actor_network,
-                    self._seen(carrier),
+                    self._seen(td),
                     None if noise is None else noise[step],
                     tanh_gaussian=self._tanh_gaussian,
                 )
                 # A copy: the env writes into what it is given.
-                transition, carrier = env.step_and_maybe_reset(carrier.copy().set(keys.action, action))
+                transition, td = env.step_and_maybe_reset(td.copy().set(keys.action, action))
                 transitions.append(transition)
         rollout = TensorDict.stack(transitions, tensordict.ndim)
         self._check_gradient(rollout, action)
         if self.normalizer is not None:
             self.normalizer(rollout)
             self.normalizer(rollout.get("next"))
-        return rollout, carrier.exclude(keys.action)
+        return rollout, td.exclude(keys.action)
 
     def _seen(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """What the actor reads."""
+        """The TensorDict with the entries that the actor reads."""
         return tensordict if self.normalizer is None else self.normalizer(tensordict.copy())
 
     def _scaled_actor_loss(self, negative_returns: Tensor, rollout: TensorDictBase) -> Tensor:
@@ -178,17 +178,17 @@ class SHACLoss(FirstOrderLoss):
             self.normalizer.update(rollout)
         return loss
 
-    def _check(self, env: EnvBase, carrier: TensorDictBase, noise: Tensor | None) -> None:
+    def _check(self, env: EnvBase, td: TensorDictBase, noise: Tensor | None) -> None:
         keys = self.tensor_keys
         if noise is not None and len(noise) != self.horizon:
             raise ValueError(f"noise must be [H, N, A] with H = {self.horizon}, found shape {tuple(noise.shape)}.")
         for key in self.policy.in_keys:
-            require(carrier, key, self)
-        done = carrier.get(keys.done, None)
+            require(td, key, self)
+        done = td.get(keys.done, None)
         if done is not None and done.any():
             raise ValueError(
-                f"{int(done.sum())} of {done.numel()} rows are done where the window begins: pass what env.reset() or "
-                "the last rollout returned, from an env that resets the rows that are done."
+                f"{int(done.sum())} of {done.numel()} envs are done where the window begins: pass what env.reset() or "
+                "the last rollout returned, from an env that resets where it is done."
             )
         action = unravel_key(keys.action)
         if action not in [unravel_key(key) for key in env.action_keys]:

@@ -16,7 +16,7 @@ from torchrl.objectives.common import LossModule
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.tdmpc2 import EntropyForm, TDMPC2Model
 from torchrl_pwm.objectives.entries import require, require_reward
-from torchrl_pwm.objectives.sequences import same_episode, step_weights, unroll
+from torchrl_pwm.objectives.sequences import require_sequences, same_episode, step_weights, unroll
 
 
 class TDMPC2Noise(NamedTuple):
@@ -164,7 +164,7 @@ class TDMPC2Loss(LossModule):
         terminated = self._terminated(tensordict, reward)
         with torch.no_grad():
             encoded = world_model.encode_observation(following, task)
-            target = self._value_target(encoded, reward, terminated, task, noise)
+            target = self.value_target(encoded, reward, terminated, task, noise)
 
         latents, reward_logits = unroll(world_model, observation[:, 0], action, task)
         q_logits = model.q_logits(latents[:-1], action.transpose(0, 1), task)
@@ -215,10 +215,17 @@ class TDMPC2Loss(LossModule):
         }
         return TensorDict({"loss_policy": loss, **means, "value_scale": model.scale.value.clone()})
 
-    def _value_target(
+    def value_target(
         self, latent: Tensor, reward: Tensor, terminated: Tensor | None, task: Tensor | None, noise: TDMPC2Noise
     ) -> Tensor:
-        """y_t = r_t + g (1 - terminated_t) min Q_target(e_{t+1}, pi(e_{t+1})), [T, B, 1]."""
+        """y_t = r_t + g (1 - terminated_t) min_two Q_target(e_{t+1}, pi(e_{t+1})), [T, B, 1].
+
+        Args:
+            latent: e_{t+1}, ``[T, B, D]``.
+            reward, terminated: of the steps, ``[T, B, 1]``, the latter as numbers.
+            task: of the sequences, ``[B]``.
+            noise: its ``target_action`` and ``target_members`` are used.
+        """
         model = self.model
         action = model.act(latent, task, noise.target_action).action
         value = model.q_value(latent, action, task, reduce="min", members=noise.target_members, target=True)
@@ -227,11 +234,7 @@ class TDMPC2Loss(LossModule):
 
     def _task(self, tensordict: TensorDictBase) -> Tensor | None:
         """The sequences' tasks, [B]."""
-        if tensordict.ndim != 2:
-            raise ValueError(
-                f"TDMPC2Loss needs sequences of batch [B, T], found batch {list(tensordict.batch_size)}. "
-                "Reshape the sampler's output, e.g. batch.reshape(-1, slice_len)."
-            )
+        require_sequences(tensordict, self)
         if not self.model.world_model.num_tasks:
             return None
         task = require(tensordict, self.tensor_keys.task, self)

@@ -14,7 +14,7 @@ from torchrl.objectives.common import LossModule
 
 from torchrl_pwm.modules.world_model import PWMWorldModel
 from torchrl_pwm.objectives.entries import require, require_reward
-from torchrl_pwm.objectives.sequences import same_episode, step_weights, unroll
+from torchrl_pwm.objectives.sequences import require_sequences, same_episode, step_weights, unroll
 
 _REWARD_CLIP = 5.0  # published
 
@@ -122,11 +122,7 @@ class PWMWorldModelLoss(LossModule):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Both losses and detached metrics of sequences ``[B, T]``, which are left unchanged."""
-        if tensordict.ndim != 2:
-            raise ValueError(
-                f"PWMWorldModelLoss needs sequences of batch [B, T], found batch {list(tensordict.batch_size)}. "
-                "Reshape the sampler's output, e.g. batch.reshape(-1, slice_len)."
-            )
+        require_sequences(tensordict, self)
         keys, model = self.tensor_keys, self.world_model
         observation, action = require(tensordict, keys.observation, self), require(tensordict, keys.action, self)
         next_observation = require(tensordict, unravel_key(("next", keys.observation)), self)

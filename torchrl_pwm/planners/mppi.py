@@ -1,4 +1,4 @@
-"""Policy-seeded MPPI in a world model: pure functions of tensors, over many rows and tasks at once."""
+"""Policy-seeded MPPI in a world model: pure functions of tensors, over many envs and tasks at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchrl_pwm.modules.task_context import TaskContext
+from torchrl_pwm.modules.multitask import TaskContext
 from torchrl_pwm.modules.tdmpc2 import TDMPC2Model
 
 Context = TaskContext | Tensor | int | None
@@ -47,7 +47,7 @@ class PlannerSettings:
 
 
 class PlannerNoise(NamedTuple):
-    """Every random number of a call, of B rows, with the names of :class:`PlannerSettings`.
+    """Every random number of a call, of B envs, with the names of :class:`PlannerSettings`.
 
     Standard normal, but for ``members`` (indices of Q functions) and ``elite`` (standard Gumbel).
     """
@@ -61,7 +61,7 @@ class PlannerNoise(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What one iteration leaves: the next search distribution, and the elites that it comes from."""
+    """Result of one iteration: the next search distribution, and the elites that it comes from."""
 
     mean: Tensor  # [horizon, B, A]
     std: Tensor  # [horizon, B, A]
@@ -79,11 +79,11 @@ def plan_actions(
     noise: PlannerNoise,
     settings: PlannerSettings,
 ) -> tuple[Tensor, Tensor, Plan]:
-    """Searches the next ``horizon`` actions of B rows, each with its own task and warm start.
+    """Searches the next ``horizon`` actions of B envs, each with its own task and warm start.
 
     Args:
         model (TDMPC2Model): where actions are tried.
-        latent (Tensor): ``[B, D]``, where the rows are.
+        latent (Tensor): ``[B, D]``, where the envs are.
         task (Tensor, optional): ``[B]``.
         previous (Tensor): ``[horizon, B, A]``, the mean of the previous plan, zero where there is none.
         noise (PlannerNoise): all random numbers.
@@ -187,17 +187,17 @@ def draw_noise(
     settings: PlannerSettings, model: TDMPC2Model, latent: Tensor, generator: torch.Generator | None
 ) -> PlannerNoise:
     """Fresh noise for ``latent`` [B, D], on its device, from ``generator`` or the global one."""
-    rows, action_dim = latent.shape[0], model.world_model.action_dim
+    envs, action_dim = latent.shape[0], model.world_model.action_dim
     horizon, iterations, policies = settings.horizon, settings.iterations, settings.num_policy_rollouts
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, rows, action_dim, generator=generator, dtype=latent.dtype, device=latent.device)
+        return torch.randn(*shape, envs, action_dim, generator=generator, dtype=latent.dtype, device=latent.device)
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, dtype=latent.dtype, device=latent.device)
 
     # -log of an exponential variate is standard Gumbel; the floor keeps both logarithms finite
-    gumbel = -(-uniform(settings.num_elites, rows).clamp_min(1e-20).log()).clamp_min(1e-20).log()
+    gumbel = -(-uniform(settings.num_elites, envs).clamp_min(1e-20).log()).clamp_min(1e-20).log()
     return PlannerNoise(
         policy=normal(horizon, policies),
         samples=normal(iterations, horizon, settings.num_samples - policies),
@@ -209,6 +209,6 @@ def draw_noise(
 
 
 def _of_samples(actions: Tensor, index: Tensor) -> Tensor:
-    """Picks samples row by row: [H, N, B, A] and an index [E, B] to [H, E, B, A]."""
+    """Picks samples env by env: [H, N, B, A] and an index [E, B] to [H, E, B, A]."""
     shape = (actions.shape[0], *index.shape, actions.shape[-1])
     return actions.gather(1, index.unsqueeze(-1).expand(shape))

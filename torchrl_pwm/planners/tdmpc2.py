@@ -25,8 +25,8 @@ class TDMPC2Planner(TensorDictModuleBase):
     deviation ``max_std``. The first action of one of them, drawn by score, is taken, with the Gaussian's noise unless
     ``set_exploration_type(ExplorationType.DETERMINISTIC)`` asks for none.
 
-    Any batch of envs is planned in one call, and each row may have its own task. Plans are kept from call to call, row
-    by row: a row whose ``is_init`` is true starts afresh, and so do all rows when their number changes. So every batch
+    Any batch of envs is planned in one call, and each may have its own task. Plans are kept from call to call, env
+    by env: one whose ``is_init`` is true starts afresh, and so do all when their number changes. So every batch
     of envs needs a planner of its own, one to collect and one to evaluate; planners may share a model. Nothing has a
     gradient, and dropout is off.
 
@@ -47,7 +47,7 @@ class TDMPC2Planner(TensorDictModuleBase):
 
     Raises:
         ValueError: if sizes do not fit together; at a call, if an entry is missing or has another shape.
-        FloatingPointError: at a call, if a plan is not finite; the rows and tasks are named.
+        FloatingPointError: at a call, if a plan is not finite; the envs and tasks are named.
 
     Reads ``observation`` [*, O], ``task`` [*] of a multi-task model and ``is_init`` [*, 1]; writes ``action`` [*, A] in
     [-1, 1], zero in the padding of a task.
@@ -87,8 +87,8 @@ class TDMPC2Planner(TensorDictModuleBase):
         )
         self.model, self.plan, self.generator = model, plan, generator
         self.init_key = unravel_key(init_key)
-        # Of the rows in the order of the flattened batch: [H, B, A], or None before the first call.
-        self._previous: Tensor | None = None
+        #: mean [H, B, A] of the last plans, of the envs in the order of the flattened batch; None before a first plan.
+        self.previous_mean: Tensor | None = None
         # In a place of its own, so that a compiled function can stand here.
         self.plan_actions = plan_actions
         keys = model.world_model.tensor_keys
@@ -97,12 +97,12 @@ class TDMPC2Planner(TensorDictModuleBase):
 
     def reset(self) -> None:
         """Forgets all plans."""
-        self._previous = None
+        self.previous_mean = None
 
     def get_extra_state(self) -> dict[str, Any]:
         """The plans and the generator, for ``state_dict()``."""
         state = None if self.generator is None else self.generator.get_state()
-        return {"previous": None if self._previous is None else self._previous.clone(), "generator": state}
+        return {"previous": None if self.previous_mean is None else self.previous_mean.clone(), "generator": state}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restores both.
@@ -117,12 +117,12 @@ class TDMPC2Planner(TensorDictModuleBase):
             )
         if self.generator is not None:
             self.generator.set_state(state["generator"])
-        self._previous = None if state["previous"] is None else state["previous"].clone()
+        self.previous_mean = None if state["previous"] is None else state["previous"].clone()
 
     @dispatch
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase, noise: PlannerNoise | None = None) -> TensorDictBase:
-        """Writes the action; ``noise`` replaces all random draws, with B the number of rows."""
+        """Writes the action; ``noise`` replaces all random draws, with B the number of envs."""
         world_model, keys = self.model.world_model, self.model.world_model.tensor_keys
         batch = tensordict.batch_size
         observation = self._read(tensordict, keys.observation, (world_model.observation_dim,))
@@ -145,14 +145,14 @@ class TDMPC2Planner(TensorDictModuleBase):
         finite = plan.mean.isfinite().all(-1).all(0) & plan.value.isfinite().all(0)
         if not finite.all():
             self._refuse(~finite, latent, task)
-        self._previous = plan.mean.clone()
+        self.previous_mean = plan.mean.clone()
         return greedy if is_greedy() else explored
 
     def _warm_start(self, tensordict: TensorDictBase, latent: Tensor) -> Tensor:
         """The previous plan [H, B, A], zero where an episode begins or nothing is known."""
         begins = self._read(tensordict, self.init_key, (1,))
         shape = (self.settings.horizon, latent.shape[0], self.model.world_model.action_dim)
-        previous = self._previous
+        previous = self.previous_mean
         if previous is None or previous.shape != shape:
             return latent.new_zeros(shape)
         return torch.where(begins, 0.0, previous.to(latent))
@@ -170,8 +170,8 @@ class TDMPC2Planner(TensorDictModuleBase):
             advice = (
                 "append TorchRL's InitTracker() to the env" if key == self.init_key else "model.set_keys renames it"
             )
-            found = sorted(str(name) for name in tensordict.keys(True, True))
-            raise ValueError(f"TDMPC2Planner needs the entry {key!r}, found {found}: {advice}.")
+            entries = sorted(map(str, tensordict.keys(True, True)))
+            raise ValueError(f"TDMPC2Planner needs the entry {key!r}, found {entries}: {advice}.")
         if value.shape != (*batch, *event):
             raise ValueError(
                 f"TDMPC2Planner needs {key!r} of shape {(*batch, *event)} in a batch of {tuple(batch)}, found "
@@ -179,10 +179,10 @@ class TDMPC2Planner(TensorDictModuleBase):
             )
         return value.reshape(-1, *event)
 
-    def _refuse(self, rows: Tensor, latent: Tensor, task: Tensor | None) -> None:
-        where = rows.nonzero().flatten().tolist()
-        tasks = "" if task is None else f" of task {sorted(set(task[rows].tolist()))}"
+    def _refuse(self, failed: Tensor, latent: Tensor, task: Tensor | None) -> None:
+        where = failed.nonzero().flatten().tolist()
+        tasks = "" if task is None else f" of task {sorted(set(task[failed].tolist()))}"
         cause = (
-            "model or values have diverged" if latent[rows].isfinite().all() else "their observations are not finite"
+            "model or values have diverged" if latent[failed].isfinite().all() else "their observations are not finite"
         )
-        raise FloatingPointError(f"Expected a finite plan, found none for rows {where[:8]}{tasks}: {cause}.")
+        raise FloatingPointError(f"Expected a finite plan, found none for envs {where[:8]}{tasks}: {cause}.")

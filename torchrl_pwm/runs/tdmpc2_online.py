@@ -12,7 +12,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm.data import make_online_replay
-from torchrl_pwm.envs.simulators.state import innermost_env
+from torchrl_pwm.envs.multitask import innermost_env
 from torchrl_pwm.evaluation.scores import find_task_spec
 from torchrl_pwm.modules import TDMPC2Model
 from torchrl_pwm.objectives import TDMPC2Loss

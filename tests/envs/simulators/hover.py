@@ -25,7 +25,7 @@ class Hover(Simulator):
 
 
 class SelfResetting(Hover):
-    """The same, starting done rows anew within its step, as DFlex does."""
+    """The same, resetting the envs that are done within its step, as DFlex does."""
 
     def __init__(self, num_envs, **options):
         super().__init__(num_envs, **options)
@@ -48,7 +48,7 @@ class SelfResetting(Hover):
 
 
 class Root(Hover):
-    """NaN, in value and gradient, where a row's first action is negative, and two steps later everywhere."""
+    """NaN, in value and gradient, where an env's first action is negative, and two steps later everywhere."""
 
     def step(self, actions):
         step = super().step(actions)

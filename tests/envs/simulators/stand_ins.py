@@ -10,7 +10,7 @@ import torch
 
 
 class FakeDFlexEnv:
-    """Resets done rows itself, keeps buffers and changes them in place, draws from torch's global generator.
+    """Resets itself what is done, keeps buffers and changes them in place, draws from torch's global generator.
 
     The reward is that of the observation before the step. Gradients depend on ``config.no_grad`` at each step.
     """
@@ -92,8 +92,8 @@ class FakeDFlexEnv:
 class FakeRewarpedEnv(FakeDFlexEnv):
     """Builds its buffers at the first reset; no terminal observation where nothing was reset; other flag names.
 
-    Without early termination, ``terminated`` is a copy of ``truncated``, and only all rows can be reset. The reset of
-    some rows cuts the graph of all.
+    Without early termination, ``terminated`` is a copy of ``truncated``, and only all envs can be reset. The reset of
+    some envs cuts the graph of all.
     """
 
     def __init__(self, num_envs=64, no_grad=False, early_termination=True, **settings):

@@ -58,13 +58,13 @@ def policy(env):
     return TensorDictModule(nn.Sequential(linear, nn.Tanh()), ["observation"], ["action"])
 
 
-def follow(env, actions, carrier=None):
-    carrier = env.reset() if carrier is None else carrier
+def follow(env, actions, td=None):
+    td = env.reset() if td is None else td
     transitions = []
     for action in actions:
-        transition, carrier = env.step_and_maybe_reset(carrier.set("action", action))
+        transition, td = env.step_and_maybe_reset(td.set("action", action))
         transitions.append(transition)
-    return torch.stack(transitions), carrier
+    return torch.stack(transitions), td
 
 
 def test_specs_hold(make):
@@ -94,22 +94,22 @@ def test_settings_of_the_paper(installed):
 def test_gradients_flow_and_windows_can_be_cut(make):
     env = make(requires_grad=True)
     actor = policy(env)
-    carrier = env.reset()
+    td = env.reset()
     for _ in range(3):
-        carrier = env.truncate_graph(carrier)
+        td = env.truncate_graph(td)
         rewards = []
         for _ in range(5):
-            transition, carrier = env.step_and_maybe_reset(actor(carrier))
+            transition, td = env.step_and_maybe_reset(actor(td))
             rewards.append(transition["next", "reward"])
         torch.stack(rewards).sum().backward()
     assert actor.module[0].weight.grad.norm() > 0
 
 
-def test_the_reset_of_a_row_cuts_only_that_row_in_dflex_and_all_rows_in_rewarped(make):
+def test_the_reset_of_an_env_cuts_only_that_env_in_dflex_and_all_envs_in_rewarped(make):
     env = make(requires_grad=True, episode_length=100)
     env.reset()
     start = env.simulator.env.joint_q.view(3, 37).clone()
-    start[0, 0] = 3.4  # ends row 0 after the first step
+    start[0, 0] = 3.4  # ends env 0 after the first step
     env.simulator.env.joint_q = start.flatten()
     actions = torch.full((3, 3, 8), 0.01, requires_grad=True)
     transitions, _ = follow(env, actions, env.truncate_graph())
@@ -121,12 +121,12 @@ def test_the_reset_of_a_row_cuts_only_that_row_in_dflex_and_all_rows_in_rewarped
     assert actions.grad[1].abs().sum(-1).all()
 
 
-def test_an_exploding_state_names_row_and_step(make):
+def test_an_exploding_state_names_env_and_step(make):
     env = make()
-    _, carrier = follow(env, torch.zeros(2, 3, 8))
+    _, td = follow(env, torch.zeros(2, 3, 8))
     env.simulator.env.joint_q[37 + 5] = torch.nan
-    with pytest.raises(FloatingPointError, match=r"rows \[1\] became non-finite at step \[3\]"):
-        env.step(carrier.set("action", torch.zeros(3, 8)))
+    with pytest.raises(FloatingPointError, match=r"envs \[1\] became non-finite at step \[3\]"):
+        env.step(td.set("action", torch.zeros(3, 8)))
 
 
 def test_gradients_asked_of_an_env_without_them_say_what_to_do(make):
@@ -141,12 +141,12 @@ def test_conventions_of_torchrls_wrappers(make):
     assert env.libname == make.kind and env.lib is library and env.git_url.startswith("https://github.com/")
 
 
-def test_terminal_observations_are_kept_and_rows_are_reset_once(make):
+def test_terminal_observations_are_kept_and_envs_are_reset_once(make):
     env = make(4)
     env.reset()
     inner = env.simulator.env
     before = len(inner.resets)
-    transitions, carrier = follow(env, torch.zeros(13, 4, 8), env.truncate_graph())
+    transitions, td = follow(env, torch.zeros(13, 4, 8), env.truncate_graph())
     done = transitions["next", "truncated"][..., 0]
     assert done[5].all() and done[11].all() and done.sum() == 8
     assert not transitions["next", "terminated"].any()
@@ -154,18 +154,18 @@ def test_terminal_observations_are_kept_and_rows_are_reset_once(make):
     starts = transitions["observation"]
     torch.testing.assert_close(transitions["next", "observation"][:5], starts[1:6])
     assert not torch.isclose(transitions["next", "observation"][5], starts[6]).all()
-    assert torch.equal(carrier["observation"], inner.obs_buf)
+    assert torch.equal(td["observation"], inner.obs_buf)
 
 
-def test_a_terminated_row_starts_anew_alone(make):
+def test_a_terminated_env_starts_anew_alone(make):
     env = make(3, episode_length=100)
-    carrier = env.reset()
+    td = env.reset()
     env.simulator.env.joint_q = torch.tensor([3.4, 0.0, 0.0])[:, None].expand(3, 37).flatten().clone()
-    transition, carrier = env.step_and_maybe_reset(carrier.set("action", torch.zeros(3, 8)))
+    transition, td = env.step_and_maybe_reset(td.set("action", torch.zeros(3, 8)))
     assert transition["next", "terminated"].flatten().tolist() == [True, False, False]
     torch.testing.assert_close(transition["next", "observation"][0], torch.full((37,), 0.9 * 3.4))
-    assert carrier["observation"][0].abs().max() <= 0.5
-    assert torch.equal(carrier["observation"][1:], transition["next", "observation"][1:])
+    assert td["observation"][0].abs().max() <= 0.5
+    assert torch.equal(td["observation"][1:], transition["next", "observation"][1:])
 
 
 def test_rewards_are_those_of_the_state_that_is_left(installed):
@@ -187,9 +187,9 @@ def test_one_seed_gives_one_course_and_leaves_the_global_generator_alone(make):
 def test_a_restored_env_goes_on_bit_for_bit(make):
     actions = torch.rand(14, 3, 8, generator=torch.Generator().manual_seed(0))
     env = make(seed=4)
-    _, carrier = follow(env, actions[:4])
+    _, td = follow(env, actions[:4])
     saved = env.state_dict()
-    straight, _ = follow(env, actions[4:], carrier)
+    straight, _ = follow(env, actions[4:], td)
     again = make(seed=4)
     again.load_state_dict(saved)
     again.set_seed(99)
@@ -202,14 +202,14 @@ def test_a_restored_env_goes_on_bit_for_bit(make):
 def test_envs_with_and_without_gradients_live_side_by_side(installed):
     """The flag is one for the process: the last env built would turn the gradients of the first off."""
     learner = DFlexEnv("ant", 2, device="cpu", requires_grad=True)
-    judge = DFlexEnv("ant", 2, device="cpu")
+    evaluated = DFlexEnv("ant", 2, device="cpu")
     assert installed.config.no_grad is False  # as it was before both
-    carrier = learner.reset()
+    td = learner.reset()
     action = torch.full((2, 8), 0.1, requires_grad=True)
     for _ in range(2):
-        judge.rollout(2)
+        evaluated.rollout(2)
         installed.config.no_grad = True
-        transition, carrier = learner.step_and_maybe_reset(carrier.set("action", action))
+        transition, td = learner.step_and_maybe_reset(td.set("action", action))
         assert installed.config.no_grad is True
     transition["next", "reward"].sum().backward()
     assert action.grad.norm() > 0
@@ -238,10 +238,10 @@ def test_rewarped_flags_are_put_right_without_early_termination(installed):
     env = RewarpedEnv("cartpole", 2, device="cpu", episode_length=3)
     flags = env.rollout(3)["next"]
     assert flags["truncated"][:, -1].all() and not flags["terminated"].any()
-    carrier = env.reset()
-    carrier["_reset"] = torch.tensor([[True], [False]])
-    with pytest.raises(ValueError, match="resets all rows or none, found 1 of 2"):
-        env.reset(carrier)
+    td = env.reset()
+    td["_reset"] = torch.tensor([[True], [False]])
+    with pytest.raises(ValueError, match="resets all envs or none, found 1 of 2"):
+        env.reset(td)
 
 
 @pytest.mark.parametrize("task", ["hopper", "anymal", "a1"])

@@ -1,4 +1,4 @@
-"""The closed-form tasks: physics, gradients, and the numbers of their tables."""
+"""The analytic tasks: physics, gradients, and the numbers of their tables."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def test_gradients_of_16_steps_agree_with_finite_differences(task):
 
     def rollout(actions):
         env = AnalyticEnv(task, 2, dtype=torch.float64, requires_grad=True, seed=4, **options)
-        carrier, rewards = env.reset(), []
+        td, rewards = env.reset(), []
         for action in actions.unbind(0):
-            transition, carrier = env.step_and_maybe_reset(carrier.set("action", action))
+            transition, td = env.step_and_maybe_reset(td.set("action", action))
             rewards.append(transition["next", "reward"])
         return torch.stack(rewards).sum(0), transition["next", "observation"]
 
@@ -90,12 +90,12 @@ def test_small_steps_converge(kind):
 @pytest.mark.parametrize("task", ["cartpole_swingup", "double_pendulum"])
 def test_hanging_and_standing_are_at_rest(task):
     env = AnalyticEnv(task, 2, dtype=torch.float64, stochastic_init=False)
-    carrier = env.reset()
+    td = env.reset()
     hanging = env.simulator.state.clone()
     assert torch.equal(hanging[0], torch.tensor([*env.simulator.hanging, 0.0, 0.0], dtype=torch.float64))
     env.simulator.state = torch.stack([hanging[0], torch.zeros(4, dtype=torch.float64)])
     before = env.simulator.state
-    transition = env.step(carrier.set("action", torch.zeros(2, 1, dtype=torch.float64)))
+    transition = env.step(td.set("action", torch.zeros(2, 1, dtype=torch.float64)))
     torch.testing.assert_close(env.simulator.state, before)
     torch.testing.assert_close(
         transition["next", "reward"].flatten(), torch.tensor([-(math.pi**2), 0.0], dtype=torch.float64)
@@ -172,10 +172,17 @@ def test_episodes_are_truncated_at_their_length():
     assert ends == [6, 13] and not rollout["next", "terminated"].any()
 
 
+def linear_maps(task):
+    """Q and B of s' = Q s + B a."""
+    states, actions = (torch.eye(size, dtype=task.dtype) for size in (task.observation_size, task.action_size))
+    turn = task.advance(states, actions.new_zeros(len(states), len(actions))).mT
+    return turn, task.advance(states.new_zeros(len(actions), len(states)), actions).mT
+
+
 def test_the_synthetic_task_ends_without_action_and_lasts_under_control():
     env = AnalyticEnv("synthetic", 32)
-    matrices = env.simulator
-    gain = torch.linalg.pinv(matrices._push) @ matrices._turn
+    turn, push = linear_maps(env.simulator)
+    gain = torch.linalg.pinv(push) @ turn
     idle = env.rollout(240, lambda td: td.set("action", torch.zeros(32, 152)), break_when_any_done=False)
     held = env.rollout(240, lambda td: td.set("action", (-td["observation"] @ gain.mT).clamp(-1, 1)))
     first = idle["next", "terminated"].float().argmax(1)
@@ -186,9 +193,10 @@ def test_the_synthetic_task_ends_without_action_and_lasts_under_control():
 
 def test_the_synthetic_task_is_the_same_for_every_seed_and_dtype():
     one, other = Synthetic(2, seed=0), Synthetic(2, seed=9, dtype=torch.float64)
-    torch.testing.assert_close(one._push.double(), other._push)
-    torch.testing.assert_close(one._turn.double(), other._turn)
-    product = other._turn @ other._turn.mT / Synthetic.growth**2
+    (one_turn, one_push), (turn, push) = linear_maps(one), linear_maps(other)
+    torch.testing.assert_close(one_push.double(), push)
+    torch.testing.assert_close(one_turn.double(), turn)
+    product = turn @ turn.mT / Synthetic.growth**2
     torch.testing.assert_close(product, torch.eye(53, dtype=torch.float64))
 
 
@@ -221,7 +229,7 @@ def test_controllers_leave_the_global_generator_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_without_early_termination_rows_go_on_to_their_full_length():
+def test_without_early_termination_envs_go_on_to_their_full_length():
     lengths = []
     for early in (True, False):
         env = AnalyticEnv("synthetic", 32, episode_length=60, early_termination=early, seed=1)
@@ -245,7 +253,7 @@ def test_starts_are_drawn_around_the_chosen_centre(task):
         AnalyticEnv(task, 2, start_angle=-1.0)
 
 
-def test_staggered_rows_end_their_first_episodes_at_different_steps():
+def test_staggered_envs_end_their_first_episodes_at_different_steps():
     env = AnalyticEnv("double_pendulum", 64, episode_length=20, stagger=True, seed=2)
     rollout = env.rollout(60, break_when_any_done=False)
     done = rollout["next", "done"].squeeze(-1)

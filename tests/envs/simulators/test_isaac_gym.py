@@ -81,17 +81,17 @@ def test_falls_and_timeouts_are_told_apart(made):
     rollout = env.rollout(5, lambda td: td.set("action", push), break_when_any_done=False)
     flags = {key: rollout["next", key][..., 0].int().tolist() for key in ("terminated", "truncated", "done")}
     assert flags["truncated"] == [[0, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
-    # The step after a fall starts the row anew.
+    # The step after a fall resets the env.
     assert flags["terminated"] == [[0, 0, 0, 0, 0], [1, 0, 1, 0, 1]]
     assert rollout["next", "obs"][1, :, 0].tolist() == pytest.approx([2.1, 0.0, 2.1, 0.0, 2.1])
 
 
-def test_a_reset_of_some_rows_leaves_the_others(made):
+def test_a_reset_of_some_envs_leaves_the_others(made):
     env = IsaacGymEnv("Ant", 2, device="cpu")
     push = torch.full((2, 3), 0.1)
-    _, carrier = env.step_and_maybe_reset(env.reset().set("action", push))
-    env.reset(carrier.set("_reset", torch.tensor([[True], [False]])))
-    transition, _ = env.step_and_maybe_reset(carrier.exclude("_reset").set("action", push))
+    _, td = env.step_and_maybe_reset(env.reset().set("action", push))
+    env.reset(td.set("_reset", torch.tensor([[True], [False]])))
+    transition, _ = env.step_and_maybe_reset(td.exclude("_reset").set("action", push))
     assert transition["next", "obs"][:, 0].tolist() == pytest.approx([0.0, 0.6])
     assert not env.reset()["obs"].any()
 

@@ -22,22 +22,22 @@ HEIGHT = {"ant": 2, "hopper": 1, "humanoid": 2}  # index in q
 CLOSED_FORMS = {"cartpole": "cartpole_swingup", "double_pendulum": "double_pendulum"}
 
 
-def draw_actions(env, steps, scale=1.0, seed=0, rows=None):
-    shape = (steps, env.num_envs if rows is None else rows, env.action_spec.shape[-1])
+def draw_actions(env, steps, scale=1.0, seed=0, num_envs=None):
+    shape = (steps, num_envs or env.num_envs, env.action_spec.shape[-1])
     return scale * (2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1)
 
 
-def play(env, carrier, actions):
+def play(env, td, actions):
     """Rewards [T, N, 1] of actions [T, N, A], and where the env stands then."""
     rewards = []
     for action in actions:
-        transition, carrier = env.step_and_maybe_reset(carrier.set("action", action))
+        transition, td = env.step_and_maybe_reset(td.set("action", action))
         rewards.append(transition["next", "reward"])
-    return torch.stack(rewards), carrier
+    return torch.stack(rewards), td
 
 
 def stand(env, state):
-    """Puts every row into the same ``state`` [S]."""
+    """Puts every env into the same ``state`` [S]."""
     env.reset()
     env.simulator.state = state.detach().expand_as(env.simulator.state).clone()
     return env.truncate_graph()
@@ -46,12 +46,12 @@ def stand(env, state):
 def gradient_error(task, start, steps, scale, directions=3):
     """Largest error of a derivative along random unit directions of all actions.
 
-    Each is compared with central differences at several step sizes, in other rows of the same batch, and measured at
+    Each is compared with central differences at several step sizes, in other envs of the same batch, and measured at
     the best of them, relative to that derivative or to 5 % of the gradient's norm, whichever is larger.
     """
     sizes = torch.tensor([0.1, 0.03, 0.01, 0.003])
     env = NewtonEnv(task, 1 + 2 * directions * len(sizes), requires_grad=True, early_termination=False)
-    base = draw_actions(env, steps, scale, seed=1, rows=1)
+    base = draw_actions(env, steps, scale, seed=1, num_envs=1)
     along = torch.randn(directions, *base.shape, generator=torch.Generator().manual_seed(2))
     along = along / along.flatten(1).norm(dim=1)[:, None, None, None]
     moves = torch.stack([along * size for size in sizes])  # [E, K, T, 1, A]
@@ -118,15 +118,15 @@ def test_same_seed_gives_same_rewards_and_gradients_bit_for_bit(task):
 
 
 @pytest.mark.parametrize("task", SIZES)
-def test_reset_of_one_row_leaves_the_gradients_of_the_others_bit_identical(task):
+def test_reset_of_one_env_leaves_the_gradients_of_the_others_bit_identical(task):
     gradients = []
     for resets in (False, True):
         env = NewtonEnv(task, 3, requires_grad=True, seed=1)
         actions = draw_actions(env, 6, 0.5).requires_grad_()
-        before, carrier = play(env, env.reset(), actions[:3])
+        before, td = play(env, env.reset(), actions[:3])
         if resets:
-            carrier = env.reset(carrier.set("_reset", torch.tensor([[False], [True], [False]])))
-        after, _ = play(env, carrier, actions[3:])
+            td = env.reset(td.set("_reset", torch.tensor([[False], [True], [False]])))
+        after, _ = play(env, td, actions[3:])
         gradients.append(torch.autograd.grad(after.sum(), actions)[0])
         assert before.isfinite().all()
     whole, cut = gradients
@@ -160,9 +160,9 @@ def test_following_the_gradient_of_16_actions_raises_their_return(task):
 @pytest.mark.parametrize("task, bound", [("ant", 300), ("hopper", 3000), ("humanoid", 300)])
 def test_gradients_of_32_steps_do_not_explode(task, bound):
     env = NewtonEnv(task, 8, requires_grad=True, seed=4)
-    _, carrier = play(env, env.reset(), draw_actions(env, 30, seed=5))
+    _, td = play(env, env.reset(), draw_actions(env, 30, seed=5))
     actions = draw_actions(env, 32).requires_grad_()
-    rewards, _ = play(env, env.truncate_graph(carrier), actions)
+    rewards, _ = play(env, env.truncate_graph(td), actions)
     norms = torch.autograd.grad(rewards.sum(), actions)[0].transpose(0, 1).flatten(1).norm(dim=1)
     assert norms.median() > 1 and norms.max() < bound
 
@@ -170,10 +170,10 @@ def test_gradients_of_32_steps_do_not_explode(task, bound):
 def test_an_ant_stands_without_effort_and_random_actions_lead_it_nowhere():
     for effort in (0.0, 1.0):
         env = NewtonEnv("ant", 8, seed=2)
-        carrier = env.reset()
+        td = env.reset()
         start = env.simulator.state[:, 0].clone()
-        play(env, carrier, effort * draw_actions(env, 200))
-        assert (env._steps == 200).all()  # nobody has fallen
+        play(env, td, effort * draw_actions(env, 200))
+        assert (env.state_dict()["steps"] == 200).all()  # nobody has fallen
         height, way = env.simulator.state[:, 2], env.simulator.state[:, 0] - start
         assert height.min() > 0.3 and height.max() < 0.6
         assert way.abs().max() < 1.0
@@ -182,23 +182,23 @@ def test_an_ant_stands_without_effort_and_random_actions_lead_it_nowhere():
 @pytest.mark.parametrize("task", WALKERS)
 def test_full_effort_that_turns_about_every_few_steps_keeps_energy_bounded(task):
     env = NewtonEnv(task, 8, seed=0)
-    carrier = env.reset()
+    td = env.reset()
     for action in draw_actions(env, 60).sign():
         for _ in range(5):
-            _, carrier = env.step_and_maybe_reset(carrier.set("action", action))
+            _, td = env.step_and_maybe_reset(td.set("action", action))
             q, v, _ = env.simulator.split(env.simulator.state)
             assert v[:, :2].abs().max() < 15 and v.abs().max() < 100
             assert q[:, HEIGHT[task]].max() < 2.5
 
 
-def test_an_exploding_row_is_named_with_its_step():
+def test_an_exploding_env_is_named_with_its_step():
     env = NewtonEnv("ant", 3, requires_grad=True)
-    _, carrier = play(env, env.reset(), draw_actions(env, 2, 0.0))
+    _, td = play(env, env.reset(), draw_actions(env, 2, 0.0))
     state = env.simulator.state.clone()
     state[1, 15:29] = 1e30
     env.simulator.state = state
-    with pytest.raises(FloatingPointError, match=r"rows \[1\] became non-finite at step \[3\].*simulation is unstable"):
-        play(env, carrier, draw_actions(env, 1, 0.0))
+    with pytest.raises(FloatingPointError, match=r"envs \[1\] became non-finite at step \[3\].*simulation is unstable"):
+        play(env, td, draw_actions(env, 1, 0.0))
 
 
 def test_gradients_of_an_env_built_without_are_refused():
@@ -208,7 +208,7 @@ def test_gradients_of_an_env_built_without_are_refused():
 
 
 @pytest.mark.parametrize("task", WALKERS)
-def test_rows_that_fall_end_and_start_anew(task):
+def test_envs_that_fall_end_and_start_anew(task):
     env = NewtonEnv(task, 2, requires_grad=True, seed=0)
     env.reset()
     height = HEIGHT[task]
@@ -224,20 +224,20 @@ def test_rows_that_fall_end_and_start_anew(task):
     state[0, height] = env.simulator.lowest + 0.001
     state[0, env.simulator.sizes[0] + height] = -5.0
     env.simulator.state = state
-    carrier = env.truncate_graph().set("action", torch.zeros(env.action_spec.shape))
-    transition, carrier = env.step_and_maybe_reset(carrier)
+    td = env.truncate_graph().set("action", torch.zeros(env.action_spec.shape))
+    transition, td = env.step_and_maybe_reset(td)
     assert transition["next", "terminated"].flatten().tolist() == [True, False]
-    assert not carrier["done"].any()
+    assert not td["done"].any()
     assert env.simulator.state[0, height] > env.simulator.lowest + 0.2
 
 
 @pytest.mark.parametrize("task", list(CLOSED_FORMS))
 def test_pendulums_move_as_in_closed_form(task):
     simulated, exact = NewtonEnv(task, 4, seed=7, substeps=32), AnalyticEnv(CLOSED_FORMS[task], 4, seed=7)
-    carriers = simulated.reset(), exact.reset()
-    torch.testing.assert_close(carriers[0]["observation"], carriers[1]["observation"])
+    states = simulated.reset(), exact.reset()
+    torch.testing.assert_close(states[0]["observation"], states[1]["observation"])
     actions = draw_actions(simulated, 20, 0.5)
-    ends = [play(env, carrier, actions)[1]["observation"] for env, carrier in zip((simulated, exact), carriers)]
+    ends = [play(env, td, actions)[1]["observation"] for env, td in zip((simulated, exact), states)]
     torch.testing.assert_close(*ends, atol=0.05, rtol=0.05)
 
 
@@ -265,10 +265,10 @@ def test_a_long_way_from_the_origin_everything_is_the_same(task):
 def test_states_go_on_bit_for_bit_after_saving_and_loading(task):
     env, twin = NewtonEnv(task, 2, seed=1), NewtonEnv(task, 2, seed=9)
     actions = draw_actions(env, 12)
-    _, carrier = play(env, env.reset(), actions[:6])
+    _, td = play(env, env.reset(), actions[:6])
     play(twin, twin.reset(), actions[6:9])
     twin.load_state_dict(env.state_dict())
-    rewards, _ = play(env, carrier, actions[6:])
+    rewards, _ = play(env, td, actions[6:])
     again, _ = play(twin, twin.truncate_graph(), actions[6:])
     assert torch.equal(rewards, again)
 
@@ -277,7 +277,7 @@ def test_envs_of_several_sizes_work_side_by_side():
     together = [NewtonEnv("hopper", n, seed=1, stochastic_init=False, requires_grad=True) for n in (1, 3)]
     ends = []
     for env in together:
-        actions = draw_actions(env, 4, rows=1).expand(-1, env.num_envs, -1).clone().requires_grad_()
+        actions = draw_actions(env, 4, num_envs=1).expand(-1, env.num_envs, -1).clone().requires_grad_()
         rewards, _ = play(env, env.reset(), actions)
         ends.append((rewards[:, :1].detach(), torch.autograd.grad(rewards.sum(), actions)[0][:, :1]))
     assert all(map(torch.equal, *ends))
@@ -286,9 +286,9 @@ def test_envs_of_several_sizes_work_side_by_side():
 @pytest.mark.parametrize("task", WALKERS)
 def test_1000_random_steps_stay_finite(task):
     env = NewtonEnv(task, 2, seed=0)
-    carrier = env.reset()
+    td = env.reset()
     for action in draw_actions(env, 1000):
-        _, carrier = env.step_and_maybe_reset(carrier.set("action", action))
+        _, td = env.step_and_maybe_reset(td.set("action", action))
         assert env.simulator.state.abs().max() < 1e3
 
 

@@ -17,13 +17,13 @@ def draw_actions(env, steps, scale=1.0, seed=0):
     return scale * (2 * torch.rand(steps, env.num_envs, 21, generator=generator) - 1)
 
 
-def play(env, carrier, actions):
+def play(env, td, actions):
     """Rewards [T, N, 1] of actions [T, N, 21], and where the env stands then."""
     rewards = []
     for action in actions:
-        transition, carrier = env.step_and_maybe_reset(carrier.set("action", action))
+        transition, td = env.step_and_maybe_reset(td.set("action", action))
         rewards.append(transition["next", "reward"])
-    return torch.stack(rewards), carrier
+    return torch.stack(rewards), td
 
 
 @pytest.mark.parametrize("height, bonus", [(1.26, 1.0), (0.9, 0.6), (0.8, -0.32)])
@@ -45,10 +45,10 @@ def test_speed_posture_height_and_small_actions_are_rewarded(height, bonus):
 def test_an_observation_is_height_turn_velocities_joints_rates_posture_and_last_action():
     env = NewtonEnv("humanoid", 2, seed=1)
     actions = draw_actions(env, 3)
-    _, carrier = play(env, env.reset(), actions)
+    _, td = play(env, env.reset(), actions)
     q, v, _ = env.simulator.split(env.simulator.state)
     parts = [q[:, 2:7], v[:, :6], q[:, 7:], 0.1 * v[:, 6:], env.simulator.attitude(q), actions[-1]]
-    torch.testing.assert_close(carrier["observation"], torch.cat(parts, -1))
+    torch.testing.assert_close(td["observation"], torch.cat(parts, -1))
 
 
 def mirror(values, base):
@@ -95,9 +95,9 @@ def test_no_start_touches_the_ground():
 @pytest.mark.parametrize("effort", [0.0, 1.0])
 def test_a_humanoid_without_a_policy_falls_within_a_second(effort):
     env = NewtonEnv("humanoid", 16, seed=2)
-    carrier, steps = env.reset(), torch.zeros(16)
+    td, steps = env.reset(), torch.zeros(16)
     for step, action in enumerate(effort * draw_actions(env, 60)):
-        transition, carrier = env.step_and_maybe_reset(carrier.set("action", action))
+        transition, td = env.step_and_maybe_reset(td.set("action", action))
         ended = transition["next", "terminated"].flatten() & (steps == 0)
         steps = torch.where(ended, step + 1, steps)
     assert steps.min() > 12 and steps.max() < 60
@@ -106,24 +106,24 @@ def test_a_humanoid_without_a_policy_falls_within_a_second(effort):
 @pytest.mark.parametrize("early_termination", [True, False])
 def test_gradients_stay_finite_over_320_random_steps_up_and_lying(early_termination):
     env = NewtonEnv("humanoid", 4, requires_grad=True, seed=0, early_termination=early_termination)
-    carrier = env.reset()
+    td = env.reset()
     for window in range(10):
         actions = draw_actions(env, 32, seed=window).requires_grad_()
-        rewards, carrier = play(env, env.truncate_graph(carrier), actions)
+        rewards, td = play(env, env.truncate_graph(td), actions)
         (gradient,) = torch.autograd.grad(rewards.sum(), actions)
         assert gradient.isfinite().all() and gradient.any() and env.simulator.state.isfinite().all()
 
 
-def test_an_exploding_row_is_named_with_its_step_or_ended_if_asked():
+def test_an_exploding_env_is_named_with_its_step_or_ended_if_asked():
     for non_finite in ("raise", "terminate"):
         env = NewtonEnv("humanoid", 3, requires_grad=True, non_finite=non_finite)
-        _, carrier = play(env, env.reset(), draw_actions(env, 2, 0.0))
+        _, td = play(env, env.reset(), draw_actions(env, 2, 0.0))
         state = env.simulator.state.clone()
         state[1, 28:55] = 1e30
         env.simulator.state = state
         if non_finite == "raise":
-            with pytest.raises(FloatingPointError, match=r"rows \[1\] became non-finite at step \[3\]"):
-                play(env, carrier, draw_actions(env, 1, 0.0))
+            with pytest.raises(FloatingPointError, match=r"envs \[1\] became non-finite at step \[3\]"):
+                play(env, td, draw_actions(env, 1, 0.0))
         else:
-            _, carrier = play(env, carrier, draw_actions(env, 1, 0.0))
+            _, td = play(env, td, draw_actions(env, 1, 0.0))
             assert env.non_finite_count == 1 and env.simulator.state.isfinite().all()

@@ -31,14 +31,14 @@ def kind(request):
     return request.param
 
 
-def follow(env, actions, carrier=None):
-    """Steps through ``actions`` [T, N, A]; the transitions and the last carrier."""
-    carrier = env.reset() if carrier is None else carrier
+def follow(env, actions, td=None):
+    """Steps through ``actions`` [T, N, A]; the transitions and the last td."""
+    td = env.reset() if td is None else td
     transitions = []
     for action in actions:
-        transition, carrier = env.step_and_maybe_reset(carrier.set("action", action))
+        transition, td = env.step_and_maybe_reset(td.set("action", action))
         transitions.append(transition)
-    return transitions, carrier
+    return transitions, td
 
 
 def linear_policy(inputs=2, outputs=2):
@@ -82,9 +82,9 @@ def test_an_env_with_gradients_runs_without_them_under_no_grad():
 
 def test_terminal_observation_is_kept_and_the_next_root_is_a_start(kind):
     env = SimulatorEnv(kind(3))
-    carrier = env.reset()
+    td = env.reset()
     env.simulator.position = torch.tensor([[1.9, 0.0], [0.0, 0.0], [0.5, 0.0]])
-    transition, following = env.step_and_maybe_reset(carrier.set("action", torch.full((3, 2), 2.0)))
+    transition, following = env.step_and_maybe_reset(td.set("action", torch.full((3, 2), 2.0)))
     push = 0.5 * torch.tensor(2.0).tanh()
     assert transition["next", "done"].flatten().tolist() == [True, False, False]
     torch.testing.assert_close(transition["next", "observation"][0], torch.stack([1.9 + push, push]))
@@ -96,11 +96,11 @@ def test_terminal_observation_is_kept_and_the_next_root_is_a_start(kind):
 
 def test_termination_and_truncation_are_told_apart(kind):
     env = SimulatorEnv(kind(2))
-    carrier = env.reset()
+    td = env.reset()
     env.simulator.position = torch.tensor([[0.0, 0.0], [0.1, 0.0]])
     actions = torch.zeros(6, 2, 2)
-    actions[3:, 1] = 20.0  # row 1 leaves the circle only at the last step
-    transitions, _ = follow(env, actions, carrier)
+    actions[3:, 1] = 20.0  # env 1 leaves the circle only at the last step
+    transitions, _ = follow(env, actions, td)
     flags = {key: torch.stack([t["next", key] for t in transitions])[..., 0] for key in ("terminated", "truncated")}
     assert not flags["terminated"][:5].any() and not flags["truncated"][:5].any()
     assert flags["truncated"][5].tolist() == [True, True]
@@ -115,14 +115,14 @@ def test_a_simulator_that_never_ends_is_never_truncated():
     assert rollout.shape == (2, 20) and not rollout["next", "done"].any()
 
 
-def test_partial_reset_leaves_gradients_of_other_rows_bit_identical(kind):
+def test_partial_reset_leaves_gradients_of_other_envs_bit_identical(kind):
     def gradients(first_row):
         env = SimulatorEnv(kind(3, seed=3), requires_grad=True)
-        carrier = env.reset()
+        td = env.reset()
         env.simulator.position = torch.tensor([[first_row, 0.0], [0.1, 0.2], [0.3, -0.1]])
         generator = torch.Generator().manual_seed(0)
         actions = (0.3 * torch.rand(5, 3, 2, generator=generator)).requires_grad_()
-        transitions, _ = follow(env, actions, carrier)
+        transitions, _ = follow(env, actions, td)
         rewards = torch.stack([t["next", "reward"] for t in transitions])
         rewards.sum().backward()
         return actions.grad, torch.stack([t["next", "done"] for t in transitions])[..., 0]
@@ -136,10 +136,10 @@ def test_partial_reset_leaves_gradients_of_other_rows_bit_identical(kind):
 
 def test_no_gradient_crosses_the_reset_of_a_row(kind):
     env = SimulatorEnv(kind(2, seed=3), requires_grad=True)
-    carrier = env.reset()
+    td = env.reset()
     env.simulator.position = torch.tensor([[1.99, 0.0], [0.1, 0.2]])
     actions = torch.full((4, 2, 2), 0.3, requires_grad=True)
-    transitions, _ = follow(env, actions, carrier)
+    transitions, _ = follow(env, actions, td)
     assert transitions[0]["next", "done"].flatten().tolist() == [True, False]
     transitions[-1]["next", "reward"].sum().backward()
     assert torch.equal(actions.grad[0, 0], torch.zeros(2))
@@ -150,20 +150,20 @@ def test_full_reset_cuts_every_graph(kind):
     env = SimulatorEnv(kind(2), requires_grad=True)
     actions = torch.full((3, 2, 2), 0.1, requires_grad=True)
     follow(env, actions)
-    carrier = env.reset()
-    assert not carrier["observation"].requires_grad
+    td = env.reset()
+    assert not td["observation"].requires_grad
     assert env.simulator.position.grad_fn is None
 
 
-def test_self_resetting_rows_are_not_reset_twice():
+def test_self_resetting_envs_are_not_reset_twice():
     simulator = SelfResetting(3)
     env = SimulatorEnv(simulator)
     env.rollout(20, lambda td: td.set("action", torch.zeros(3, 2)), break_when_any_done=False)
     assert simulator.asked == [[True] * 3]
-    # The env still resets rows that it is asked to.
-    carrier = env.reset()
-    carrier["_reset"] = torch.tensor([[True], [False], [True]])
-    env.reset(carrier)
+    # The env still resets the envs that it is asked to.
+    td = env.reset()
+    td["_reset"] = torch.tensor([[True], [False], [True]])
+    env.reset(td)
     assert simulator.asked[-1] == [True, False, True]
 
 
@@ -173,18 +173,18 @@ def test_truncate_graph_frees_the_graph_and_keeps_the_values(kind, wrap):
     if wrap:
         env = TransformedEnv(env, Compose(RewardSum(), StepCounter()))
     policy = linear_policy()
-    carrier = env.reset()
+    td = env.reset()
     for _ in range(3):
-        before = carrier.detach().clone()
-        carrier = env.truncate_graph(carrier)
-        assert not any(value.requires_grad for value in carrier.values(True, True))
-        assert (carrier == before).all()
+        before = td.detach().clone()
+        td = env.truncate_graph(td)
+        assert not any(value.requires_grad for value in td.values(True, True))
+        assert (td == before).all()
         rewards = []
         for _ in range(5):
-            transition, carrier = env.step_and_maybe_reset(policy(carrier))
+            transition, td = env.step_and_maybe_reset(policy(td))
             rewards.append(transition["next", "reward"])
         if wrap:
-            assert carrier["episode_reward"].requires_grad
+            assert td["episode_reward"].requires_grad
         torch.stack(rewards).sum().backward()  # fails with a freed graph, had anything kept it
 
 
@@ -194,28 +194,28 @@ def test_truncated_windows_of_rollout_follow_each_other(kind):
     whole = SimulatorEnv(kind(3, seed=5), requires_grad=True).rollout(10, policy, break_when_any_done=False)
     env = SimulatorEnv(kind(3, seed=5), requires_grad=True)
     first = env.rollout(4, policy, break_when_any_done=False)
-    carrier = env.truncate_graph(env.maybe_reset(env.step_mdp(first[:, -1])))
-    second = env.rollout(6, policy, tensordict=carrier, auto_reset=False, break_when_any_done=False)
+    td = env.truncate_graph(env.maybe_reset(env.step_mdp(first[:, -1])))
+    second = env.rollout(6, policy, tensordict=td, auto_reset=False, break_when_any_done=False)
     assert (torch.cat([first, second], 1).detach() == whole.detach()).all()
     second["next", "reward"].sum().backward()
 
 
 def test_truncate_graph_without_carrier_gives_the_present_root(kind):
     env = SimulatorEnv(kind(3), requires_grad=True)
-    _, carrier = follow(env, torch.full((3, 3, 2), 0.2, requires_grad=True))
+    _, td = follow(env, torch.full((3, 3, 2), 0.2, requires_grad=True))
     root = env.truncate_graph()
     assert set(root.keys()) == {"observation", "done", "terminated", "truncated"}
-    assert torch.equal(root["observation"], carrier["observation"]) and not root["observation"].requires_grad
+    assert torch.equal(root["observation"], td["observation"]) and not root["observation"].requires_grad
 
 
-def test_truncate_graph_refuses_a_finished_step_and_done_rows():
+def test_truncate_graph_refuses_a_finished_step_and_done_envs():
     env = SimulatorEnv(Hover(2), requires_grad=True)
     with pytest.raises(RuntimeError, match="before its first reset"):
         env.truncate_graph()
     rollout = env.rollout(6, lambda td: td.set("action", torch.zeros(2, 2)), break_when_any_done=False)
     with pytest.raises(ValueError, match=r"finished step.*step_mdp"):
         env.truncate_graph(rollout[:, -1])
-    with pytest.raises(ValueError, match=r"rows that are done.*maybe_reset"):
+    with pytest.raises(ValueError, match=r"envs that are done.*maybe_reset"):
         env.truncate_graph(env.step_mdp(rollout[:, -1]))
 
 
@@ -244,9 +244,9 @@ def test_building_and_running_leaves_the_global_generator_alone(kind):
 def test_a_restored_env_goes_on_bit_for_bit(kind, steps):
     actions = torch.rand(12, 3, 2, generator=torch.Generator().manual_seed(0))
     env = SimulatorEnv(kind(3, seed=2))
-    _, carrier = follow(env, actions[:steps])
-    saved, root = env.state_dict(), carrier.clone()
-    straight = torch.stack(follow(env, actions[steps:], carrier)[0])
+    _, td = follow(env, actions[:steps])
+    saved, root = env.state_dict(), td.clone()
+    straight = torch.stack(follow(env, actions[steps:], td)[0])
 
     again = SimulatorEnv(kind(3, seed=99))
     again.load_state_dict(saved)
@@ -299,10 +299,10 @@ def test_parallel_env_over_simulators_gives_the_same_numbers():
     finally:
         parallel.close()
     assert set(states) == {"worker0", "worker1"}
-    for row, make in enumerate(makers):
+    for index, make in enumerate(makers):
         alone = make().rollout(6, policy, break_when_any_done=False)
         for key in ("observation", ("next", "reward"), ("next", "done")):
-            assert torch.equal(rollout[row][key], alone[key])
+            assert torch.equal(rollout[index][key], alone[key])
 
 
 def test_num_workers_gives_a_parallel_env_with_a_seed_for_each():
@@ -334,9 +334,9 @@ def test_num_workers_refuses_what_it_cannot_give():
 
 def test_stored_transitions_do_not_change_with_later_steps():
     env = SimulatorEnv(Hover(2))
-    transition, carrier = env.step_and_maybe_reset(env.reset().set("action", torch.zeros(2, 2)))
+    transition, td = env.step_and_maybe_reset(env.reset().set("action", torch.zeros(2, 2)))
     kept = transition.clone()
-    follow(env, torch.ones(8, 2, 2), carrier)
+    follow(env, torch.ones(8, 2, 2), td)
     assert (transition == kept).all()
     env.reset().zero_()  # nor does writing into them change the simulator
     assert env.simulator.position.all()

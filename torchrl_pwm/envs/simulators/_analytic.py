@@ -1,4 +1,4 @@
-"""What the closed-form tasks share."""
+"""Base class of the analytic tasks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class AnalyticSimulator(Simulator):
     """A task whose state is one tensor [N, S] and whose parts are functions of it.
 
     Args:
-        num_envs (int): number of rows N.
+        num_envs (int): number N of parallel envs.
 
     Keyword Args:
         episode_length (int, optional): instead of the task's own.
         stochastic_init (bool): whether starts are drawn. Default: ``True``.
-        early_termination (bool): whether episodes end where the task terminates them. Without, rows go on to their full
+        early_termination (bool): whether episodes end where the task terminates them. Without, they go on to their full
             length, so that a model learns what happens there.
         reward_timing (str): ``"after"`` rewards the state that the step reaches, ``"before"`` the one it leaves.
         device, dtype, seed: of :class:`Simulator`.
@@ -73,7 +73,7 @@ class AnalyticSimulator(Simulator):
 
     @abstractmethod
     def start(self) -> Tensor:
-        """A start state for every row, [N, S]."""
+        """A start state for every env, [N, S]."""
 
     @abstractmethod
     def advance(self, state: Tensor, actions: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ _METHODS = ("reset", "step", "initialize_trajectory", "clear_grad", "get_checkpo
 
 
 class DiffRLSimulator(Simulator):
-    """An env that resets its done rows itself and draws from torch's global generator.
+    """An env that itself resets what is done and draws from torch's global generator.
 
     For the time of a call, the global generator takes the state of this simulator's own, and then its former state.
 

@@ -1,4 +1,4 @@
-"""Cuts the gradient of single rows of a batch afterwards, when one of them turns out not to be finite."""
+"""Gates that cut the gradient of single envs of a batch afterwards, when one of them turns out not to be finite."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["Gates"]
 
 
 class Gates:
-    """Lets the gradient of actions through, except in rows that turned non-finite later in the same episode.
+    """Lets the gradient of actions through, except in envs that turned non-finite later in the same episode.
 
     A zero gradient that meets a NaN on its way back is NaN: replacing the reward is not enough.
     """
 
     def __init__(self, num_envs: int, device: torch.device | None) -> None:
         self._open: list[Tensor] = []  # per gate since the last cut: bool [N, 1]
-        self._first = torch.zeros(num_envs, dtype=torch.int64, device=device)  # first gate of each row's episode
+        self._first = torch.zeros(num_envs, dtype=torch.int64, device=device)  # first gate of each env's episode
 
     def __call__(self, action: Tensor) -> Tensor:
         is_open = torch.ones_like(action[:, :1], dtype=torch.bool)
@@ -27,12 +27,12 @@ class Gates:
         action.register_hook(partial(_masked, is_open))
         return action
 
-    def restart(self, rows: Tensor) -> None:
-        self._first = torch.where(rows, len(self._open), self._first)
+    def restart(self, envs: Tensor) -> None:
+        self._first = torch.where(envs, len(self._open), self._first)
 
-    def close(self, rows: Tensor) -> None:
+    def close(self, envs: Tensor) -> None:
         for index, is_open in enumerate(self._open):
-            is_open &= ~(rows & (self._first <= index))[:, None]
+            is_open &= ~(envs & (self._first <= index))[:, None]
 
     def clear(self) -> None:
         self._open = []

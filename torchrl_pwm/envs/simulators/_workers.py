@@ -8,7 +8,7 @@ from typing import Any
 from torchrl.envs import ParallelEnv
 from torchrl.envs.common import _EnvPostInit
 
-from torchrl_pwm.envs.multitask import _checked_seed
+from torchrl_pwm.envs.multitask import checked_seed
 
 
 class NamedEnvMeta(_EnvPostInit):
@@ -29,7 +29,7 @@ class NamedEnvMeta(_EnvPostInit):
                 f"num_workers={num_workers} needs requires_grad=False, as what worker processes return has no graph: "
                 "raise num_envs instead"
             )
-        seed = _checked_seed(kwargs.pop("seed", 0))
+        seed = checked_seed(kwargs.pop("seed", 0))
         # Not metadata_from_workers: a wrong argument is then an error of this process, and reads like one.
         env = ParallelEnv(num_workers, partial(cls, *args, **kwargs))
         env.set_seed(seed)

@@ -1,4 +1,4 @@
-"""Small differentiable tasks in closed form: no simulator to install, exact gradients, any dtype and device."""
+"""Small analytic tasks: no simulator to install, exact gradients, any dtype and device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TASKS: dict[str, type[AnalyticSimulator]] = {
 
 
 class AnalyticEnv(SimulatorEnv):
-    """A differentiable task in closed form, as a batched TorchRL env.
+    """A differentiable analytic task, as a batched TorchRL env.
 
     | task | observation | action | episode | ends early |
     |---|---|---|---|---|
@@ -39,7 +39,7 @@ class AnalyticEnv(SimulatorEnv):
 
     Args:
         task (str): one of ``AnalyticEnv.available_envs``.
-        num_envs (int): number of rows N.
+        num_envs (int): number N of parallel envs.
 
     Keyword Args:
         dtype (dtype): of observations, actions and rewards.
@@ -48,7 +48,7 @@ class AnalyticEnv(SimulatorEnv):
         seed (int): of the env's own generator, from which all starts are drawn.
         episode_length (int, optional): instead of 240.
         stochastic_init (bool): whether starts are drawn (default) or are all the same: hanging at rest.
-        early_termination (bool): whether a row ends where its task terminates it (default) or always goes on.
+        early_termination (bool): whether an env ends where its task terminates it (default) or always goes on.
         reward_timing (str): ``"after"`` (default) rewards the state that the step reaches, R(s', a); ``"before"`` the
             state it leaves, R(s, a), as PWM's fork of DFlex does.
         non_finite (str), stagger (bool): see :class:`SimulatorEnv`.

@@ -1,4 +1,4 @@
-"""What a differentiable simulator must offer to become a TorchRL env."""
+"""The interface of a differentiable simulator: what it must have to become a TorchRL env."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from torchrl_pwm.envs.multitask import _checked_seed
+from torchrl_pwm.envs.multitask import checked_seed
 
 __all__ = ["RewardTiming", "Simulator", "SimulatorStep"]
 
@@ -16,15 +16,15 @@ RewardTiming = Literal["after", "before"]
 
 
 class SimulatorStep(NamedTuple):
-    """One step of N simulated rows.
+    """One step of N simulated envs.
 
     Attributes:
-        observation: [N, O], the state reached, *before* any reset: the terminal observation where the row is done.
+        observation: [N, O], the state reached, *before* any reset: the terminal observation where the env is done.
         reward: [N].
         terminated: bool [N], the episode ended and has no future.
         truncated: bool [N], the episode was cut off; None leaves it to the env, which counts to ``episode_length``.
-        after_reset: [N, O], of a simulator that itself starts done rows anew within its step: the observation after
-            that. None leaves the resets to the env.
+        after_reset: [N, O], of a simulator whose step itself resets the envs that are done: the observation after that.
+            None leaves the resets to :class:`SimulatorEnv`.
 
     Examples:
         >>> import torch
@@ -41,15 +41,15 @@ class SimulatorStep(NamedTuple):
 
 
 class Simulator(ABC):
-    """N copies of one simulated task, stepped together: what :class:`SimulatorEnv` makes a TorchRL env of.
+    """N envs of one simulated task, stepped together; :class:`SimulatorEnv` makes one TorchRL env of them.
 
     A simulator of one's own sets three class attributes and writes :meth:`reset` and :meth:`step`. What it carries
-    from step to step lives in tensor attributes, with row i of each belonging to copy i; then :meth:`cut`,
+    from step to step lives in tensor attributes, with entry i of each belonging to env i; then :meth:`cut`,
     :meth:`state_dict` and :meth:`load_state_dict` work as they are. Tensors are replaced, never changed in place, as
     they are part of the graph.
 
     Args:
-        num_envs (int): number of copies N.
+        num_envs (int): number N of parallel envs.
 
     Keyword Args:
         device (device, optional): of all tensors. Default: torch's default device.
@@ -59,9 +59,9 @@ class Simulator(ABC):
     Attributes:
         observation_size: length O of an observation.
         action_size: length A of an action; its entries lie in [-1, 1].
-        episode_length: steps after which a row is truncated, or None for never.
+        episode_length: steps after which an env is truncated, or None for never.
         reward_timing: whether a step is rewarded for the state it reaches, ``"after"``, or leaves, ``"before"``.
-        reset_cuts_all: whether starting some rows anew cuts the graph of the other rows, too.
+        reset_cuts_all: whether the reset of some envs cuts the graph of the others, too.
         generator: the simulator's own ``torch.Generator``.
 
     Raises:
@@ -117,15 +117,15 @@ class Simulator(ABC):
 
     @abstractmethod
     def reset(self, rows: Tensor) -> Tensor:
-        """Starts an episode in the rows where ``rows`` (bool [N]) is True; the others keep state and graph.
+        """Starts an episode in the envs where ``rows`` (bool [N]) is True; the others keep state and graph.
 
         Returns:
-            The observation of every row, [N, O].
+            The observation of every env, [N, O].
         """
 
     @abstractmethod
     def step(self, actions: Tensor) -> SimulatorStep:
-        """Advances every row by one step with ``actions`` [N, A], differentiably."""
+        """Advances every env by one step with ``actions`` [N, A], differentiably."""
 
     def cut(self) -> None:
         """Cuts the graph of the state at its present values."""
@@ -135,14 +135,14 @@ class Simulator(ABC):
 
     def set_seed(self, seed: int) -> None:
         """Starts the random draws again."""
-        self.generator.manual_seed(_checked_seed(seed))
+        self.generator.manual_seed(checked_seed(seed))
 
     def uniform(self, *size: int) -> Tensor:
-        """Uniform draws in [-1, 1), [N, \\*size], for all rows: a row's start must not depend on who else is reset."""
+        """Uniform draws in [-1, 1), [N, \\*size], for all envs: a start must not depend on which others are reset."""
         return 2 * self._draw(torch.rand, size) - 1
 
     def normal(self, *size: int) -> Tensor:
-        """Standard normal draws, [N, \\*size], for all rows."""
+        """Standard normal draws, [N, \\*size], for all envs."""
         return self._draw(torch.randn, size)
 
     def _draw(self, draw: Any, size: tuple[int, ...]) -> Tensor:

@@ -170,7 +170,7 @@ class DFlexWrapper(SimulatorEnv):
 class DFlexEnv(DFlexWrapper):
     """A task of DFlex by name, with the settings of the published runs of PWM (arXiv 2407.02466).
 
-    | task | observation | action | episode | rows in the paper |
+    | task | observation | action | episode | envs in the paper |
     |---|---|---|---|---|
     | ``"cartpole_swingup"`` | 5 | 1 | 240 | 1024 |
     | ``"double_pendulum"`` | 6 | 1 | 240 | 1024 |
@@ -184,7 +184,7 @@ class DFlexEnv(DFlexWrapper):
 
     Args:
         task (str): one of the table; ``DFlexEnv.available_envs`` is empty where DFlex is not installed.
-        num_envs (int): number of rows N.
+        num_envs (int): number N of parallel envs.
 
     Keyword Args:
         requires_grad (bool): whether gradients flow through steps.

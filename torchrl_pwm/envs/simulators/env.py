@@ -25,7 +25,7 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
     """A batched TorchRL env of a differentiable :class:`Simulator`.
 
     With ``requires_grad``, ``rollout`` and ``step_and_maybe_reset`` build the graph from rewards and observations back
-    through the physics to the actions. Rows that are done are reset alone, the others keep their graph; the terminal
+    through the physics to the actions. Envs that are done are reset alone, the others keep their graph; the terminal
     observation stays in ``("next", "observation")``. :meth:`truncate_graph` ends a window of short-horizon learning
     (SHAC, arXiv 2204.07137), a full :meth:`reset` cuts every graph.
 
@@ -38,11 +38,11 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
     Keyword Args:
         requires_grad (bool): whether gradients flow through steps. Default: ``False``, which runs under ``no_grad``.
             TorchRL's collectors and ``ParallelEnv`` give data without a graph in either case.
-        non_finite (str): what a NaN or an infinity in a row's observation or reward does. ``"raise"`` (default) stops.
-            ``"terminate"`` ends the row's episode: terminated, reward 0, its last finite observation repeated, no
+        non_finite (str): what a NaN or an infinity in an env's observation or reward does. ``"raise"`` (default) stops.
+            ``"terminate"`` ends that env's episode: terminated, reward 0, its last finite observation repeated, no
             gradient to the actions of that episode, and ``non_finite_count`` (int) grows by one.
-        stagger (bool): whether a :meth:`reset` of all rows gives each a random number of steps, of which its first
-            episode is shorter, so that the rows do not all end at once ever after. For training; default: ``False``.
+        stagger (bool): whether a :meth:`reset` of all envs gives each a random number of steps, of which its first
+            episode is shorter, so that they do not all end at once ever after. For training; default: ``False``.
         num_workers (int): of envs that are built by the name of a task: above 1 gives a ``ParallelEnv`` of that many
             processes, with batch [num_workers, num_envs], a seed each, and without gradients. Default: 1.
 
@@ -52,7 +52,7 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         RuntimeError: at a step before the first reset, or if actions that require gradients, with gradients enabled,
             meet an env without ``requires_grad``: a loss would lose its gradient there unnoticed. Evaluation belongs
             under ``torch.no_grad()``.
-        FloatingPointError: with ``non_finite="raise"``, naming the rows and their step.
+        FloatingPointError: with ``non_finite="raise"``, naming the envs and their step.
 
     Examples:
         >>> from torchrl_pwm.envs.simulators import AnalyticEnv
@@ -60,12 +60,12 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         >>> from torch import nn
         >>> env = AnalyticEnv("double_pendulum", num_envs=4, requires_grad=True)
         >>> policy = TensorDictModule(nn.Sequential(nn.Linear(6, 1), nn.Tanh()), ["observation"], ["action"])
-        >>> carrier = env.reset()
+        >>> td = env.reset()
         >>> for window in range(2):
-        ...     carrier = env.truncate_graph(carrier)
+        ...     td = env.truncate_graph(td)
         ...     reward = 0.0
         ...     for step in range(16):
-        ...         transition, carrier = env.step_and_maybe_reset(policy(carrier))
+        ...         transition, td = env.step_and_maybe_reset(policy(td))
         ...         reward = reward + transition["next", "reward"].mean()
         ...     (-reward).backward()
         >>> bool(policy.module[0].weight.grad.isfinite().all())
@@ -93,7 +93,7 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         self.non_finite_count = 0
         self._steps = self._zeros(torch.int64)
         self._observation: Tensor | None = None
-        # Rows that the simulator itself reset in its last step, and that await their reset here.
+        # Envs that the simulator itself reset in its last step, and that await their reset here.
         self._already_reset = self._zeros(torch.bool)
         self._gates = Gates(simulator.num_envs, simulator.device)
         self._make_specs()
@@ -112,12 +112,12 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
 
     @property
     def num_envs(self) -> int:
-        """Number N of rows."""
+        """Number N of parallel envs."""
         return self.simulator.num_envs
 
     @property
     def episode_length(self) -> int | None:
-        """Steps after which a row is truncated, or None for never."""
+        """Steps after which an env is truncated, or None for never."""
         return self.simulator.episode_length
 
     @property
@@ -128,26 +128,26 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
         if mask is None:
-            rows = needed = ~self._zeros(torch.bool)
+            started = needed = ~self._zeros(torch.bool)
         else:
             self._check_started("partially reset")
-            rows = mask.reshape(self.num_envs)
-            needed = rows & ~self._already_reset
-        everything = bool(rows.all())
+            started = mask.reshape(self.num_envs)
+            needed = started & ~self._already_reset
+        everything = bool(started.all())
         with self._grad_mode():
             if needed.any():
                 self._observation = self.simulator.reset(needed)
         assert self._observation is not None
-        self._check_start(rows)
-        self._steps = torch.where(rows, self._head_start() if mask is None else 0, self._steps)
-        self._already_reset = self._already_reset & ~rows
-        self._gates.restart(rows)
+        self._check_start(started)
+        self._steps = torch.where(started, self._head_start() if mask is None else 0, self._steps)
+        self._already_reset = self._already_reset & ~started
+        self._gates.restart(started)
         if everything:
             self._cut()
         return self._pack(self._observation, self._zeros(torch.bool), self._zeros(torch.bool))
 
     def _head_start(self) -> Tensor:
-        """Steps that count as taken when all rows start, [N]."""
+        """Steps that count as taken when all envs start, [N]."""
         if not self.stagger or self.episode_length is None:
             return self._zeros(torch.int64)
         return ((self.simulator.uniform() + 1) / 2 * self.episode_length).long()
@@ -200,12 +200,12 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
                 :meth:`load_state_dict`; transforms around this env have no part in that.
 
         Returns:
-            The detached carrier, a new TensorDict with the present observation at its root, from which the next window
-            starts: ``env.rollout(H, policy, tensordict=carrier, auto_reset=False, break_when_any_done=False)``.
+            The detached TensorDict, a new one with the present observation at its root, from which the next window
+            starts: ``env.rollout(H, policy, tensordict=td, auto_reset=False, break_when_any_done=False)``.
 
         Raises:
             RuntimeError: before the first reset.
-            ValueError: if the TensorDict is a finished step (it has ``"next"``), or has rows that are done.
+            ValueError: if the TensorDict is a finished step (it has ``"next"``), or has envs that are done.
         """
         self._check_started("cut")
         if tensordict is not None and "next" in tensordict:
@@ -215,7 +215,7 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
             )
         if tensordict is not None and any(bool(tensordict[key].any()) for key in self.done_keys if key in tensordict):
             raise ValueError(
-                "found rows that are done, which must be reset before the next window: pass "
+                "found envs that are done, which must be reset before the next window: pass "
                 "env.maybe_reset(tensordict), or the second value of step_and_maybe_reset"
             )
         self._cut()
@@ -250,7 +250,7 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         }
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, **kwargs: Any) -> None:
-        """Goes on from a state of :meth:`state_dict`, bit for bit, from ``env.truncate_graph()`` or a saved carrier.
+        """Goes on from a state of :meth:`state_dict`, bit for bit, from ``env.truncate_graph()`` or a saved TensorDict.
 
         Without ``strict``, an incomplete state changes nothing: TorchRL's ``EnvCreator`` hands on parts of the state
         of another env.
@@ -310,10 +310,10 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
 
     def _checked_step(self, result: Any) -> SimulatorStep:
         step = SimulatorStep(*result)
-        rows, kind = (self.num_envs,), self.simulator.dtype
-        wide = ((*rows, self.simulator.observation_size), kind)
-        flag = (rows, torch.bool)
-        expected = (wide, (rows, kind), flag, flag, wide)
+        batch, kind = (self.num_envs,), self.simulator.dtype
+        wide = ((*batch, self.simulator.observation_size), kind)
+        flag = (batch, torch.bool)
+        expected = (wide, (batch, kind), flag, flag, wide)
         for key, value, (shape, dtype) in zip(SimulatorStep._fields, step, expected):
             if value is not None and (tuple(value.shape), value.dtype) != (shape, dtype):
                 raise ValueError(
@@ -322,17 +322,17 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
                 )
         return step
 
-    def _check_start(self, rows: Tensor) -> None:
+    def _check_start(self, started: Tensor) -> None:
         assert self._observation is not None
         expected = (self.num_envs, self.simulator.observation_size)
         if tuple(self._observation.shape) != expected:
             raise ValueError(
-                f"{type(self.simulator).__name__}.reset must return the observation of every row, of shape {expected}, "
+                f"{type(self.simulator).__name__}.reset must return the observation of every env, of shape {expected}, "
                 f"found {tuple(self._observation.shape)}"
             )
-        bad = rows & ~self._observation.isfinite().all(-1)
+        bad = started & ~self._observation.isfinite().all(-1)
         if bad.any():
-            raise FloatingPointError(f"the start of rows {_listed(bad)} is not finite: check the simulator's reset")
+            raise FloatingPointError(f"the start of envs {_listed(bad)} is not finite: check the simulator's reset")
 
     def _without_non_finite(self, step: SimulatorStep, action: Tensor) -> SimulatorStep:
         finite = step.observation.isfinite().all(-1) & step.reward.isfinite()
@@ -343,13 +343,13 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
             steps = self._steps[bad].tolist()
             actions = bad & ~action.isfinite().all(-1)
             cause = (
-                f"the actions of rows {_listed(actions)} were not finite already: look for a NaN in the policy"
+                f"the actions of envs {_listed(actions)} were not finite already: look for a NaN in the policy"
                 if actions.any()
                 else "the actions were finite: the simulation is unstable there. Use smaller actions or, to end such "
                 'episodes and go on, non_finite="terminate"'
             )
             raise FloatingPointError(
-                f"observation or reward of rows {_listed(bad)} became non-finite at step {steps[:8]} of their episodes;"
+                f"observation or reward of envs {_listed(bad)} became non-finite at step {steps[:8]} of their episodes;"
                 f" {cause}"
             )
         assert self._observation is not None
@@ -363,7 +363,7 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         )
 
 
-def _listed(rows: Tensor) -> str:
-    """Up to eight indices of True rows."""
-    indices = rows.nonzero().flatten().tolist()
+def _listed(flags: Tensor) -> str:
+    """Up to eight indices where ``flags`` is True."""
+    indices = flags.nonzero().flatten().tolist()
     return f"{indices[:8]}{'' if len(indices) <= 8 else f' and {len(indices) - 8} more'}"

@@ -37,13 +37,13 @@ class IsaacGymEnv(IsaacGymWrapper):
 
     Keys, all with batch [N]: reads ``action`` [N, A]; writes ``obs`` [N, O], ``reward``, ``done``, ``terminated`` and
     ``truncated`` [N, 1]. ``RenameTransform(["obs"], ["observation"])`` gives the key that this package's losses read.
-    Isaac Gym starts a row anew within the *next* step: the observation after the reset of some rows is their terminal
+    Isaac Gym resets an env within the *next* step: the observation after the reset of some envs is their terminal
     one, and the first transition of an episode leads from there to its start. Leave that one out of a world model's
     data. A full reset takes that step, without action, at once. A process can hold one such env.
 
     Args:
         task (str): one of ``IsaacGymEnv.available_envs``, which is empty where Isaac Gym is not installed.
-        num_envs (int): number of rows N.
+        num_envs (int): number N of parallel envs.
 
     Keyword Args:
         requires_grad (bool): must be False.
@@ -89,8 +89,8 @@ class IsaacGymEnv(IsaacGymWrapper):
             )
         if num_envs < 1:
             raise ValueError(f"num_envs must be an integer of at least 1, found {num_envs!r}")
-        for module, found in (("isaacgym", _has_isaacgym), ("isaacgymenvs", _has_isaacgymenvs)):
-            if not found:
+        for module, installed in (("isaacgym", _has_isaacgym), ("isaacgymenvs", _has_isaacgymenvs)):
+            if not installed:
                 raise ImportError(f"IsaacGymEnv needs {module}, which is not installed: {_INSTALL}", name=module)
         if task not in _tasks():
             raise ValueError(f"unknown task {task!r}; expected one of {', '.join(map(repr, _tasks()))}")

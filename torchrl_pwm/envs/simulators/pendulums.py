@@ -1,4 +1,4 @@
-"""Cart-pole swing-up and the double pendulum, in closed form.
+"""Cart-pole swing-up and the double pendulum, as analytic equations of motion.
 
 Observation, reward, start noise and the 240 steps of 1/60 s are those of the tasks of DFlex that PWM and SHAC were
 run on (arXiv 2407.02466, arXiv 2204.07137); the physical parameters are our own. An angle is zero upright.
@@ -24,7 +24,7 @@ class Mechanism(AnalyticSimulator):
     """Two joints q and their rates v, driven by one motor. State [N, 4]: q, v.
 
     Args:
-        num_envs (int): number of rows N.
+        num_envs (int): number N of parallel envs.
 
     Keyword Args:
         substeps (int): steps of the classical Runge-Kutta method in one control step, during which the action is held.

@@ -44,7 +44,7 @@ class RewarpedSimulator(DiffRLSimulator):
     def reset(self, rows: Tensor) -> Tensor:
         if not self.env.early_termination and not rows.all():
             raise ValueError(
-                f"{type(self.env).__name__} of rewarped, without early termination, resets all rows or none, found "
+                f"{type(self.env).__name__} of rewarped, without early termination, resets all envs or none, found "
                 f'{int(rows.sum())} of {self.num_envs}: reset the whole env, and leave non_finite="raise"'
             )
         return super().reset(rows)
@@ -64,10 +64,10 @@ class RewarpedEnv(SimulatorEnv):
     | ``"ant"`` | 37 | 8 | 1000 |
     | ``"humanoid"`` | 76 | 21 | 1000 |
 
-    Keys, resets and :meth:`truncate_graph` are those of :class:`SimulatorEnv`, with one exception: the reset of one row
-    cuts the physics' graph of *every* row (``env.simulator.reset_cuts_all``). In a window that crosses a reset, later
-    rewards of all rows then reach earlier actions only through the observations that the policy was given: the
-    gradient is that of shorter windows. With ``early_termination=False`` rows end together, at the episode's length,
+    Keys, resets and :meth:`truncate_graph` are those of :class:`SimulatorEnv`, with one exception: the reset of one env
+    cuts the physics' graph of *every* env (``env.simulator.reset_cuts_all``). In a window that crosses a reset, later
+    rewards of all envs then reach earlier actions only through the observations that the policy was given: the
+    gradient is that of shorter windows. With ``early_termination=False`` envs end together, at the episode's length,
     and only windows across that are cut.
 
     The rewards are those of DFlex's tasks, but of the state that is reached; the physics differs. Gradients agree with
@@ -79,7 +79,7 @@ class RewarpedEnv(SimulatorEnv):
 
     Args:
         task (str): one of the table; ``RewarpedEnv.available_envs`` is empty where rewarped is not installed.
-        num_envs (int): number of rows N.
+        num_envs (int): number N of parallel envs.
 
     Keyword Args:
         requires_grad (bool): whether gradients flow through steps.
@@ -157,10 +157,10 @@ def _check_installed() -> None:
         raise ImportError(f"RewarpedEnv found newton in this environment: {separate}", name="rewarped")
     warp = require("warp", extra="rewarped", purpose="RewarpedEnv")
     try:
-        found = importlib.util.find_spec("warp.sim") is not None
+        installed = importlib.util.find_spec("warp.sim") is not None
     except ImportError:
-        found = False
-    if not found:
+        installed = False
+    if not installed:
         raise ImportError(
             f"rewarped needs warp-lang 1.3.3 to 1.5, found {getattr(warp, '__version__', 'another')}, which has no "
             f"warp.sim. {separate}",

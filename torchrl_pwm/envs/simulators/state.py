@@ -1,4 +1,4 @@
-"""State of an env, as a part of a checkpoint."""
+"""The state of an env, as a part of a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,14 +8,8 @@ from typing import Any
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase, TransformedEnv
 
-from torchrl_pwm.envs.simulators.env import SimulatorEnv
-
-
-def innermost_env(env: EnvBase) -> EnvBase:
-    """The env without its transforms."""
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    return env
+from torchrl_pwm.envs.multitask import innermost_env
+from torchrl_pwm.envs.simulators import SimulatorEnv
 
 
 def has_state(env: EnvBase) -> bool:
@@ -38,5 +32,5 @@ def load_env(env: EnvBase, state: Mapping[str, Any]) -> TensorDictBase | None:
     innermost_env(env).load_state_dict(state["simulator"])
     if isinstance(env, TransformedEnv):
         env.load_state_dict(state["transforms"])
-    td = state["carrier"]
-    return None if td is None else TensorDict(td, env.batch_size, device=env.device)
+    entries = state["carrier"]
+    return None if entries is None else TensorDict(entries, env.batch_size, device=env.device)

@@ -21,7 +21,7 @@ class Synthetic(AnalyticSimulator):
     of DFlex's SNU Humanoid, 53 observations and 152 muscles.
 
     Args:
-        num_envs (int): number of rows N.
+        num_envs (int): number N of parallel envs.
 
     Keyword Args:
         observation_size, action_size (int): O and A.

@@ -46,7 +46,7 @@ class NewtonEnv(SimulatorEnv):
 
     Args:
         task (str): one of the table; ``NewtonEnv.available_envs`` is empty where Newton is not installed.
-        num_envs (int): number of rows N.
+        num_envs (int): number N of parallel envs.
 
     Keyword Args:
         requires_grad (bool): whether gradients flow through steps.
@@ -54,7 +54,7 @@ class NewtonEnv(SimulatorEnv):
         seed (int): of the env's own generator, from which all starts are drawn.
         episode_length (int, optional): instead of the task's own.
         stochastic_init (bool): whether starts are drawn (default) or are all the same.
-        early_termination (bool): whether a row ends where its task terminates it (default) or always goes on.
+        early_termination (bool): whether an env ends where its task terminates it (default) or always goes on.
         reward_timing (str): ``"after"`` (default) rewards the state that the step reaches, R(s', a); ``"before"`` the
             state it leaves, R(s, a), as PWM's fork of DFlex does.
         substeps (int, optional): solver steps in one step, instead of the task's own.

@@ -300,7 +300,7 @@ def joint_forces(
     damping: wp.array[float],
     total: wp.array2d[float],
 ):
-    """What accelerates each dof: applied, damping and limit forces, less what its bodies need for v' = 0."""
+    """Force that accelerates each dof: applied, damping and limit forces, less what its bodies need for v' = 0."""
     world, body = wp.tid()
     f = sum_over(world, body, last[body], force)
     n = sum_over(world, body, last[body], moment) - wp.cross(position[world, body], f)

@@ -17,7 +17,7 @@ __all__ = ["ROBOTS"]
 
 
 def cartpole() -> Robot:
-    """A cart on rails along x, and a pole on it, with the parameters of the closed-form task."""
+    """A cart on rails along x, and a pole on it, with the parameters of the analytic task."""
     task = CartPoleSwingUp
     robot = Robot()
     builder = robot.builder
@@ -31,7 +31,7 @@ def cartpole() -> Robot:
 
 
 def double_pendulum() -> Robot:
-    """Two rods with a motor between them, with the parameters of the closed-form task."""
+    """Two rods with a motor between them, with the parameters of the analytic task."""
     task = DoublePendulum
     robot = Robot()
     builder = robot.builder

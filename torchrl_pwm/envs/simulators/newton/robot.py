@@ -1,4 +1,4 @@
-"""What robots are built from: capsules, joints, motors, and the ground under them."""
+"""Parts of robots: capsules, joints, motors, and the ground under them."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ class Robot:
 
         They are two in place of a free joint, whose velocity in Newton is that of the center of mass.
         """
-        carrier, body = self.builder.add_link(), self.builder.add_link()
-        slides = self.builder.add_joint_d6(-1, carrier, linear_axes=[free_axis(axis) for axis in (X, Y, Z)])
-        return body, [slides, self.builder.add_joint_ball(carrier, body)]
+        base, body = self.builder.add_link(), self.builder.add_link()
+        slides = self.builder.add_joint_d6(-1, base, linear_axes=[free_axis(axis) for axis in (X, Y, Z)])
+        return body, [slides, self.builder.add_joint_ball(base, body)]
 
 
 def at(point: Point) -> Any:

@@ -1,6 +1,6 @@
 """The Newton tasks: what is observed and rewarded, where episodes start and end.
 
-One episode of 64 rows, mean and standard deviation, of uniformly random actions and of no action:
+One episode of 64 envs, mean and standard deviation, of uniformly random actions and of no action:
 
 | task | actions | return | way along x [m] | steps |
 |---|---|---|---|---|
@@ -14,10 +14,10 @@ One episode of 64 rows, mean and standard deviation, of uniformly random actions
 The ant stands on the limits of its knees when nothing moves it, and one that runs earns more by its speed; the hopper
 and the humanoid fall.
 
-What SHAC made of the humanoid: one seed, 800 windows of 32 steps and 64 rows (10 minutes of one core) with
+What SHAC made of the humanoid: one seed, 800 windows of 32 steps and 64 envs (10 minutes of one core) with
 ``conf/shac/newton/humanoid.yaml``, then 64 episodes, all of 1000 steps unless it falls. The same policy in finer steps:
 
-| solver steps | return | way along x [m] | rows that stay up |
+| solver steps | return | way along x [m] | envs that stay up |
 |---|---|---|---|
 | 8, as in training | 9390 +- 1579 | 127 +- 22 | 62 of 64 |
 | 16 | 8608 +- 1765 | 114 +- 24 | 61 of 64 |
@@ -30,7 +30,7 @@ a limit to the speed and the power of motors, stiffness of idle joints, and othe
 
 In 8 solver steps its gradients agreed with finite differences of 4 steps to 1e-3 in 6 states on its feet, and to 2e-2
 in 12 fallen; the norms of those of 32 random steps had a median of 30 and at most 150, or where fallen ones go on, of
-400 and 1100. With 64 rows it does 12500 steps a second forward, and 4500 with gradients, on one core; in 16 solver
+400 and 1100. With 64 envs it does 12500 steps a second forward, and 4500 with gradients, on one core; in 16 solver
 steps, which change neither starts nor gradients much, 9300 and 2900.
 """
 
@@ -55,7 +55,7 @@ _TIME_STEP = 1 / 60
 
 
 class _Pendulum(Mechanism):
-    """A closed-form task with Newton's dynamics in place of its equations of motion."""
+    """An analytic task with Newton's dynamics in place of its equations of motion."""
 
     robot: ClassVar[str]
 
@@ -92,7 +92,7 @@ class Locomotion(AnalyticSimulator):
     """A robot that is to run along x. State [N, Q + D + A]: joint positions q, joint velocities v, the last action.
 
     Args:
-        num_envs (int): number of rows N.
+        num_envs (int): number N of parallel envs.
 
     Keyword Args:
         requires_grad (bool): whether steps are to be differentiable.

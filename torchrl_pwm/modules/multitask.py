@@ -1,11 +1,24 @@
-"""Which entries of a padded action a task has."""
+"""Parts of a world model that differ from task to task: padding of actions, and the task's share of a step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class TaskContext(NamedTuple):
+    """The task's share of the first dynamics and reward layers, computed once for many steps.
+
+    ``*_weight`` are the columns that read latent and action; ``*_bias`` [*, units] holds bias and embedding.
+    """
+
+    dynamics_weight: Tensor
+    dynamics_bias: Tensor
+    reward_weight: Tensor
+    reward_bias: Tensor
 
 
 def action_masks(action_dims: Sequence[int] | None, num_tasks: int, action_dim: int) -> Tensor | None:
