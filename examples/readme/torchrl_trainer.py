@@ -1,6 +1,6 @@
 """PWM under TorchRL's own Trainer: its collector, replay buffer, logger and checkpoint, and our optimisation stepper.
 
-The return of an episode rises from about -1250 to about -150 within 8,000 frames; 3 minutes on one CPU core. Started
+The return of an episode rises from about -1250 to about -130 within 8,000 frames; 2 minutes on one CPU core. Started
 again after an interruption, it goes on from its last checkpoint.
 """
 
