@@ -64,9 +64,9 @@ def elsewhere(package: str, home: str) -> bool:
 
 
 class CrossReferences(griffe.Extension):
-    """Links from a docstring's ``:class:`~torchrl_pwm.Name` `` to the page that has the name."""
+    """Docstrings as Markdown: ``:class:`~torchrl_pwm.Name` `` links to its page, and a shape [*, D] keeps its star."""
 
-    role = re.compile(r":\w+:`~?([\w.]+)`")
+    markup = re.compile(r":\w+:`~?([\w.]+)`|``(.+?)``|(?<=\[)\*(?=[,\]])")
 
     def __init__(self) -> None:
         sys.path.insert(0, str(ROOT))
@@ -77,8 +77,19 @@ class CrossReferences(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring:
-            obj.docstring.value = self.role.sub(self._link, obj.docstring.value).replace("``", "`")
+            lines = obj.docstring.value.splitlines()
+            obj.docstring.value = "\n".join(line if is_example(line) else self._markdown(line) for line in lines)
 
-    def _link(self, match: re.Match[str]) -> str:
-        name = match[1].rpartition(".")[2]
-        return f"[`{name}`][{self.homes[name]}]" if name in self.homes else f"`{name}`"
+    def _markdown(self, line: str) -> str:
+        return self.markup.sub(self._replace, line)
+
+    def _replace(self, match: re.Match[str]) -> str:
+        if match[1]:
+            name = match[1].rpartition(".")[2]
+            return f"[`{name}`][{self.homes[name]}]" if name in self.homes else f"`{name}`"
+        return f"`{match[2]}`" if match[2] else "\\*"
+
+
+def is_example(line: str) -> bool:
+    """Whether a line of a docstring is code to try."""
+    return line.lstrip().startswith((">>>", "..."))

@@ -29,12 +29,6 @@ def blocks(page: Path, *languages: str) -> list[tuple[int, str]]:
     return [(line, match[2]) for line, match in found if match[1] in languages]
 
 
-def included(block: str) -> str | None:
-    """The file that a block includes, if that is all it does."""
-    match = re.fullmatch(r'--8<-- "(.+)"\n', block)
-    return match and match[1]
-
-
 def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
@@ -54,15 +48,10 @@ def workplace(tmp_path, monkeypatch):
     torch.manual_seed(0)
 
 
-WITH_PYTHON = [page for page in PAGES if any(not included(block) for _, block in blocks(page, "python"))]
-
-
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=named)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=named)
 def test_snippets_of_a_page_run_one_after_the_other(page, workplace):
     names: dict[str, object] = {}
     for line, block in blocks(page, "python"):
-        if included(block):
-            continue
         for full, short in SHORT.items():
             block = block.replace(full, short)
         try:
@@ -73,10 +62,9 @@ def test_snippets_of_a_page_run_one_after_the_other(page, workplace):
             pytest.skip(f"an extra is not installed: {error}")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_what_a_page_includes_is_run_by_a_test(page):
-    files = {included(block) for _, block in blocks(page, "python")} - {None}
-    assert files <= {f"examples/readme/{name}" for name in SHORTENED}
+def test_what_the_docs_include_is_run_by_a_test():
+    files = {name for page in PAGES for name in re.findall(r'--8<-- "(.+)"', page.read_text())}
+    assert files == {f"examples/readme/{name}" for name in SHORTENED}
 
 
 def commands() -> list[str]:
