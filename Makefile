@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Options of `make speed`, such as OPTIONS="--size paper --record"; see benchmarks/speed/conftest.py.
 OPTIONS ?=
 
-.PHONY: setup demo test nightly lint speed clean
+.PHONY: setup demo test nightly lint docs docs-serve speed clean
 
 setup: $(STAMP)
 
@@ -32,8 +32,14 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 speed: setup
 	$(BIN)/python -m pytest benchmarks/speed --benchmark-only --benchmark-disable-gc -p no:randomly -s $(OPTIONS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

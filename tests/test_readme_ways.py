@@ -1,4 +1,4 @@
-"""PWMLoss composed by hand and under TorchRL's own Trainer, as the README shows it."""
+"""The examples that README and docs include, and a user's own loop around PWMLoss."""
 
 from __future__ import annotations
 
@@ -26,10 +26,19 @@ from torchrl_pwm import (
 )
 
 SNIPPETS = Path(__file__).parents[1] / "examples" / "readme"
+# The line of numbers of each example that a test makes small, and what it makes of it.
+SHORTENED = {
+    "plain_loop.py": ("EPISODES, UPDATES = 40, 40", "EPISODES, UPDATES = 12, 1"),
+    "torchrl_trainer.py": ("FRAMES, UPDATES = 8_000, 40", "FRAMES, UPDATES = 2_400, 1"),
+    "own_simulator.py": ("WINDOWS = 60", "WINDOWS = 21"),
+    "own_env.py": ("ITERATIONS = 300", "ITERATIONS = 2"),
+}
 
 
-def execute(name, full, tiny, tmp_path, monkeypatch):
-    """Runs the very file of the README, with one line of numbers made small."""
+def execute(name, tmp_path, monkeypatch, tiny=None):
+    """Runs the very file of the docs, with one line of numbers made small."""
+    full, usual = SHORTENED[name]
+    tiny = tiny or usual
     source = (SNIPPETS / name).read_text()
     assert source.count(full) == 1
     (tmp_path / name).write_text(source.replace(full, tiny))
@@ -39,7 +48,7 @@ def execute(name, full, tiny, tmp_path, monkeypatch):
 
 def test_the_plain_loop_trains_model_policy_and_critics(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
-    found = execute("plain_loop.py", "EPISODES, UPDATES = 40, 40", "EPISODES, UPDATES = 12, 1", tmp_path, monkeypatch)
+    found = execute("plain_loop.py", tmp_path, monkeypatch)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if line.startswith("episode")] == [f"episode {n}" for n in range(12)]
     assert -2000 < float(lines[-1].rsplit(" ", 1)[1]) <= 0
@@ -51,29 +60,52 @@ def test_the_plain_loop_trains_model_policy_and_critics(tmp_path, monkeypatch, c
     assert all(parameter.grad is not None for module in trained for parameter in module.parameters())
 
 
+def rewards_at(folder):
+    rows = (folder / "runs" / "pendulum" / "scalars" / "reward.csv").read_text().splitlines()
+    return [int(row.split(",")[0]) for row in rows]
+
+
+def networks(found):
+    loss, model = found["loss"].state_dict(), found["model"].state_dict()
+    return [tensor.clone() for tensor in (*loss.values(), *model.values()) if isinstance(tensor, torch.Tensor)]
+
+
 def test_torchrls_trainer_collects_and_trains(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    found = execute(
-        "torchrl_trainer.py", "FRAMES, UPDATES = 8_000, 40", "FRAMES, UPDATES = 2_400, 1", tmp_path, monkeypatch
-    )
-    trainer = found["trainer"]
+    found = execute("torchrl_trainer.py", tmp_path, monkeypatch)
     # Updates begin with the frames that follow the random ones.
-    assert (trainer.collected_frames, trainer._optim_count) == (2_400, 3)
+    assert found["trainer"].collected_frames == 2_400
     assert len(found["replay_buffer"]) == 2_400
-    rewards = (tmp_path / "runs" / "pendulum" / "scalars" / "reward.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rewards] == [str(frame) for frame in range(200, 2_401, 200)]
-    assert trainer.optimization_stepper.policy.schedulers[0].last_epoch == 3
+    assert rewards_at(tmp_path) == list(range(200, 2_401, 200))
+    trained = [found["model"], found["loss"]]
+    assert all(parameter.grad is not None for module in trained for parameter in module.parameters())
+
+
+def test_torchrls_trainer_resumes_with_model_policy_optimizers_and_replay(tmp_path, monkeypatch):
+    first = execute("torchrl_trainer.py", tmp_path, monkeypatch)
+    saved = networks(first)
+    # All frames are there: the second run loads, and ends with the batch that it is about to collect.
+    again = execute("torchrl_trainer.py", tmp_path, monkeypatch, tiny="FRAMES, UPDATES = 2_800, 0")
+    assert again["trainer"].collected_frames == 2_800
+    assert len(again["replay_buffer"]) == 2_800
+    assert torch.equal(again["replay_buffer"][:2_400]["action"], first["replay_buffer"][:]["action"])
+    assert all(map(torch.equal, networks(again), saved))
+    before, after = (found["trainer"].optimization_stepper for found in (first, again))
+    assert after.policy_stepper.schedulers[0].last_epoch == before.policy_stepper.schedulers[0].last_epoch == 3
+    for optimizer in (lambda s: s.model_stepper.optimizer, lambda s: s.policy_stepper.actor_optimizer):
+        moments = [optimizer(stepper).state_dict()["state"] for stepper in (before, after)]
+        torch.testing.assert_close(*moments, rtol=0, atol=0)
+    assert rewards_at(tmp_path) == list(range(200, 2_801, 200))
 
 
 def test_a_simulator_of_ones_own_trains_a_policy(tmp_path, monkeypatch, capsys):
-    found = execute("own_simulator.py", "WINDOWS = 60", "WINDOWS = 21", tmp_path, monkeypatch)
+    found = execute("own_simulator.py", tmp_path, monkeypatch)
     rewards = [float(line.rsplit(" ", 1)[1]) for line in capsys.readouterr().out.splitlines()]
     assert len(rewards) == 2 and rewards[1] > rewards[0] / 3
     assert found["rollout"].shape == (64, 16) and found["rollout"]["next", "reward"].requires_grad
 
 
 def test_an_env_of_ones_own_trains_a_policy(tmp_path, monkeypatch, capsys):
-    found = execute("own_env.py", "ITERATIONS = 300", "ITERATIONS = 2", tmp_path, monkeypatch)
+    found = execute("own_env.py", tmp_path, monkeypatch)
     assert found["trainer"].env_steps == 2048 + 2 * 128
     value = float(capsys.readouterr().out.splitlines()[-1].rsplit(" ", 1)[1])
     assert -2000 < value < 0

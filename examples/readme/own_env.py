@@ -28,7 +28,7 @@ policy = WorldModelPolicy(model, actor)
 trainer = OnlinePWMTrainer(
     PWMLoss(actor, value, model),
     PWMWorldModelLoss(model, reward_coef=1.0),
-    Collector(env, policy, frames_per_batch=128, init_random_frames=2048),
+    Collector(env, policy, frames_per_batch=128, init_random_frames=2048, auto_register_policy_transforms=False),
     make_online_replay(100_000, batch_size=64),
     iterations=ITERATIONS,
     warmup_steps=2048,

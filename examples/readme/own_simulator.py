@@ -21,8 +21,8 @@ class Hover(Simulator):
         super().__init__(num_envs, **options)
         self.state = torch.zeros(num_envs, 4, dtype=self.dtype, device=self.device)  # position and velocity
 
-    def reset(self, rows):  # bool [N]: the others keep state and graph
-        self.state = torch.where(rows[:, None], self.uniform(4), self.state)
+    def reset(self, envs):  # bool [N]: the others keep state and graph
+        self.state = torch.where(envs[:, None], self.uniform(4), self.state)
         return self.state
 
     def step(self, actions):  # [N, 2] in [-1, 1]; tensors are replaced, never changed in place
@@ -39,9 +39,9 @@ actor = make_pwm_actor(4, 2, units=(64, 64), in_key="observation")
 loss = SHACLoss(actor, make_value_ensemble(4, units=(64, 64), in_key="observation"), horizon=16)
 stepper = SHACOptimizationStepper(loss, iterations=WINDOWS, critic_iterations=4)
 
-carrier = env.reset()
+td = env.reset()
 for window in range(WINDOWS):
-    rollout, carrier = loss.rollout(env, carrier)  # [N, 16] with its graph; episodes go on in the next window
+    rollout, td = loss.rollout(env, td)  # [N, 16] with its graph; episodes go on in the next window
     stepper.update(rollout)
     if window % 20 == 0 or window == WINDOWS - 1:
         print(f"window {window}: reward of a step {rollout['next', 'reward'].mean():.2f}")
