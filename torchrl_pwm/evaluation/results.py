@@ -11,6 +11,8 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 
+from torchrl_pwm.envs.tasks import TaskSpec
+
 __all__ = ["EpisodeStatistics", "EvaluationResult"]
 
 _ROW_KEYS = ("task", "return_mean", "return_std", "success", "score", "episodes", "seed")
@@ -66,6 +68,26 @@ class EvaluationResult(Mapping[str, Any]):
     def score(self) -> float | None:
         """Mean normalised score, or None for an env that is in no task table."""
         return None if self.scores is None else float(self.scores.mean())
+
+    def record(self) -> dict[str, Any]:
+        """What a JSON file keeps of the episodes: seed, returns and successes."""
+        successes = None if self.successes is None else self.successes.tolist()
+        return {"seed": self.seed, "returns": self.returns.tolist(), "successes": successes}
+
+    @classmethod
+    def from_records(cls, spec: TaskSpec, records: Sequence[Mapping[str, Any]]) -> EvaluationResult:
+        """The episodes of one :meth:`record` of a task, or of several together."""
+        returns, successes = np.concatenate([record["returns"] for record in records]), None
+        if records[0]["successes"] is not None:
+            successes = np.concatenate([record["successes"] for record in records]).astype(bool)
+        return cls(
+            task=spec.name,
+            seed=records[0]["seed"],
+            returns=returns,
+            lengths=np.full(len(returns), spec.episode_length),
+            successes=successes,
+            scores=np.asarray(spec.score(returns, successes)),
+        )
 
     def outcome(self) -> dict[str, Any]:
         """The summary numbers alone: return, its deviation, success, score and the number of episodes."""

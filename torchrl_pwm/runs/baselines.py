@@ -80,7 +80,7 @@ class BaselineJob:
     def _measure(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         spec = get_task_set(self.task_set)[self.task]
         if self.settings["random"]:
-            yield "random", [_record(self.seed, self._evaluate(RandomPolicy(spec.action_dim, self.seed)))]
+            yield "random", [self._evaluate(RandomPolicy(spec.action_dim, self.seed)).record()]
         options = dict(self.settings["cloning"] or {"updates": 0})
         top = options.pop("top", None)
         if options["updates"]:
@@ -88,7 +88,7 @@ class BaselineJob:
             for seed in self.seeds:
                 replay = self._replay(seed, 1.0 if top is None else top)
                 actor = clone_behavior(replay, spec.observation_dim, spec.action_dim, seed=seed, **options)
-                runs.append(_record(seed, self._evaluate(actor)))
+                runs.append({**self._evaluate(actor).record(), "seed": seed})
             yield "cloning", runs
 
     def _evaluate(self, policy: Any) -> EvaluationResult:
@@ -170,8 +170,3 @@ def _run(job: BaselineJob, report: Callable[[], object]) -> dict[str, Any]:
     result = job.run()
     report()
     return result
-
-
-def _record(seed: int, result: EvaluationResult) -> dict[str, Any]:
-    successes = None if result.successes is None else result.successes.tolist()
-    return {"seed": seed, "returns": result.returns.tolist(), "successes": successes}

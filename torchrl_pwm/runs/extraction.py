@@ -142,13 +142,7 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
         episodes=config.evaluation.episodes,
         seed=config.evaluation.seed,
     )
-    result = {
-        "task": job.task,
-        "seed": job.seed,
-        "returns": evaluation.returns.tolist(),
-        "successes": None if evaluation.successes is None else evaluation.successes.tolist(),
-        "seconds": seconds,
-    }
+    result = {"task": job.task, **evaluation.record(), "seed": job.seed, "seconds": seconds}
     replace_file(job.result_file, json.dumps(result, indent=2).encode())
     return result
 

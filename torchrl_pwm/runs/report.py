@@ -67,7 +67,7 @@ def write_report(
     rows = []
     for task in tasks:
         spec, runs = task_set[task], [result for result in results if result["task"] == task]
-        row = merge_runs(spec, runs).summary_row(
+        row = EvaluationResult.from_records(spec, runs).summary_row(
             behavior_return_mean=behavior[task]["behavior_return_mean"],
             seconds_extraction=round(float(np.mean([run["seconds"] for run in runs])), 1),
             seeds=_by_seed(spec, runs),
@@ -125,29 +125,13 @@ def _notes(config: DictConfig, store: EpisodeStore | Quickstart, cloning: bool) 
     return notes
 
 
-def merge_runs(spec: TaskSpec, runs: list[dict[str, Any]]) -> EvaluationResult:
-    """The episodes of all runs of a task together."""
-    returns = np.concatenate([run["returns"] for run in runs])
-    successes = None
-    if runs[0]["successes"] is not None:
-        successes = np.concatenate([run["successes"] for run in runs]).astype(bool)
-    return EvaluationResult(
-        task=spec.name,
-        seed=runs[0]["seed"],
-        returns=returns,
-        lengths=np.full(len(returns), spec.episode_length),
-        successes=successes,
-        scores=np.asarray(spec.score(returns, successes)),
-    )
-
-
 def _by_seed(spec: TaskSpec, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"seed": run["seed"], **merge_runs(spec, [run]).outcome()} for run in runs]
+    return [{"seed": run["seed"], **EvaluationResult.from_records(spec, [run]).outcome()} for run in runs]
 
 
 def _outcome(spec: TaskSpec, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The episodes of a baseline together, and by seed."""
-    return {**merge_runs(spec, runs).outcome(), "seeds": _by_seed(spec, runs)}
+    return {**EvaluationResult.from_records(spec, runs).outcome(), "seeds": _by_seed(spec, runs)}
 
 
 def _data_outcome(spec: TaskSpec, behavior: dict[str, Any]) -> dict[str, Any]:

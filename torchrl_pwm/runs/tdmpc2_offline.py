@@ -21,13 +21,12 @@ from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
-from torchrl_pwm.evaluation import compare_with_published, evaluate_policy, plot_scores, write_summary
+from torchrl_pwm.evaluation import EvaluationResult, compare_with_published, evaluate_policy, plot_scores, write_summary
 from torchrl_pwm.modules import PWMWorldModel, TDMPC2Model
 from torchrl_pwm.planners import TDMPC2Planner
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison, other_data, other_size
 from torchrl_pwm.runs.folder import claim_folder
-from torchrl_pwm.runs.report import merge_runs
 from torchrl_pwm.runs.world_model import check_sizes, make_world_model, unsaid_sizes
 from torchrl_pwm.trainers.tdmpc2 import TDMPC2Trainer
 
@@ -71,7 +70,7 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
     results = evaluate_tasks(config, folder / "tasks", model, tasks)
     behavior = {} if store is None else store.statistics()
     rows = [
-        merge_runs(task_set[result["task"]], [result]).summary_row(
+        EvaluationResult.from_records(task_set[result["task"]], [result]).summary_row(
             behavior_return_mean=behavior[result["task"]]["behavior_return_mean"] if behavior else None
         )
         for result in results
@@ -172,9 +171,10 @@ def evaluate_tasks(config: DictConfig, folder: Path, model: TDMPC2Model, tasks: 
                 config.planner, model.to(device), plan=config.plan, generator=generator
             )
             result = _evaluate(config, planner, task, config.evaluation.episodes, config.evaluation.seed)
-            successes = None if result.successes is None else result.successes.tolist()
-            record = {"task": task, "seed": result.seed, "returns": result.returns.tolist(), "successes": successes}
-            replace_file(file, json.dumps({**record, "seconds": round(result.seconds, 1)}, indent=2).encode())
+            replace_file(
+                file,
+                json.dumps({"task": task, **result.record(), "seconds": round(result.seconds, 1)}, indent=2).encode(),
+            )
             bar.set_postfix_str(f"{task} {result.score:.3f}")
         results.append(json.loads(file.read_text()))
     return results

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -11,7 +11,6 @@ from torchrl.data import ReplayBuffer
 from torchrl.trainers import OptimizationStepper
 
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
-from torchrl_pwm.trainers.hooks import PolicyAverage
 from torchrl_pwm.trainers.steppers import (
     PWMOptimizationStepper,
     WorldModelOptimizationStepper,
@@ -19,6 +18,9 @@ from torchrl_pwm.trainers.steppers import (
     raise_non_finite,
 )
 from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
+
+if TYPE_CHECKING:
+    from torchrl_pwm.trainers.hooks import PolicyAverage
 
 
 class WorldModelTrainer(ReplayTrainer):

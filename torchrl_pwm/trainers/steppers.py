@@ -227,7 +227,7 @@ class WorldModelOptimizationStepper(OptimizationStepper):
     ) -> None:
         self.loss_module = loss_module
         self.params = list(loss_module.world_model.parameters())
-        encoder = list(loss_module.world_model._encoder.parameters())
+        encoder = list(loss_module.world_model.encoder_network.parameters())
         inside = {id(param) for param in encoder}
         groups: list[dict[str, Any]] = [
             {"params": encoder, "lr": lr * encoder_lr_scale},

@@ -70,7 +70,7 @@ class TDMPC2OptimizationStepper(OptimizationStepper):
         self.policy_params = list(model.policy.parameters())
         apart = {id(param) for param in [*self.policy_params, *model.target_q.parameters()]}
         self.model_params = [param for param in model.parameters() if id(param) not in apart]
-        encoder = list(model.world_model._encoder.parameters())
+        encoder = list(model.world_model.encoder_network.parameters())
         inside = {id(param) for param in encoder}
         groups: list[dict[str, Any]] = [
             {"params": encoder, "lr": lr * encoder_lr_scale},
