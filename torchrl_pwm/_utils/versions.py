@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-__all__ = ["versions"]
-
 _PACKAGES = ("torchrl-pwm", "torch", "torchrl", "tensordict", "numpy", "mujoco", "dm_control", "metaworld")
 
 
