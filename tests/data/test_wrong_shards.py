@@ -69,16 +69,6 @@ def test_a_shard_without_checksums_of_its_own_is_read(tmp_path):
     assert convert(paths, tmp_path / "data").num_rows == 6
 
 
-@pytest.mark.parametrize("keep", [0.3, 0.95])
-def test_a_shard_cut_short_says_what_to_do(tmp_path, keep):
-    paths = save_shards(tmp_path / "shards")
-    size = int(paths[1].stat().st_size * keep)
-    with open(paths[1], "r+b") as file:
-        file.truncate(size)
-    message = rf"chunk_1\.pt \({size} bytes\) cannot be read as a shard .*cut short or damaged: download it again"
-    refused(tmp_path, ValueError, message, paths)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_float16_shards_lose_nothing(tmp_path, dtype):
     """The values are not of the kind that any type holds."""

@@ -16,18 +16,6 @@ try:
 except ImportError:  # Windows: what a killed process left half-written stays until it is deleted by hand
     fcntl = None  # type: ignore[assignment]
 
-__all__ = [
-    "default_root",
-    "file_sha256",
-    "flush_file",
-    "flush_folder",
-    "locked",
-    "refuse_existing",
-    "replace_file",
-    "replaced_file",
-    "staged_folder",
-]
-
 _BLOCK = 1 << 22
 
 

@@ -12,8 +12,6 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolE
 from itertools import islice
 from typing import Any, TypeVar
 
-__all__ = ["end_with_parent", "process_pool", "run_jobs"]
-
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Report = Callable[..., object]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-__all__ = ["package_versions", "versions"]
-
 _PACKAGES = ("torch", "torchrl", "tensordict", "torchrl-pwm", "numpy", "mujoco", "dm_control", "metaworld")
 
 

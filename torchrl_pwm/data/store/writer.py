@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from torchrl_pwm._utils.files import file_sha256, staged_folder
+from torchrl_pwm._utils.files import file_sha256, replace_file, staged_folder
 from torchrl_pwm.data.store.manifest import MANIFEST_NAME, FieldRecord, Manifest, TaskRows
 from torchrl_pwm.data.store.moments import ObservationMoments
 from torchrl_pwm.data.store.steps import split_steps
@@ -188,10 +188,7 @@ class EpisodeStoreWriter:
             tasks=tuple(self._task_rows(spec.name) for spec in self._specs),
             source=self.source,
         )
-        with open(self._stage / MANIFEST_NAME, "w", encoding="utf-8") as text:
-            text.write(manifest.to_json())
-            text.flush()
-            os.fsync(text.fileno())
+        replace_file(self._stage / MANIFEST_NAME, manifest.to_json().encode())
 
     def _task_rows(self, name: str) -> TaskRows:
         spec, returns, start = self.task_set[name], self._returns[name], self._start[name]
