@@ -26,11 +26,6 @@ def test_symlog_and_symexp_match_the_reference(math):
     torch.testing.assert_close(symexp(math["inputs"]["y"]), math["outputs"]["symexp"], **FORWARD)
 
 
-def test_symexp_inverts_symlog():
-    x = torch.linspace(-1e3, 1e3, 101, dtype=torch.float64)
-    torch.testing.assert_close(symexp(symlog(x)), x)
-
-
 def test_bins_match_the_reference_and_are_even_in_symlog_space(math, codec):
     torch.testing.assert_close(codec.bins, math["outputs"]["bins"], **FORWARD)
     torch.testing.assert_close(symexp(codec.bins), math["outputs"]["bin_centres"], **FORWARD)

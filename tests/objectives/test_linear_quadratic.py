@@ -120,7 +120,7 @@ def geometric(theta: float, detach: bool, closing: float) -> tuple[float, float]
     return total.mean().item() / HORIZON, slope.mean().item() / HORIZON
 
 
-def closed_form(theta: float, detach: bool, closing: float) -> tuple[float, float]:
+def analytic(theta: float, detach: bool, closing: float) -> tuple[float, float]:
     """Loss and its gradient by hand: the recursion of z, u and their derivatives in theta, row by row.
 
     With the latent detached at the actor, du/dtheta = (1 - u^2) z; without, (1 - u^2) (z + theta dz/dtheta).
@@ -160,7 +160,7 @@ def test_actor_gradient_is_the_analytic_one(model: type[nn.Module], bootstrap: s
     loss = make_loss(model(), linear=linear, bootstrap=bootstrap, detach_latent=detach)
     result = loss_and_gradient(loss, None if linear else data()[1])
     closing = GAMMA ** (HORIZON + (bootstrap == "reference"))
-    expected = (geometric if linear else closed_form)(THETA, detach, closing)
+    expected = (geometric if linear else analytic)(THETA, detach, closing)
     assert result == pytest.approx(expected, rel=0, abs=1e-9)
 
 
@@ -188,7 +188,7 @@ def test_normalised_gradient_is_the_analytic_one_over_the_spread_of_the_returns(
     weight, total = 1e-4, 1e-4 + ENVS
     moment = weight + returns.var(correction=0) * ENVS + returns.mean() ** 2 * weight * ENVS / total
     scale = (moment / total + 1e-5).sqrt().item()
-    _, slope = closed_form(THETA, True, GAMMA**HORIZON)
+    _, slope = analytic(THETA, True, GAMMA**HORIZON)
     _, gradient = loss_and_gradient(make_loss(LinearQuadratic(), normalize_returns=True), noise)
     assert gradient == pytest.approx(slope * HORIZON / scale, rel=1e-6)
 

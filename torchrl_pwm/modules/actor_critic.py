@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
-from torchrl_pwm.modules.layers import stacked_mlp_parameters
+from torchrl_pwm.modules.layers import stacked_mlps
 
 
 class GaussianHead(nn.Module):
@@ -144,7 +144,7 @@ class ValueEnsemble(TensorDictModuleBase):
         super().__init__()
         self.in_keys, self.out_keys = [in_key], [out_key]
         self.num_nets = num_nets
-        self.params = stacked_mlp_parameters(num_nets, latent_dim, units, 1)
+        self.params = stacked_mlps(num_nets, latent_dim, units, 1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -134,9 +134,7 @@ def initialize(network: nn.Module) -> None:
             nn.init.uniform_(layer.weight, -0.02, 0.02)
 
 
-def stacked_mlp_parameters(
-    num_nets: int, in_features: int, units: Sequence[int], out_features: int
-) -> nn.ParameterList:
+def stacked_mlps(num_nets: int, in_features: int, units: Sequence[int], out_features: int) -> nn.ParameterList:
     """Parameters of ``num_nets`` MLPs along a first axis, not yet initialised.
 
     In the published order: weight, bias, norm gain, norm bias of each hidden layer, then weight and bias.

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchrl_pwm.modules.layers import stacked_mlp_parameters
+from torchrl_pwm.modules.layers import stacked_mlps
 
 
 class QEnsemble(nn.Module):
@@ -45,7 +45,7 @@ class QEnsemble(nn.Module):
                 f"num_nets={num_nets} and dropout={dropout}."
             )
         self.num_nets, self.dropout = num_nets, dropout
-        self.params = stacked_mlp_parameters(num_nets, in_features, units, out_features)
+        self.params = stacked_mlps(num_nets, in_features, units, out_features)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

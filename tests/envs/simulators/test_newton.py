@@ -232,7 +232,7 @@ def test_envs_that_fall_end_and_start_anew(task):
 
 
 @pytest.mark.parametrize("task", list(CLOSED_FORMS))
-def test_pendulums_move_as_in_closed_form(task):
+def test_pendulums_move_as_the_analytic_ones(task):
     simulated, exact = NewtonEnv(task, 4, seed=7, substeps=32), AnalyticEnv(CLOSED_FORMS[task], 4, seed=7)
     states = simulated.reset(), exact.reset()
     torch.testing.assert_close(states[0]["observation"], states[1]["observation"])
@@ -241,7 +241,7 @@ def test_pendulums_move_as_in_closed_form(task):
     torch.testing.assert_close(*ends, atol=0.05, rtol=0.05)
 
 
-def test_controller_of_the_closed_form_swings_the_simulated_cartpole_up():
+def test_controller_of_the_analytic_task_swings_the_simulated_cartpole_up():
     env = NewtonEnv("cartpole", 4, seed=2)
     rollout = env.rollout(240, SwingUpController("cartpole_swingup"))
     assert (rollout["next", "reward"][:, -20:] > -0.2).all()
