@@ -1,4 +1,4 @@
-"""What a measured number was measured on."""
+"""Processor, system and accelerator of a measurement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def processor() -> str:
 
 def machine(device: torch.device) -> dict[str, str]:
     """Processor, system and, where it is used, the accelerator."""
-    found = {"processor": processor(), "system": f"{platform.system()} {platform.release()}"}
+    entries = {"processor": processor(), "system": f"{platform.system()} {platform.release()}"}
     if device.type == "cuda":
-        found["accelerator"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
-    return found
+        entries["accelerator"] = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    return entries

@@ -1,4 +1,4 @@
-"""Milliseconds per decision: policies side by side in one process and thread, for one env and several at once."""
+"""Milliseconds per decision: policies side by side in one process and thread, for one env and for several at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from benchmarks.learning.groups import Group
-from benchmarks.learning.methods.offline import MODEL_FILES, MODELS
+from benchmarks.learning.plans import MODEL_FILES, MODELS
 from torchrl_pwm.data import make_online_replay
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import ObservationNormalizer, WorldModelPolicy
@@ -29,8 +29,9 @@ from torchrl_pwm.runs.tdmpc2_offline import load_tdmpc2
 from torchrl_pwm.runs.tdmpc2_online import make_model, make_planner
 from torchrl_pwm.runs.world_model import load_world_model
 
-#: Envs at once.
-ROWS = (1, 8)
+#: Numbers of envs at once.
+ENVS = (1, 8)
+_UNTIMED = 3  # first decisions of each policy
 Policy = Callable[[TensorDict], Any]
 
 
@@ -57,31 +58,31 @@ def measure_decisions(group: Group, folder: Path, *, rounds: int = 30) -> dict[s
 def _measure(
     policies: Mapping[str, Callable[[], Policy]], inputs: Callable[[int], TensorDict], rounds: int
 ) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {name: {} for name in policies}
+    median: dict[str, dict[str, float]] = {name: {} for name in policies}
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        for rows in ROWS:
+        for envs in ENVS:
             # A planner keeps the plans of its envs: one for each number of them.
             made = {name: policy() for name, policy in policies.items()}
             times: dict[str, list[float]] = {name: [] for name in policies}
-            for number in range(rounds + 3):
+            for _ in range(rounds + _UNTIMED):
                 for name, policy in made.items():
-                    td = inputs(rows)
+                    td = inputs(envs)
                     start = time.perf_counter()
                     policy(td)
-                    if number >= 3:
-                        times[name].append(time.perf_counter() - start)
+                    times[name].append(time.perf_counter() - start)
             for name, values in times.items():
-                found[name][str(rows)] = round(1000 * float(np.median(values)) / rows, 4)
-    return found
+                median[name][str(envs)] = round(1000 * float(np.median(values[_UNTIMED:])) / envs, 4)
+    return median
 
 
 def _offline_policies(folder: Path) -> tuple[dict[str, Callable[[], Policy]], Callable[[int], TensorDict]]:
     policies: dict[str, Callable[[], Policy]] = {}
     task_set, task = get_task_set("mt80"), 0
     for name in ("pwm", "tdmpc2", "tdmpc2_prior"):
-        run = _first_run(folder / name)
-        if run is None:
+        summary = next(iter(sorted((folder / name).glob("seed-*/summary.json"))), None)
+        if summary is None:
             continue
+        run = summary.parent
         config: Any = OmegaConf.load(run / "config.yaml")
         task = task_set[config.task[0]].index
         if name == "pwm":
@@ -93,8 +94,8 @@ def _offline_policies(folder: Path) -> tuple[dict[str, Callable[[], Policy]], Ca
             tdmpc2 = load_tdmpc2(config, source / MODEL_FILES["tdmpc2"], list(config.task)).eval()
             policies[name] = functools.partial(instantiate, config.planner, tdmpc2, plan=config.plan)
 
-    def inputs(rows: int) -> TensorDict:
-        return _inputs(rows, task_set.observation_dim).set("task", torch.full((rows,), task))
+    def inputs(envs: int) -> TensorDict:
+        return _inputs(envs, task_set.observation_dim).set("task", torch.full((envs,), task))
 
     return policies, inputs
 
@@ -138,11 +139,6 @@ def _same(policy: Policy) -> Policy:
     return policy
 
 
-def _first_run(folder: Path) -> Path | None:
-    runs = sorted(folder.glob("seed-*/summary.json"))
-    return runs[0].parent if runs else None
-
-
-def _inputs(rows: int, size: int) -> TensorDict:
-    observation = torch.randn(rows, size)
-    return TensorDict({"observation": observation, "is_init": torch.zeros(rows, 1, dtype=torch.bool)}, [rows])
+def _inputs(envs: int, size: int) -> TensorDict:
+    observation = torch.randn(envs, size)
+    return TensorDict({"observation": observation, "is_init": torch.zeros(envs, 1, dtype=torch.bool)}, [envs])

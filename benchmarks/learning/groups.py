@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from torchrl_pwm.modules import load_quickstart
 
@@ -28,14 +26,15 @@ class Group:
     """Tasks on which the same methods are compared.
 
     Args:
-        name: of the group.
-        title: what it is.
+        name: of the group, in options, folders and files.
+        title: of its page.
         tasks: their names; of an offline group, those of the quickstart.
         methods: keys of :data:`METHODS`.
-        score: what a normalised score is.
+        score: definition of the normalised score.
         offline: whether all methods learn from one data set, else from their own steps.
-        family: of the examples' envs, ``conf/env/<family>``, that an online group's tasks are.
+        family: configurations of the envs, ``conf/env/<family>``, that an online group's tasks are.
         scale: a score is return / scale; None: it is relative to random actions and the best there is.
+        notes: remarks on its page.
     """
 
     name: str
@@ -46,52 +45,13 @@ class Group:
     offline: bool = False
     family: str = ""
     scale: float | None = None
+    notes: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be run.
-
-    Args:
-        group: the group.
-        methods, tasks, seeds: those of it that are wanted.
-        folder: where runs live, ``runs/suite/<group>``.
-        data: folder of the data set of an offline group.
-        updates: of each world model of an offline group.
-        batch_size: sequences of each of these updates.
-        slice_len: transitions of a sequence.
-        episodes: of the final evaluation in each task.
-        overrides: settings of the examples, ``key=value`` for all methods or ``method:key=value`` for one.
-    """
-
-    group: Group
-    methods: tuple[str, ...]
-    tasks: tuple[str, ...]
-    seeds: tuple[int, ...]
-    folder: Path
-    data: Path | None = None
-    updates: int = 6000
-    batch_size: int = 128
-    slice_len: int = 8
-    episodes: int | None = None
-    overrides: Sequence[str] = field(default_factory=tuple)
-
-    def overrides_of(self, method: str) -> list[str]:
-        """The settings that the command line gives for a method."""
-        found = []
-        for override in self.overrides:
-            head, _, rest = override.partition(":")
-            named = "=" not in head
-            if named and head not in METHODS:
-                raise ValueError(
-                    f"{override!r} is for the method {head!r}, which there is none of: expected key=value, or "
-                    f"method:key=value with one of {', '.join(METHODS)}"
-                )
-            if not named:
-                found.append(override)
-            elif head == method:
-                found.append(rest)
-        return found
+    def check(self, methods: tuple[str, ...], tasks: tuple[str, ...]) -> None:
+        """Raises ValueError for a method that the group lacks, or a task where the tasks are fixed."""
+        for wanted, known in ((methods, self.methods), (tasks, () if self.offline else self.tasks)):
+            if known and (unknown := [name for name in wanted if name not in known]):
+                raise ValueError(f"the group {self.name} has {', '.join(known)}, not {', '.join(unknown)}")
 
 
 def groups() -> dict[str, Group]:
@@ -99,34 +59,63 @@ def groups() -> dict[str, Group]:
     swing = "(return - the better of random actions and none) / (hand-written controller - the same)"
     walk = "(return - the better of random actions and none) / (the best method's mean - the same)"
     online = ("pwm", "tdmpc2", "tdmpc2_prior", "shac", "sac", "ppo", "random")
-    return {
-        group.name: group
-        for group in (
-            Group(
-                "mini",
-                "eight tasks of DMControl and Meta-World, offline",
-                load_quickstart().tasks,
-                ("pwm", "pwm_plain", "pwm_tdmpc2", "tdmpc2", "tdmpc2_prior", "cloning", "random"),
-                "DMControl: return / 1000, Meta-World: success rate",
-                offline=True,
+    known = (
+        Group(
+            "mini",
+            "eight tasks of DMControl and Meta-World, offline",
+            load_quickstart().tasks,
+            ("pwm", "pwm_plain", "pwm_tdmpc2", "tdmpc2", "tdmpc2_prior", "cloning", "random"),
+            "DMControl: return / 1000, Meta-World: success rate",
+            offline=True,
+            notes=(
+                "All methods learn from one data set, and from nothing else. World models have one size, the same "
+                "number of updates, batch and sequence length; observations are standardised per task for all. PWM's "
+                "policies begin as a clone of the better half of the data, which a behaviour term keeps them near "
+                "(preset=quickstart). TD-MPC2 has its published losses (rho=0.5) and nothing of the kind; its planner "
+                "is a small one.",
+                "PWM keeps the best of its evaluations along the way, in real episodes apart from those of the score "
+                "(extraction.select=best): 8 episodes every 50 updates. TD-MPC2 and behaviour cloning are scored as "
+                "they end.",
+                "“PWM without cloning” has neither clone nor behaviour term, as published.",
             ),
-            Group(
-                "closed_form",
-                "simulators in closed form, online",
-                ("cartpole_swingup", "double_pendulum"),
-                online,
-                swing,
-                family="analytic",
+        ),
+        Group(
+            "closed_form",
+            "analytic simulators, online",
+            ("cartpole_swingup", "double_pendulum"),
+            online,
+            swing,
+            family="analytic",
+            notes=(
+                "Every method has its own settings for these tasks and its own number of env steps; the curves and the "
+                "tables at equal steps and at equal minutes compare them along the way. PWM, TD-MPC2, SAC and PPO keep "
+                "the best of their evaluations during training, SHAC its last policy.",
             ),
-            Group(*("newton", "robots simulated by Newton, online", ("ant", "hopper"), online, walk), family="newton"),
-            Group(
-                "dm_control",
-                "two tasks of DMControl, online",
-                ("cartpole-swingup", "walker-stand"),
-                ("tdmpc2", "tdmpc2_prior", "random"),
-                "return / 1000",
-                family="task/dm_control",
-                scale=1000.0,
+        ),
+        Group(
+            "newton",
+            "robots simulated by Newton, online",
+            ("ant", "hopper"),
+            online,
+            walk,
+            family="newton",
+            notes=(
+                "There is no hand-written controller here: a score of 1 is the best method's mean, not a solved task.",
+                "Of the methods only SHAC's settings, and on the ant PWM's, were made for these robots.",
             ),
-        )
-    }
+        ),
+        Group(
+            "dm_control",
+            "two tasks of DMControl, online",
+            ("cartpole-swingup", "walker-stand"),
+            ("tdmpc2", "tdmpc2_prior", "random"),
+            "return / 1000",
+            family="task/dm_control",
+            scale=1000.0,
+            notes=(
+                "One env, action repeat 2 as in TD-MPC2's runs, so that an env step here is two of the simulator. The "
+                "best of the evaluations during training counts, on other start states than the score's.",
+            ),
+        ),
+    )
+    return {group.name: group for group in known}

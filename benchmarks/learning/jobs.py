@@ -1,4 +1,4 @@
-"""Runs of scripts, several at a time, each in a folder of its own: done ones are skipped, interrupted ones go on."""
+"""Runs of Hydra scripts, each in a folder of its own: done ones are skipped, interrupted ones go on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,17 @@ from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import end_with_parent
 
 ROOT = Path(__file__).parents[2]
+#: Where reports are written.
+RESULTS = ROOT / "benchmarks" / "results"
 _JOB, _LOG = "job.json", "log.txt"
+
+
+def run_script(script: str, arguments: Sequence[str]) -> None:
+    """Runs a Hydra script, named from the root of the repository, in this process; SystemExit where it fails."""
+    file = ROOT / script
+    sys.argv = [str(file), *arguments]
+    sys.path[:0] = [str(ROOT), str(file.parent)]
+    runpy.run_path(str(file), run_name="__main__")
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,11 @@ class Job:
     needs: tuple[Path, ...] = ()
 
     @property
+    def command(self) -> str:
+        """The command line that computes the same."""
+        return " ".join(["python", self.script, *self.settings])
+
+    @property
     def done(self) -> bool:
         """Whether its results are there."""
         return (self.folder / "summary.json").exists()
@@ -54,8 +69,8 @@ class Job:
         file = self.folder / _JOB
         if not file.exists():
             return
-        found = json.loads(file.read_text())["settings"]
-        if differing := sorted(set(found) ^ set(self.settings)):
+        settings = json.loads(file.read_text())["settings"]
+        if differing := sorted(set(settings) ^ set(self.settings)):
             raise ValueError(
                 f"{self.folder} holds a run with other settings ({', '.join(differing)}): give the same ones, choose "
                 "another folder with --folder, or remove it to begin anew"
@@ -70,10 +85,7 @@ class Job:
             content["machine"] = machine(torch.device("cpu"))
             replace_file(self.folder / _JOB, json.dumps(content, indent=2).encode())
         place = [f"resume={self.folder}"] if started else [*self.settings, f"folder={self.folder}"]
-        script = ROOT / self.script
-        sys.argv = [str(script), *place, "progress=false", "device=cpu"]
-        sys.path[:0] = [str(ROOT), str(script.parent)]
-        runpy.run_path(str(script), run_name="__main__")
+        run_script(self.script, [*place, "progress=false", "device=cpu"])
 
 
 def _work(job: Job) -> None:

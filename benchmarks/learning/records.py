@@ -1,14 +1,22 @@
-"""Results in tidy form: a row for every method, task and seed, and learning curves."""
+"""Rows and learning curves of a group, read from its finished runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
-from benchmarks.learning.groups import METHODS
+from benchmarks.learning.groups import METHODS, Group
+from benchmarks.learning.plans import MODEL_FILES, MODELS, RUNS, SCRIPTS
+from torchrl_pwm.data import EpisodeStore
+from torchrl_pwm.envs import get_task_set
+from torchrl_pwm.evaluation import read_metrics
 
 #: Of the CSV. Seconds are wall-clock ones of one thread, without evaluations; all tasks of a run share the model's.
 COLUMNS = (
@@ -46,7 +54,7 @@ class Records:
         rows: of the CSV.
         curves: of all runs.
         references: by task, the scores of what is no method: the data's behaviour, a hand-written controller.
-        budgets: by run, what it had, in words.
+        budgets: by run, its updates or steps, in words.
         versions: of the packages that the runs were made with.
         machine: on which they were made, where they say it.
         commit: of the code that made them, likewise.
@@ -62,9 +70,9 @@ class Records:
 
     def add(self, method: str, task: str, seed: int, returns: Sequence[float], **further: Any) -> None:
         """A row, from the returns of its episodes."""
-        found = {"method": method, "task": task, "seed": seed, "episodes": len(returns)}
-        found |= {"return_mean": float(np.mean(returns)), "return_std": float(np.std(returns))}
-        self.rows.append({**dict.fromkeys(COLUMNS), **found, **further})
+        row = {"method": method, "task": task, "seed": seed, "episodes": len(returns)}
+        row |= {"return_mean": float(np.mean(returns)), "return_std": float(np.std(returns))}
+        self.rows.append({**dict.fromkeys(COLUMNS), **row, **further})
 
     def methods(self) -> list[str]:
         """Those that have rows, in the order of tables."""
@@ -81,14 +89,234 @@ class Records:
 
     def matrix(self, method: str) -> np.ndarray | None:
         """Scores [seeds, tasks] of the seeds that have every task; None if there are none."""
+        seeds: dict[int, dict[str, float]] = {}
+        for row in self.rows:
+            if row["method"] == method and row["score"] is not None:
+                seeds.setdefault(row["seed"], {})[row["task"]] = row["score"]
         tasks = self.tasks()
-        found = {
-            (row["task"], row["seed"]): row["score"]
-            for row in self.rows
-            if row["method"] == method and row["score"] is not None
-        }
-        seeds = sorted({seed for _, seed in found})
-        whole = [
-            [found[task, seed] for task in tasks] for seed in seeds if all((task, seed) in found for task in tasks)
-        ]
+        whole = [[scores[task] for task in tasks] for _, scores in sorted(seeds.items()) if len(scores) == len(tasks)]
         return np.array(whole) if whole else None
+
+
+def read_records(group: Group, folder: Path, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -> Records:
+    """Rows and curves of the finished runs below ``folder``.
+
+    Raises:
+        FileNotFoundError: if no run is finished.
+    """
+    records = Records()
+    wanted, known = list(methods or group.methods), list(tasks or group.tasks)
+    names: Any = RUNS.values() if group.offline else SCRIPTS
+    for file in sorted(folder.rglob("summary.json")):
+        run, name = file.parent, file.relative_to(folder).parts[0]
+        summary = json.loads(file.read_text())
+        _read_origin(records, run, summary)
+        if name in names and (group.offline or summary["task"] in known):
+            config: Any = OmegaConf.load(run / "config.yaml")
+            read = _read_online if not group.offline else _read_pwm if name.startswith("pwm") else _read_tdmpc2
+            read(records, run, name, config, summary)
+    rows = [{**row, "group": group.name} for row in records.rows if row["method"] in wanted and row["task"] in known]
+    order = {method: place for place, method in enumerate(METHODS)}
+    records.rows = sorted(rows, key=lambda row: (order[row["method"]], known.index(row["task"]), row["seed"]))
+    records.curves = [curve for curve in records.curves if curve.method in wanted and curve.task in (None, *known)]
+    if not records.rows:
+        raise FileNotFoundError(
+            f"no finished run of {', '.join(wanted)} in {folder}: "
+            f"python -m benchmarks.learning.suite run --group {group.name} makes them"
+        )
+    if not group.offline:
+        _normalize(records, group.scale)
+    return records
+
+
+def _read_origin(records: Records, run: Path, summary: Mapping[str, Any]) -> None:
+    """Versions, machine and commit; where runs differ, all that there were."""
+    job = run / "job.json"
+    made = json.loads(job.read_text()) if job.exists() else {}
+    for kept, further in ((records.versions, summary.get("versions")), (records.machine, made.get("machine"))):
+        for name, value in (further or {}).items():
+            kept[name] = _joined(kept.get(name), value)
+    if made.get("commit"):
+        records.commit = _joined(records.commit, made["commit"])
+
+
+def _joined(before: str | None, value: str) -> str:
+    return value if before is None else before if value in before.split("; ") else f"{before}; {value}"
+
+
+def _date(run: Path) -> str:
+    return datetime.date.fromtimestamp((run / "summary.json").stat().st_mtime).isoformat()
+
+
+def _source(run: Path, name: str) -> Path:
+    """The run whose world model this one uses; beside it, wherever both were moved."""
+    return run.parents[1] / MODELS[name] / run.name if name in MODELS else run
+
+
+def _read_pwm(records: Records, run: Path, name: str, config: Any, summary: Mapping[str, Any]) -> None:
+    """Policies, the baselines that were measured beside them, and the curve of their mean."""
+    task_set, made = get_task_set(config.task_set), _date(run)
+    transitions = _transitions(config.data.root, config.task)
+    source, kind = _source(run, name), MODELS.get(name, "pwm")
+    trained: Any = OmegaConf.load(source / "config.yaml")
+    model_updates = (trained.training if kind == "tdmpc2" else trained.world_model).iterations
+    seconds = float(read_metrics(source / MODEL_FILES[kind].parent)["training_seconds"][1][-1])
+    policies = []
+    for file in sorted(run.glob("policies/*/*/result.json")):
+        result, metrics = json.loads(file.read_text()), read_metrics(file.parent)
+        policies.append(metrics)
+        records.add(
+            *(name, result["task"], result["seed"], result["returns"]),
+            **success_and_score(task_set[result["task"]], result),
+            model_updates=model_updates,
+            policy_updates=config.extraction.iterations,
+            transitions=transitions,
+            seconds_model=seconds,
+            seconds_policy=float(metrics["training_seconds"][1][-1]),
+            made=made,
+        )
+    for file in sorted(run.glob("baselines/*.json")):
+        for method, results in json.loads(file.read_text()).items():
+            learned: dict[str, Any] = {}
+            if method == "cloning":
+                learned = {"transitions": transitions, "policy_updates": config.evaluation.baselines.cloning.updates}
+            for result in results:
+                outcome = success_and_score(task_set[file.stem], result)
+                records.add(method, file.stem, config.seed, result["returns"], **outcome, **learned, made=made)
+    for row in summary["tasks"]:
+        if row.get("baselines", {}).get("data"):
+            records.references.setdefault(row["task"], {})["the data's behaviour"] = row["baselines"]["data"]["score"]
+    shared = [set(metrics["real_score"][0].tolist()) for metrics in policies if "real_score" in metrics]
+    if shared and len(shared) == len(policies):
+        # As if the policies were extracted side by side on one core, after the model.
+        steps = np.array(sorted(set.intersection(*shared)))
+        spent = seconds + np.sum([np.interp(steps, *metrics["training_seconds"]) for metrics in policies], 0)
+        score = np.mean([np.interp(steps, *metrics["real_score"]) for metrics in policies], 0)
+        amount = model_updates + len(policies) * steps
+        records.curves.append(Curve(name, config.seed, None, amount, spent / 60, score))
+    batch = f"{config.world_model.batch_size} x {config.world_model.slice_len}"
+    what = f"world model of {model_updates} updates of {batch}"
+    if name != "pwm":
+        what = f"world model of the {METHODS[kind][0].split(',')[0]} run"
+    records.budgets[name] = (
+        f"{what}, then {config.extraction.iterations} updates of {config.extraction.batch_size} imagined rollouts of "
+        f"{config.loss.horizon} steps for each task"
+    )
+
+
+def _read_tdmpc2(records: Records, run: Path, name: str, config: Any, summary: Mapping[str, Any]) -> None:
+    """Evaluations with or without planning; the curve is that of the prior, which is evaluated along the way."""
+    task_set, source = get_task_set(config.task_set), _source(run, name)
+    trained: Any = OmegaConf.load(source / "config.yaml")
+    training, metrics = trained.training, read_metrics(source / MODEL_FILES["tdmpc2"].parent)
+    for file in sorted(run.glob("tasks/*.json")):
+        result = json.loads(file.read_text())
+        records.add(
+            *(name, result["task"], config.seed, result["returns"]),
+            **success_and_score(task_set[result["task"]], result),
+            model_updates=training.iterations,
+            policy_updates=training.iterations,
+            transitions=_transitions(trained.data.root, trained.task),
+            seconds_model=float(metrics["training_seconds"][1][-1]),
+            seconds_policy=0.0,
+            made=_date(run),
+        )
+    planner, acting = config.planner, "; acts by the policy prior"
+    if config.plan:
+        samples, iterations = planner.num_samples, planner.iterations or "6 or 8"
+        acting = f"; {samples} sequences of {planner.horizon} steps, {iterations} iterations"
+    records.budgets[name] = f"{training.iterations} updates of {training.batch_size} x {training.slice_len}{acting}"
+    if name == "tdmpc2_prior" and "real_score" in metrics:
+        steps, score = metrics["real_score"]
+        minutes = np.interp(steps, *metrics["training_seconds"]) / 60
+        records.curves.append(Curve(name, config.seed, None, steps, minutes, score))
+
+
+def success_and_score(spec: Any, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Success rate and mean normalised score of a result's ``returns`` and ``successes``.
+
+    Args:
+        spec: of the task.
+        result: of an evaluation.
+    """
+    returns = np.array(result["returns"])
+    successes = None if result["successes"] is None else np.array(result["successes"])
+    success = None if successes is None else float(successes.mean())
+    return {"success": success, "score": float(np.mean(spec.score(returns, successes)))}
+
+
+def _transitions(root: str, tasks: Sequence[str]) -> int | None:
+    """Transitions of the tasks in a data set, if it is still there."""
+    if not (Path(root) / "manifest.json").exists():
+        return None
+    statistics = EpisodeStore(root).statistics()
+    return sum(statistics[task]["transitions"] for task in tasks)
+
+
+def _read_online(records: Records, run: Path, name: str, config: Any, summary: Mapping[str, Any]) -> None:
+    """One task: the final evaluation of the policy and of what it is compared with, and the curve."""
+    task, seed, outcomes, metrics = summary["task"], summary["seed"], summary["outcomes"], read_metrics(run)
+    seconds = float(metrics["training_seconds"][1][-1]) if "training_seconds" in metrics else summary["seconds"]
+    common = {"env_steps": summary["steps"], "made": summary["made"], "policy_updates": _policy_updates(name, config)}
+    common |= {"seconds_model": 0.0, "seconds_policy": seconds}
+    records.add(name, task, seed, outcomes["policy"]["returns"], **common)
+    if "policy without planning" in outcomes:
+        records.add("tdmpc2_prior", task, seed, outcomes["policy without planning"]["returns"], **common)
+    if not any((row["method"], row["task"], row["seed"]) == ("random", task, seed) for row in records.rows):
+        records.add("random", task, seed, outcomes["random actions"]["returns"])
+    levels = records.references.setdefault(task, {})
+    for level in ("no action", "hand-written controller"):
+        if level in outcomes:
+            levels[level] = outcomes[level]["return_mean"]
+    records.curves.append(Curve(name, seed, task, *env_steps_curve(metrics, summary)))
+    records.budgets[f"{name}, {task}"] = f"{summary['iterations']} iterations, {summary['steps']:,} env steps"
+
+
+def env_steps_curve(metrics: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple[np.ndarray, ...]:
+    """Env steps, minutes and returns of the evaluations along an online run."""
+    x, y = (np.asarray(values, dtype=float) for values in metrics["real_return"])
+    share = x / summary["iterations"]
+    # SHAC's windows have as many steps each; others say how many they took, those of the warm-up included.
+    steps = np.interp(x, *metrics["env_steps"]) if "env_steps" in metrics else share * summary["steps"]
+    timed = metrics.get("training_seconds")
+    seconds = share * summary["seconds"] if timed is None else np.interp(x, *timed)
+    return steps, seconds / 60, y
+
+
+def _policy_updates(name: str, config: Any) -> int:
+    each = {"pwm": "online.policy_updates", "tdmpc2": "online.updates", "sac": "updates"}
+    if name == "ppo":
+        return config.iterations * config.epochs * -(-config.env.num_envs * config.collector.steps // config.batch_size)
+    return config.iterations * (OmegaConf.select(config, each[name]) if name in each else 1)
+
+
+def progress_to_controller(outcomes: Mapping[str, Mapping[str, Any]]) -> float:
+    """Share of the way from the better of random actions and none (0) to the hand-written controller (1).
+
+    Args:
+        outcomes: of an online run's summary.
+    """
+    low = max(outcomes["random actions"]["return_mean"], outcomes["no action"]["return_mean"])
+    return (outcomes["policy"]["return_mean"] - low) / (outcomes["hand-written controller"]["return_mean"] - low)
+
+
+def _normalize(records: Records, known_scale: float | None) -> None:
+    """Scores of returns: 0 is the better of random actions and none, 1 the controller or else the best method.
+
+    With a known scale, 0 is a return of 0 and 1 one of the scale.
+    """
+    for task in records.tasks():
+        levels, low, scale = records.references.get(task, {}), 0.0, known_scale
+        if scale is None:
+            returns = {method: records.values(method, task, "return_mean") for method in records.methods()}
+            means = {method: float(np.mean(values)) for method, values in returns.items() if values}
+            low = max(means.get("random", -np.inf), levels["no action"])
+            top = levels.get("hand-written controller", -np.inf)
+            scale = (top if top > low else max(means.values())) - low or 1.0
+        for row in records.rows:
+            if row["task"] == task:
+                row["score"] = (row["return_mean"] - low) / scale
+        for curve in records.curves:
+            if curve.task == task:
+                curve.score = (curve.score - low) / scale
+        records.references[task] = {name: (value - low) / scale for name, value in levels.items()}

@@ -1,10 +1,9 @@
-"""What the rows of a group come to: aggregates with intervals, equal budgets, and where PWM loses."""
+"""Aggregates of a group's rows with intervals, comparisons at equal budgets, and where PWM loses."""
 
 from __future__ import annotations
 
 import csv
 import datetime
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,35 +70,37 @@ def _method(group: Group, records: Records, method: str, matrix: np.ndarray | No
     Where no seed has every task, there are no aggregates.
     """
     rows = [row for row in records.rows if row["method"] == method]
-    found: dict[str, Any] = {key: {"value": None, "low": None, "high": None} for key in ("iqm", "mean", "median")}
-    found |= {"seeds": 0, "tasks": len({row["task"] for row in rows})}
+    aggregates: dict[str, Any] = {key: {"value": None, "low": None, "high": None} for key in ("iqm", "mean", "median")}
+    aggregates |= {"seeds": 0, "tasks": len({row["task"] for row in rows})}
     if matrix is not None:
-        found = aggregate_scores(matrix, confidence=CONFIDENCE).to_dict()
+        aggregates = aggregate_scores(matrix, confidence=CONFIDENCE).to_dict()
     totals: dict[str, float | None] = {"minutes_model": None, "minutes_policies": None}
     if all(row["seconds_policy"] is not None for row in rows):
         runs = len({row["seed"] for row in rows}) if group.offline else len(rows)
         models = {(row["seed"], row["seconds_model"]) for row in rows}
         totals["minutes_model"] = sum(seconds for _, seconds in models) / runs / 60
         totals["minutes_policies"] = sum(row["seconds_policy"] for row in rows) / runs / 60
-    return {"label": METHODS[method][0], **found, **totals}
+    return {"label": METHODS[method][0], **aggregates, **totals}
 
 
 def _task(records: Records, task: str) -> dict[str, Any]:
     """By method: the mean score of its seeds, the interval of that mean, and each seed's."""
-    found = {}
+    by_method = {}
     for method in records.methods():
-        scores = records.values(method, task)
-        if not scores:
-            continue
-        low, high = interval(scores) if len(scores) > 1 else (None, None)
-        found[method] = {"mean": float(np.mean(scores)), "low": low, "high": high, "each": scores}
-    return found
+        if scores := records.values(method, task):
+            low, high = interval(scores) if len(scores) > 1 else (None, None)
+            by_method[method] = {"mean": float(np.mean(scores)), "low": low, "high": high, "each": scores}
+    return by_method
 
 
 def interval(scores: Sequence[float]) -> tuple[float, float]:
     """Bootstrap interval of the mean over seeds (percentile method)."""
     draws = np.random.default_rng(0).choice(np.asarray(scores), (_DRAWS, len(scores)))
-    low, high = np.quantile(draws.mean(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return _quantiles(draws.mean(1))
+
+
+def _quantiles(draws: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
@@ -118,11 +119,11 @@ def equal(curves: Sequence[Curve], axis: str, limit: float | None = None) -> Ite
     for task in dict.fromkeys(curve.task for curve in curves):
         here = [curve for curve in curves if curve.task == task]
         least = min(float(getattr(curve, axis)[-1]) for curve in here) if limit is None else limit
-        found: dict[str, list[float | None]] = {}
+        scores: dict[str, list[float | None]] = {}
         for curve in sorted(here, key=lambda curve: (list(METHODS).index(curve.method), curve.seed)):
             reached = curve.score[getattr(curve, axis) <= least * (1 + 1e-9)]
-            found.setdefault(curve.method, []).append(float(reached[-1]) if len(reached) else None)
-        yield {"task": task, axis: least, "methods": found}
+            scores.setdefault(curve.method, []).append(float(reached[-1]) if len(reached) else None)
+        yield {"task": task, axis: least, "methods": scores}
 
 
 def losses(records: Records, matrices: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -131,48 +132,42 @@ def losses(records: Records, matrices: Mapping[str, np.ndarray]) -> list[dict[st
     Each entry has both means, their difference, and its bootstrap interval over seeds, which are drawn anew for both
     methods independently; None where one of them has a single seed.
     """
-    found = []
     own = matrices.get("pwm")
-    for method, matrix in matrices.items():
-        if own is not None and method != "pwm":
-            found.append(_difference(None, method, own, matrix))
+    entries = [
+        _difference(None, method, own, matrix)
+        for method, matrix in matrices.items()
+        if own is not None and method != "pwm"
+    ]
     for task in records.tasks():
         pwm = records.values("pwm", task)
         for method in records.methods():
             other = records.values(method, task)
             if method != "pwm" and pwm and other:
-                found.append(_difference(task, method, np.array(pwm)[:, None], np.array(other)[:, None]))
-    return [entry for entry in found if entry["difference"] >= 0.01]
+                entries.append(_difference(task, method, np.array(pwm)[:, None], np.array(other)[:, None]))
+    return [entry for entry in entries if entry["difference"] >= 0.01]
 
 
 def _difference(task: str | None, method: str, own: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     """How far the mean of ``other`` [seeds, tasks] is above that of ``own``."""
-    means_of = {"pwm": float(own.mean()), "other": float(other.mean())}
-    entry: dict[str, Any] = {"task": task, "method": method, **means_of}
-    entry["difference"] = means_of["other"] - means_of["pwm"]
     low = high = None
     if min(len(own), len(other)) > 1:
-        draws = np.random.default_rng(0)
-        means = []
+        draws, means = np.random.default_rng(0), []
         for matrix in (other, own):
             # seeds are drawn within each task, as rliable does
-            rows = draws.integers(len(matrix), size=(_DRAWS, *matrix.shape))
-            means.append(matrix[rows, np.arange(matrix.shape[1])].mean((1, 2)))
-        low, high = (float(x) for x in np.quantile(means[0] - means[1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
+            seeds = draws.integers(len(matrix), size=(_DRAWS, *matrix.shape))
+            means.append(matrix[seeds, np.arange(matrix.shape[1])].mean((1, 2)))
+        low, high = _quantiles(means[0] - means[1])
+    mean, above = float(own.mean()), float(other.mean())
+    entry = {"task": task, "method": method, "pwm": mean, "other": above, "difference": above - mean}
     return {**entry, "low": low, "high": high}
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """One row for each method, task and seed."""
+    """One line for each row; the columns are the keys of the longest one."""
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, list(max(rows, key=len)))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def write_json(content: Mapping[str, Any], path: Path) -> None:
-    """The whole content."""
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _rounded(key: str, value: Any) -> Any:

@@ -96,13 +96,13 @@ class Bench:
         sequences = self._sequences(self.size.tdmpc2_sequences, self.size.tdmpc2_steps)
         return self._case(lambda: stepper.update(sequences), self.yardstick.tdmpc2_update())
 
-    def plan(self, rows: int) -> Case:
+    def plan(self, envs: int) -> Case:
         planner = TDMPC2Planner(self._tdmpc2().eval(), **self.size.planner)
         planner.plan_actions = self.wrap(planner.plan_actions)
-        state = self._start_states(rows).set("is_init", torch.zeros(rows, 1, dtype=torch.bool, device=self.device))
+        state = self._start_states(envs).set("is_init", torch.zeros(envs, 1, dtype=torch.bool, device=self.device))
         settings = planner.settings
         products = self.yardstick.plan(
-            rows, settings.horizon, settings.iterations, settings.num_samples, settings.num_policy_rollouts
+            envs, settings.horizon, settings.iterations, settings.num_samples, settings.num_policy_rollouts
         )
         return self._case(lambda: planner(state), products)
 
@@ -181,8 +181,8 @@ CASES: dict[str, Entry] = {
     "model-update": Entry(Bench.model_update, "world-model update on sequences"),
     "pwm-update": Entry(Bench.pwm_update, "full PWM update: imagination, actor step, 8 x 4 critic minibatches"),
     "tdmpc2-update": Entry(Bench.tdmpc2_update, "TD-MPC2 update: model, policy and target"),
-    "plan-1": Entry(lambda bench: bench.plan(1), "TD-MPC2 plan, 1 row: a decision", fast=True),
-    "plan-8": Entry(lambda bench: bench.plan(8), "TD-MPC2 plan, 8 rows: 8 decisions"),
+    "plan-1": Entry(lambda bench: bench.plan(1), "TD-MPC2 plan, 1 env: a decision", fast=True),
+    "plan-8": Entry(lambda bench: bench.plan(8), "TD-MPC2 plan, 8 envs: 8 decisions"),
     "sample": Entry(
         Bench.sample, "a sample from the storage, in the system's cache", "bare reads", fast=True, compiles=False
     ),

@@ -85,11 +85,11 @@ def in_turn(functions: Sequence[Callable[[], list[float]]], rounds: int = 5) -> 
     """Milliseconds of functions that are called in turn, so that other work on the machine slows all of them alike."""
     times: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):
-        for found, function in zip(times, functions, strict=True):
-            found.extend(function())
+        for values, function in zip(times, functions, strict=True):
+            values.extend(function())
     return [
-        {"median_ms": 1e3 * statistics.median(found), "best_10%_ms": 1e3 * sorted(found)[len(found) // 10]}
-        for found in times
+        {"median_ms": 1e3 * statistics.median(values), "best_10%_ms": 1e3 * sorted(values)[len(values) // 10]}
+        for values in times
     ]
 
 

@@ -40,10 +40,10 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return stores
 
 
-def report(benchmark: Any, found: dict[str, Any]) -> None:
-    benchmark.extra_info.update(found)
+def report(benchmark: Any, measured: dict[str, Any]) -> None:
+    benchmark.extra_info.update(measured)
     print(f"\n{benchmark.name}")
-    for name, value in found.items():
+    for name, value in measured.items():
         print(f"    {name}: {value}")
 
 
@@ -55,17 +55,17 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
 def test_sampling_at_any_size(benchmark: Any, stores: dict[str, Path], batches: int) -> None:
     """512 slices of 16 transitions (17 observations) that are in the system's cache: from a few places, from many."""
     hot = {name: HotReplay(root, batches) for name, root in stores.items()}
-    found = in_turn([x.round for x in hot.values()])
+    measured = in_turn([x.round for x in hot.values()])
     benchmark.pedantic(hot["550 M"].replay.sample, rounds=3)
-    report(benchmark, {name: rounded(times) for name, times in zip(hot, found, strict=True)})
+    report(benchmark, {name: rounded(times) for name, times in zip(hot, measured, strict=True)})
 
 
 def test_sampling_with_two_threads(benchmark: Any, stores: dict[str, Path]) -> None:
     torch.set_num_threads(2)
     hot = HotReplay(stores["550 M"])
-    (found,) = in_turn([hot.round])
+    (measured,) = in_turn([hot.round])
     benchmark.pedantic(hot.replay.sample, rounds=3)
-    report(benchmark, {"550 M": rounded(found)})
+    report(benchmark, {"550 M": rounded(measured)})
 
 
 def test_opening(benchmark: Any, stores: dict[str, Path]) -> None:
@@ -91,14 +91,14 @@ def test_readers_at_once(benchmark: Any, stores: dict[str, Path], readers: int) 
             assert process.stdin is not None
             process.stdin.write("\n")
             process.stdin.flush()
-        found = [wait_for_line(process) for process in processes]
+        measured = [wait_for_line(process) for process in processes]
         for process in processes:
             process.communicate()
-        return found
+        return measured
 
-    found = benchmark.pedantic(read, rounds=1)
-    rate = sum(512 * batches / reader["seconds"] for reader in found)
-    each = [round(reader["median_ms"], 3) for reader in found]
+    measured = benchmark.pedantic(read, rounds=1)
+    rate = sum(512 * batches / reader["seconds"] for reader in measured)
+    each = [round(reader["median_ms"], 3) for reader in measured]
     report(benchmark, {"median ms of each": each, "slices a second, all together": round(rate)})
 
 
@@ -108,13 +108,13 @@ def test_memory_of_training(benchmark: Any, stores: dict[str, Path], batches: in
 
     def train() -> dict[str, int]:
         process = start_reader("train", stores["550 M"], batches)
-        found = wait_for_line(process)
+        measured = wait_for_line(process)
         process.communicate()
-        return found
+        return measured
 
-    found = benchmark.pedantic(train, rounds=1)
-    report(benchmark, {f"MiB after {batches} batches": found})
-    assert found["VmHWM"] < 16 << 10
+    measured = benchmark.pedantic(train, rounds=1)
+    report(benchmark, {f"MiB after {batches} batches": measured})
+    assert measured["VmHWM"] < 16 << 10
 
 
 def test_float16_on_disk(benchmark: Any, tmp_path: Path) -> None:
@@ -125,11 +125,14 @@ def test_float16_on_disk(benchmark: Any, tmp_path: Path) -> None:
         return collect_dataset(list(tasks), tmp_path / "d", episodes=3, behavior=tasks, workers=1, progress=False)
 
     store = benchmark.pedantic(collect, rounds=1)
-    found = {}
+    measured = {}
     for rows in store.manifest.tasks:
         observation = store.observation[rows.start : rows.stop].astype(np.float64).reshape(-1, 39)
         spread = observation.std(0)
         moving = spread > 1e-6
         error = np.abs(observation - observation.astype(np.float16))[:, moving] / spread[moving]
-        found[rows.name] = {"mean": round(float(error.mean()), 5), "worst entry": round(float(error.mean(0).max()), 4)}
-    report(benchmark, found)
+        measured[rows.name] = {
+            "mean": round(float(error.mean()), 5),
+            "worst entry": round(float(error.mean(0).max()), 4),
+        }
+    report(benchmark, measured)

@@ -38,9 +38,9 @@ def test_runs_that_are_done_are_skipped_and_interrupted_ones_resumed(script, tmp
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "config.yaml").write_text("")
     assert run_jobs(jobs, workers=2) == []
-    found = {name: json.loads((tmp_path / name / "summary.json").read_text()) for name in ("first", "second")}
-    assert found["first"]["resume"] == str(tmp_path / "first") and "a" not in found["first"]
-    assert found["second"]["folder"] == str(tmp_path / "second")
+    given = {name: json.loads((tmp_path / name / "summary.json").read_text()) for name in ("first", "second")}
+    assert given["first"]["resume"] == str(tmp_path / "first") and "a" not in given["first"]
+    assert given["second"]["folder"] == str(tmp_path / "second")
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()}
     assert run_jobs(jobs, workers=1) == []
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if file.is_file()} == before
@@ -72,5 +72,5 @@ def test_a_run_keeps_where_it_was_made(script, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", [])
     monkeypatch.setattr("sys.path", [])
     Job("first", script, ("a=1",), tmp_path / "first").run()
-    found = json.loads((tmp_path / "first" / "job.json").read_text())
-    assert found["settings"] == ["a=1"] and "cores" in found["machine"]["processor"] and "commit" in found
+    made = json.loads((tmp_path / "first" / "job.json").read_text())
+    assert made["settings"] == ["a=1"] and "cores" in made["machine"]["processor"] and "commit" in made

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,24 +11,24 @@ import torch
 pytest.importorskip("hydra")
 pytest.importorskip("matplotlib")
 
-from benchmarks.learning.methods.model_free import ModelFreeTrainer
+from benchmarks.learning.jobs import run_script
 from tests.trainers.tiny import assert_same
+from torchrl_pwm.data.collect.online import OnlineCollection
 from torchrl_pwm.data.collect.sac import SACConfig, SACLearner
 from torchrl_pwm.trainers import has_checkpoint
 
-FOLDER = Path(__file__).parents[2] / "benchmarks" / "learning" / "methods"
 TINY = ["env.num_envs=4", "iterations=4", "collector.steps=6", "log_interval=1", "eval_interval=2", "save_interval=1"]
 TINY += ["eval_episodes=2", "evaluation.episodes=2", "progress=false", "device=cpu"]
 METHODS = {
-    "sac": ["collector.random_steps=24", "updates=2", "learner.units=[8]", "replay.batch_size=8"],
+    "sac": ["collector.random_steps=24", "updates=2", "learner.units=[8]", "replay={batch_size: 8, capacity: 500}"],
     "ppo": ["units=[8]", "epochs=2", "batch_size=12", "replay.capacity=24", "replay.batch_size=8"],
 }
 
 
 def call(monkeypatch, method, *arguments):
     """The script in this process; it ends with SystemExit where it ends with an exit code."""
-    monkeypatch.setattr(sys, "argv", [str(FOLDER / f"{method}.py"), *arguments])
-    runpy.run_path(str(FOLDER / f"{method}.py"), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", [])
+    run_script(f"benchmarks/learning/methods/{method}.py", arguments)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -39,22 +37,22 @@ def test_an_interrupted_run_ends_with_the_same_numbers(method, tmp_path, monkeyp
     call(monkeypatch, method, *TINY, *METHODS[method], f"folder={whole}")
     assert capsys.readouterr().out.splitlines()[-1] == str(whole / "summary.json")
     with monkeypatch.context() as patch:
-        original, seen = ModelFreeTrainer.log_steps, []
+        collect, calls = OnlineCollection.collect, []
 
-        def stop_at_the_third(self, *arguments):
-            seen.append(1)
-            if len(seen) == 3:
+        def stop_at_the_third_iteration(self):
+            calls.append(1)
+            if len(calls) == 1 + 3:  # the first are the random steps
                 raise KeyboardInterrupt
-            return original(self, *arguments)
+            return collect(self)
 
-        patch.setattr(ModelFreeTrainer, "log_steps", stop_at_the_third)
+        patch.setattr(OnlineCollection, "collect", stop_at_the_third_iteration)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
             call(patch, method, *TINY, *METHODS[method], f"folder={parts}")
     assert has_checkpoint(parts / "checkpoint") and not (parts / "summary.json").exists()
     call(monkeypatch, method, f"resume={parts}")
-    found = [json.loads((folder / "summary.json").read_text()) for folder in (whole, parts)]
-    assert found[0]["outcomes"] == found[1]["outcomes"]
-    assert found[0]["steps"] == {"sac": 24 + 4 * 24, "ppo": 24 + 4 * 24}[method]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, parts)]
+    assert summaries[0]["outcomes"] == summaries[1]["outcomes"]
+    assert [summary["steps"] for summary in summaries] == [24 + 4 * 24] * 2
     assert_same(*(torch.load(folder / "policy.pt", weights_only=True) for folder in (whole, parts)))
     for file in whole.glob("scalars/*.csv"):
         if file.stem != "training_seconds":

@@ -25,29 +25,22 @@ COMMON += ["stepper.critic_iterations=1", "eval_episodes=2", "evaluation.episode
 SHAC = ["iterations=2", "loss.horizon=4", *COMMON]
 PWM = ["iterations=2", "model.latent_dim=16", "model.encoder_units=[8]", "model.units=[8]", "loss.horizon=3", *COMMON]
 PWM += ["collector.random_steps=0", "warmup_updates=0", "replay.slice_len=3", "replay.batch_size=4"]
+PWM += ["replay.capacity=500"]
 PWM += ["online.start_states=6", "pretraining.keep=true", "pretraining.updates=2"]
 PWM += ["pretraining.warm_start={behavior_updates: 2, value_updates: 1}"]
+SHAC_AND_PWM = [*(f"shac:{setting}" for setting in SHAC), *(f"pwm:{setting}" for setting in PWM)]
 
 
-@pytest.fixture
-def command(tmp_path, monkeypatch):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["simulators", *arguments])
-        main()
-
-    return call
-
-
-def test_the_report_shows_runs_of_own_and_of_recorded_steps(command, tmp_path):
+def test_the_report_shows_runs_of_own_and_of_recorded_steps(tmp_path):
     AnalyticEnv("cartpole_swingup", 4).rollout(20, break_when_any_done=False).memmap(tmp_path / "steps")
     here = ["--tasks", "cartpole_swingup", "--folder", str(tmp_path / "runs")]
-    command("run", *here, "--methods", "shac", "--", *SHAC)
-    command("run", *here, "--methods", "pwm", "--", f"pretraining.data={tmp_path / 'steps'}", *PWM)
-    command("report", *here, "--results", str(tmp_path))
+    given = [*SHAC_AND_PWM, f"pwm:pretraining.data={tmp_path / 'steps'}"]
+    main(["run", *here, "--seeds", "0", "--", *given])
+    main(["report", *here, "--results", str(tmp_path)])
     rows = list(csv.DictReader((tmp_path / "simulators.csv").open()))
     assert [(row["method"], row["recorded"], row["steps"]) for row in rows] == [
-        *[("shac", "0", "32")] * 3,
-        *[("pwm", "80", "96")] * 3,
+        ("shac", "0", "32"),
+        ("pwm", "80", "96"),
     ]
     page = (tmp_path / "simulators.md").read_text()
     assert "| 0.00 M recorded |" in page and "their clones -" in page and "controller" in page
@@ -58,9 +51,9 @@ def test_the_report_shows_runs_of_own_and_of_recorded_steps(command, tmp_path):
     assert all(-1 <= float(cell) <= 1 for cell in lines[2].split("|")[3:6])
 
 
-def test_a_report_without_runs_says_how_to_make_them(command, tmp_path):
+def test_a_report_without_runs_says_how_to_make_them(tmp_path):
     with pytest.raises(SystemExit, match=r"no finished run in .*simulators run"):
-        command("report", "--folder", str(tmp_path), "--results", str(tmp_path))
+        main(["report", "--folder", str(tmp_path), "--results", str(tmp_path)])
 
 
 def test_forward_progress_is_measured_between_updates(tmp_path, monkeypatch):
@@ -70,9 +63,9 @@ def test_forward_progress_is_measured_between_updates(tmp_path, monkeypatch):
     NewtonEnv("ant", 4).rollout(20, break_when_any_done=False).memmap(tmp_path / "steps")
     settings = ["env=newton/ant", "pwm=newton/ant_recorded", f"pretraining.data={tmp_path / 'steps'}", *PWM]
     run = tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", [])
     Job("ant", "examples/pwm_simulator.py", (*settings, "iterations=4", "training_env={}"), run).run()
-    monkeypatch.setattr(sys, "argv", ["ant_progress", str(run), "--results", str(tmp_path), "--points", "2"])
-    ant_progress.main()
+    ant_progress.main([str(run), "--results", str(tmp_path), "--points", "2"])
     rows = list(csv.DictReader((tmp_path / "ant_progress.csv").open()))
     assert [row["updates"] for row in rows] == ["0", "4", "8"] and len({row["metres"] for row in rows}) > 1
     assert (tmp_path / "ant_progress.png").stat().st_size > 10_000

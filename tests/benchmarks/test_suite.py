@@ -14,11 +14,9 @@ pytest.importorskip("hydra")
 pytest.importorskip("matplotlib")
 pytest.importorskip("rliable")
 
-from benchmarks.learning.groups import groups
-from benchmarks.learning.methods.offline import offline_jobs
-from benchmarks.learning.methods.online import online_jobs
+from benchmarks.learning import run
 from benchmarks.learning.records import COLUMNS
-from benchmarks.learning.suite import main, make_plan, parse
+from benchmarks.learning.suite import main, parse
 from tests.trainers.tiny import write_store
 from torchrl_pwm import TDMPC2Loss
 from torchrl_pwm.trainers import has_checkpoint
@@ -46,23 +44,24 @@ OFFLINE = [
 ONLINE = {
     "pwm": [
         *("model.latent_dim=8", "model.units=[8]", "model.encoder_units=[8]", "actor.units=[8]", "value.units=[8]"),
-        *("collector.random_steps=48", "warmup_updates=1", "loss.horizon=2", "replay.slice_len=2"),
-        *("replay.batch_size=4", "online={model_updates: 1, start_states: 4}"),
+        *("collector.random_steps=48", "warmup_updates=1", "loss.horizon=2"),
+        *("replay={slice_len: 2, batch_size: 4, capacity: 500}", "online={model_updates: 1, start_states: 4}"),
     ],
     "shac": ["loss.horizon=4", "actor.units=[8]", "value.units=[8]"],
     "tdmpc2": [
         *("model.latent_dim=8", "model.units=[8]", "model.encoder_units=[8]", PLANNER, "online.updates=1"),
-        *("collector.random_steps=40", "warmup_updates=1", "replay.batch_size=4", "collector.steps=5"),
+        *("collector.random_steps=40", "collector.steps=5", "warmup_updates=1"),
+        "replay={batch_size: 4, capacity: 500}",
     ],
-    "sac": ["collector.random_steps=24", "updates=2", "learner.units=[8]", "replay.batch_size=8"],
-    "ppo": ["units=[8]", "epochs=1", "collector.steps=4", "replay.capacity=16", "replay.batch_size=8"],
+    "sac": ["collector.random_steps=24", "updates=2", "learner.units=[8]", "replay={batch_size: 8, capacity: 500}"],
+    "ppo": ["units=[8]", "epochs=1", "collector.steps=4", "replay={batch_size: 8, capacity: 16}"],
 }
 SHORT = ["env.num_envs=4", "iterations=2", "eval_interval=1", "eval_episodes=2", "log_interval=1"]
 SHORT += ["+env.episode_length=10"]
 
 
-def command(what, group, folder, *further):
-    return [what, "--group", group, "--folder", str(folder / "runs"), "--results", str(folder / "results"), *further]
+def command(action, group, folder, *further):
+    return [action, "--group", group, "--folder", str(folder / "runs"), "--results", str(folder / "results"), *further]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +74,12 @@ def offline(data, *seeds):
     return ["--data", str(data), "--tasks", "mw-reach", "--seeds", *seeds, *sizes, "--workers", "2", "--", *OFFLINE]
 
 
+def run_here(arguments):
+    """The runs of a command line, in this process."""
+    for job in parse(arguments)[1].jobs():
+        job.run()
+
+
 def read(folder, group):
     with open(folder / "results" / f"suite_{group}.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -83,8 +88,9 @@ def read(folder, group):
 
 
 @with_tasks
-def test_every_offline_method_runs_and_is_reported(data, tmp_path, capsys):
-    main(command("run", "mini", tmp_path, *offline(data, "0")))
+def test_every_offline_method_runs_and_is_reported(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [])
+    run_here(command("run", "mini", tmp_path, *offline(data, "0")))
     main(command("report", "mini", tmp_path, "--tasks", "mw-reach"))
     rows, content = read(tmp_path, "mini")
     assert list(rows[0]) == list(COLUMNS)
@@ -111,8 +117,8 @@ def test_every_offline_method_runs_and_is_reported(data, tmp_path, capsys):
 @with_tasks
 def test_an_interrupted_training_goes_on_from_its_checkpoint(data, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
-    options = parse(command("run", "mini", tmp_path, "--methods", "tdmpc2", *offline(data, "0")))
-    (job,) = offline_jobs(make_plan(options, groups()["mini"]))
+    _, plan = parse(command("run", "mini", tmp_path, "--methods", "tdmpc2", *offline(data, "0")))
+    (job,) = plan.jobs()
     updates = []
     original = TDMPC2Loss.policy_loss
 
@@ -136,11 +142,9 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(data, tmp_path, mon
 
 def test_every_online_method_runs_and_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
-    further = ["--", *SHORT, *(f"{method}:{setting}" for method, found in ONLINE.items() for setting in found)]
+    further = ["--", *SHORT, *(f"{method}:{setting}" for method, settings in ONLINE.items() for setting in settings)]
     tasks = ["--tasks", "cartpole_swingup"]
-    arguments = command("run", "closed_form", tmp_path, *tasks, "--seeds", "0", "--episodes", "2", *further)
-    for job in online_jobs(make_plan(parse(arguments), groups()["closed_form"])):
-        job.run()
+    run_here(command("run", "closed_form", tmp_path, *tasks, "--seeds", "0", "--episodes", "2", *further))
     main(command("report", "closed_form", tmp_path, *tasks))
     rows, content = read(tmp_path, "closed_form")
     assert [row["method"] for row in rows] == ["pwm", "tdmpc2", "tdmpc2_prior", "shac", "sac", "ppo", "random"]
@@ -168,8 +172,22 @@ def test_bad_input_says_what_to_do(arguments, message):
         main(arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tasks=mini", "methods=sac"], "the group mini has none of sac"),
+        (["tasks=mini", "methods=pwm,bc,shac", "data=nowhere"], "found nowhere"),
+        (["task=mini"], "expected .*tasks=mini.*, found task=mini"),
+        (["tasks=maxi"], "expected tasks= one of mini, .*, found maxi"),
+    ],
+)
+def test_bad_input_of_the_short_form_says_what_to_do(arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        run.main(arguments)
+
+
 def test_a_simulator_that_is_not_installed_is_named(monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "newton" else found(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "newton" else find(name))
     with pytest.raises(SystemExit, match=r'needs newton, which is not installed here.*pip install "torchrl-pwm'):
         main(["run", "--group", "newton"])

@@ -1,4 +1,4 @@
-"""What rows and curves come to: normalised scores, intervals, equal budgets, and where PWM loses."""
+"""Rows and curves of a group: normalised scores, intervals, equal budgets, and where PWM loses."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("rliable")
 
-from benchmarks.learning.groups import Group, Plan, groups
-from benchmarks.learning.page import loss_sentences, markdown, write_page
-from benchmarks.learning.readers import env_steps_curve
-from benchmarks.learning.records import Curve, Records
+from benchmarks.learning.groups import Group, groups
+from benchmarks.learning.plans import Plan
+from benchmarks.learning.records import Curve, Records, env_steps_curve, progress_to_controller
+from benchmarks.learning.report import loss_sentences, markdown, write_page
 from benchmarks.learning.results import equal, interval, losses, summarize
 
 GROUP = Group("mini", "two tasks", ("a", "b"), ("pwm", "cloning"), "a share", offline=True)
@@ -29,8 +29,7 @@ def make_records(**scores: list[list[float]]) -> Records:
 
 def test_pwm_loses_where_another_mean_is_higher_and_only_there():
     records = make_records(pwm=[[0.5, 0.9], [0.5, 0.9]], cloning=[[0.9, 0.1], [0.7, 0.1]])
-    found = losses(records, {method: records.matrix(method) for method in records.methods()})
-    (entry,) = found
+    (entry,) = losses(records, {method: records.matrix(method) for method in records.methods()})
     assert (entry["task"], entry["method"]) == ("a", "cloning")
     assert entry["difference"] == pytest.approx(0.3)
     assert (entry["low"], entry["high"]) == (pytest.approx(0.2), pytest.approx(0.4))
@@ -77,12 +76,12 @@ def test_curves_are_compared_where_the_shortest_ends():
         return Curve(method, 0, None, 100 * np.array(minutes), np.array(minutes), np.array(score))
 
     curves = [curve("tdmpc2_prior", [1.0, 2.0], [0.1, 0.2]), curve("pwm", [1.5, 3.0, 4.0], [0.4, 0.5, 0.6])]
-    (found,) = equal(curves, "minutes")
-    assert found == {"task": None, "minutes": 2.0, "methods": {"pwm": [0.4], "tdmpc2_prior": [0.2]}}
-    (found,) = equal(curves, "minutes", 1.2)
-    assert found["methods"] == {"pwm": [None], "tdmpc2_prior": [0.1]}
-    (found,) = equal(curves, "amount")
-    assert found["amount"] == 200.0
+    (table,) = equal(curves, "minutes")
+    assert table == {"task": None, "minutes": 2.0, "methods": {"pwm": [0.4], "tdmpc2_prior": [0.2]}}
+    (table,) = equal(curves, "minutes", 1.2)
+    assert table["methods"] == {"pwm": [None], "tdmpc2_prior": [0.1]}
+    (table,) = equal(curves, "amount")
+    assert table["amount"] == 200.0
 
 
 def test_steps_and_minutes_of_a_run_without_clock_follow_its_iterations():
@@ -92,6 +91,11 @@ def test_steps_and_minutes_of_a_run_without_clock_follow_its_iterations():
     logged = {"real_return": ([5], [1.0]), "env_steps": ([0, 10], [0, 50]), "training_seconds": ([0, 10], [0.0, 60.0])}
     steps, minutes, _ = env_steps_curve(logged, summary)
     assert (steps.tolist(), minutes.tolist()) == ([25.0], [0.5])
+
+
+def test_the_way_to_the_controller_begins_at_the_better_of_random_actions_and_none():
+    returns = {"policy": 4.0, "random actions": -7.0, "no action": 2.0, "hand-written controller": 6.0}
+    assert progress_to_controller({name: {"return_mean": value} for name, value in returns.items()}) == 0.5
 
 
 def test_the_page_and_the_table_show_every_number_that_there_is(tmp_path):

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 from tqdm import tqdm
 
+from torchrl_pwm._utils.devices import one_thread
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
@@ -67,12 +68,8 @@ class BaselineJob:
         """
         if self.file.exists():
             return json.loads(self.file.read_text())
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # small networks, and the numbers do not depend on what else runs
-        try:
+        with one_thread():
             results = dict(self._measure())
-        finally:
-            torch.set_num_threads(threads)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.file, json.dumps(results, indent=2).encode())
         return results

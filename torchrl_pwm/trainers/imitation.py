@@ -12,6 +12,7 @@ from torchrl.data import Bounded, ReplayBuffer
 from torchrl.modules import MLP, Actor
 from torchrl.objectives import BCLoss
 
+from torchrl_pwm._utils.seeds import seeded
 from torchrl_pwm.trainers.steppers import raise_non_finite
 
 __all__ = ["clone_behavior"]
@@ -95,8 +96,7 @@ def clone_behavior(
         if value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}")
     observation = _pairs(replay, statistics_size, observation_dim, action_dim)["observation"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = nn.Sequential(
             Standardize(observation.mean(0), observation.std(0, correction=0)),
             MLP(observation_dim, action_dim, num_cells=list(units), activation_class=nn.Mish),

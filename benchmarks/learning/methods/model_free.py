@@ -1,4 +1,4 @@
-"""What SAC and PPO share: one env, a collector, evaluation beside baselines, and the files of every online run."""
+"""Runs of SAC and PPO: one env, a collector, evaluation beside baselines, and the files of every online run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SAMPLES = 40  # batches that first statistics are taken from
 
 @dataclass
 class Parts:
-    """What a method brings: its objective, an actor that reads ``normalized_observation``, and its optimisation."""
+    """Parts of a method: its objective, an actor that reads ``normalized_observation``, and its optimisation."""
 
     loss: LossModule
     actor: Any

@@ -54,8 +54,8 @@ class PPOStepper(OptimizationStepper):
             self.advantage(batch)
         steps = batch.reshape(-1)
         for _ in range(config.epochs):
-            for rows in torch.randperm(len(steps), generator=self.generator).split(config.batch_size):
-                losses = self.loss(steps[rows])
+            for indices in torch.randperm(len(steps), generator=self.generator).split(config.batch_size):
+                losses = self.loss(steps[indices])
                 total = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
                 if not total.isfinite():
                     raise FloatingPointError(f"the PPO loss is {total.item()}; try a smaller lr")

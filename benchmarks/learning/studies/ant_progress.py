@@ -4,36 +4,65 @@
 
 Each run (``pwm=newton/ant_recorded``) is repeated from its frozen world model on: the clone, first values, and policy
 updates, between which 64 episodes of the mean action are measured, from start states that training does not see. The
-run itself measures returns, which tell an ant that walks from one that stands by little.
+run itself measures returns, which hardly tell an ant that walks from one that stands.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from hydra.utils import instantiate
+from matplotlib.figure import Figure
+from tensordict import TensorDictBase
+from torchrl.envs import Transform, TransformedEnv
 from tqdm import tqdm
 
 from benchmarks.learning.groups import METHODS
-from benchmarks.learning.studies.simulators import RESULTS, forward_progress, uniform_actions
+from benchmarks.learning.jobs import RESULTS
+from benchmarks.learning.results import write_csv
 from benchmarks.machine import processor
-from torchrl_pwm import WorldModelPolicy
+from torchrl_pwm import WorldModelPolicy, evaluate_policy
 from torchrl_pwm.runs.load import load_policy
 from torchrl_pwm.runs.pwm_online import make_losses, make_stepper, open_sequences
 from torchrl_pwm.trainers.pwm import warm_start
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 POINTS = 10
+# Of the ant's observation: the torso's forward speed [m/s]; a step lasts 1/60 s.
+_FORWARD_SPEED, _STEP, _ACTIONS = 5, 1 / 60, 8
+
+
+class ForwardProgress(Transform):
+    """The metres that a step leads forward, in place of its reward."""
+
+    def __init__(self) -> None:
+        super().__init__(in_keys=["reward"], out_keys=["reward"])
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        speed = next_tensordict["observation"][..., _FORWARD_SPEED, None]
+        return next_tensordict.set("reward", speed * _STEP)
+
+
+def uniform_actions(seed: int) -> Any:
+    """Uniform actions in [-1, 1] for the ant."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def act(state: TensorDictBase) -> TensorDictBase:
+        return state.set("action", 2 * torch.rand(*state.batch_size, _ACTIONS, generator=generator) - 1)
+
+    return act
+
+
+def forward_progress(policy: Any, config: Any) -> float:
+    """Mean forward progress [m] of the episodes of the final evaluation."""
+    count, seed = config.evaluation.episodes, config.evaluation.seed
+    env = TransformedEnv(instantiate(config.env, num_envs=count), ForwardProgress())
+    return evaluate_policy(policy, env, episodes=count, seed=seed, task=config.task).return_mean
 
 
 def progress(folder: Path, points: int = POINTS) -> Iterator[dict[str, Any]]:
@@ -60,7 +89,8 @@ def progress(folder: Path, points: int = POINTS) -> Iterator[dict[str, Any]]:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Metres over updates, a line a seed."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     seeds = sorted({row["seed"] for row in rows})
     for seed, marker in zip(seeds, itertools.cycle("osD^v")):
         curve = [(row["updates"], row["metres"]) for row in rows if row["seed"] == seed]
@@ -73,20 +103,16 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_title(f"Newton ant from recorded steps; {len(seeds)} seeds; {processor()}", fontsize=9)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--points", type=int, default=POINTS, help="measurements of each run, beside the clone's")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     rows = [row for run in options.runs for row in progress(run, options.points)]
-    with open(options.results / "ant_progress.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(rows, options.results / "ant_progress.csv")
     draw(rows, options.results / "ant_progress.png")
 
 

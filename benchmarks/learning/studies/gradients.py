@@ -1,9 +1,9 @@
-"""How far ahead a world model's gradient can be believed, beside the simulator's own.
+"""Agreement of a world model's reward gradient with the simulator's, by the number of steps ahead.
 
     python -m benchmarks.learning.studies.gradients runs/pwm_ant --policies runs/shac_ant_100 runs/shac_ant_200
 
 The model is that of a finished run of PWM. Along the way of each policy, whose mean actions uniform noise spoils more
-from row to row, the reward of H steps is differentiated with respect to each action, in the simulator and in the model.
+from env to env, the reward of H steps is differentiated with respect to each action, in the simulator and in the model.
 The table holds the mean cosine of the two gradients by the number of steps that the action acts on, and the share of
 the variance of the last reward that the model explains (R2).
 """
@@ -22,33 +22,33 @@ from torch import Tensor, nn
 from torchrl_pwm.data import NoisyPolicy
 from torchrl_pwm.runs.load import load_policy
 
-ROWS, BLOCKS, BETWEEN, NOISE = 64, 3, 40, 0.6
+ENVS, BLOCKS, BETWEEN, NOISE = 64, 3, 40, 0.6
 
 
 def simulated(config: Any, policy: nn.Module, horizon: int) -> dict[str, Tensor]:
     """Observations [B, O], actions, rewards and gradients [H, B, ...] of windows without an end.
 
-    The gradient is that of a row's summed reward with respect to its actions.
+    The gradient is that of an env's summed reward with respect to its actions.
     """
-    env = instantiate(config.env, num_envs=ROWS, requires_grad=True, seed=1, stagger=True)
-    acting, carrier, found = NoisyPolicy(policy, ROWS, NOISE), env.reset(), []
+    env = instantiate(config.env, num_envs=ENVS, requires_grad=True, seed=1, stagger=True)
+    acting, td, parts = NoisyPolicy(policy, ENVS, NOISE), env.reset(), []
     for _ in range(BLOCKS):
         with torch.no_grad():
             for _ in range(BETWEEN):
-                _, carrier = env.step_and_maybe_reset(acting(carrier))
-        carrier = env.truncate_graph(carrier)
-        observation, actions, rewards = carrier["observation"].clone(), [], []
-        ended = torch.zeros(ROWS, dtype=torch.bool)
+                _, td = env.step_and_maybe_reset(acting(td))
+        td = env.truncate_graph(td)
+        observation, actions, rewards = td["observation"].clone(), [], []
+        ended = torch.zeros(ENVS, dtype=torch.bool)
         for _ in range(horizon):
-            actions.append(acting(carrier)["action"].requires_grad_())
-            step, carrier = env.step_and_maybe_reset(carrier.set("action", actions[-1]))
+            actions.append(acting(td)["action"].requires_grad_())
+            step, td = env.step_and_maybe_reset(td.set("action", actions[-1]))
             rewards.append(step["next", "reward"].squeeze(-1))
             ended |= step["next", "done"].squeeze(-1)
         gradient = torch.stack(torch.autograd.grad(torch.stack(rewards).sum(), actions))
         entries = {"action": torch.stack(actions), "reward": torch.stack(rewards), "gradient": gradient}
-        found.append({"observation": observation[~ended], **{k: v.detach()[:, ~ended] for k, v in entries.items()}})
-        carrier = env.truncate_graph(carrier)
-    return {key: torch.cat([part[key] for part in found], int(key != "observation")) for key in found[0]}
+        parts.append({"observation": observation[~ended], **{k: v.detach()[:, ~ended] for k, v in entries.items()}})
+        td = env.truncate_graph(td)
+    return {key: torch.cat([part[key] for part in parts], int(key != "observation")) for key in parts[0]}
 
 
 def compare(model: Any, truth: dict[str, Tensor]) -> tuple[Tensor, float]:

@@ -1,4 +1,4 @@
-"""The numbers of benchmarks/results/quickstart.md: data, training curve, and the model's error on real episodes.
+"""Data, training curve and the model's error on real episodes: the numbers of benchmarks/results/quickstart.md.
 
     python -m benchmarks.learning.studies.quickstart --run runs/quickstart --policies runs/demo
 
@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from benchmarks.learning.jobs import ROOT
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation import read_metrics
@@ -22,7 +23,6 @@ from torchrl_pwm.evaluation.trust import probe_trust
 from torchrl_pwm.modules import load_quickstart
 from torchrl_pwm.runs.extraction import load_actor
 
-ROOT = Path(__file__).parents[3]
 SEED = 2000  # of episodes that neither trained nor chose anything
 
 
@@ -30,11 +30,11 @@ def data_table(store: EpisodeStore) -> str:
     """One line per task."""
     lines = ["| task | behaviour | episodes | transitions | mean return | success |", "|---|---|---|---|---|---|"]
     sources = store.manifest.source["tasks"]
-    for task, found in store.statistics().items():
-        success = "-" if found["success_mean"] is None else f"{found['success_mean']:.0%}"
+    for task, data in store.statistics().items():
+        success = "-" if data["success_mean"] is None else f"{data['success_mean']:.0%}"
         lines.append(
-            f"| {task} | {sources[task]['behavior']} | {sources[task]['episodes']} | {found['transitions']:,} | "
-            f"{found['behavior_return_mean']:.0f} | {success} |"
+            f"| {task} | {sources[task]['behavior']} | {sources[task]['episodes']} | {data['transitions']:,} | "
+            f"{data['behavior_return_mean']:.0f} | {success} |"
         )
     return "\n".join(lines)
 

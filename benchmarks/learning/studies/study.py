@@ -1,4 +1,4 @@
-"""One factor at a time: what each setting of the extraction changes on three tasks of the quickstart.
+"""Ablation of the extraction, one setting at a time, on three tasks of the quickstart.
 
     python -m benchmarks.learning.studies.study models --run runs/quickstart  # of examples/make_quickstart.py
     python -m benchmarks.learning.studies.study run                    # resumable; every variant, task and seed
@@ -12,33 +12,32 @@ another world model compare two models that were trained alike.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
+from benchmarks.learning.jobs import RESULTS
+from benchmarks.learning.records import success_and_score
+from benchmarks.learning.results import write_csv
 from torchrl_pwm import runs
+from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import MT80
 from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart, pack_quickstart
-from torchrl_pwm.runs.extraction import ExtractionJob, run_jobs
+from torchrl_pwm.runs.extraction import ExtractionJob, extract_policy
 from torchrl_pwm.runs.world_model import load_world_model, make_world_model, save_disagreement, train_world_model
 from torchrl_pwm.trainers.disagreement import train_disagreement
 
-matplotlib.use("Agg")
-
-ROOT = Path(__file__).parents[3]
-RESULTS = ROOT / "benchmarks" / "results"
 TASKS = ("cartpole-swingup", "finger-spin", "mw-window-open")
 SEEDS = (0, 1, 2)
 DEFAULT = "default"
@@ -50,6 +49,7 @@ BUDGET = (
     "evaluation.episodes=10",
     "progress=false",
 )
+NO_WARM_START = ("extraction.warm_start.behavior_updates=0", "extraction.warm_start.value_updates=0")
 # name: (settings that differ, world model)
 VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {
     DEFAULT: ((), "quickstart"),
@@ -60,18 +60,8 @@ VARIANTS: dict[str, tuple[tuple[str, ...], str]] = {
     "horizon 16": (("loss.horizon=16",), "quickstart"),
     "no action masks": (("loss.mask_actions=false",), "quickstart"),
     "no behaviour term": (("loss.behavior_coef=0",), "quickstart"),
-    "no warm start": (
-        ("extraction.warm_start.behavior_updates=0", "extraction.warm_start.value_updates=0"),
-        "quickstart",
-    ),
-    "neither": (
-        (
-            "loss.behavior_coef=0",
-            "extraction.warm_start.behavior_updates=0",
-            "extraction.warm_start.value_updates=0",
-        ),
-        "quickstart",
-    ),
+    "no warm start": (NO_WARM_START, "quickstart"),
+    "neither": (("loss.behavior_coef=0", *NO_WARM_START), "quickstart"),
     "disagreement penalty": (("loss.disagreement_coef=0.1",), "quickstart"),
     "no averaging": (("extraction.average=0",), "quickstart"),
     "fast critics": (("stepper.critic_lr=1e-3", "extraction.warm_start.value_updates=400"), "quickstart"),
@@ -145,52 +135,35 @@ def report(folder: Path) -> None:
     for name in VARIANTS:
         for task in TASKS:
             files = sorted((folder / "runs" / name / task).glob("seed-*/result.json"))
-            found = [json.loads(file.read_text()) for file in files]
-            returns = [float(np.mean(result["returns"])) for result in found]
-            scores = [
-                float(
-                    np.mean(
-                        MT80[task].score(
-                            np.array(r["returns"]), None if r["successes"] is None else np.array(r["successes"])
-                        )
-                    )
-                )
-                for r in found
-            ]
-            if found:
-                rows.append(
-                    {
-                        "variant": name,
-                        "task": task,
-                        "seeds": len(found),
-                        "return_mean": round(float(np.mean(returns)), 1),
-                        "return_std": round(float(np.std(returns)), 1),
-                        "score_mean": round(float(np.mean(scores)), 3),
-                        "seconds": round(float(np.mean([r["seconds"] for r in found])), 1),
-                    }
-                )
+            results = [json.loads(file.read_text()) for file in files]
+            if results:
+                returns = [float(np.mean(result["returns"])) for result in results]
+                scores = [success_and_score(MT80[task], result)["score"] for result in results]
+                row = {"variant": name, "task": task, "seeds": len(results)}
+                row |= {
+                    "return_mean": round(float(np.mean(returns)), 1),
+                    "return_std": round(float(np.std(returns)), 1),
+                }
+                row["score_mean"] = round(float(np.mean(scores)), 3)
+                row["seconds"] = round(float(np.mean([result["seconds"] for result in results])), 1)
+                rows.append(row)
     RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / "study.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(rows, RESULTS / "study.csv")
     plot(rows, RESULTS / "study.png")
     print(markdown(rows))
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """A line per variant: mean and standard deviation over seeds of each task's return, and the mean change."""
-    found = {(row["variant"], row["task"]): row for row in rows}
+    by_cell = {(row["variant"], row["task"]): row for row in rows}
     lines = [f"| variant | {' | '.join(TASKS)} | mean change |", "|---" * (len(TASKS) + 2) + "|"]
     for name in VARIANTS:
-        cells = [found.get((name, task)) for task in TASKS]
-        if any(cell is None for cell in cells):
+        cells = [by_cell[name, task] for task in TASKS if (name, task) in by_cell]
+        if len(cells) < len(TASKS):
             continue
-        changes = [
-            cell["return_mean"] / found[DEFAULT, task]["return_mean"] - 1 for cell, task in zip(cells, TASKS) if cell
-        ]
-        shown = [f"{cell['return_mean']:.0f} ± {cell['return_std']:.0f}" for cell in cells if cell]
-        seeds = min(cell["seeds"] for cell in cells if cell)
+        changes = [cell["return_mean"] / by_cell[DEFAULT, cell["task"]]["return_mean"] - 1 for cell in cells]
+        shown = [f"{cell['return_mean']:.0f} ± {cell['return_std']:.0f}" for cell in cells]
+        seeds = min(cell["seeds"] for cell in cells)
         note = "" if seeds == len(SEEDS) else f" ({seeds} seeds)"
         lines.append(f"| {name}{note} | {' | '.join(shown)} | {np.mean(changes):+.0%} |")
     return "\n".join(lines)
@@ -198,26 +171,27 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Returns of every variant beside the default's, task by task."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(12, 5.5), layout="constrained")
     panels = figure.subplots(1, len(TASKS), sharey=True)
     names = [name for name in VARIANTS if any(row["variant"] == name for row in rows)]
     for axes, task in zip(panels, TASKS):
-        found = {row["variant"]: row for row in rows if row["task"] == task}
-        for place, name in enumerate(names):
-            if name in found:
-                row = found[name]
-                color = "#1f4e79" if name == DEFAULT else "#c0504d"
-                axes.errorbar(row["return_mean"], place, xerr=row["return_std"], fmt="o", color=color, capsize=3)
-        if DEFAULT in found:
-            axes.axvline(found[DEFAULT]["return_mean"], color="#1f4e79", linewidth=0.8, linestyle="--")
+        for row in (row for row in rows if row["task"] == task):
+            color = "#1f4e79" if row["variant"] == DEFAULT else "#c0504d"
+            place = names.index(row["variant"])
+            axes.errorbar(row["return_mean"], place, xerr=row["return_std"], fmt="o", color=color, capsize=3)
+            if row["variant"] == DEFAULT:
+                axes.axvline(row["return_mean"], color=color, linewidth=0.8, linestyle="--")
         axes.set_title(task, loc="left")
         axes.set_xlabel("return (mean and spread over seeds)")
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     figure.savefig(file, dpi=120)
+
+
+def _extract(job: ExtractionJob, report: Callable[[], object]) -> None:
+    extract_policy(job)
+    report()
 
 
 def main() -> None:
@@ -232,8 +206,7 @@ def main() -> None:
     elif options.job == "run":
         jobs = [job for job in make_jobs(options.folder) if not job.result_file.exists()]
         with tqdm(total=len(jobs), unit="policy") as bar:
-            for _ in run_jobs(jobs, min(os.cpu_count() or 1, max(len(jobs), 1)), lambda *_: None):
-                bar.update()
+            run_jobs(_extract, jobs, report=bar.update)
     else:
         report(options.folder)
 
