@@ -14,6 +14,7 @@ from torch import nn
 from torchrl.envs import check_env_specs
 
 from tests.envs.simulators import stand_ins
+from tests.envs.simulators.playing import follow
 from torchrl_pwm.envs.simulators import (
     DFlexEnv,
     DFlexWrapper,
@@ -56,15 +57,6 @@ def make(request, installed):
 def policy(env):
     linear = nn.Linear(env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1])
     return TensorDictModule(nn.Sequential(linear, nn.Tanh()), ["observation"], ["action"])
-
-
-def follow(env, actions, td=None):
-    td = env.reset() if td is None else td
-    transitions = []
-    for action in actions:
-        transition, td = env.step_and_maybe_reset(td.set("action", action))
-        transitions.append(transition)
-    return torch.stack(transitions), td
 
 
 def test_specs_hold(make):

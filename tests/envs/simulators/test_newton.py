@@ -11,6 +11,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.envs import check_env_specs
 
+from tests.envs.simulators.playing import draw_actions, play
 from torchrl_pwm.envs.simulators import AnalyticEnv, NewtonEnv, SwingUpController
 
 newton = pytest.importorskip("newton")
@@ -19,21 +20,7 @@ SIZES = {"cartpole": (5, 1), "double_pendulum": (6, 1), "ant": (37, 8), "hopper"
 LENGTHS = {"cartpole": 240, "double_pendulum": 240, "ant": 1000, "hopper": 1000, "humanoid": 1000}
 WALKERS = ["ant", "hopper", "humanoid"]
 HEIGHT = {"ant": 2, "hopper": 1, "humanoid": 2}  # index in q
-CLOSED_FORMS = {"cartpole": "cartpole_swingup", "double_pendulum": "double_pendulum"}
-
-
-def draw_actions(env, steps, scale=1.0, seed=0, num_envs=None):
-    shape = (steps, num_envs or env.num_envs, env.action_spec.shape[-1])
-    return scale * (2 * torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 1)
-
-
-def play(env, td, actions):
-    """Rewards [T, N, 1] of actions [T, N, A], and where the env stands then."""
-    rewards = []
-    for action in actions:
-        transition, td = env.step_and_maybe_reset(td.set("action", action))
-        rewards.append(transition["next", "reward"])
-    return torch.stack(rewards), td
+ANALYTIC = {"cartpole": "cartpole_swingup", "double_pendulum": "double_pendulum"}
 
 
 def stand(env, state):
@@ -70,7 +57,7 @@ def gradient_error(task, start, steps, scale, directions=3):
     return errors.min(0).values.max().item()
 
 
-@pytest.mark.parametrize("task", list(CLOSED_FORMS))
+@pytest.mark.parametrize("task", list(ANALYTIC))
 def test_pendulum_gradients_of_16_steps_agree_with_finite_differences(task):
     start = torch.tensor([0.3, 0.5, 0.4, -0.8])
     assert gradient_error(task, start, steps=16, scale=0.7) < 1e-3
@@ -231,9 +218,9 @@ def test_envs_that_fall_end_and_start_anew(task):
     assert env.simulator.state[0, height] > env.simulator.lowest + 0.2
 
 
-@pytest.mark.parametrize("task", list(CLOSED_FORMS))
+@pytest.mark.parametrize("task", list(ANALYTIC))
 def test_pendulums_move_as_the_analytic_ones(task):
-    simulated, exact = NewtonEnv(task, 4, seed=7, substeps=32), AnalyticEnv(CLOSED_FORMS[task], 4, seed=7)
+    simulated, exact = NewtonEnv(task, 4, seed=7, substeps=32), AnalyticEnv(ANALYTIC[task], 4, seed=7)
     states = simulated.reset(), exact.reset()
     torch.testing.assert_close(states[0]["observation"], states[1]["observation"])
     actions = draw_actions(simulated, 20, 0.5)

@@ -7,23 +7,10 @@ import torch
 
 newton = pytest.importorskip("newton")
 
+from tests.envs.simulators.playing import draw_actions, play  # noqa: E402
 from torchrl_pwm.envs.simulators import NewtonEnv  # noqa: E402
 
 WAIST, LEG, ARM = 3, 6, 3  # hinges
-
-
-def draw_actions(env, steps, scale=1.0, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return scale * (2 * torch.rand(steps, env.num_envs, 21, generator=generator) - 1)
-
-
-def play(env, td, actions):
-    """Rewards [T, N, 1] of actions [T, N, 21], and where the env stands then."""
-    rewards = []
-    for action in actions:
-        transition, td = env.step_and_maybe_reset(td.set("action", action))
-        rewards.append(transition["next", "reward"])
-    return torch.stack(rewards), td
 
 
 @pytest.mark.parametrize("height, bonus", [(1.26, 1.0), (0.9, 0.6), (0.8, -0.32)])

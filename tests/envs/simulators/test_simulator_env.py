@@ -21,6 +21,7 @@ from torchrl.envs import (
 )
 
 from tests.envs.simulators.hover import Hover, SelfResetting
+from tests.envs.simulators.playing import follow
 from torchrl_pwm.envs.simulators import AnalyticEnv, SimulatorEnv
 
 KINDS = {"hover": Hover, "self-resetting": SelfResetting}
@@ -29,16 +30,6 @@ KINDS = {"hover": Hover, "self-resetting": SelfResetting}
 @pytest.fixture(params=KINDS.values(), ids=KINDS)
 def kind(request):
     return request.param
-
-
-def follow(env, actions, td=None):
-    """Steps through ``actions`` [T, N, A]; the transitions and the last td."""
-    td = env.reset() if td is None else td
-    transitions = []
-    for action in actions:
-        transition, td = env.step_and_maybe_reset(td.set("action", action))
-        transitions.append(transition)
-    return transitions, td
 
 
 def linear_policy(inputs=2, outputs=2):
@@ -101,7 +92,7 @@ def test_termination_and_truncation_are_told_apart(kind):
     actions = torch.zeros(6, 2, 2)
     actions[3:, 1] = 20.0  # env 1 leaves the circle only at the last step
     transitions, _ = follow(env, actions, td)
-    flags = {key: torch.stack([t["next", key] for t in transitions])[..., 0] for key in ("terminated", "truncated")}
+    flags = {key: transitions["next", key][..., 0] for key in ("terminated", "truncated")}
     assert not flags["terminated"][:5].any() and not flags["truncated"][:5].any()
     assert flags["truncated"][5].tolist() == [True, True]
     assert flags["terminated"][5].tolist() == [False, True]
@@ -123,9 +114,9 @@ def test_partial_reset_leaves_gradients_of_other_envs_bit_identical(kind):
         generator = torch.Generator().manual_seed(0)
         actions = (0.3 * torch.rand(5, 3, 2, generator=generator)).requires_grad_()
         transitions, _ = follow(env, actions, td)
-        rewards = torch.stack([t["next", "reward"] for t in transitions])
+        rewards = transitions["next", "reward"]
         rewards.sum().backward()
-        return actions.grad, torch.stack([t["next", "done"] for t in transitions])[..., 0]
+        return actions.grad, transitions["next", "done"][..., 0]
 
     undisturbed, none = gradients(0.0)
     disturbed, done = gradients(1.99)
@@ -223,7 +214,7 @@ def test_one_seed_gives_one_course_bit_for_bit(kind):
     actions = torch.rand(15, 3, 2, generator=torch.Generator().manual_seed(0))
 
     def course(env):
-        return torch.stack(follow(env, actions)[0])
+        return follow(env, actions)[0]
 
     one, same, other = (course(SimulatorEnv(kind(3, seed=seed))) for seed in (7, 7, 8))
     assert (one == same).all() and not (one == other).all()
@@ -246,12 +237,12 @@ def test_a_restored_env_goes_on_bit_for_bit(kind, steps):
     env = SimulatorEnv(kind(3, seed=2))
     _, td = follow(env, actions[:steps])
     saved, root = env.state_dict(), td.clone()
-    straight = torch.stack(follow(env, actions[steps:], td)[0])
+    straight = follow(env, actions[steps:], td)[0]
 
     again = SimulatorEnv(kind(3, seed=99))
     again.load_state_dict(saved)
     assert torch.equal(again.truncate_graph()["observation"], root["observation"])
-    assert (torch.stack(follow(again, actions[steps:], again.truncate_graph())[0]) == straight).all()
+    assert (follow(again, actions[steps:], again.truncate_graph())[0] == straight).all()
 
 
 def test_a_state_of_another_size_or_kind_is_refused():
