@@ -123,7 +123,7 @@ def test_behaviour_is_cloned_from_the_start_states_of_a_quickstart(tmp_path, mon
     model = PWMWorldModel(39, 6, latent_dim=16, encoder_units=(8,), units=(8,), num_bins=11, num_tasks=80, task_dim=4)
     content = pack_quickstart(model, {"mw-reach": starts}, {"mw-reach": {}}, task_set="mt80", source={})
     (tmp_path / "quickstart.safetensors").write_bytes(content)
-    monkeypatch.setattr("torchrl_pwm.modules.quickstart.QUICKSTART_FILE", tmp_path / "quickstart.safetensors")
+    monkeypatch.setattr("torchrl_pwm.modules.checkpoints.QUICKSTART_FILE", tmp_path / "quickstart.safetensors")
     results = measure_baselines(config(), tmp_path, None, ["mw-reach"])
     assert [run["seed"] for run in results["mw-reach"]["cloning"]] == [5, 6]
 
@@ -136,7 +136,7 @@ def test_the_best_episodes_alone_are_cloned_where_the_run_starts_from_them(tmp_p
         writer.write("mw-reach", np.zeros((3, 101, 39)), action, np.broadcast_to(level, (3, 100)))
     job = BaselineJob({}, "mw-reach", "mt80", tmp_path / "data", (0,), 1, 0, tmp_path / "none")
     for top, expected in ((1.0, {-1.0, 0.0, 1.0}), (0.67, {0.0, 1.0}), (0.3, {1.0})):
-        drawn = job._replay(0, top).sample(500)["action"].flatten().tolist()
+        drawn = job.replay(0, top).sample(500)["action"].flatten().tolist()
         assert set(drawn) == expected
 
 

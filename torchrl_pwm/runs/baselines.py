@@ -83,7 +83,7 @@ class BaselineJob:
         if options["updates"]:
             runs = []
             for seed in self.seeds:
-                replay = self._replay(seed, 1.0 if top is None else top)
+                replay = self.replay(seed, 1.0 if top is None else top)
                 actor = clone_behavior(replay, spec.observation_dim, spec.action_dim, seed=seed, **options)
                 runs.append({**self._evaluate(actor).record(), "seed": seed})
             yield "cloning", runs
@@ -92,7 +92,8 @@ class BaselineJob:
         # without the task set: these policies read the task's own observation and write its own action
         return evaluate_policy(policy, self.task, episodes=self.episodes, seed=self.seed)
 
-    def _replay(self, seed: int, top: float) -> ReplayBuffer:
+    def replay(self, seed: int, top: float) -> ReplayBuffer:
+        """What is cloned: all data of the task, or its best episodes."""
         if self.data is not None and top == 1.0:
             return TDMPC2ExperienceReplay(self.data, slice_len=1, tasks=[self.task], seed=seed, check_finite=False)
         if self.data is not None:
