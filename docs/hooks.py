@@ -37,8 +37,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links of the results to pictures of the docs, which are one folder nearer on the site."""
-    return markdown.replace("../../docs/", "../") if page.file.src_uri.startswith("results/") else markdown
+    """Links between docs and results, which hold in the repository, as they are on the site."""
+    inside = page.file.src_uri.startswith("results/")
+    markdown = re.sub(r"\]\((\.\./)+benchmarks/results/", "](" if inside else "](results/", markdown)
+    return markdown.replace("](../../docs/", "](../") if inside else markdown
 
 
 def reference(package: str) -> str:

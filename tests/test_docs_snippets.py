@@ -115,10 +115,15 @@ def test_a_documented_benchmark_or_target_is_there(command):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_file_that_a_page_names_is_there(page):
+def test_every_file_that_a_page_names_or_links_to_is_there(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     files = re.findall(r"`((?:torchrl_pwm|examples|benchmarks|tests|docs)(?:/[\w.-]+)+/?)`", text)
     assert [name for name in files if not (ROOT / name).exists()] == []
+    # The reference, a page for each package, is on the site alone.
+    links = [
+        link for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text) if "api" not in (page.parent / link).parts
+    ]
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_the_site_builds_without_warnings_and_fetches_nothing(tmp_path):
