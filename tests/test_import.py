@@ -133,5 +133,5 @@ def test_the_block_works(name):
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="'torchrl_pwm' has no attribute 'PWMModel'"):
+    with pytest.raises(AttributeError, match="No torchrl_pwm attribute PWMModel"):
         _ = torchrl_pwm.PWMModel

@@ -4,60 +4,13 @@ Every public name is imported on first use, so that ``import torchrl_pwm`` is qu
 optional packages.
 """
 
-from __future__ import annotations
-
-from torchrl_pwm._utils.lazy import lazy_exports
+import lazy_loader
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "modules": (
-        "PWMWorldModel",
-        "DynamicsEnsemble",
-        "make_pwm_actor",
-        "make_value_ensemble",
-        "SimNorm",
-        "TDMPC2Model",
-        "NormedLinear",
-        "ObservationNormalizer",
-        "TwoHotCodec",
-        "WorldModelPolicy",
-    ),
-    "objectives": ("FirstOrderLoss", "PWMLoss", "PWMWorldModelLoss", "SHACLoss", "TDMPC2Loss"),
-    "envs": (
-        "WorldModelWrapper",
-        "ImaginedEnv",
-        "MT30",
-        "MT80",
-        "make_gym_env",
-        "make_task_env",
-        "restore_state",
-        "AnalyticEnv",
-        "DFlexEnv",
-        "DFlexWrapper",
-        "IsaacGymEnv",
-        "NewtonEnv",
-        "RewarpedEnv",
-        "Simulator",
-        "SimulatorEnv",
-        "SimulatorStep",
-        "SwingUpController",
-        "compatibility_shim",
-    ),
-    "data": ("TDMPC2ExperienceReplay", "convert_shards", "collect_dataset"),
-    "evaluation": ("evaluate_policy",),
-    "planners": ("TDMPC2Planner",),
-    "trainers": (
-        "OnlinePWMTrainer",
-        "OnlineTDMPC2Trainer",
-        "PWMTrainer",
-        "SHACTrainer",
-        "TDMPC2Trainer",
-        "WorldModelTrainer",
-    ),
-}
-_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+__getattr__, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ += ["__version__"]
 
-__all__ = ["__version__", *sorted(_HOME)]
 
-__getattr__, __dir__ = lazy_exports(__name__, _HOME, "__version__")
+def __dir__() -> list[str]:
+    return __all__.copy()

@@ -1,0 +1,17 @@
+from .collect.dataset import collect_dataset as collect_dataset
+from .collect.recording import NoisyPolicy as NoisyPolicy
+from .collect.recording import record_steps as record_steps
+from .collect.sac import SACConfig as SACConfig
+from .mixture import ReplayMixture as ReplayMixture
+from .parallel import ParallelSliceSampler as ParallelSliceSampler
+from .parallel import extend_with_recorded as extend_with_recorded
+from .parallel import make_online_replay as make_online_replay
+from .published.convert import convert_shards as convert_shards
+from .published.download import download_checkpoint as download_checkpoint
+from .published.download import download_shards as download_shards
+from .replay import TDMPC2ExperienceReplay as TDMPC2ExperienceReplay
+from .sampler import EpisodeSliceSampler as EpisodeSliceSampler
+from .starts import start_states as start_states
+from .store.storage import EpisodeStorage as EpisodeStorage
+from .store.store import EpisodeStore as EpisodeStore
+from .store.writer import EpisodeStoreWriter as EpisodeStoreWriter

@@ -1,0 +1,11 @@
+from .analytic import AnalyticEnv as AnalyticEnv
+from .base import Simulator as Simulator
+from .base import SimulatorStep as SimulatorStep
+from .controllers import SwingUpController as SwingUpController
+from .dflex import DFlexEnv as DFlexEnv
+from .dflex import DFlexWrapper as DFlexWrapper
+from .env import SimulatorEnv as SimulatorEnv
+from .isaac_gym import IsaacGymEnv as IsaacGymEnv
+from .newton.env import NewtonEnv as NewtonEnv
+from .rewarped import RewarpedEnv as RewarpedEnv
+from .shims import compatibility_shim as compatibility_shim
