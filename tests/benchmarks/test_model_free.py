@@ -1,4 +1,4 @@
-"""SAC and PPO of the benchmark, at a tiny size: what they leave, and that an interrupted run repeats the rest."""
+"""SAC and PPO of the benchmark, at a tiny size: their files, and that an interrupted run repeats the rest."""
 
 from __future__ import annotations
 
