@@ -233,23 +233,25 @@ def loss_sentences(content: Mapping[str, Any]) -> Iterator[str]:
         yield f"{where} PWM has {here[0]['pwm']:.2f}: {'; '.join(better)}."
     if not losses:
         yield "No method's mean score is higher by a hundredth, over all tasks or on one."
-    own = content["decisions"].get("pwm", {}).get("1")
-    faster = [
-        f"{METHODS[method][0]} {values['1']:.2f} ms"
-        for method, values in content["decisions"].items()
-        if own is not None and method != "pwm" and values["1"] < own
-    ]
+    milliseconds = {method: values.get("1") for method, values in content["decisions"].items()}
+    own, faster = _below_pwm(milliseconds, ".2f", " ms")
     if faster:
-        yield f"A decision of PWM takes {own:.2f} ms; faster: {_list(faster)}."
-    minutes = {method: _minutes(entry) for method, entry in content["methods"].items()}
-    own = minutes["pwm"]
-    shorter = [
-        f"{METHODS[method][0]} {value:.1f}"
-        for method, value in minutes.items()
-        if own is not None and value is not None and method != "pwm" and value < own
-    ]
+        yield f"A decision of PWM takes {own} ms; faster: {faster}."
+    own, shorter = _below_pwm({method: _minutes(entry) for method, entry in content["methods"].items()}, ".1f")
     if shorter:
-        yield f"PWM trained for {own:.1f} minutes on one thread, {content['minutes_of']}; shorter: {_list(shorter)}."
+        yield f"PWM trained for {own} minutes on one thread, {content['minutes_of']}; shorter: {shorter}."
+
+
+def _below_pwm(values: Mapping[str, float | None], spec: str, unit: str = "") -> tuple[str, str]:
+    """PWM's value, and those of the methods with a smaller one, in words; empty where there are none."""
+    own = values.get("pwm")
+    parts = [
+        f"{METHODS[method][0]} {value:{spec}}{unit}"
+        for method, value in values.items()
+        if own is not None and value is not None and value < own
+    ]
+    listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
+    return _number(own, spec), listed
 
 
 def markdown(group: Group, content: Mapping[str, Any]) -> str:
@@ -321,9 +323,7 @@ def _equal(table: Mapping[str, Any], axis: str) -> dict[str, Any]:
 
 
 def _minutes(entry: Mapping[str, Any]) -> float | None:
-    if entry["minutes_model"] is None:
-        return None
-    return entry["minutes_model"] + entry["minutes_policies"]
+    return None if entry["minutes_model"] is None else entry["minutes_model"] + entry["minutes_policies"]
 
 
 def _named(name: str) -> str:
@@ -334,7 +334,3 @@ def _named(name: str) -> str:
 
 def _number(value: float | None, spec: str) -> str:
     return "-" if value is None else format(value, spec)
-
-
-def _list(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

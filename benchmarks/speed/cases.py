@@ -1,4 +1,4 @@
-"""What is timed: each case is a function without arguments, beside the bare work that it cannot avoid."""
+"""Timed cases: functions without arguments, each beside the bare work that it cannot avoid."""
 
 from __future__ import annotations
 

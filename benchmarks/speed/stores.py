@@ -1,4 +1,4 @@
-"""Sparse data sets of any size that take no disk, their readers, and what the system says about memory."""
+"""Sparse data sets of any size that take no disk, their readers, and the memory that these take."""
 
 from __future__ import annotations
 

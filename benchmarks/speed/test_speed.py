@@ -1,4 +1,4 @@
-"""Time of what PWM and TD-MPC2 spend their time on, each as a ratio to the bare work it cannot avoid.
+"""Times of the parts of PWM and TD-MPC2, each as a ratio to the bare work it cannot avoid.
 
     make speed                                    # small sizes, CPU or GPU; a few minutes
     make speed OPTIONS="--size paper --record"    # 48M and published batches; writes benchmarks/results

@@ -1,4 +1,4 @@
-"""SAC and PPO of the benchmark, at a tiny size: what they leave, and that an interrupted run repeats the rest."""
+"""SAC and PPO of the benchmark, at a tiny size: their files, and that an interrupted run repeats the rest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchrl_pwm.data.collect.sac import SACConfig, SACLearner
 from torchrl_pwm.trainers import has_checkpoint
 
 TINY = ["env.num_envs=4", "iterations=4", "collector.steps=6", "log_interval=1", "eval_interval=2", "save_interval=1"]
-TINY += ["eval_episodes=2", "evaluation.episodes=2", "progress=false", "device=cpu"]
+TINY += ["+env.episode_length=10", "eval_episodes=2", "evaluation.episodes=2", "progress=false", "device=cpu"]
 METHODS = {
     "sac": ["collector.random_steps=24", "updates=2", "learner.units=[8]", "replay={batch_size: 8, capacity: 500}"],
     "ppo": ["units=[8]", "epochs=2", "batch_size=12", "replay.capacity=24", "replay.batch_size=8"],
