@@ -130,10 +130,10 @@ def draw(outcomes: dict[str, list[Outcome]], path: Path) -> None:
     marker = {"ls": "", "ms": 8, "mec": "white", "zorder": 5}
     left.plot(rest, objective(torch.tensor(rest)), marker="o", color=COLORS["true"], **marker)
     for kind, name in MODELS.items():
-        for number, found in enumerate(outcomes[kind]):
+        for number, result in enumerate(outcomes[kind]):
             faint = {"alpha": 1.0, "lw": 2.0, "label": name} if number == 0 else {"alpha": 0.25, "lw": 1.0}
-            left.plot(ANGLES, found.landscape, color=COLORS[kind], **faint)
-            place = torch.tensor(found.reached, dtype=torch.float64)
+            left.plot(ANGLES, result.landscape, color=COLORS[kind], **faint)
+            place = torch.tensor(result.reached, dtype=torch.float64)
             left.plot(place, objective(place), marker="o", color=COLORS[kind], **marker)
     left.plot(-math.pi, objective(torch.tensor(-math.pi)), marker="s", color="#8a8f98", label="start", **marker)
     best = ANGLES[true.argmin()]
@@ -144,7 +144,7 @@ def draw(outcomes: dict[str, list[Outcome]], path: Path) -> None:
     left.legend(frameon=False, fontsize=9, loc="upper center")
     for axes, field, title in ((middle, "error", "RMS error of the model"), (right, "gap", "optimality gap")):
         for place, kind in enumerate(MODELS):
-            values = [getattr(found, field) for found in outcomes[kind]]
+            values = [getattr(result, field) for result in outcomes[kind]]
             axes.bar(place, sum(values) / len(values), color=COLORS[kind], alpha=0.35, width=0.7)
             spread = [place + 0.3 * (i / max(len(values) - 1, 1) - 0.5) for i in range(len(values))]
             axes.plot(spread, values, "o", color=COLORS[kind], ms=4.5)
@@ -162,8 +162,8 @@ def report(outcomes: dict[str, list[Outcome]]) -> str:
     """Numbers of every seed, and whether the claim holds."""
     lines = [f"{'model':18}{'seed':>5}{'RMS error':>11}{'theta':>9}{'gap':>8}{'gap, plain descent':>20}"]
     for kind, name in MODELS.items():
-        for seed, found in enumerate(outcomes[kind]):
-            numbers = f"{found.error:11.2f}{found.reached:9.3f}{found.gap:8.2f}{found.plain_gap:20.2f}"
+        for seed, result in enumerate(outcomes[kind]):
+            numbers = f"{result.error:11.2f}{result.reached:9.3f}{result.gap:8.2f}{result.plain_gap:20.2f}"
             lines.append(f"{name:18}{seed:5}{numbers}")
     lines.append(f"on the true objective descent rests at {descend(objective):.3f}, gap {gap(descend(objective)):.2f}")
     pairs = list(zip(outcomes["plain"], outcomes["simnorm"]))

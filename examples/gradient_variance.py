@@ -203,12 +203,12 @@ class Curves:
 
 def measure(env: EnvBase, network: nn.Module, noise: Tensor, scale: float, name: str) -> Curves:
     """Curves of rewards times ``scale``."""
-    found = []
+    rows = []
     samples = sampled_gradients(env, network, noise)
     for gradients in tqdm(samples, total=len(noise), desc=f"gradients, {name}", unit="horizon", leave=False):
         gradients = scale * gradients
-        found.append((variance(gradients), esnr(gradients), gradients.mean(0)))
-    variances, ratios, means = zip(*found)
+        rows.append((variance(gradients), esnr(gradients), gradients.mean(0)))
+    variances, ratios, means = zip(*rows)
     return Curves(np.array(variances), np.array(ratios), torch.stack(means))
 
 
@@ -300,7 +300,7 @@ def draw(outcomes: list[Outcome], samples: int, path: Path) -> None:
     middle.set(title="expected signal-to-noise ratio", ylabel="ESNR")
     right.set(title="mean gradient against the true one", ylabel="cosine of the angle")
     left.legend(frameon=False, fontsize=9, loc="upper left")
-    middle.legend(*(found[-1:] for found in middle.get_legend_handles_labels()), frameon=False, fontsize=9)
+    middle.legend(*(labels[-1:] for labels in middle.get_legend_handles_labels()), frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -336,9 +336,9 @@ def report(outcomes: list[Outcome]) -> str:
 def claims(outcomes: list[Outcome]) -> dict[str, list[bool]]:
     """For each part of the claim, in which seeds it holds; the true dynamics are those under the same latent."""
     more = f"late ESNR is higher in the model of H = {LONG}"
-    found: dict[str, list[bool]] = {}
+    verdicts: dict[str, list[bool]] = {}
     for horizon in (SHORT, LONG):
-        found[f"variance grows faster under the true dynamics than in the model of H = {horizon}"] = [
+        verdicts[f"variance grows faster under the true dynamics than in the model of H = {horizon}"] = [
             typical(outcome[horizon], "true", "growth") > typical(outcome[horizon], "model", "growth")
             for outcome in outcomes
         ]
@@ -347,10 +347,10 @@ def claims(outcomes: list[Outcome]) -> dict[str, list[bool]]:
         (f"{more} than in that of H = {SHORT}", SHORT, "model"),
         (f"{more} than under the true dynamics", LONG, "true"),
     ):
-        found[name] = [
+        verdicts[name] = [
             ratio > typical(outcome[horizon], dynamics, "late_esnr") for ratio, outcome in zip(ratios, outcomes)
         ]
-    return found
+    return verdicts
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """PWM in a simulator from its own steps: world model, policy, evaluation beside random actions, learning curve.
 
-    python examples/pwm_simulator.py                                     # cart-pole swing-up, in closed form
+    python examples/pwm_simulator.py                                     # cart-pole swing-up, analytic
     python examples/pwm_simulator.py env=analytic/double_pendulum
     python examples/pwm_simulator.py env=newton/ant
     python examples/pwm_simulator.py pretraining.data=steps pretraining.updates=50000

@@ -1,6 +1,6 @@
 """SHAC through a differentiable simulator: training, evaluation beside random actions, learning curve.
 
-    python examples/shac_simulator.py                                    # cart-pole swing-up, in closed form
+    python examples/shac_simulator.py                                    # cart-pole swing-up, analytic
     python examples/shac_simulator.py env=analytic/double_pendulum
     python examples/shac_simulator.py env=dflex/ant                      # the published run, with DFlex installed
     python examples/shac_simulator.py value.num_nets=1 loss.delay_value=true loss.normalize_returns=false

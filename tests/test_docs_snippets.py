@@ -1,4 +1,4 @@
-"""What README and docs show runs as it is typed: Python, commands, names of files."""
+"""Snippets of README and docs run as they are typed: Python, commands, names of files."""
 
 from __future__ import annotations
 

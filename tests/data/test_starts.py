@@ -1,4 +1,4 @@
-"""Which states extraction starts from."""
+"""Start states of extraction."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ def test_the_penalty_is_taken_off_the_rewards_and_reaches_the_policy():
     )
     start, noise = TensorDict({"observation": torch.randn(6, 5)}, [6]), torch.randn(3, 6, 2)
     with_penalty, without = careful.imagine(start, noise), plain.imagine(start, noise)
-    doubt = ensemble(without["latent"], without["action"])
-    torch.testing.assert_close(with_penalty["next", "reward"], without["next", "reward"] - 0.5 * doubt)
+    spread = ensemble(without["latent"], without["action"])
+    torch.testing.assert_close(with_penalty["next", "reward"], without["next", "reward"] - 0.5 * spread)
     careful(start)["loss_actor"].backward()
     assert all(weight.grad is None for weight in ensemble.parameters())
     # the untrained reward head is zero: what reaches the actor came through the penalty

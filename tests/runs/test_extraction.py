@@ -1,4 +1,4 @@
-"""Which policy an extraction keeps."""
+"""Choice of the policy that an extraction keeps."""
 
 from __future__ import annotations
 

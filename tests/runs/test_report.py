@@ -1,4 +1,4 @@
-"""What write_report makes of the results of a run."""
+"""Report of a run: summary, page and pictures."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ class Hold(Simulator):
 def test_planning_learns_to_hold_a_point() -> None:
     """From -138 to about 31 in 100 iterations; 25 seconds on one core."""
     torch.manual_seed(0)
-    env, judge = (TransformedEnv(SimulatorEnv(Hold(rows)), InitTracker()) for rows in (16, 32))
+    env, test_env = (TransformedEnv(SimulatorEnv(Hold(rows)), InitTracker()) for rows in (16, 32))
     world_model = PWMWorldModel(4, 2, latent_dim=32, encoder_units=(64,), units=(64, 64), num_bins=41, vmin=-6, vmax=6)
     model = TDMPC2Model(world_model, episode_lengths=100)
     loss = TDMPC2Loss(model)
@@ -251,7 +251,7 @@ def test_planning_learns_to_hold_a_point() -> None:
         loss, replay, updates=4, stepper=TDMPC2OptimizationStepper(loss, lr=1e-3, encoder_lr_scale=1.0)
     )
     collector = Collector(env, acting, frames_per_batch=128, total_frames=-1, init_random_frames=1280)
-    before = evaluate_policy(evaluated, judge, episodes=32, seed=1).return_mean
+    before = evaluate_policy(evaluated, test_env, episodes=32, seed=1).return_mean
     OnlineTDMPC2Trainer(
         loss,
         collector,
@@ -262,4 +262,4 @@ def test_planning_learns_to_hold_a_point() -> None:
         optimization_stepper=stepper,
         progress_bar=False,
     ).train()
-    assert before < 0 < 20 < evaluate_policy(evaluated, judge, episodes=32, seed=1).return_mean
+    assert before < 0 < 20 < evaluate_policy(evaluated, test_env, episodes=32, seed=1).return_mean

@@ -1,4 +1,4 @@
-"""What the trainers log, save and refuse."""
+"""Training loops: logs, evaluations, checkpoints and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a training took: outside its evaluations, and across interruptions."""
+"""Training time outside evaluations, and across interruptions."""
 
 from __future__ import annotations
 

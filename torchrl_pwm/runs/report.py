@@ -18,7 +18,7 @@ from torchrl_pwm.envs.rendering import rendering_available
 from torchrl_pwm.envs.tasks import TaskSpec
 from torchrl_pwm.evaluation import (
     EvaluationResult,
-    Film,
+    FilmStrip,
     compare_with_published,
     evaluate_policy,
     film_pictures,
@@ -165,14 +165,14 @@ def _curves(
     return curves
 
 
-def _films(config: DictConfig, folder: Path, model_file: Path, tasks: list[str]) -> dict[str, Film]:
+def _films(config: DictConfig, folder: Path, model_file: Path, tasks: list[str]) -> dict[str, FilmStrip]:
     """An episode of the first seed's policy in each of the first tasks, and a picture of all of them."""
     if not (config.evaluation.film and rendering_available()):
         return {}
     model = load_world_model(config, model_file)
     films, strips = {}, {}
     for task in tasks[: config.evaluation.film]:
-        found = evaluate_policy(
+        result = evaluate_policy(
             load_actor(config, model, folder, task),
             task,
             task_set=config.task_set,
@@ -182,11 +182,11 @@ def _films(config: DictConfig, folder: Path, model_file: Path, tasks: list[str])
             record=1,
             pixel_size=(128, 128),
         )
-        ending = "" if found.success is None else f", {'success' if found.success else 'no success'} at its last step"
-        strips[f"{task}: return {found.return_mean:.0f}"] = found.frames[0]
-        films[task] = Film(
-            film_pictures(found.frames[0]),
-            f"First evaluation episode of seed {config.seed}: return {found.return_mean:.0f}{ending}.",
+        ending = "" if result.success is None else f", {'success' if result.success else 'no success'} at its last step"
+        strips[f"{task}: return {result.return_mean:.0f}"] = result.frames[0]
+        films[task] = FilmStrip(
+            film_pictures(result.frames[0]),
+            f"First evaluation episode of seed {config.seed}: return {result.return_mean:.0f}{ending}.",
         )
     film_strip(strips, folder / "film.png")
     return films

@@ -121,10 +121,10 @@ def clone_behavior(
 def _pairs(replay: ReplayBuffer, size: int, observation_dim: int, action_dim: int) -> TensorDictBase:
     """Observations [n, O] and actions [n, A] of a sample."""
     batch = replay.sample(size).select("observation", "action").flatten()
-    found = (batch["observation"].shape[-1], batch["action"].shape[-1])
-    if found[0] < observation_dim or found[1] < action_dim:
+    sizes = (batch["observation"].shape[-1], batch["action"].shape[-1])
+    if sizes[0] < observation_dim or sizes[1] < action_dim:
         raise ValueError(
-            f"the data have observations and actions of sizes {found}, the task of {(observation_dim, action_dim)}: "
+            f"the data have observations and actions of sizes {sizes}, the task of {(observation_dim, action_dim)}: "
             "they are of another task"
         )
     return TensorDict(

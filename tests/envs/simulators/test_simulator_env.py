@@ -191,7 +191,7 @@ def test_truncated_windows_of_rollout_follow_each_other(kind):
     second["next", "reward"].sum().backward()
 
 
-def test_truncate_graph_without_carrier_gives_the_present_root(kind):
+def test_truncate_graph_without_td_gives_the_present_root(kind):
     env = SimulatorEnv(kind(3), requires_grad=True)
     _, td = follow(env, torch.full((3, 3, 2), 0.2, requires_grad=True))
     root = env.truncate_graph()
