@@ -10,10 +10,13 @@ from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.data.replay_buffers.samplers import RandomSampler
+from torchrl.envs import EnvBase
 
 from torchrl_pwm._utils.torchrl_private import (
+    EnvMeta,
     buffer_generator,
     buffer_prefetches,
+    classproperty,
     collector_td,
     map_prefetched,
     prefetch_in_one_thread,
@@ -84,7 +87,7 @@ class Noting(RandomSampler):
 
 def test_prefetch_executor_is_what_reads_ahead():
     """``ReplayBuffer._prefetch_executor``, replaced for the order of the draws."""
-    buffer = make_buffer(prefetch=4, sampler=Noting())
+    buffer = make_buffer(prefetch=4, sampler=Noting(), generator=torch.Generator())
     prefetch_in_one_thread(buffer)
     for _ in range(10):
         buffer.sample()
@@ -95,9 +98,25 @@ def test_prefetch_executor_is_what_reads_ahead():
 
 def test_prefetch_state_is_where_a_state_dict_has_what_was_read_ahead():
     """The entry ``_prefetch_state`` of ``ReplayBuffer.state_dict()``, saved as item numbers and read again."""
-    buffer, other = (make_buffer(prefetch=3) for _ in range(2))
+    buffer, other = (make_buffer(prefetch=3, generator=torch.Generator()) for _ in range(2))
     buffer.sample()
     state = map_prefetched(buffer.state_dict(), lambda result: (result[0] + 100, result[1]))
     other.load_state_dict(state)
     expected = [buffer.sample()["step"] + 100 for _ in range(3)]
     assert all(torch.equal(other.sample()["step"], steps) for steps in expected)
+
+
+def test_env_meta_is_what_torchrl_builds_envs_with():
+    """``torchrl.envs.common._EnvPostInit``, which simulator envs extend to be built by name in worker processes."""
+    assert type(EnvBase) is EnvMeta
+
+
+def test_a_classproperty_is_read_from_class_and_instance():
+    """``torchrl.envs.utils._classproperty``, as TorchRL's own wrappers list their ``available_envs``."""
+
+    class Envs:
+        @classproperty
+        def available_envs(cls):
+            return [cls.__name__]
+
+    assert Envs.available_envs == Envs().available_envs == ["Envs"]

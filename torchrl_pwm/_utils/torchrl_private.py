@@ -11,6 +11,13 @@ from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.data import ReplayBuffer
 from torchrl.data.replay_buffers.samplers import Sampler
+from torchrl.envs.common import _EnvPostInit
+from torchrl.envs.utils import _classproperty
+
+#: The metaclass of TorchRL's envs, which wraps an env once it is built.
+EnvMeta = _EnvPostInit
+#: A property of a class, such as an env's ``available_envs``.
+classproperty = _classproperty
 
 
 def collector_td(collector: Collector) -> TensorDictBase:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from torchrl._utils import logger as torchrl_logger
+from torchrl import torchrl_logger
 
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart

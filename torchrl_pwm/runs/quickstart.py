@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from torchrl._utils import logger as torchrl_logger
+from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.data import EpisodeStore, start_states

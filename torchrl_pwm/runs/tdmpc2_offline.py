@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torchrl._utils import logger as torchrl_logger
+from torchrl import torchrl_logger
 from torchrl.record.loggers import get_logger
 from tqdm import tqdm
 

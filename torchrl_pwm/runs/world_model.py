@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torchrl._utils import logger as torchrl_logger
+from torchrl import torchrl_logger
 from torchrl.record.loggers import get_logger
 
 from torchrl_pwm._utils.checkpoint import save_tensors

@@ -8,11 +8,11 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
-from torchrl.trainers import OptimizationStepper
 
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.trainers.steppers import (
     PWMOptimizationStepper,
+    UpdateStepper,
     WorldModelOptimizationStepper,
     first_states,
     raise_non_finite,
@@ -136,7 +136,7 @@ class PWMTrainer(ReplayTrainer):
             self.save()
 
 
-class OnlinePWMOptimizationStepper(OptimizationStepper):
+class OnlinePWMOptimizationStepper(UpdateStepper):
     """One iteration of online PWM: the world model learns from replayed sequences, then the policy inside it.
 
     The imagined rollouts start from ``start_states`` states, of which the share ``recent_share`` was visited since the
@@ -200,9 +200,6 @@ class OnlinePWMOptimizationStepper(OptimizationStepper):
         self.model_updates, self.policy_updates = model_updates, policy_updates
         self.start_states, self.recent_share = start_states, recent_share
         self._generator = torch.Generator().manual_seed(seed)
-
-    def step(self, trainer: Any, sub_batch: TensorDictBase) -> TensorDictBase:
-        return self.update(sub_batch)
 
     def update(self, recent: TensorDictBase) -> TensorDictBase:
         """One iteration; ``recent`` [N, T] are the newest steps, already in the replay buffer."""

@@ -14,7 +14,18 @@ from torchrl_pwm.modules import RunningMoments
 from torchrl_pwm.objectives import FirstOrderLoss, PWMLoss, PWMWorldModelLoss
 
 
-class FirstOrderOptimizationStepper(OptimizationStepper):
+class UpdateStepper(OptimizationStepper):
+    """A TorchRL optimisation stepper whose step in a trainer is its :meth:`update`, which needs no trainer."""
+
+    def update(self, batch: TensorDictBase) -> TensorDictBase:
+        """One update from a batch; returns detached metrics."""
+        raise NotImplementedError
+
+    def step(self, trainer: Any, sub_batch: TensorDictBase) -> TensorDictBase:
+        return self.update(sub_batch)
+
+
+class FirstOrderOptimizationStepper(UpdateStepper):
     """One actor step and the critic pass on a differentiable rollout, with linear learning-rate schedules.
 
     The actor takes one clipped Adam step; the critics then regress on targets fixed before they change:
@@ -67,9 +78,6 @@ class FirstOrderOptimizationStepper(OptimizationStepper):
         self.critic_iterations, self.critic_batches = critic_iterations, critic_batches
         self.skip_non_finite = skip_non_finite
         self.skipped = 0
-
-    def step(self, trainer: Any, sub_batch: TensorDictBase) -> TensorDictBase:
-        return self.update(sub_batch)
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
         """One update from a rollout ``[B, H]`` with its graph."""
@@ -196,7 +204,7 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
         return self.optimize(rollout, batch, behavior)
 
 
-class WorldModelOptimizationStepper(OptimizationStepper):
+class WorldModelOptimizationStepper(UpdateStepper):
     """One clipped Adam step on a world model.
 
     Args:
@@ -236,9 +244,6 @@ class WorldModelOptimizationStepper(OptimizationStepper):
         self.optimizer = torch.optim.Adam(groups, lr, fused=True)
         self.scheduler = linear_schedule(self.optimizer, final_lr, iterations)
         self.clip = clip
-
-    def step(self, trainer: Any, sub_batch: TensorDictBase) -> TensorDictBase:
-        return self.update(sub_batch)
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
         """One update from ``[B, T]`` sequences."""

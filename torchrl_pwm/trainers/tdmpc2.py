@@ -13,11 +13,11 @@ from torchrl.trainers import OptimizationStepper
 
 from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.objectives.tdmpc2 import TDMPC2Loss, TDMPC2Noise
-from torchrl_pwm.trainers.steppers import all_finite, linear_schedule, raise_non_finite
+from torchrl_pwm.trainers.steppers import UpdateStepper, all_finite, linear_schedule, raise_non_finite
 from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
 
 
-class TDMPC2OptimizationStepper(OptimizationStepper):
+class TDMPC2OptimizationStepper(UpdateStepper):
     """One clipped Adam step on everything but the policy, then one on the policy, then the target's.
 
     Source: TD-MPC2 (arXiv 2310.16828), appendix; the defaults are the published ones.
@@ -83,9 +83,6 @@ class TDMPC2OptimizationStepper(OptimizationStepper):
             for optimizer in (self.model_optimizer, self.policy_optimizer)
         ]
         self.clip, self.tau = clip, tau
-
-    def step(self, trainer: Any, sub_batch: TensorDictBase) -> TensorDictBase:
-        return self.update(sub_batch)
 
     def update(self, batch: TensorDictBase, noise: TDMPC2Noise | None = None) -> TensorDictBase:
         """One update from ``[B, T]`` sequences; ``noise`` replaces all random draws but dropout's."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDictBase
-from torchrl._utils import logger as torchrl_logger
+from torchrl import torchrl_logger
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 from torchrl.objectives import LossModule

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from tensordict.nn import TensorDictModuleBase
-from torchrl._utils import logger as torchrl_logger
+from torchrl import torchrl_logger
 from tqdm import tqdm
 
 from torchrl_pwm._utils.devices import one_thread

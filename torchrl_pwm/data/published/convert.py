@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from torchrl._utils import logger as torchrl_logger
+from torchrl import torchrl_logger
 from tqdm import tqdm
 
 from torchrl_pwm._utils.files import file_sha256, refuse_existing

@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any
 
 from torchrl.envs import ParallelEnv
-from torchrl.envs.common import _EnvPostInit
 
+from torchrl_pwm._utils.torchrl_private import EnvMeta
 from torchrl_pwm.envs.multitask import checked_seed
 
 
-class NamedEnvMeta(_EnvPostInit):
+class NamedEnvMeta(EnvMeta):
     """``XEnv(task, num_envs, num_workers=W)`` is a ``ParallelEnv`` of W such envs, as for TorchRL's own wrappers."""
 
     def __call__(cls, *args: Any, num_workers: int = 1, **kwargs: Any) -> Any:

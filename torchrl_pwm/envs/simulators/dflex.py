@@ -9,8 +9,8 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torchrl.envs.utils import _classproperty
 
+from torchrl_pwm._utils.torchrl_private import classproperty
 from torchrl_pwm.envs.simulators._diffrl import DiffRLSimulator, build_env
 from torchrl_pwm.envs.simulators.base import RewardTiming
 from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
@@ -206,7 +206,7 @@ class DFlexEnv(DFlexWrapper):
         torch.Size([2, 2, 37])
     """
 
-    @_classproperty
+    @classproperty
     def available_envs(cls) -> tuple[str, ...]:
         """Tasks that can be built here: none without DFlex."""
         return tuple(TASKS) if _has_dflex else ()

@@ -12,7 +12,8 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import Composite
 from torchrl.envs.libs.isaacgym import IsaacGymWrapper
-from torchrl.envs.utils import _classproperty
+
+from torchrl_pwm._utils.torchrl_private import classproperty
 
 if TYPE_CHECKING:
     from isaacgym import gymapi
@@ -66,7 +67,7 @@ class IsaacGymEnv(IsaacGymWrapper):
     git_url = "https://github.com/isaac-sim/IsaacGymEnvs"
     libname = "isaacgymenvs"
 
-    @_classproperty
+    @classproperty
     def available_envs(cls) -> tuple[str, ...]:
         """Tasks that can be built here: none without Isaac Gym."""
         return tuple(_tasks()) if _has_isaacgym and _has_isaacgymenvs else ()

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchrl.envs.utils import _classproperty
 
 from torchrl_pwm._utils.extras import require
+from torchrl_pwm._utils.torchrl_private import classproperty
 from torchrl_pwm.envs.simulators._diffrl import DiffRLSimulator, build_env
 from torchrl_pwm.envs.simulators.base import SimulatorStep
 from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
@@ -103,7 +103,7 @@ class RewarpedEnv(SimulatorEnv):
     git_url = "https://github.com/rewarped/rewarped"
     libname = "rewarped"
 
-    @_classproperty
+    @classproperty
     def available_envs(cls) -> tuple[str, ...]:
         """Tasks that can be built here: none without rewarped."""
         return tuple(TASKS) if _has_rewarped else ()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 
 import torch
-from torchrl.envs.utils import _classproperty
 
 from torchrl_pwm._utils.extras import require
+from torchrl_pwm._utils.torchrl_private import classproperty
 from torchrl_pwm.envs.simulators.base import RewardTiming
 from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
 
@@ -79,7 +79,7 @@ class NewtonEnv(SimulatorEnv):
     git_url = "https://github.com/newton-physics/newton"
     libname = "newton"
 
-    @_classproperty
+    @classproperty
     def available_envs(cls) -> tuple[str, ...]:
         """Tasks that can be built here: none without Newton."""
         return _NAMES if importlib.util.find_spec("newton") is not None else ()
