@@ -19,7 +19,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Numbers of a loop that a snippet needs to learn, and those that show that it runs.
-SHORT = {"EPISODES, UPDATES = 40, 40": "EPISODES, UPDATES = 12, 1"}
+SHORT = {
+    "EPISODES, UPDATES = 40, 40": "EPISODES, UPDATES = 12, 1",
+    "total_frames=8_000": "total_frames=400",
+    "optim_steps_per_batch=40": "optim_steps_per_batch=1",
+}
 
 
 def blocks(page: Path, *languages: str) -> list[tuple[int, str]]:
