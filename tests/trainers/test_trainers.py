@@ -176,3 +176,12 @@ def test_start_states_and_sequences_serve_alike():
         trainer.train()
         states.append(parameters(trainer))
     tiny.assert_same(*states)
+
+
+def test_a_checkpoint_without_a_part_of_the_trainer_is_refused_and_changes_nothing(buffer, tmp_path):
+    tiny.make_trainer("policy", buffer, tmp_path).train()
+    other = tiny.make_trainer("policy", tiny.make_buffer("random", None), tmp_path)
+    other.components["best_policy"] = other.loss_module
+    with pytest.raises(ValueError, match="another kind of trainer: it has no best_policy"):
+        other.resume()
+    assert other.iteration == 0

@@ -181,7 +181,12 @@ class Trainer:
         return {"iteration": self.iteration, **{name: part.state_dict() for name, part in self.components.items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        # Until version 0.1 TorchRL's Trainer counted the iterations, as frames.
+        if missing := sorted(self.components.keys() - state_dict.keys()):
+            raise ValueError(
+                f"The checkpoint was saved by another kind of trainer: it has no {', '.join(missing)}. Resume with a "
+                "trainer that is built as the run began."
+            )
+        # In checkpoints of the first 0.1.0, TorchRL's Trainer counted the iterations as frames.
         old = state_dict.get("state", {}).get("collected_frames")
         self.iteration = self._saved = state_dict["iteration"] if old is None else old
         for name, part in self.components.items():
