@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import machine
 from torchrl_pwm._utils.files import replace_file
-from torchrl_pwm._utils.processes import end_with_parent
+from torchrl_pwm._utils.processes import process_pool
 
 ROOT = Path(__file__).parents[2]
 #: Where reports are written.
@@ -140,9 +139,7 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> list[str]:
     failures = []
     # Read by the workers when they import torch; one thread each makes times comparable.
     os.environ["OMP_NUM_THREADS"] = "1"
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=end_with_parent, max_tasks_per_child=1
-    )
+    pool = process_pool(workers, max_tasks_per_child=1)
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(pending), unit="run", desc="suite")
     running: dict[Future[None], Job] = {}
     with pool, bar:

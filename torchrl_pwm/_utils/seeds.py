@@ -16,6 +16,6 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def uniform_actions(*shape: int, generator: torch.Generator) -> torch.Tensor:
+def uniform_actions(*shape: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Actions of this shape, uniform in [-1, 1], on the generator's device."""
-    return 2 * torch.rand(*shape, generator=generator, device=generator.device) - 1
+    return 2 * torch.rand(*shape, generator=generator, device=generator.device, dtype=dtype) - 1

@@ -6,6 +6,8 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 
+from torchrl_pwm._utils.seeds import uniform_actions
+
 __all__ = ["RandomPolicy"]
 
 
@@ -30,5 +32,5 @@ class RandomPolicy(TensorDictModuleBase):
         self.action_dim, self.dtype, self.generator = action_dim, dtype, torch.Generator().manual_seed(seed)
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:
-        draw = torch.rand(*td.batch_size, self.action_dim, generator=self.generator, dtype=self.dtype)
-        return td.set("action", (2.0 * draw - 1.0).to(td.device or "cpu"))
+        action = uniform_actions(*td.batch_size, self.action_dim, generator=self.generator, dtype=self.dtype)
+        return td.set("action", action.to(td.device or "cpu"))

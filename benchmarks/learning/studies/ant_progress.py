@@ -28,13 +28,15 @@ from benchmarks.learning.jobs import RESULTS
 from benchmarks.learning.results import write_csv
 from benchmarks.machine import processor
 from torchrl_pwm import WorldModelPolicy, evaluate_policy
+from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.runs.load import load_policy
 from torchrl_pwm.runs.pwm_online import make_losses, make_stepper, open_sequences
 from torchrl_pwm.trainers.pwm import warm_start
 
 POINTS = 10
 # Of the ant's observation: the torso's forward speed [m/s]; a step lasts 1/60 s.
-_FORWARD_SPEED, _STEP, _ACTIONS = 5, 1 / 60, 8
+_FORWARD_SPEED, _STEP = 5, 1 / 60
+ACTIONS = 8
 
 
 class ForwardProgress(Transform):
@@ -46,16 +48,6 @@ class ForwardProgress(Transform):
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         speed = next_tensordict["observation"][..., _FORWARD_SPEED, None]
         return next_tensordict.set("reward", speed * _STEP)
-
-
-def uniform_actions(seed: int) -> Any:
-    """Uniform actions in [-1, 1] for the ant."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def act(state: TensorDictBase) -> TensorDictBase:
-        return state.set("action", 2 * torch.rand(*state.batch_size, _ACTIONS, generator=generator) - 1)
-
-    return act
 
 
 def forward_progress(policy: Any, config: Any) -> float:
@@ -78,7 +70,7 @@ def progress(folder: Path, points: int = POINTS) -> Iterator[dict[str, Any]]:
     stepper = make_stepper(config, loss, model_loss, replay)
     warm_start(loss, stepper.policy_stepper, replay, **config.pretraining.warm_start)
     policy = WorldModelPolicy(model, loss.actor_network)
-    random = forward_progress(uniform_actions(config.seed), config)
+    random = forward_progress(RandomPolicy(ACTIONS, config.seed), config)
     between = config.iterations // points
     for iteration in tqdm(range(points * between + 1), desc=folder.name):
         if iteration % between == 0:

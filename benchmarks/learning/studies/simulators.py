@@ -30,8 +30,9 @@ from benchmarks.learning.jobs import RESULTS, ROOT, run_jobs
 from benchmarks.learning.plans import Plan
 from benchmarks.learning.records import env_steps_curve
 from benchmarks.learning.results import write_csv
-from benchmarks.learning.studies.ant_progress import forward_progress, uniform_actions
+from benchmarks.learning.studies.ant_progress import ACTIONS, forward_progress
 from benchmarks.machine import processor
+from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.evaluation import read_metrics
 from torchrl_pwm.runs.load import load_policy
 from torchrl_pwm.runs.pwm_online import open_steps
@@ -75,7 +76,7 @@ def read_run(folder: Path, method: str) -> dict[str, Any]:
     record |= {"progress": None, "random progress": None}
     if record["task"] == "ant":
         record["progress"] = forward_progress(load_policy(folder)[0], config)
-        record["random progress"] = forward_progress(uniform_actions(record["seed"]), config)
+        record["random progress"] = forward_progress(RandomPolicy(ACTIONS, record["seed"]), config)
     taken, _, score = env_steps_curve(read_metrics(folder), summary)
     record |= {"recorded": 0, "cloned": returns.get("cloned behaviour")}
     if "pretraining" in config and config.pretraining.data:
