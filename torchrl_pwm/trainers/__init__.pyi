@@ -4,6 +4,7 @@ from .pwm import OnlinePWMOptimizationStepper as OnlinePWMOptimizationStepper
 from .pwm import OnlinePWMTrainer as OnlinePWMTrainer
 from .pwm import PWMTrainer as PWMTrainer
 from .pwm import WorldModelTrainer as WorldModelTrainer
+from .pwm import warm_start as warm_start
 from .shac import SHACOptimizationStepper as SHACOptimizationStepper
 from .shac import SHACTrainer as SHACTrainer
 from .steppers import FirstOrderOptimizationStepper as FirstOrderOptimizationStepper
