@@ -10,7 +10,7 @@ from torchrl.data import TensorDictReplayBuffer, TensorStorage
 from tests.objectives.test_loss_checklist import ACTION, BATCH, LATENT, TASKS, make_model, make_pwm, starts
 from torchrl_pwm import PWMLoss, make_pwm_actor, make_value_ensemble
 from torchrl_pwm.trainers import PWMOptimizationStepper
-from torchrl_pwm.trainers.imitation import warm_start
+from torchrl_pwm.trainers.pwm import warm_start
 
 
 def with_actions(num_tasks: int = 0) -> TensorDict:
