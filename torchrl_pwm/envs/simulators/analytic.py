@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from torchrl_pwm.envs.simulators._analytic import AnalyticSimulator
-from torchrl_pwm.envs.simulators.base import RewardTiming
+from torchrl_pwm.envs.simulators._workers import check_task
 from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
 from torchrl_pwm.envs.simulators.pendulums import CartPoleSwingUp, DoublePendulum
 from torchrl_pwm.envs.simulators.synthetic import Synthetic
@@ -75,30 +73,12 @@ class AnalyticEnv(SimulatorEnv):
         task: str,
         num_envs: int,
         *,
-        dtype: torch.dtype = torch.float32,
         requires_grad: bool = False,
-        device: torch.device | str | int | None = None,
-        seed: int = 0,
-        episode_length: int | None = None,
-        stochastic_init: bool = True,
-        early_termination: bool = True,
-        reward_timing: RewardTiming = "after",
         non_finite: NonFinite = "raise",
         stagger: bool = False,
         **options: Any,
     ) -> None:
-        if task not in _TASKS:
-            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(map(repr, _TASKS))}")
-        simulator = _TASKS[task](
-            num_envs,
-            dtype=dtype,
-            device=device,
-            seed=seed,
-            episode_length=episode_length,
-            stochastic_init=stochastic_init,
-            early_termination=early_termination,
-            reward_timing=reward_timing,
-            **options,
-        )
+        check_task(task, _TASKS)
+        simulator = _TASKS[task](num_envs, **options)
         super().__init__(simulator, requires_grad=requires_grad, non_finite=non_finite, stagger=stagger)
         self.task = task

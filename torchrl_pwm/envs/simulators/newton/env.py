@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-
-import torch
+from typing import Any
 
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.torchrl_private import classproperty
-from torchrl_pwm.envs.simulators.base import RewardTiming
+from torchrl_pwm.envs.simulators._workers import check_task
 from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
 
 __all__ = ["NewtonEnv"]
@@ -90,32 +89,18 @@ class NewtonEnv(SimulatorEnv):
         num_envs: int,
         *,
         requires_grad: bool = False,
-        device: torch.device | str | int | None = None,
-        seed: int = 0,
-        episode_length: int | None = None,
-        stochastic_init: bool = True,
-        early_termination: bool = True,
-        reward_timing: RewardTiming = "after",
         substeps: int | None = None,
         non_finite: NonFinite = "raise",
         stagger: bool = False,
+        **options: Any,
     ) -> None:
-        if task not in _NAMES:
-            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(map(repr, _NAMES))}")
+        check_task(task, _NAMES)
         _check_newton()
         from torchrl_pwm.envs.simulators.newton.tasks import TASKS
 
-        simulator = TASKS[task](
-            num_envs,
-            requires_grad=requires_grad,
-            device=device,
-            seed=seed,
-            episode_length=episode_length,
-            stochastic_init=stochastic_init,
-            early_termination=early_termination,
-            reward_timing=reward_timing,
-            **({} if substeps is None else {"substeps": substeps}),
-        )
+        if substeps is not None:
+            options["substeps"] = substeps
+        simulator = TASKS[task](num_envs, requires_grad=requires_grad, **options)
         super().__init__(simulator, requires_grad=requires_grad, non_finite=non_finite, stagger=stagger)
         self.task = task
 
