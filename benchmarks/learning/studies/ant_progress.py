@@ -28,6 +28,7 @@ from benchmarks.learning.jobs import RESULTS
 from benchmarks.learning.results import write_csv
 from benchmarks.machine import processor
 from torchrl_pwm import WorldModelPolicy, evaluate_policy
+from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.runs.load import load_policy
 from torchrl_pwm.runs.pwm_online import make_losses, make_stepper, open_sequences
 from torchrl_pwm.trainers.pwm import warm_start
@@ -48,14 +49,9 @@ class ForwardProgress(Transform):
         return next_tensordict.set("reward", speed * _STEP)
 
 
-def uniform_actions(seed: int) -> Any:
-    """Uniform actions in [-1, 1] for the ant."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def act(state: TensorDictBase) -> TensorDictBase:
-        return state.set("action", 2 * torch.rand(*state.batch_size, _ACTIONS, generator=generator) - 1)
-
-    return act
+def random_progress(seed: int, config: Any) -> float:
+    """:func:`forward_progress` of uniform actions in [-1, 1]."""
+    return forward_progress(RandomPolicy(_ACTIONS, seed), config)
 
 
 def forward_progress(policy: Any, config: Any) -> float:
@@ -78,7 +74,7 @@ def progress(folder: Path, points: int = POINTS) -> Iterator[dict[str, Any]]:
     stepper = make_stepper(config, loss, model_loss, replay)
     warm_start(loss, stepper.policy_stepper, replay, **config.pretraining.warm_start)
     policy = WorldModelPolicy(model, loss.actor_network)
-    random = forward_progress(uniform_actions(config.seed), config)
+    random = random_progress(config.seed, config)
     between = config.iterations // points
     for iteration in tqdm(range(points * between + 1), desc=folder.name):
         if iteration % between == 0:
