@@ -19,6 +19,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from benchmarks.learning.groups import Group
 from benchmarks.learning.plans import MODEL_FILES, MODELS
+from torchrl_pwm._utils.devices import one_thread
 from torchrl_pwm.data import make_online_replay
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import ObservationNormalizer, WorldModelPolicy
@@ -46,13 +47,8 @@ def measure_decisions(group: Group, folder: Path, *, rounds: int = 30) -> dict[s
         rounds: decisions of each.
     """
     make = _offline_policies if group.offline else _online_policies
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        policies, inputs = make(folder)
-        return _measure(policies, inputs, rounds)
-    finally:
-        torch.set_num_threads(before)
+    with one_thread():
+        return _measure(*make(folder), rounds)
 
 
 def _measure(

@@ -139,10 +139,9 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> list[str]:
     failures = []
     # Read by the workers when they import torch; one thread each makes times comparable.
     os.environ["OMP_NUM_THREADS"] = "1"
-    pool = process_pool(workers, max_tasks_per_child=1)
     bar = tqdm(total=len(jobs), initial=len(jobs) - len(pending), unit="run", desc="suite")
     running: dict[Future[None], Job] = {}
-    with pool, bar:
+    with process_pool(workers, max_tasks_per_child=1) as pool, bar:
         while pending or running:
             for job in [job for job in pending if all(file.exists() for file in job.needs)]:
                 if len(running) < workers:
@@ -161,3 +160,15 @@ def run_jobs(jobs: Sequence[Job], workers: int) -> list[str]:
                 else:
                     bar.update()
     return failures
+
+
+def complete(jobs: Sequence[Job], workers: int = 1) -> None:
+    """:func:`run_jobs`; where runs are missing afterwards, ends the process with their number."""
+    if failures := run_jobs(jobs, workers):
+        sys.exit(f"{len(failures)} runs are missing; the same command goes on with them.")
+
+
+def split_settings(arguments: Sequence[str]) -> tuple[Sequence[str], tuple[str, ...]]:
+    """The options of a command line, and the settings of the runs, which follow ``--``."""
+    mark = [*arguments, "--"].index("--")
+    return arguments[:mark], tuple(arguments[mark + 1 :])

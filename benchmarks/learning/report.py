@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter
 
 from benchmarks.learning.groups import METHODS, Group
 from benchmarks.learning.records import Curve, Records
+from benchmarks.learning.results import markdown_table
 from torchrl_pwm.evaluation import plot_aggregates, plot_profiles
 from torchrl_pwm.evaluation.html_report import template_environment
 from torchrl_pwm.evaluation.plots import new_figure, save_figure, tidy_axes
@@ -264,33 +265,30 @@ def markdown(group: Group, content: Mapping[str, Any]) -> str:
         f"{content['machine']['processor']}, one thread a run. Normalised score: {content['score']}; mean of "
         f"{count_seeds(content)} and its 95 % bootstrap interval.",
         "",
-        f"| task | {' | '.join(entry['label'] for entry in methods.values())} |",
-        "|---" * (len(methods) + 1) + "|",
+        markdown_table(["task", *(entry["label"] for entry in methods.values())], _table_rows(content)),
     ]
-    for task, scores in content["tasks"].items():
-        shown = {method: _cell(scores.get(method), "mean") for method in methods}
-        cells = [f"**{cell}**" if method in _best(scores) else cell for method, cell in shown.items()]
-        lines.append(f"| {task} | {' | '.join(cells)} |")
-    for key, name in (("mean", "mean"), ("iqm", "interquartile mean")):
-        lines.append(f"| {name} | {' | '.join(_cell(entry[key], 'value') for entry in methods.values())} |")
-    minutes = [_number(_minutes(entry), ".1f") for entry in methods.values()]
-    lines.append(f"| minutes of training, {content['minutes_of']} | {' | '.join(minutes)} |")
-    for envs, name in (("1", "ms per decision"), ("8", "ms per decision, of 8 at once")):
-        times = [_number(content["decisions"].get(method, {}).get(envs), ".2f") for method in methods]
-        lines.append(f"| {name} | {' | '.join(times)} |")
     if sentences := list(loss_sentences(content)):
         lines += ["", "## Where PWM loses", "", *(f"- {sentence}" for sentence in sentences)]
-    lines.append("")
-    lines += [
-        "## What each run had",
-        "",
-        *(f"- {_named(name)}: {text}" for name, text in content["budgets"].items()),
-        "",
-    ]
+    budgets = [f"- {_named(name)}: {text}" for name, text in content["budgets"].items()]
+    lines += ["", "## What each run had", "", *budgets, ""]
     lines += [note + "\n" for note in group.notes]
     names = ("scores", "aggregates", "profiles", "curves")
     lines += [f"![{name}](suite_{group.name}_{name}.png)\n" for name in names]
     return "\n".join(lines)
+
+
+def _table_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Tasks first, then what sums them up, then times."""
+    methods = content["methods"]
+    for task, scores in content["tasks"].items():
+        shown = {method: _cell(scores.get(method), "mean") for method in methods}
+        yield [task, *(f"**{cell}**" if method in _best(scores) else cell for method, cell in shown.items())]
+    for key, name in (("mean", "mean"), ("iqm", "interquartile mean")):
+        yield [name, *(_cell(entry[key], "value") for entry in methods.values())]
+    minutes = [_number(_minutes(entry), ".1f") for entry in methods.values()]
+    yield [f"minutes of training, {content['minutes_of']}", *minutes]
+    for envs, name in (("1", "ms per decision"), ("8", "ms per decision, of 8 at once")):
+        yield [name, *(_number(content["decisions"].get(method, {}).get(envs), ".2f") for method in methods)]
 
 
 def _more(entry: Mapping[str, Any]) -> str:

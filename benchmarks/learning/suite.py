@@ -19,12 +19,13 @@ from pathlib import Path
 
 from benchmarks.learning.decisions import measure_decisions
 from benchmarks.learning.groups import METHODS, groups
-from benchmarks.learning.jobs import RESULTS, ROOT, run_jobs
+from benchmarks.learning.jobs import RESULTS, ROOT, complete, split_settings
 from benchmarks.learning.plans import Plan
 from benchmarks.learning.records import read_records
 from benchmarks.learning.report import draw, markdown, write_page
 from benchmarks.learning.results import summarize, write_csv
 from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm.runs.cli import user_errors
 
 RUNS = ROOT / "runs" / "suite"
 
@@ -80,8 +81,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Plan]:
     offline.add_argument("--updates", type=int, default=6000, help="of each world model")
     offline.add_argument("--batch-size", type=int, default=128, help="sequences of an update")
     offline.add_argument("--slice-len", type=int, default=8, help="transitions of a sequence")
-    mark = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parser.parse_args(arguments[:mark])
+    given, settings = split_settings(arguments)
+    options = parser.parse_args(given)
     group = known[options.group]
     plan = Plan(
         group=group,
@@ -89,7 +90,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Plan]:
         tasks=tuple(options.tasks or group.tasks),
         seeds=tuple(options.seeds),
         folder=options.folder or RUNS / group.name,
-        overrides=tuple(arguments[mark + 1 :]),
+        overrides=settings,
         **{name: getattr(options, name) for name in ("data", "updates", "batch_size", "slice_len", "episodes")},
     )
     group.check(plan.methods, plan.tasks)
@@ -97,16 +98,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Plan]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    try:
+    with user_errors():
         options, plan = parse(sys.argv[1:] if arguments is None else arguments)
         if options.action == "report":
             print(report(plan, options.results, minutes=options.minutes))
             return
-        failures = run_jobs(plan.jobs(), options.workers)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    if failures:
-        sys.exit(f"{len(failures)} runs are missing; the same command goes on with them.")
+        complete(plan.jobs(), options.workers)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from benchmarks.speed.stores import HotReplay, in_turn, start_reader, wait_for_line, write_sparse_store
+from torchrl_pwm._utils.devices import one_thread
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, collect_dataset
 
 ROWS_PER_TASK = {"1 M": 125, "20 M": 2475, "550 M": 68_125}
@@ -25,11 +26,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs sparse fi
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def single_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -187,7 +187,7 @@ def test_a_mirror_is_asked_instead_of_the_hub(tmp_path, hub, monkeypatch):
 
 def test_progress_is_shown_unless_refused(tmp_path, hub, monkeypatch, capfd):
     hub.files[CHECKPOINT] = CONTENT
-    monkeypatch.setattr("torchrl_pwm.data.published.download._BAR_DELAY", 0.0)
+    monkeypatch.setattr("torchrl_pwm._utils.files.BAR_DELAY", 0.0)
     download_checkpoint("mt80-5M", tmp_path / "silent", progress=False)
     assert "%" not in capfd.readouterr().err
     download_checkpoint("mt80-5M", tmp_path / "shown")

@@ -205,7 +205,7 @@ def test_the_manifest_names_every_file_with_its_size_and_checksum(counting_root)
 
 def test_a_verification_of_some_time_shows_its_progress(counting_root, monkeypatch, capsys):
     store = EpisodeStore(counting_root)
-    monkeypatch.setattr("torchrl_pwm.data.store.store._BAR_DELAY", 0.0)
+    monkeypatch.setattr("torchrl_pwm._utils.files.BAR_DELAY", 0.0)
     store.verify(progress=False)
     assert capsys.readouterr().err == ""
     store.verify()

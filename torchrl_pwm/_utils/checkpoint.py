@@ -43,7 +43,6 @@ def save_checkpoint(folder: str | os.PathLike[str], state: Mapping[str, Any], *,
         tensor([1., 1.])
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
 
     def name() -> str:
         # One of its own for other content, so that saving a step again never touches the checkpoint in force.
@@ -81,7 +80,7 @@ def save_tensors(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None
     """Writes ``state`` to ``path`` in one step, for ``torch.load(path, weights_only=True)``.
 
     Args:
-        path: file in a folder that is there.
+        path: the file.
         state (mapping): nested dictionaries and lists of tensors, numbers, strings and ``None``.
 
     Examples:

@@ -11,12 +11,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tqdm import tqdm
+
 try:
     import fcntl
 except ImportError:  # Windows: what a killed process left half-written stays until it is deleted by hand
     fcntl = None  # type: ignore[assignment]
 
 _BLOCK = 1 << 22
+BAR_DELAY = 1.0  # seconds before progress is shown
 
 
 def default_root() -> Path:
@@ -33,6 +36,11 @@ def file_sha256(path: str | os.PathLike[str], progress: Callable[[int], object] 
             if progress is not None:
                 progress(len(block))
     return digest.hexdigest()
+
+
+def byte_bar(total: int, desc: str, *, progress: bool) -> tqdm:
+    """A progress bar in bytes."""
+    return tqdm(total=total, desc=desc, unit="B", unit_scale=True, delay=BAR_DELAY, disable=not progress)
 
 
 def flush_file(path: str | os.PathLike[str]) -> None:
@@ -59,10 +67,11 @@ def replaced_file(path: str | os.PathLike[str], name: Callable[[], str] | None =
     What killed processes left half-written beside ``path`` is removed first; what living ones are writing stays.
 
     Args:
-        path: where the file goes.
+        path: where the file goes; its folder is made if missing.
         name: gives another name for it when it is written, for one that depends on the content.
     """
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
     temporary = _temporary(target)
     temporary.touch()
@@ -80,6 +89,12 @@ def replace_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Puts ``data`` at ``path`` in one step: write aside, flush to disk, rename."""
     with replaced_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def picture_path(path: str | os.PathLike[str]) -> Path:
+    """The path, as a PNG if it has no suffix."""
+    target = Path(path)
+    return target if target.suffix else target.with_suffix(".png")
 
 
 @contextlib.contextmanager

@@ -111,16 +111,12 @@ def _work(function: Callable[[Any, Report], Any], job: Any) -> Any:
 
 
 def _start_worker(messages: Any) -> None:
-    global _messages
-    _messages = messages
-    end_with_parent()
-
-
-def end_with_parent() -> None:
-    """Ends this worker process when its parent ends, however it does; call it once, when the worker starts.
+    """Where reports go; and this worker ends when its parent ends, however it does.
 
     A worker that outlives a killed run would write to the files of the run that resumes it.
     """
+    global _messages
+    _messages = messages
     parent = multiprocessing.parent_process()
     if parent is None:
         return

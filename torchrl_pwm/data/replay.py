@@ -197,9 +197,7 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
 
     def dumps(self, path: str | os.PathLike[str]) -> None:
         """Writes :meth:`state_dict` to the folder ``path``; the data stays where it is."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(folder / "replay.pt", self.state_dict())
+        save_tensors(Path(path) / "replay.pt", self.state_dict())
 
     def loads(self, path: str | os.PathLike[str]) -> None:
         """Reads what :meth:`dumps` wrote; no pickled code is run."""

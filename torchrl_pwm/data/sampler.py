@@ -104,9 +104,7 @@ class EpisodeSliceSampler(Sampler):
         self.generator.set_state(state_dict["generator"])
 
     def dumps(self, path: str | os.PathLike[str]) -> None:
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tensors(folder / "sampler.pt", self.state_dict())
+        save_tensors(Path(path) / "sampler.pt", self.state_dict())
 
     def loads(self, path: str | os.PathLike[str]) -> None:
         self.load_state_dict(torch.load(Path(path) / "sampler.pt", weights_only=True))

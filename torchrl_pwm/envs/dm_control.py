@@ -95,26 +95,20 @@ class DMControlSimulation:
             state = self._task.random.get_state()
             self.reset()
             self._task.random.set_state(state)
-        physics, model = self._physics, self._physics.model
-        qpos = _entry(record, "qpos0", (model.nq,), self.spec.name)
-        qvel = _entry(record, "qvel0", (model.nv,), self.spec.name)
-        writes = []
+        physics, data = self._physics, self._physics.data
+        arrays = {"qpos0": data.qpos, "qvel0": data.qvel}
         for entry in _TARGET_ENTRIES:
             if f"{entry}_target" in record:
-                row = getattr(physics.named.model, entry)["target"]
-                writes.append((row, _entry(record, f"{entry}_target", row.shape, self.spec.name)))
+                arrays[f"{entry}_target"] = getattr(physics.named.model, entry)["target"]
         if "dof_damping" in record:
-            writes.append((model.dof_damping, _entry(record, "dof_damping", (model.nv,), self.spec.name)))
-        warmstart = None
-        if "warmstart0" in record:
-            warmstart = _entry(record, "warmstart0", (model.nv,), self.spec.name)
+            arrays["dof_damping"] = physics.model.dof_damping
+        values = {key: _entry(record, key, array.shape, self.spec.name) for key, array in arrays.items()}
+        warmstart = _entry(record, "warmstart0", data.qvel.shape, self.spec.name) if "warmstart0" in record else None
         with physics.reset_context():
-            for row, value in writes:
-                row[:] = value
-            physics.data.qpos[:] = qpos
-            physics.data.qvel[:] = qvel
+            for key, array in arrays.items():
+                array[:] = values[key]
         if warmstart is not None:
-            physics.data.qacc_warmstart[:] = warmstart
+            data.qacc_warmstart[:] = warmstart
         return _flatten(self._task.get_observation(physics))
 
     def raw_reward(self) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from torchrl_pwm._utils.extras import require
-from torchrl_pwm._utils.files import replaced_file
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 from torchrl_pwm.evaluation.curves import Series, mean_curve
 from torchrl_pwm.evaluation.plots import new_figure
@@ -95,11 +95,8 @@ def write_html_report(
             chart_size=CHART_SIZE,
         )
     )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(target) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return target
+    replace_file(path, page.encode())
+    return Path(path)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torchrl_pwm._utils.extras import require
-from torchrl_pwm._utils.files import replaced_file
+from torchrl_pwm._utils.files import picture_path, replaced_file
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
 from torchrl_pwm.evaluation.scores import find_task_spec, reference_scores
 from torchrl_pwm.evaluation.statistics import (
@@ -188,14 +188,7 @@ def plot_aggregates(
     Intervals need several seeds per task and the package rliable; where one is missing, there is the mark alone.
 
     Args:
-        scores: by name of the method, [seeds, tasks]; methods may have different numbers of either.
-        path: file to write; the suffix chooses the format (PNG if it has none).
-        confidence: level of the intervals.
-        reps: bootstrap replications; 0 leaves the intervals out.
-        seed: seed of the bootstrap.
-        units: what a score is, for the horizontal axis.
-        title: first line of the picture.
-        colors: by name of the method. Default: one after the other.
+        scores, path, confidence, reps, seed, units, title, colors: as in :func:`plot_profiles`.
 
     Returns:
         The path of the picture.
@@ -355,9 +348,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    target = Path(path)
-    target = target if target.suffix else target.with_suffix(".png")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = picture_path(path)
     with replaced_file(target) as temporary:
         figure.savefig(temporary, format=target.suffix[1:])
     return target

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_pwm._utils.files import replaced_file
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.versions import package_versions
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 from torchrl_pwm.evaluation.scores import reference_scores
@@ -91,31 +91,18 @@ def make_summary(
     return summary
 
 
-def write_summary(
-    path: str | os.PathLike[str],
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    seed: int,
-    seconds_total: float,
-    versions: Mapping[str, str] | None = None,
-    notes: Sequence[str] = (),
-    comparison: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write ``summary.json``, whole or not at all; arguments and errors as in :func:`make_summary`.
+def write_summary(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]], **options: Any) -> dict[str, Any]:
+    """Write ``summary.json``, whole or not at all; errors as in :func:`make_summary`.
 
     Args:
         path: the file, or a folder that gets a ``summary.json``.
+        rows, options: arguments of :func:`make_summary`.
 
     Returns:
         What was written.
     """
-    summary = make_summary(
-        rows, seed=seed, seconds_total=seconds_total, versions=versions, notes=notes, comparison=comparison
-    )
-    target = _file(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(target) as temporary:
-        temporary.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    summary = make_summary(rows, **options)
+    replace_file(_file(path), (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     return summary
 
 

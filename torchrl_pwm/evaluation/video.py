@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from torchrl_pwm._utils.extras import require
-from torchrl_pwm._utils.files import replaced_file
+from torchrl_pwm._utils.files import picture_path, replaced_file
 
 __all__ = ["Film", "FilmStrip", "film_pictures", "film_strip"]
 
@@ -99,12 +99,10 @@ def film_strip(
             left = _GAP + column * (width + _GAP)
             draw.text((left, top + _HEADER + _HEADER // 2), f"step {step}", fill=_INK, font=small, anchor="lm")
             strip.paste(picture, (left, top + 2 * _HEADER))
-    target = Path(path)
-    target = target if target.suffix else target.with_suffix(".png")
+    target = picture_path(path)
     formats = image_module.registered_extensions()
     if target.suffix.lower() not in formats:
         raise ValueError(f"Pillow cannot write {target.suffix} files (path {target}); use .png or .jpg")
-    target.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(target) as temporary:
         strip.save(temporary, format=formats[target.suffix.lower()])
     return target

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
-from torchrl_pwm.modules.layers import stacked_mlps
+from torchrl_pwm.modules.layers import ResetsItself, stacked_mlps
 
 
 class GaussianHead(nn.Module):
@@ -127,7 +127,7 @@ def make_pwm_actor(
     )
 
 
-class ValueEnsemble(TensorDictModuleBase):
+class ValueEnsemble(ResetsItself, TensorDictModuleBase):
     """N state-value MLPs evaluated together: ``latent`` [*, D] to ``state_value`` [N, *, 1].
 
     Called with a TensorDict of batch ``[*]`` it returns a new one of batch ``[N, *]``, as
@@ -155,11 +155,6 @@ class ValueEnsemble(TensorDictModuleBase):
                     nn.init.orthogonal_(weight, math.sqrt(2))
             else:
                 nn.init.constant_(param, 1.0 if index % 4 == 2 else 0.0)
-
-    def _reset_parameters(self, module: nn.Module) -> bool:
-        # TensorDict's recursive reset asks the children only, which here are bare parameters.
-        self.reset_parameters()
-        return True
 
     def values(self, latent: Tensor) -> Tensor:
         """``[*, D]`` to ``[N, *, 1]``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -10,6 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _SMALLEST = 1e-8
+
+
+class ResetsItself:
+    """A module whose ``reset_parameters`` TensorDict's recursive reset calls as a whole.
+
+    Left to itself it would ask the layers, for torch's own initialisation, and skip bare parameters.
+    """
+
+    reset_parameters: Callable[[], None]
+
+    def _reset_parameters(self, module: nn.Module) -> bool:
+        self.reset_parameters()
+        return True
 
 
 class SimNorm(nn.Module):

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchrl_pwm.modules.layers import stacked_mlps
+from torchrl_pwm.modules.layers import ResetsItself, stacked_mlps
 
 
-class QEnsemble(nn.Module):
+class QEnsemble(ResetsItself, nn.Module):
     """N MLPs on one input: ``[*, I]`` to ``[N, *, K]``.
 
     Hidden layers are Linear -> LayerNorm -> Mish, with dropout between the first linear map and its normalisation.
@@ -56,11 +56,6 @@ class QEnsemble(nn.Module):
             else:
                 nn.init.constant_(param, 1.0 if index % 4 == 2 else 0.0)
         nn.init.zeros_(self.params[len(self.params) - 2])
-
-    def _reset_parameters(self, module: nn.Module) -> bool:
-        # TensorDict's recursive reset asks the children only, which here are bare parameters.
-        self.reset_parameters()
-        return True
 
     def forward(self, x: Tensor, members: Tensor | None = None, *, dropout: bool = True) -> Tensor:
         """``[*, I]`` to ``[N, *, K]``, or ``[n, *, K]`` of the nets whose indices are ``members`` [n].

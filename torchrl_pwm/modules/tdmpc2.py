@@ -13,9 +13,9 @@ from tensordict import TensorDictBase
 from tensordict.nn import InteractionType, TensorDictModuleBase, dispatch
 from tensordict.nn.probabilistic import interaction_type
 from tensordict.utils import NestedKey
-from torch import Tensor, nn
+from torch import Tensor
 
-from torchrl_pwm.modules.layers import initialize, make_mlp
+from torchrl_pwm.modules.layers import ResetsItself, initialize, make_mlp
 from torchrl_pwm.modules.presets import Preset
 from torchrl_pwm.modules.q_ensemble import QEnsemble
 from torchrl_pwm.modules.running_statistics import PercentileScale
@@ -37,7 +37,7 @@ class PolicySample(NamedTuple):
     noise: Tensor
 
 
-class TDMPC2Model(TensorDictModuleBase):
+class TDMPC2Model(ResetsItself, TensorDictModuleBase):
     """World model, policy prior, Q ensemble and target Q ensemble of TD-MPC2 (arXiv 2310.16828, section 3.1).
 
     The world model is a :class:`~torchrl_pwm.PWMWorldModel`: ``model.world_model`` goes into
@@ -239,11 +239,6 @@ class TDMPC2Model(TensorDictModuleBase):
         for head in (self.policy, self.termination_head):
             if head is not None:
                 initialize(head)
-
-    def _reset_parameters(self, module: nn.Module) -> bool:
-        # TensorDict's recursive reset would give each layer torch's own initialisation.
-        self.reset_parameters()
-        return True
 
     def train(self, mode: bool = True) -> TDMPC2Model:
         super().train(mode)

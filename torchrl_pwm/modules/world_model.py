@@ -15,14 +15,21 @@ from torch import Tensor, nn
 from torchrl.modules import WorldModel
 
 from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model
-from torchrl_pwm.modules.layers import ResidualLatent, SimNorm, initialize, make_mlp, run_from_first_linear
+from torchrl_pwm.modules.layers import (
+    ResetsItself,
+    ResidualLatent,
+    SimNorm,
+    initialize,
+    make_mlp,
+    run_from_first_linear,
+)
 from torchrl_pwm.modules.multitask import TaskContext, action_masks
 from torchrl_pwm.modules.presets import Preset, preset_sizes
 from torchrl_pwm.modules.standardization import Standardization
 from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
 
 
-class PWMWorldModel(Standardization, WorldModel):
+class PWMWorldModel(ResetsItself, Standardization, WorldModel):
     """The multi-task world model of PWM and TD-MPC2, a :class:`torchrl.modules.WorldModel`.
 
     z = enc(o, e),  z' = dyn(z, e, a),  r = rew(z, e, a), with e the task's embedding (PWM, arXiv 2407.02466,
@@ -212,11 +219,6 @@ class PWMWorldModel(Standardization, WorldModel):
         initialize(self)
         for head in (self._reward, self._dynamics) if self._latents is not None else (self._reward,):
             nn.init.zeros_(head.get_parameter(f"{len(head) - 1}.weight"))
-
-    def _reset_parameters(self, module: nn.Module) -> bool:
-        # TensorDict's recursive reset would give each layer torch's own initialisation.
-        self.reset_parameters()
-        return True
 
     # Tensor forms, used in hot loops.
 

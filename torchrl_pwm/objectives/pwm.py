@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.two_hot import RewardSpace
-from torchrl_pwm.objectives.acting import is_tanh_gaussian, reparameterized_action, require_probabilistic
+from torchrl_pwm.objectives.acting import ActingLoss
 from torchrl_pwm.objectives.entries import require
-from torchrl_pwm.objectives.first_order import Bootstrap, FirstOrderLoss
+from torchrl_pwm.objectives.first_order import Bootstrap
 
 
-class PWMLoss(FirstOrderLoss):
+class PWMLoss(ActingLoss):
     """First-order policy extraction from a frozen world model (PWM, arXiv 2407.02466, section 4.2, algorithm 1).
 
     From start states z_0 = enc(o_0) the policy is rolled out for H steps inside the model,
@@ -72,13 +72,12 @@ class PWMLoss(FirstOrderLoss):
     """
 
     @dataclass
-    class _AcceptedKeys(FirstOrderLoss._AcceptedKeys):
+    class _AcceptedKeys(ActingLoss._AcceptedKeys):
         """Entries that can be renamed with :meth:`set_keys`; reward, done and terminated live under ``"next"``."""
 
         observation: NestedKey = "observation"
         task: NestedKey = "task"
         latent: NestedKey = "latent"
-        action: NestedKey = "action"
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
@@ -102,8 +101,6 @@ class PWMLoss(FirstOrderLoss):
         loss_function: str = "l2",
         reduction: str = "mean",
     ) -> None:
-        if horizon < 1:
-            raise ValueError(f"horizon must be at least 1, found {horizon}.")
         if reward_space not in ("raw", "symlog"):
             raise ValueError(f'reward_space must be "raw" or "symlog", found {reward_space!r}.')
         if mask_actions and getattr(world_model, "action_masks", None) is None:
@@ -113,20 +110,19 @@ class PWMLoss(FirstOrderLoss):
                 raise ValueError(f"{name} must be finite and at least 0, found {coefficient}.")
         if disagreement_coef and disagreement is None:
             raise ValueError("disagreement_coef needs disagreement=, a DynamicsEnsemble of the model's latents.")
-        require_probabilistic(actor_network)
         # In a tuple, torch does not take the frozen model for a submodule, nor TorchRL for one to reset.
         self.__dict__["_world_model"] = (world_model,)
         self.__dict__["_disagreement"] = (disagreement,)
         super().__init__(
             actor_network,
             value_network,
+            horizon=horizon,
             normalize_returns=normalize_returns,
             bootstrap=bootstrap,
             delay_value=delay_value,
             loss_function=loss_function,
             reduction=reduction,
         )
-        self.horizon = horizon
         self.detach_latent = detach_latent
         self.reward_space = reward_space
         self.mask_actions = mask_actions
@@ -135,7 +131,6 @@ class PWMLoss(FirstOrderLoss):
         if behavior_coef:
             self.out_keys = [*self.out_keys, "loss_behavior"]
             self._set_in_keys()
-        self._tanh_gaussian = is_tanh_gaussian(actor_network)
 
     @property
     def world_model(self) -> Any:
@@ -204,8 +199,7 @@ class PWMLoss(FirstOrderLoss):
         Raises:
             ValueError: if neither observation nor latent is there, or the noise has another shape.
         """
-        if noise is not None and len(noise) != self.horizon:
-            raise ValueError(f"noise must be [H, B, A] with H = {self.horizon}, found shape {tuple(noise.shape)}.")
+        self._check_noise(noise)
         keys = self.tensor_keys
         task = tensordict.get(keys.task, None)
         # Time comes first inside, so that entries of the batch broadcast over it.
@@ -219,12 +213,7 @@ class PWMLoss(FirstOrderLoss):
                 state = {keys.latent: latent.detach() if self.detach_latent else latent}
                 if task is not None:
                     state[keys.task] = task
-                action = reparameterized_action(
-                    self.actor_network,
-                    TensorDict(state, latent.shape[:-1]),
-                    None if noise is None else noise[step],
-                    tanh_gaussian=self._tanh_gaussian,
-                )
+                action = self._act(TensorDict(state, latent.shape[:-1]), None if noise is None else noise[step])
                 action = action if mask is None else action * mask
                 latent = model.next_latent(latent, action, context)
                 actions.append(action)

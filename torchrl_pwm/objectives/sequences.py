@@ -1,13 +1,69 @@
-"""Parts of the losses on real sequences [B, T]: unrolling the model, and weights and masks of the steps."""
+"""Shared parts of the losses on real sequences [B, T]: the unrolled model, and weights and masks of the steps."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
+from torchrl.objectives.common import LossModule
 
 from torchrl_pwm.modules.world_model import PWMWorldModel
+
+
+class SequenceLoss(LossModule):
+    """A loss on sequences of real transitions, batch [B, T].
+
+    Args:
+        reduction (str): ``"mean"``, ``"sum"`` or ``"none"`` (``[B, T]``).
+
+    Raises:
+        ValueError: for another reduction.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """Entries that can be renamed with :meth:`set_keys`; reward and done live under ``"next"``."""
+
+        observation: NestedKey = "observation"
+        action: NestedKey = "action"
+        reward: NestedKey = "reward"
+        done: NestedKey = "done"
+        task: NestedKey = "task"
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+
+    def __init__(self, reduction: str) -> None:
+        super().__init__()
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f'reduction must be "mean", "sum" or "none", found {reduction!r}.')
+        self.reduction = reduction
+
+    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
+        self._set_in_keys()
+
+    def _mask(self, tensordict: TensorDictBase) -> Tensor | None:
+        """[B, T]: which steps count; ``None`` if all do."""
+        mask = same_episode(tensordict, self.tensor_keys.done)
+        for key in self._loss_mask_keys():
+            given = tensordict.get(key, None)
+            if given is not None:
+                given = given.reshape(tensordict.shape)
+                mask = given if mask is None else mask & given
+        return mask
+
+    def _reduced(self, loss: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None and self.reduction == "none":
+            # With a mask of its own TorchRL's reduction would drop entries; keep [B, T].
+            return torch.where(mask, loss, 0.0)
+        return self._reduce_loss(loss, mask=mask)
+
+    def _mean(self, value: Tensor, mask: Tensor | None) -> Tensor:
+        return self._reduce_loss(value, mask=mask, reduction="mean")
 
 
 def require_sequences(tensordict: TensorDictBase, owner: object) -> None:

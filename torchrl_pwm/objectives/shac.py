@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
-from tensordict.utils import NestedKey, unravel_key
+from tensordict.utils import unravel_key
 from torch import Tensor
 from torchrl.data import Bounded
 
 from torchrl_pwm.modules.normalizer import ObservationNormalizer
-from torchrl_pwm.objectives.acting import is_tanh_gaussian, reparameterized_action, require_probabilistic
+from torchrl_pwm.objectives.acting import ActingLoss
 from torchrl_pwm.objectives.entries import require
-from torchrl_pwm.objectives.first_order import Bootstrap, FirstOrderLoss
+from torchrl_pwm.objectives.first_order import Bootstrap
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
 
 
-class SHACLoss(FirstOrderLoss):
+class SHACLoss(ActingLoss):
     """First-order policy learning through a differentiable simulator (SHAC, arXiv 2204.07137, algorithm 1).
 
     :meth:`rollout` goes on for a window of H steps from where N parallel environments stand,
@@ -68,15 +67,6 @@ class SHACLoss(FirstOrderLoss):
         (torch.Size([8, 4]), torch.Size([]))
     """
 
-    @dataclass
-    class _AcceptedKeys(FirstOrderLoss._AcceptedKeys):
-        """Entries that can be renamed with :meth:`set_keys`; reward, done and terminated live under ``"next"``."""
-
-        action: NestedKey = "action"
-
-    default_keys = _AcceptedKeys
-    tensor_keys: _AcceptedKeys
-
     def __init__(
         self,
         actor_network: TensorDictModule,
@@ -90,21 +80,17 @@ class SHACLoss(FirstOrderLoss):
         loss_function: str = "l2",
         reduction: str = "mean",
     ) -> None:
-        if horizon < 1:
-            raise ValueError(f"horizon must be at least 1, found {horizon}.")
-        require_probabilistic(actor_network)
         super().__init__(
             actor_network,
             value_network,
+            horizon=horizon,
             normalize_returns=normalize_returns,
             bootstrap=bootstrap,
             delay_value=delay_value,
             loss_function=loss_function,
             reduction=reduction,
         )
-        self.horizon = horizon
         self.normalizer = normalizer
-        self._tanh_gaussian = is_tanh_gaussian(actor_network)
         self._set_in_keys()
 
     def _set_in_keys(self) -> None:
@@ -150,12 +136,7 @@ class SHACLoss(FirstOrderLoss):
         transitions = []
         with self.actor_network_params.to_module(self.actor_network):
             for step in range(self.horizon):
-                action = reparameterized_action(
-                    self.actor_network,
-                    self._seen(td),
-                    None if noise is None else noise[step],
-                    tanh_gaussian=self._tanh_gaussian,
-                )
+                action = self._act(self._seen(td), None if noise is None else noise[step])
                 # A copy: the env writes into what it is given.
                 transition, td = env.step_and_maybe_reset(td.copy().set(keys.action, action))
                 transitions.append(transition)
@@ -180,8 +161,7 @@ class SHACLoss(FirstOrderLoss):
 
     def _check(self, env: EnvBase, td: TensorDictBase, noise: Tensor | None) -> None:
         keys = self.tensor_keys
-        if noise is not None and len(noise) != self.horizon:
-            raise ValueError(f"noise must be [H, N, A] with H = {self.horizon}, found shape {tuple(noise.shape)}.")
+        self._check_noise(noise)
         for key in self.policy.in_keys:
             require(td, key, self)
         done = td.get(keys.done, None)

@@ -11,12 +11,11 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
-from torchrl.objectives.common import LossModule
 
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.tdmpc2 import EntropyForm, TDMPC2Model
 from torchrl_pwm.objectives.entries import require, require_reward
-from torchrl_pwm.objectives.sequences import require_sequences, same_episode, step_weights, unroll
+from torchrl_pwm.objectives.sequences import SequenceLoss, require_sequences, step_weights, unroll
 
 
 class TDMPC2Noise(NamedTuple):
@@ -28,7 +27,7 @@ class TDMPC2Noise(NamedTuple):
     policy_members: Tensor | None = None
 
 
-class TDMPC2Loss(LossModule):
+class TDMPC2Loss(SequenceLoss):
     """The losses of TD-MPC2 over sequences of T real transitions (arXiv 2310.16828, equations 3 to 5).
 
     With z_0 = enc(o_0), z_{t+1} = dyn(z_t, a_t), e_{t+1} = sg[enc(o_{t+1})] and
@@ -77,15 +76,10 @@ class TDMPC2Loss(LossModule):
     """
 
     @dataclass
-    class _AcceptedKeys:
+    class _AcceptedKeys(SequenceLoss._AcceptedKeys):
         """Entries that can be renamed with :meth:`set_keys`; reward, done and terminated live under ``"next"``."""
 
-        observation: NestedKey = "observation"
-        action: NestedKey = "action"
-        reward: NestedKey = "reward"
-        done: NestedKey = "done"
         terminated: NestedKey = "terminated"
-        task: NestedKey = "task"
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
@@ -109,9 +103,7 @@ class TDMPC2Loss(LossModule):
         entropy: EntropyForm = "current",
         reduction: str = "mean",
     ) -> None:
-        super().__init__()
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f'reduction must be "mean", "sum" or "none", found {reduction!r}.')
+        super().__init__(reduction)
         if entropy not in ("current", "mid-2024"):
             raise ValueError(f'entropy must be "current" or "mid-2024", found {entropy!r}.')
         self.model = model
@@ -120,7 +112,7 @@ class TDMPC2Loss(LossModule):
         self.register_coeff_buffer("value_coef", value_coef)
         self.register_coeff_buffer("termination_coef", termination_coef)
         self.register_coeff_buffer("entropy_coef", entropy_coef)
-        self.rho, self.entropy, self.reduction = rho, entropy, reduction
+        self.rho, self.entropy = rho, entropy
         ends = ["loss_termination"] if model.termination_head is not None else []
         self.out_keys = ["loss_consistency", "loss_reward", "loss_value", *ends, "loss_policy"]
         self.out_keys += ["reward_error", "latent_error_last", "value_target_mean"]
@@ -133,9 +125,6 @@ class TDMPC2Loss(LossModule):
         nexts = [keys.observation, keys.reward, keys.done, keys.terminated]
         task = [keys.task] if self.model.world_model.num_tasks else []
         self.in_keys = [keys.observation, keys.action, *task, *(unravel_key(("next", key)) for key in nexts)]
-
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        self._set_in_keys()
 
     def reset_parameters_recursive(self) -> None:
         """Starts the model afresh."""
@@ -176,16 +165,15 @@ class TDMPC2Loss(LossModule):
             "loss_value": (self.value_coef, codec.cross_entropy(q_logits, targets).squeeze(-1).mean(0)),
         }
         weight, mask = step_weights(self.rho, len(consistency), consistency), self._mask(tensordict)
-        out = {key: coef * self._mean(term.T * weight, mask) for key, (coef, term) in terms.items()}
+        out = {key: coef * self._reduced(term.T * weight, mask) for key, (coef, term) in terms.items()}
         if model.termination_head is not None and terminated is not None:
             logits = model.termination_logits(latents[1:], task)
             ends = F.binary_cross_entropy_with_logits(logits, terminated, reduction="none")
-            out["loss_termination"] = self.termination_coef * self._mean(ends.squeeze(-1).T, mask)
+            out["loss_termination"] = self.termination_coef * self._reduced(ends.squeeze(-1).T, mask)
         error = (world_model.decode_reward(reward_logits.detach()) - reward).abs().squeeze(-1)
-        out["reward_error"] = self._reduce_loss(error.T, mask=mask, reduction="mean")
-        last = None if mask is None else mask[:, -1]
-        out["latent_error_last"] = self._reduce_loss(consistency[-1].detach(), mask=last, reduction="mean")
-        out["value_target_mean"] = self._reduce_loss(target.squeeze(-1).T, mask=mask, reduction="mean")
+        out["reward_error"] = self._mean(error.T, mask)
+        out["latent_error_last"] = self._mean(consistency[-1].detach(), None if mask is None else mask[:, -1])
+        out["value_target_mean"] = self._mean(target.squeeze(-1).T, mask)
         return TensorDict(out), latents.detach()
 
     def policy_loss(
@@ -207,12 +195,9 @@ class TDMPC2Loss(LossModule):
         if mask is not None:
             # A step that counts leads to a latent that counts.
             mask = torch.cat([mask[:, :1], mask], 1)
-        loss = self._mean(-gain.T * step_weights(self.rho, len(gain), gain), mask)
+        loss = self._reduced(-gain.T * step_weights(self.rho, len(gain), gain), mask)
         metrics = {"policy_entropy": entropy, "policy_scaled_entropy": scaled}
-        means = {
-            key: self._reduce_loss(value.detach().squeeze(-1).T, mask=mask, reduction="mean")
-            for key, value in metrics.items()
-        }
+        means = {key: self._mean(value.detach().squeeze(-1).T, mask) for key, value in metrics.items()}
         return TensorDict({"loss_policy": loss, **means, "value_scale": model.scale.value.clone()})
 
     def value_target(
@@ -252,19 +237,3 @@ class TDMPC2Loss(LossModule):
             require(tensordict, key, self)
         terminated = tensordict.get(key, None)
         return None if terminated is None else terminated.transpose(0, 1).to(like.dtype)
-
-    def _mask(self, tensordict: TensorDictBase) -> Tensor | None:
-        """[B, T]: which steps count; ``None`` if all do."""
-        mask = same_episode(tensordict, self.tensor_keys.done)
-        for key in self._loss_mask_keys():
-            given = tensordict.get(key, None)
-            if given is not None:
-                given = given.reshape(tensordict.shape)
-                mask = given if mask is None else mask & given
-        return mask
-
-    def _mean(self, loss: Tensor, mask: Tensor | None) -> Tensor:
-        if mask is not None and self.reduction == "none":
-            # With a mask of its own the reduction would drop entries; keep [B, T].
-            return torch.where(mask, loss, 0.0)
-        return self._reduce_loss(loss, mask=mask)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import dispatch
-from tensordict.utils import NestedKey, unravel_key
+from tensordict.utils import unravel_key
 from torch import Tensor
-from torchrl.objectives.common import LossModule
 
 from torchrl_pwm.modules.world_model import PWMWorldModel
 from torchrl_pwm.objectives.entries import require, require_reward
-from torchrl_pwm.objectives.sequences import require_sequences, same_episode, step_weights, unroll
+from torchrl_pwm.objectives.sequences import SequenceLoss, require_sequences, same_episode, step_weights, unroll
 
 _REWARD_CLIP = 5.0  # published
 
 
-class PWMWorldModelLoss(LossModule):
+class PWMWorldModelLoss(SequenceLoss):
     """Consistency and reward losses of a world model over sequences of T real transitions.
 
     With z_0 = enc(o_0), z_{t+1} = dyn(z_t, a_t) and targets sg[enc(o_{t+1})] from the same encoder,
@@ -60,19 +58,6 @@ class PWMWorldModelLoss(LossModule):
         ['loss_consistency', 'loss_reward']
     """
 
-    @dataclass
-    class _AcceptedKeys:
-        """Entries that can be renamed with :meth:`set_keys`; reward and done live under ``"next"``."""
-
-        observation: NestedKey = "observation"
-        action: NestedKey = "action"
-        reward: NestedKey = "reward"
-        done: NestedKey = "done"
-        task: NestedKey = "task"
-
-    tensor_keys: _AcceptedKeys
-    default_keys = _AcceptedKeys
-
     consistency_coef: Tensor
     reward_coef: Tensor
 
@@ -86,15 +71,12 @@ class PWMWorldModelLoss(LossModule):
         divide_reward_by_horizon: bool = False,
         reduction: str = "mean",
     ) -> None:
-        super().__init__()
-        if reduction not in ("mean", "sum", "none"):
-            raise ValueError(f'reduction must be "mean", "sum" or "none", found {reduction!r}.')
+        super().__init__(reduction)
         self.world_model = world_model
         self.register_coeff_buffer("consistency_coef", consistency_coef)
         self.register_coeff_buffer("reward_coef", reward_coef)
         self.rho = rho
         self.divide_reward_by_horizon = divide_reward_by_horizon
-        self.reduction = reduction
         self.out_keys = ["loss_consistency", "loss_reward", "reward_error", "latent_error_last"]
         self._set_in_keys()
 
@@ -111,9 +93,6 @@ class PWMWorldModelLoss(LossModule):
         keys = self.tensor_keys
         nexts = [unravel_key(("next", key)) for key in (keys.observation, keys.reward)]
         self.in_keys = [keys.observation, keys.action, *nexts, *([keys.task] if self.world_model.num_tasks else [])]
-
-    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
-        self._set_in_keys()
 
     def reset_parameters_recursive(self) -> None:
         """Starts the world model afresh."""
@@ -135,24 +114,20 @@ class PWMWorldModelLoss(LossModule):
         predicted, logits = latents[1:].transpose(0, 1), logits.transpose(0, 1)
 
         consistency = (predicted - target).square().mean(-1)
-        mask = same_episode(tensordict, keys.done)
-        reward_loss = model.codec.cross_entropy(logits, self._reward_target(reward, mask)).squeeze(-1)
+        mask = self._mask(tensordict)
+        reward_target = self._reward_target(reward, same_episode(tensordict, keys.done))
+        reward_loss = model.codec.cross_entropy(logits, reward_target).squeeze(-1)
         reward_error = (model.decode_reward(logits.detach()) - reward).abs().squeeze(-1)
         horizon = tensordict.shape[1]
         weight = step_weights(self.rho, horizon, reward)
         out = TensorDict(
             {
-                "loss_consistency": self.consistency_coef * self._mean(consistency * weight, tensordict, mask),
+                "loss_consistency": self.consistency_coef * self._reduced(consistency * weight, mask),
                 "loss_reward": self.reward_coef
-                * self._mean(reward_loss * weight, tensordict, mask)
+                * self._reduced(reward_loss * weight, mask)
                 / (horizon if self.divide_reward_by_horizon else 1),
-                "reward_error": self._reduce_loss(reward_error, tensordict, mask=mask, reduction="mean"),
-                "latent_error_last": self._reduce_loss(
-                    consistency[:, -1:].detach(),
-                    tensordict[:, -1:],
-                    mask=None if mask is None else mask[:, -1:],
-                    reduction="mean",
-                ),
+                "reward_error": self._mean(reward_error, mask),
+                "latent_error_last": self._mean(consistency[:, -1].detach(), None if mask is None else mask[:, -1]),
             }
         )
         self._clear_weakrefs(tensordict, out)
@@ -165,9 +140,3 @@ class PWMWorldModelLoss(LossModule):
         if self.training:
             moments.update(reward.reshape(-1) if mask is None else reward[mask].reshape(-1))
         return moments.normalize(reward, clip=_REWARD_CLIP)
-
-    def _mean(self, loss: Tensor, tensordict: TensorDictBase, mask: Tensor | None) -> Tensor:
-        if mask is not None and self.reduction == "none":
-            # With a mask of its own the reduction would drop entries; keep [B, T].
-            return self._reduce_loss(torch.where(mask, loss, 0.0), tensordict)
-        return self._reduce_loss(loss, tensordict, mask=mask)

@@ -35,8 +35,7 @@ from torchrl_pwm.trainers.pwm import warm_start
 
 POINTS = 10
 # Of the ant's observation: the torso's forward speed [m/s]; a step lasts 1/60 s.
-_FORWARD_SPEED, _STEP = 5, 1 / 60
-ACTIONS = 8
+_FORWARD_SPEED, _STEP, _ACTIONS = 5, 1 / 60, 8
 
 
 class ForwardProgress(Transform):
@@ -48,6 +47,11 @@ class ForwardProgress(Transform):
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         speed = next_tensordict["observation"][..., _FORWARD_SPEED, None]
         return next_tensordict.set("reward", speed * _STEP)
+
+
+def random_progress(seed: int, config: Any) -> float:
+    """:func:`forward_progress` of uniform actions in [-1, 1]."""
+    return forward_progress(RandomPolicy(_ACTIONS, seed), config)
 
 
 def forward_progress(policy: Any, config: Any) -> float:
@@ -70,7 +74,7 @@ def progress(folder: Path, points: int = POINTS) -> Iterator[dict[str, Any]]:
     stepper = make_stepper(config, loss, model_loss, replay)
     warm_start(loss, stepper.policy_stepper, replay, **config.pretraining.warm_start)
     policy = WorldModelPolicy(model, loss.actor_network)
-    random = forward_progress(RandomPolicy(ACTIONS, config.seed), config)
+    random = random_progress(config.seed, config)
     between = config.iterations // points
     for iteration in tqdm(range(points * between + 1), desc=folder.name):
         if iteration % between == 0:

@@ -19,6 +19,7 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from benchmarks.learning.results import markdown_table
 from torchrl_pwm.data import NoisyPolicy
 from torchrl_pwm.runs.load import load_policy
 
@@ -67,17 +68,15 @@ def compare(model: Any, truth: dict[str, Tensor]) -> tuple[Tensor, float]:
 def table(model: Any, policies: Sequence[Path], horizon: int) -> str:
     """A row for each policy."""
     ahead = [steps for steps in (1, 2, 4, 6, 8, 12, 16, 24, 32) if steps <= horizon]
-    lines = [
-        f"| states of | windows | {' | '.join(f'{steps} ahead' for steps in ahead)} | R2 of the last reward |",
-        "|---" * (len(ahead) + 3) + "|",
-    ]
+    rows = []
     for folder in policies:
         policy, config = load_policy(folder)
         truth = simulated(config, policy, horizon)
         cosine, explained = compare(model, truth)
         cells = [f"{float(cosine[-steps]):.2f}" for steps in ahead]
-        lines.append(f"| {folder.name} | {truth['action'].shape[1]} | {' | '.join(cells)} | {explained:.2f} |")
-    return "\n".join(lines)
+        rows.append([folder.name, str(truth["action"].shape[1]), *cells, f"{explained:.2f}"])
+    head = ["states of", "windows", *(f"{steps} ahead" for steps in ahead), "R2 of the last reward"]
+    return markdown_table(head, rows)
 
 
 def main() -> None:

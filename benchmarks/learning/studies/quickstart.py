@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from benchmarks.learning.jobs import ROOT
+from benchmarks.learning.results import markdown_table
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation import read_metrics
-from torchrl_pwm.evaluation.trust import probe_trust
+from torchrl_pwm.evaluation.trust import PROBED_STEPS, probe_trust
 from torchrl_pwm.modules import load_quickstart
 from torchrl_pwm.runs.extraction import load_actor
 
@@ -28,15 +29,12 @@ SEED = 2000  # of episodes that neither trained nor chose anything
 
 def data_table(store: EpisodeStore) -> str:
     """One line per task."""
-    lines = ["| task | behaviour | episodes | transitions | mean return | success |", "|---|---|---|---|---|---|"]
-    sources = store.manifest.source["tasks"]
+    rows, sources = [], store.manifest.source["tasks"]
     for task, data in store.statistics().items():
         success = "-" if data["success_mean"] is None else f"{data['success_mean']:.0%}"
-        lines.append(
-            f"| {task} | {sources[task]['behavior']} | {sources[task]['episodes']} | {data['transitions']:,} | "
-            f"{data['behavior_return_mean']:.0f} | {success} |"
-        )
-    return "\n".join(lines)
+        amount = [str(sources[task]["episodes"]), f"{data['transitions']:,}"]
+        rows.append([task, sources[task]["behavior"], *amount, f"{data['behavior_return_mean']:.0f}", success])
+    return markdown_table(["task", "behaviour", "episodes", "transitions", "mean return", "success"], rows)
 
 
 def plot_curve(run: Path, file: Path) -> None:
@@ -71,14 +69,14 @@ def plot_curve(run: Path, file: Path) -> None:
 def error_table(policies: Path, episodes: int) -> str:
     """Predicted minus real reward along fresh episodes of the first seed's policies, and the mean of its size."""
     quickstart, config = load_quickstart(), OmegaConf.load(policies / "config.yaml")
-    lines = ["| task | mean reward | step 1 | step 4 | step 8 | step 16 |", "|---|---|---|---|---|---|"]
+    rows = []
     for task in quickstart.tasks:
         actor = load_actor(config, quickstart.world_model, policies, task)
         probe = probe_trust(actor, quickstart.world_model, task, episodes=episodes, seed=SEED)
         length = get_task_set(quickstart.task_set)[task].episode_length
         cells = [f"{probe.errors[step]:+.3f} ({probe.absolute_errors[step]:.3f})" for step in probe.errors]
-        lines.append(f"| {task} | {probe.returns.mean() / length:.2f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([task, f"{probe.returns.mean() / length:.2f}", *cells])
+    return markdown_table(["task", "mean reward", *(f"step {step}" for step in PROBED_STEPS)], rows)
 
 
 def main() -> None:

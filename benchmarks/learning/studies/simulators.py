@@ -26,14 +26,14 @@ from omegaconf import OmegaConf
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from benchmarks.learning.groups import METHODS, groups
-from benchmarks.learning.jobs import RESULTS, ROOT, run_jobs
+from benchmarks.learning.jobs import RESULTS, ROOT, complete, split_settings
 from benchmarks.learning.plans import Plan
 from benchmarks.learning.records import env_steps_curve
-from benchmarks.learning.results import write_csv
-from benchmarks.learning.studies.ant_progress import ACTIONS, forward_progress
+from benchmarks.learning.results import markdown_table, write_csv
+from benchmarks.learning.studies.ant_progress import forward_progress, random_progress
 from benchmarks.machine import processor
-from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.evaluation import read_metrics
+from torchrl_pwm.runs.cli import user_errors
 from torchrl_pwm.runs.load import load_policy
 from torchrl_pwm.runs.pwm_online import open_steps
 
@@ -47,6 +47,8 @@ _LEVELS = {
     "none": ("no action", "tab:brown"),
     "cloned": ("clone of seed 0", "tab:olive"),
 }
+_HEAD = ("task", "method", "return, mean of the seeds (each)", "controller", "random", "none", "solved from")
+_HEAD += ("seeds solved", "steps", "minutes")
 _PAGE = """# SHAC and online PWM in simulators
 
 Made with `python -m benchmarks.learning.studies.simulators run` and `report`, {made}; {machine}; one thread a run, no
@@ -76,7 +78,7 @@ def read_run(folder: Path, method: str) -> dict[str, Any]:
     record |= {"progress": None, "random progress": None}
     if record["task"] == "ant":
         record["progress"] = forward_progress(load_policy(folder)[0], config)
-        record["random progress"] = forward_progress(RandomPolicy(ACTIONS, record["seed"]), config)
+        record["random progress"] = random_progress(record["seed"], config)
     taken, _, score = env_steps_curve(read_metrics(folder), summary)
     record |= {"recorded": 0, "cloned": returns.get("cloned behaviour")}
     if "pretraining" in config and config.pretraining.data:
@@ -111,18 +113,12 @@ def report(folder: Path, results: Path) -> None:
     records = [record for seeds in runs.values() for record in seeds]
     draw(runs, results / "simulators.png")
     write_csv([{k: v for k, v in record.items() if k != "curve"} for record in records], results / "simulators.csv")
-    lines = [
-        "| task | method | return, mean of the seeds (each) | controller | random | none | solved from | seeds solved |"
-        " steps | minutes |",
-        "|---" * 10 + "|",
-        *(_line(task, method, seeds) for (task, method), seeds in runs.items()),
-    ]
-    table = "\n".join(lines)
+    table = markdown_table(_HEAD, [_cells(task, method, seeds) for (task, method), seeds in runs.items()])
     (results / "simulators.md").write_text(_PAGE.format(table=table, made=records[-1]["made"], machine=processor()))
     print(table)
 
 
-def _line(task: str, method: str, seeds: list[dict[str, Any]]) -> str:
+def _cells(task: str, method: str, seeds: list[dict[str, Any]]) -> list[str]:
     first, least = seeds[0], threshold(seeds[0])
     returns = [record["return"] for record in seeds]
     levels = ["-" if first[name] is None else f"{first[name]:.0f}" for name in ("controller", "random", "none")]
@@ -140,7 +136,7 @@ def _line(task: str, method: str, seeds: list[dict[str, Any]]) -> str:
         steps = f"{first['recorded'] / 1e6:.2f} M recorded"
     mean = f"{np.mean(returns):.0f} ({', '.join(f'{value:.0f}' for value in returns)})"
     minutes = f"{np.mean([record['seconds'] for record in seeds]) / 60:.1f}"
-    return f"| {' | '.join([task, name, mean, *levels, *solved, steps, minutes])} |"
+    return [task, name, mean, *levels, *solved, steps, minutes]
 
 
 def draw(runs: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
@@ -173,7 +169,6 @@ def draw(runs: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -185,9 +180,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "simulators", help="of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="of the report")
-    mark = arguments.index("--") if "--" in arguments else len(arguments)
-    options, settings = parser.parse_args(arguments[:mark]), tuple(arguments[mark + 1 :])
-    try:
+    given, settings = split_settings(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(given)
+    with user_errors():
         if options.action == "report":
             return report(options.folder, options.results)
         known, seeds, methods = groups(), tuple(options.seeds), tuple(options.methods)
@@ -196,11 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
             for task in options.tasks
             for job in Plan(known[TASKS[task]], methods, (task,), seeds, options.folder, overrides=settings).jobs()
         ]
-        failures = run_jobs(jobs, workers=1)
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    if failures:
-        sys.exit(f"{len(failures)} runs are missing; the same command goes on with them.")
+        complete(jobs)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from tqdm import tqdm
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from benchmarks.learning.jobs import RESULTS
 from benchmarks.learning.records import success_and_score
-from benchmarks.learning.results import write_csv
+from benchmarks.learning.results import markdown_table, write_csv
 from torchrl_pwm import runs
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
@@ -156,7 +156,7 @@ def report(folder: Path) -> None:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """A line per variant: mean and standard deviation over seeds of each task's return, and the mean change."""
     by_cell = {(row["variant"], row["task"]): row for row in rows}
-    lines = [f"| variant | {' | '.join(TASKS)} | mean change |", "|---" * (len(TASKS) + 2) + "|"]
+    lines = []
     for name in VARIANTS:
         cells = [by_cell[name, task] for task in TASKS if (name, task) in by_cell]
         if len(cells) < len(TASKS):
@@ -165,8 +165,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         shown = [f"{cell['return_mean']:.0f} ± {cell['return_std']:.0f}" for cell in cells]
         seeds = min(cell["seeds"] for cell in cells)
         note = "" if seeds == len(SEEDS) else f" ({seeds} seeds)"
-        lines.append(f"| {name}{note} | {' | '.join(shown)} | {np.mean(changes):+.0%} |")
-    return "\n".join(lines)
+        lines.append([f"{name}{note}", *shown, f"{np.mean(changes):+.0%}"])
+    return markdown_table(["variant", *TASKS, "mean change"], lines)
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:

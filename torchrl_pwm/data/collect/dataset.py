@@ -133,7 +133,7 @@ def collect_dataset(
             bar.update()
 
         run_jobs(functools.partial(_collect_task, partial, row_length), missing, workers=workers, report=report)
-    return _assemble(jobs, table, partial, target, row_length)
+    return _assemble(jobs, partial, target, row_length)
 
 
 def _jobs(
@@ -189,22 +189,17 @@ def _of_task(value: Any, task: str, name: str) -> Any:
 def _collect_task(folder: Path, row_length: int, job: TaskJob, report: Callable[[str, float], object]) -> None:
     """Writes the part of one task: a data set of its own."""
     rows = job.episodes * (job.spec.episode_length // row_length)
-    with (
-        one_thread(),
-        EpisodeStoreWriter(
-            folder / job.task,
-            job.table,
-            {job.task: rows},
-            row_length=row_length,
-            success=True,
-            whole_episodes=True,
-            source=_source([job]),
-        ) as writer,
-    ):
+    with one_thread(), _writer(folder / job.task, [job], {job.task: rows}, row_length) as writer:
         for number, episode in enumerate(task_episodes(job)):
             draws = np.random.default_rng(job.stream(PADDING, number))
             writer.write(job.task, *episode.rows(job.table, job.spec.action_dim, row_length, draws))
             report(job.task, float(episode.reward.sum()))
+
+
+def _writer(root: Path, jobs: list[TaskJob], rows: Mapping[str, int], row_length: int) -> EpisodeStoreWriter:
+    return EpisodeStoreWriter(
+        root, jobs[0].table, rows, row_length=row_length, success=True, whole_episodes=True, source=_source(jobs)
+    )
 
 
 def _source(jobs: list[TaskJob]) -> dict[str, Any]:
@@ -224,18 +219,11 @@ def _has_part(part: Path, job: TaskJob) -> bool:
     return True
 
 
-def _assemble(jobs: list[TaskJob], table: TaskSet, partial: Path, target: Path, row_length: int) -> EpisodeStore:
+def _assemble(jobs: list[TaskJob], partial: Path, target: Path, row_length: int) -> EpisodeStore:
     """Joins the parts and publishes the data set."""
     parts = {job.task: EpisodeStore(partial / job.task) for job in jobs}
-    with EpisodeStoreWriter(
-        target,
-        table,
-        {name: part.num_rows for name, part in parts.items()},
-        row_length=row_length,
-        success=True,
-        whole_episodes=True,
-        source=_source(jobs),
-    ) as writer:
+    rows = {name: part.num_rows for name, part in parts.items()}
+    with _writer(target, jobs, rows, row_length) as writer:
         for name, part in parts.items():
             for start in range(0, part.num_rows, _ROWS_AT_ONCE):
                 here = slice(start, start + _ROWS_AT_ONCE)

@@ -10,17 +10,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from torchrl_pwm._utils.errors import first_line
 from torchrl_pwm._utils.extras import require
-from torchrl_pwm._utils.files import default_root, file_sha256, flush_file, flush_folder, locked
+from torchrl_pwm._utils.files import byte_bar, default_root, file_sha256, flush_file, flush_folder, locked
 from torchrl_pwm.data.published.convert import SHARD_COUNTS, shard_names
 
 __all__ = ["HUB_REPOSITORY", "download_checkpoint", "download_shards"]
 
 HUB_REPOSITORY = "nicklashansen/tdmpc2"
-_BAR_DELAY = 1.0  # seconds before progress is shown
 
 
 class _HubFile(NamedTuple):
@@ -180,9 +177,7 @@ def _check(path: Path, file: _HubFile, advice: str, progress: bool) -> None:
         raise ValueError(
             f"{path} has {size} bytes, but {file.name} of {file.repository} has {file.size} on the hub; {advice}"
         )
-    with tqdm(
-        total=size, desc=f"checking {file.name}", unit="B", unit_scale=True, delay=_BAR_DELAY, disable=not progress
-    ) as bar:
+    with byte_bar(size, f"checking {file.name}", progress=progress) as bar:
         digest = file_sha256(path, bar.update)
     if digest != file.sha256:
         raise ValueError(

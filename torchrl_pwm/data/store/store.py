@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from torchrl_pwm._utils.files import file_sha256
+from torchrl_pwm._utils.files import byte_bar, file_sha256
 from torchrl_pwm.data.store.manifest import MANIFEST_NAME, FieldRecord, Manifest, TaskRows
 from torchrl_pwm.data.store.steps import Steps, StepsFile, split_steps
 from torchrl_pwm.envs.tasks import TaskSet
 
 __all__ = ["EpisodeStore"]
-
-_BAR_DELAY = 1.0  # seconds before progress is shown
 
 
 class EpisodeStore:
@@ -104,14 +101,7 @@ class EpisodeStore:
             ValueError: naming the first file whose bytes are not those that were written.
         """
         fields = self.manifest.fields.values()
-        with tqdm(
-            total=sum(field.size for field in fields),
-            desc=f"checking {self.root.name}",
-            unit="B",
-            unit_scale=True,
-            delay=_BAR_DELAY,
-            disable=not progress,
-        ) as bar:
+        with byte_bar(sum(field.size for field in fields), f"checking {self.root.name}", progress=progress) as bar:
             for field in fields:
                 digest = file_sha256(self.root / field.file, bar.update)
                 if digest != field.sha256:

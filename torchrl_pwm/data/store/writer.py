@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -101,14 +100,9 @@ class EpisodeStoreWriter:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: types.TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *details: Any) -> None:
         if kind is not None:
-            self._stack.__exit__(kind, error, trace)
+            self._stack.__exit__(kind, *details)
             return
         with self._stack:
             self._finish()

@@ -1,7 +1,8 @@
-"""``num_workers`` of the envs that are built by the name of a task."""
+"""Envs that are built by the name of a task: the names that there are, and ``num_workers``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,12 @@ from torchrl.envs import ParallelEnv
 
 from torchrl_pwm._utils.torchrl_private import EnvMeta
 from torchrl_pwm.envs.multitask import checked_seed
+
+
+def check_task(task: str, known: Iterable[str]) -> None:
+    """Raises ValueError for a task that is none of the known ones."""
+    if task not in known:
+        raise ValueError(f"unknown task {task!r}; expected one of {', '.join(map(repr, known))}")
 
 
 class NamedEnvMeta(EnvMeta):

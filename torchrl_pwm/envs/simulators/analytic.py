@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from torchrl_pwm.envs.simulators._analytic import AnalyticSimulator
+from torchrl_pwm.envs.simulators._workers import check_task
 from torchrl_pwm.envs.simulators.base import RewardTiming
 from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
 from torchrl_pwm.envs.simulators.pendulums import CartPoleSwingUp, DoublePendulum
@@ -87,8 +88,7 @@ class AnalyticEnv(SimulatorEnv):
         stagger: bool = False,
         **options: Any,
     ) -> None:
-        if task not in _TASKS:
-            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(map(repr, _TASKS))}")
+        check_task(task, _TASKS)
         simulator = _TASKS[task](
             num_envs,
             dtype=dtype,

@@ -12,6 +12,7 @@ import torch
 
 from torchrl_pwm._utils.torchrl_private import classproperty
 from torchrl_pwm.envs.simulators._diffrl import DiffRLSimulator, build_env
+from torchrl_pwm.envs.simulators._workers import check_task
 from torchrl_pwm.envs.simulators.base import RewardTiming
 from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
 from torchrl_pwm.envs.simulators.shims import compatibility_shim
@@ -223,8 +224,7 @@ class DFlexEnv(DFlexWrapper):
         shim: bool = False,
         **options: Any,
     ) -> None:
-        if task not in TASKS:
-            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(map(repr, TASKS))}")
+        check_task(task, TASKS)
         _check_installed()
         module, name, published = TASKS[task]
         settings = {"stochastic_init": True, "render": False, **published, **options}

@@ -14,6 +14,7 @@ from torchrl.data import Composite
 from torchrl.envs.libs.isaacgym import IsaacGymWrapper
 
 from torchrl_pwm._utils.torchrl_private import classproperty
+from torchrl_pwm.envs.simulators._workers import check_task
 
 if TYPE_CHECKING:
     from isaacgym import gymapi
@@ -93,8 +94,7 @@ class IsaacGymEnv(IsaacGymWrapper):
         for module, installed in (("isaacgym", _has_isaacgym), ("isaacgymenvs", _has_isaacgymenvs)):
             if not installed:
                 raise ImportError(f"IsaacGymEnv needs {module}, which is not installed: {_INSTALL}", name=module)
-        if task not in _tasks():
-            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(map(repr, _tasks()))}")
+        check_task(task, _tasks())
         # What TorchRL's metaclass of gym envs adds, for its own wrappers.
         options = {name: value for name, value in options.items() if not name.startswith("_torchrl")}
         place = {"sim_device": str(device), "rl_device": str(device), "headless": headless}

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.torchrl_private import classproperty
 from torchrl_pwm.envs.simulators._diffrl import DiffRLSimulator, build_env
+from torchrl_pwm.envs.simulators._workers import check_task
 from torchrl_pwm.envs.simulators.base import SimulatorStep
 from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
 from torchrl_pwm.envs.simulators.shims import compatibility_shim
@@ -125,8 +126,7 @@ class RewarpedEnv(SimulatorEnv):
                 f"{task!r} of rewarped 1.3.3 does not work: {_REFUSED[task]}; expected one of "
                 f"{', '.join(map(repr, TASKS))}"
             )
-        if task not in TASKS:
-            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(map(repr, TASKS))}")
+        check_task(task, TASKS)
         _check_installed()
         with compatibility_shim() if shim else nullcontext():
             purpose = "RewarpedEnv (built with shim=True if numpy and gymnasium are current)"

@@ -8,6 +8,7 @@ import torch
 
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.torchrl_private import classproperty
+from torchrl_pwm.envs.simulators._workers import check_task
 from torchrl_pwm.envs.simulators.base import RewardTiming
 from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
 
@@ -100,8 +101,7 @@ class NewtonEnv(SimulatorEnv):
         non_finite: NonFinite = "raise",
         stagger: bool = False,
     ) -> None:
-        if task not in _NAMES:
-            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(map(repr, _NAMES))}")
+        check_task(task, _NAMES)
         _check_newton()
         from torchrl_pwm.envs.simulators.newton.tasks import TASKS
 

@@ -60,7 +60,7 @@ class _Pendulum(Mechanism):
     robot: ClassVar[str]
 
     def __init__(self, num_envs: int, *, requires_grad: bool = False, substeps: int = 4, **options: Any) -> None:
-        super().__init__(num_envs, substeps=substeps, **options)
+        super().__init__(num_envs, dtype=torch.float32, substeps=substeps, **options)
         self.physics = NewtonPhysics(
             ROBOTS[self.robot],
             num_envs,
@@ -114,7 +114,7 @@ class Locomotion(AnalyticSimulator):
         if substeps < 1:
             raise ValueError(f"substeps must be at least 1, found {substeps}")
         self.state_size, self.action_size = sum(self.sizes), self.sizes[-1]
-        super().__init__(num_envs, **options)
+        super().__init__(num_envs, dtype=torch.float32, **options)
         self.substeps = substeps
         self.physics = NewtonPhysics(
             ROBOTS[self.robot],
