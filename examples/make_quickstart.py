@@ -4,8 +4,9 @@
     python examples/make_quickstart.py resume=runs/quickstart
 
 Collects data (soft actor-critic for DMControl, noisy experts for Meta-World), trains one world model, improves it in
-rounds with its policies' own episodes, extracts and evaluates a policy per task, and writes the package's
-assets/quickstart.safetensors. The options are in
+rounds with its policies' own episodes, extracts and evaluates a policy per task, and writes
+quickstart.safetensors in the run's folder, or where out= says: out=torchrl_pwm/assets/quickstart.safetensors for the
+package's own. The options are in
 torchrl_pwm/runs/conf/preset/make_quickstart.yaml; two CPU cores take about two hours.
 """
 

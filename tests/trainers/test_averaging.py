@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from torchrl_pwm.trainers.hooks import PolicyAverage
+from torchrl_pwm.trainers.averaging import PolicyAverage
 
 
 def network_of(*weights: float) -> nn.Linear:

@@ -51,6 +51,29 @@ def test_messages_arrive_while_the_jobs_run(tmp_path):
     assert run_jobs(functools.partial(answer, tmp_path), ["a", "b"], workers=2, report=report) == ["a", "b"]
 
 
+def chatter(job, report):
+    for number in range(20_000):
+        report(job, number)
+    return job
+
+
+def test_a_report_that_fails_is_raised_and_blocks_no_worker():
+    def report(job, number):
+        raise BrokenPipeError("nobody reads")
+
+    with pytest.raises(BrokenPipeError, match="nobody reads"):
+        run_jobs(chatter, [0, 1], workers=2, report=report)
+
+
+def be_killed(job, report):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_says_what_to_do():
+    with pytest.raises(ChildProcessError, match="take fewer workers"):
+        run_jobs(be_killed, [0, 1], workers=2)
+
+
 class Failure(Exception):
     """Leaves a file where it arrives."""
 

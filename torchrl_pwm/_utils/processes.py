@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -44,7 +45,8 @@ def run_jobs(
         The results, in the order of the jobs.
 
     Raises:
-        BaseException: what the first job that failed raised.
+        ChildProcessError: if a worker process was killed.
+        BaseException: what the first job that failed raised, or else the first failure of ``report``.
 
     Examples:
         >>> run_jobs(lambda job, report: report(job) or 2 * job, [1, 2], workers=1, report=print)
@@ -64,7 +66,13 @@ def run_jobs(
         while running:
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
-                future.result()
+                try:
+                    future.result()
+                except BrokenProcessPool as error:
+                    raise ChildProcessError(
+                        "a worker process was killed, often for want of memory: take fewer workers; what is finished "
+                        "is kept, and the same work goes on from there"
+                    ) from error
             started = [pool.submit(_work, function, job) for job in islice(waiting, len(finished))]
             futures += started
             running |= set(started)
@@ -87,15 +95,23 @@ def process_pool(workers: int, messages: Any = None, **options: Any) -> ProcessP
 def _listening(report: Report) -> Iterator[Any]:
     """Yields a queue whose messages are passed to ``report`` until the block has ended and none is left.
 
-    Only a thread can: a worker does not end before all it has said is read.
+    Only a thread can: a worker does not end before all it has said is read, which therefore goes on where ``report``
+    fails; its first failure is raised when the block has ended.
     """
     messages, ended = multiprocessing.get_context("spawn").Queue(), threading.Event()
 
     def listen() -> None:
+        failure: Exception | None = None
         while not ended.is_set() or not messages.empty():
             with contextlib.suppress(queue.Empty):
                 message = messages.get(timeout=0.1)
-                report(*message)
+                try:
+                    if failure is None:
+                        report(*message)
+                except Exception as error:
+                    failure = error
+        if failure is not None:
+            raise failure
 
     with ThreadPoolExecutor(1) as thread:
         listener = thread.submit(listen)

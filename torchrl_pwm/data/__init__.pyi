@@ -1,4 +1,5 @@
 from .collect.dataset import collect_dataset as collect_dataset
+from .collect.online import OnlineCollection as OnlineCollection
 from .collect.recording import NoisyPolicy as NoisyPolicy
 from .collect.recording import record_steps as record_steps
 from .collect.sac import SACConfig as SACConfig

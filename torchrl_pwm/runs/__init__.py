@@ -12,4 +12,5 @@ def main() -> None:
         sys.exit('torchrl-pwm needs Hydra, which is not installed; pip install "torchrl-pwm[runs]"')
     from torchrl_pwm.runs.cli import main
 
+    sys.path.insert(0, "")  # an env or a task of one's own lies in the current folder
     main()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,15 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from torchrl import torchrl_logger
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
-from torchrl_pwm.runs.folder import open_run
+from torchrl_pwm.runs.folder import kind_of_run, open_run
 
 CONF = Path(__file__).parent / "conf"
+_DESCRIPTION = """A command composes its configuration from Hydra overrides, key=value, and makes a run in a folder:
+
+    torchrl-pwm mt80 task=walker-stand seeds=3      # policies from the world model of the package
+    torchrl-pwm online env.task=Hopper-v5           # world model and policy from an env's own steps
+    torchrl-pwm mt80 resume=runs/2026-11-21_walker-stand
+
+`torchrl-pwm COMMAND --help` shows the options of a command, `--cfg` what it composes."""
 
 # What a wrong option, file or package raises; each says what to do.
 _USER_ERRORS = (
@@ -29,6 +39,7 @@ _USER_ERRORS = (
     FileExistsError,
     ImportError,
     FloatingPointError,
+    ChildProcessError,
     HydraException,
     OmegaConfBaseException,
 )
@@ -112,7 +123,7 @@ COMMANDS = {
         "record_steps",
         "torchrl_pwm.runs.load.record_run",
     ),
-    "report": Command("shows a finished run again; of mt80, writes its report anew", "report", ""),
+    "report": Command("prints the result of a finished run: report run=FOLDER", "", ""),
 }
 
 
@@ -132,34 +143,67 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = command_config(options.command, options.overrides)
         if options.cfg:
             print(OmegaConf.to_yaml(config), end="")
-            return
-        run: Any = get_method(command.run)
-        if options.command == "record":
-            print(run(config))
-            return
-        config, folder = open_run(config, options.overrides)
-        show(run(config, folder), table=command.table)
+        elif options.command == "record":
+            print(get_method(command.run)(config))
+        else:
+            run_command(options.command, get_method(command.run), config, options.overrides, table=command.table)
+
+
+def run_command(
+    name: str, run: Callable[[DictConfig, Path], Path], config: DictConfig, overrides: Sequence[str], *, table: bool
+) -> None:
+    """Makes a new run, or goes on with the one that ``config.resume`` names, and prints its result."""
+    config, folder = open_run(config, overrides)
+    torchrl_logger.info(f"run folder: {folder}")
+    try:
+        show(run(config, folder), table=table)
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if not _interrupted(error):
+            raise
+        print(f"\nInterrupted. It goes on with: torchrl-pwm {name} resume={folder}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an error is an interruption, which torch and tensordict pass on as errors of their own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Command, overrides and flags of a command line."""
     parser = argparse.ArgumentParser(
-        prog="torchrl-pwm",
-        description=__doc__,
-        epilog="`torchrl-pwm COMMAND --help` shows the options of a command, `--cfg` what it composes.",
+        prog="torchrl-pwm", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        text = (CONF / f"{command.config}.yaml").read_text() if command.run else "Usage: torchrl-pwm report run=FOLDER"
         sub = commands.add_parser(
             name,
             help=command.purpose,
-            description=f"{command.purpose}.\n\nAny option of {command.config}.yaml can be overridden:\n\n{text}",
+            description=f"{command.purpose}.\n\n{describe(command.config) if command.config else ''}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides, such as seed=1 model=5M")
         sub.add_argument("--cfg", action="store_true", help="print the composed configuration and stop")
-    return parser.parse_args(arguments)
+    # In front, so that it may stand between overrides too.
+    flags = [argument for argument in arguments if argument == "--cfg"]
+    rest = [argument for argument in arguments if argument != "--cfg"]
+    return parser.parse_args([*rest[:1], *flags, *rest[1:]])
+
+
+def describe(config: str) -> str:
+    """The options of a configuration: its file, those that it includes, and the choices of its groups."""
+    text = (CONF / f"{config}.yaml").read_text()
+    entries = [line.strip()[2:].split("#")[0].strip() for line in text.splitlines() if line.startswith("  - ")]
+    included = [entry for entry in entries if (CONF / f"{entry}.yaml").exists()]
+    parts = [f"# {config}.yaml, of which any option can be overridden\n{text}"]
+    for group in [entry.removeprefix("override ").split(":")[0] for entry in entries if ":" in entry]:
+        files = sorted((CONF / group).rglob("*.yaml")) if (CONF / group).is_dir() else []
+        if files:
+            names = (file.relative_to(CONF / group).with_suffix("").as_posix() for file in files)
+            parts.append(f"# choices of {group}=\n#   {', '.join(names)}\n")
+    return "\n".join([*parts, *map(describe, included)])
 
 
 def command_config(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -172,16 +216,36 @@ def compose_config(name: str, overrides: Sequence[str], folder: Path = CONF) -> 
     """The configuration ``name`` of a folder, where what it includes may lie in ``conf/`` too, with overrides.
 
     Raises:
-        HydraException: for an option that there is none of.
+        ValueError: for an option that there is none of.
+        HydraException: for a choice that there is none of.
     """
     further = [] if folder == CONF else [f"hydra.searchpath=[file://{CONF}]"]
     with initialize_config_dir(str(folder), version_base="1.3"):
-        config = compose(name, [*overrides, *further], return_hydra_config=True)
+        try:
+            config = compose(name, [*overrides, *further], return_hydra_config=True)
+        except ConfigCompositionException as error:
+            if unknown := re.match(r"Could not override '([^']+)'", str(error)):
+                raise ValueError(_unknown_option(unknown[1], compose(name, further))) from error
+            raise
     with open_dict(config):
         if "preset" in config.hydra.runtime.choices:
             config.preset = config.hydra.runtime.choices["preset"]
         del config["hydra"]
     return config
+
+
+def _unknown_option(key: str, config: DictConfig) -> str:
+    """What is said of an option that there is none of."""
+    known: list[str] = []
+    nodes: list[tuple[str, Any]] = [("", OmegaConf.to_container(config))]
+    while nodes:
+        prefix, node = nodes.pop()
+        for name, value in node.items():
+            known.append(f"{prefix}{name}")
+            if isinstance(value, dict):
+                nodes.append((f"{prefix}{name}.", value))
+    close = difflib.get_close_matches(key, known, 3, 0.7)
+    return f"there is no option {key}" + (f"; did you mean {' or '.join(close)}?" if close else "")
 
 
 def show(summary: Path, *, table: bool) -> None:
@@ -201,24 +265,24 @@ def show(summary: Path, *, table: bool) -> None:
 
 
 def report(overrides: list[str]) -> None:
-    """Shows the run that ``run=FOLDER`` names, by the command that made it.
+    """Prints the result of the run that ``run=FOLDER`` names.
 
     Raises:
-        ValueError: without ``run=``.
+        ValueError: for anything else.
         FileNotFoundError: if no run has ended there.
     """
-    given = dict(override.split("=", 1) for override in overrides if "=" in override)
-    if "run" not in given:
-        raise ValueError(f"report needs the folder of a run, run=FOLDER; found {overrides}")
-    folder = Path(given.pop("run"))
-    if not (folder / "summary.json").exists():
-        raise FileNotFoundError(f"No finished run in {folder}: expected summary.json there. resume={folder} goes on.")
+    if len(overrides) != 1 or not overrides[0].startswith("run="):
+        raise ValueError(
+            f"report takes the folder of a run and nothing else, run=FOLDER; found {' '.join(overrides)!r}"
+        )
+    folder = Path(overrides[0].removeprefix("run="))
+    if not (folder / "config.yaml").exists():
+        raise FileNotFoundError(f"No run in {folder}: expected config.yaml there.")
     config: Any = OmegaConf.load(folder / "config.yaml")
-    further = [f"{key}={value}" for key, value in given.items()]
-    if "extraction" in config:
-        main(["mt80", f"resume={folder}", *further])
-    else:
-        show(folder / "summary.json", table="task_set" in config)
+    if not (folder / "summary.json").exists():
+        command = kind_of_run(config)
+        raise FileNotFoundError(f"The run in {folder} has not ended: torchrl-pwm {command} resume={folder} goes on.")
+    show(folder / "summary.json", table="task_set" in config)
 
 
 @contextlib.contextmanager

@@ -14,15 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
-from torchrl.record.loggers import get_logger
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, save_tensors
+from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.envs.simulators import SwingUpController
 from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy, package_versions, plot_training
-from torchrl_pwm.runs.folder import claim_folder
+from torchrl_pwm.runs.folder import claim_folder, make_logger
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
 
@@ -102,20 +102,27 @@ class EvaluatedRun:
     """A run in its folder, whose policy is evaluated along the way.
 
     With ``config.select == "best"`` the networks that did best in an evaluation during training count, on start states
-    that the final evaluation does not see, else the last ones.
+    that the final evaluation does not see, else the last ones. The untrained policy is evaluated first.
 
     Args:
         config: of the run.
-        folder: where it lives; it is claimed, and the untrained policy is evaluated.
+        folder: where it lives.
         evaluator: evaluates.
         policy: what is evaluated.
         networks: what is kept of the best policy; None keeps the last ones.
+
+    Raises:
+        ValueError: for an unknown ``select``.
+        ImportError: if the packages of the picture are missing.
     """
 
     def __init__(
         self, config: DictConfig, folder: Path, evaluator: Evaluator, policy: Any, networks: nn.Module | None = None
     ) -> None:
-        claim_folder(config, folder)
+        if networks is not None and config.select not in ("last", "best"):
+            raise ValueError(f"select must be last or best, found {config.select!r}")
+        if config.logger == "csv":
+            require("matplotlib", extra="plots", purpose="the picture of a run with logger=csv")
         self.config, self.folder, self.evaluator, self.policy = config, folder, evaluator, policy
         # Before a resume, so that an interrupted run has the same one.
         self.untrained = evaluator.outcome(policy)
@@ -133,7 +140,7 @@ class EvaluatedRun:
         config = self.config
         return {
             "iterations": config.iterations,
-            "logger": get_logger(config.logger, str(self.folder.parent), self.folder.name),
+            "logger": make_logger(config, self.folder),
             "log_interval": config.log_interval,
             "evaluate": self._evaluate,
             "eval_interval": config.eval_interval,
@@ -153,7 +160,8 @@ class EvaluatedRun:
         }
 
     def resume(self, trainer: Any) -> None:
-        """Goes on from the folder's checkpoint, if there is one."""
+        """Claims the folder, and goes on from its checkpoint, if there is one."""
+        claim_folder(self.config, self.folder)
         if self.best is not None:
             trainer.components["best_policy"] = self.best
         trainer.resume(required=False)

@@ -19,7 +19,6 @@ from tensordict.nn import TensorDictModule
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives.utils import ValueEstimators
-from torchrl.record.loggers import get_logger
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
@@ -34,8 +33,9 @@ from torchrl_pwm.evaluation.trust import probe_trust
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart, symexp
 from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.runs.evaluator import BestPolicy
+from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
-from torchrl_pwm.trainers.hooks import PolicyAverage
+from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
 from torchrl_pwm.trainers.steppers import first_states
 from torchrl_pwm.trainers.trainer import Metrics
@@ -112,7 +112,7 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
         optimization_stepper=stepper,
         average=average,
         device=job.device,
-        logger=get_logger(config.logger, str(job.folder.parent), job.folder.name),
+        logger=make_logger(config, job.folder),
         log_interval=config.extraction.log_interval,
         evaluate=evaluate,
         eval_interval=config.extraction.eval_interval,
@@ -120,7 +120,7 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
         save_folder=job.folder / "checkpoint",
         save_interval=config.extraction.save_interval,
         progress_bar=False,
-        on_log=None if report is None else partial(report, f"{job.task}/{job.seed}"),
+        on_log=None if report is None else partial(_report, report, job),
     )
     trainer.components["best_policy"] = best
     trainer.resume(required=False)
@@ -248,6 +248,10 @@ def extract_policies(
         return run_jobs(extract_policy, jobs, workers=workers, report=_Progress(bar))
 
 
+def _report(report: Report, job: ExtractionJob, iteration: int, metrics: Metrics) -> None:
+    report(f"{job.task}/{job.seed}", iteration, {key: metrics[key] for key in _SHOWN if key in metrics})
+
+
 class _Progress:
     """Adds what the workers report to one progress bar."""
 
@@ -257,5 +261,5 @@ class _Progress:
     def __call__(self, name: str, done: int, metrics: Metrics) -> None:
         self.bar.update(done - self.done.get(name, 0))
         self.done[name] = done
-        shown = (f"{key}={metrics[key]:.4g}" for key in _SHOWN if key in metrics)
+        shown = (f"{key}={value:.4g}" for key, value in metrics.items())
         self.bar.set_postfix_str(" ".join((name, *shown)))

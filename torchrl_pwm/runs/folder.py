@@ -5,14 +5,17 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from torchrl.record.loggers import Logger, get_logger
 
 from torchrl_pwm._utils.files import replace_file
 
 _CONFIG = "config.yaml"
 # These say where and how fast a run goes on and what its report holds, not what it computes.
-_FREE = ("resume", "folder", "progress", "workers", "threads", "device", "compare")
+_FREE = ("resume", "folder", "progress", "workers", "threads", "device", "compare", "out")
+_LOGGERS = ("csv", "tensorboard", "wandb")
 
 
 def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictConfig, Path]:
@@ -28,7 +31,7 @@ def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictCon
     Raises:
         FileNotFoundError: if there is no run in the folder to resume.
         FileExistsError: if a new run's folder already holds one.
-        ValueError: if the command line contradicts the run that is resumed.
+        ValueError: if the command line contradicts the run that is resumed, or is of another command.
     """
     if not config.resume:
         folder = Path(config.folder) if config.folder else _fresh_folder(config.task)
@@ -42,6 +45,9 @@ def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictCon
         raise FileNotFoundError(f"No run to resume in {folder}: expected {_CONFIG} there.")
     saved = OmegaConf.load(folder / _CONFIG)
     assert isinstance(saved, DictConfig)
+    made, asked = kind_of_run(saved), kind_of_run(config)
+    if made != asked:
+        raise ValueError(f"The run in {folder} is one of {made}, not of {asked}: go on with `torchrl-pwm {made}`.")
     given = [override.lstrip("+~").split("=")[0] for override in overrides]
     different = [
         f"{key}: the run has {OmegaConf.select(saved, key)}, the command says {OmegaConf.select(config, key)}"
@@ -64,6 +70,23 @@ def claim_folder(config: DictConfig, folder: Path) -> None:
     if not (folder / _CONFIG).exists():
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / _CONFIG, OmegaConf.to_yaml(config, resolve=False).encode())
+
+
+def kind_of_run(config: DictConfig) -> str:
+    """The command that a configuration is of, told by the groups that it alone has."""
+    kinds = {"extraction": "mt80", "training": "tdmpc2-mt80", "planner": "tdmpc2-online", "online": "online"}
+    return next((kind for key, kind in kinds.items() if key in config), "shac")
+
+
+def make_logger(config: Any, folder: Path) -> Logger:
+    """The logger of a run, or of a part of it that lives in ``folder``.
+
+    Raises:
+        ValueError: for an unknown one.
+    """
+    if config.logger not in _LOGGERS:
+        raise ValueError(f"logger must be one of {', '.join(_LOGGERS)}, found {config.logger!r}")
+    return get_logger(config.logger, str(folder.parent), folder.name)
 
 
 def _fresh_folder(task: str | Iterable[str]) -> Path:

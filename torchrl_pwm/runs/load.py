@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -16,16 +17,17 @@ from torchrl_pwm.runs.pwm_online import make_losses
 from torchrl_pwm.runs.shac import make_shac_loss
 
 
-def load_policy(folder: Path) -> tuple[nn.Module, DictConfig]:
+def load_policy(folder: str | os.PathLike[str]) -> tuple[nn.Module, DictConfig]:
     """The policy of a finished run of SHAC or of online PWM, on the CPU, and the run's configuration.
 
     Raises:
         FileNotFoundError: if no run in ``folder`` has ended with a policy.
     """
+    folder = Path(folder)
     if not (folder / "policy.pt").exists():
         raise FileNotFoundError(
-            f"No policy in {folder}: expected the folder of a finished run of examples/shac_simulator.py, "
-            "examples/pwm_simulator.py or examples/pwm_online.py, with policy.pt."
+            f"No policy in {folder}: expected the folder of a finished run of `torchrl-pwm shac`, simulator or online, "
+            "with policy.pt."
         )
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from torchrl import torchrl_logger
 
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart
@@ -37,7 +36,6 @@ def run_pipeline(config: DictConfig, folder: Path) -> Path:
     source = config.data.source
     store = open_data(config, tasks) if source in ("published", "open") else None
     claim_folder(config, folder)
-    torchrl_logger.info(f"run folder: {folder}")
     if config.threads:
         torch.set_num_threads(config.threads)
     if source == "collect":

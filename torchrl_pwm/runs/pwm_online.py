@@ -139,6 +139,7 @@ def make_collector(
         "total_frames": -1,
         "init_random_frames": random_steps,
         "split_trajs": False,
+        "auto_register_policy_transforms": False,
         "device": device,
     }
     if workers < 2:

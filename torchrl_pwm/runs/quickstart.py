@@ -19,7 +19,7 @@ from torchrl_pwm.runs.world_model import latest_world_model, load_world_model
 def make_quickstart(config: DictConfig, folder: Path) -> Path:
     """Runs what is left of the run in ``folder``, packs its world model, and returns the path of ``summary.json``."""
     summary = run_pipeline(config, folder)
-    file = export_quickstart(folder, OmegaConf.select(config, "out") or QUICKSTART_FILE)
+    file = export_quickstart(folder, OmegaConf.select(config, "out") or folder / QUICKSTART_FILE.name)
     torchrl_logger.info(f"quickstart: {file}")
     return summary
 

@@ -11,7 +11,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torchrl import torchrl_logger
-from torchrl.record.loggers import get_logger
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
@@ -26,7 +25,7 @@ from torchrl_pwm.modules import PWMWorldModel, TDMPC2Model
 from torchrl_pwm.planners import TDMPC2Planner
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison, other_data, other_size
-from torchrl_pwm.runs.folder import claim_folder
+from torchrl_pwm.runs.folder import claim_folder, make_logger
 from torchrl_pwm.runs.world_model import check_sizes, make_world_model, unsaid_sizes
 from torchrl_pwm.trainers.tdmpc2 import TDMPC2Trainer
 
@@ -60,7 +59,6 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
             "data=collect, or evaluate a model with checkpoint=..."
         )
     claim_folder(config, folder)
-    torchrl_logger.info(f"run folder: {folder}")
     if config.threads:
         torch.set_num_threads(config.threads)
     if model is None:
@@ -141,7 +139,7 @@ def train_tdmpc2(config: DictConfig, folder: Path, store: EpisodeStore, tasks: l
         iterations=settings.iterations,
         optimization_stepper=instantiate(config.stepper, loss, iterations=settings.iterations),
         device=device,
-        logger=get_logger(config.logger, str(folder.parent), folder.name),
+        logger=make_logger(config, folder),
         log_interval=settings.log_interval,
         evaluate=lambda: _scores(config, model, tasks),
         eval_interval=settings.eval_interval,

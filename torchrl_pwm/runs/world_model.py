@@ -10,7 +10,6 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torchrl import torchrl_logger
-from torchrl.record.loggers import get_logger
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device
@@ -20,6 +19,7 @@ from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart
 from torchrl_pwm.modules.quickstart import QUICKSTART_FILE
+from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.trainers.disagreement import train_disagreement
 from torchrl_pwm.trainers.pwm import WorldModelTrainer
 
@@ -117,7 +117,7 @@ def train_world_model(
         iterations=iterations,
         optimization_stepper=instantiate(config.model_stepper, loss, iterations=iterations),
         device=device,
-        logger=get_logger(config.logger, str(folder.parent), folder.name),
+        logger=make_logger(config, folder),
         log_interval=settings.log_interval,
         stopwatch=Stopwatch(),
         save_folder=folder / "checkpoint",

@@ -1,4 +1,4 @@
-from .hooks import PolicyAverage as PolicyAverage
+from .averaging import PolicyAverage as PolicyAverage
 from .imitation import clone_behavior as clone_behavior
 from .pwm import OnlinePWMOptimizationStepper as OnlinePWMOptimizationStepper
 from .pwm import OnlinePWMTrainer as OnlinePWMTrainer
@@ -16,6 +16,7 @@ from .tdmpc2 import TDMPC2OptimizationStepper as TDMPC2OptimizationStepper
 from .tdmpc2 import TDMPC2Trainer as TDMPC2Trainer
 from .trainer import OnlineTrainer as OnlineTrainer
 from .trainer import ReplayTrainer as ReplayTrainer
+from .trainer import Stopwatch as Stopwatch
 from .trainer import Trainer as Trainer
 from .trainer import has_checkpoint as has_checkpoint
 from .trainer import load_checkpoint as load_checkpoint

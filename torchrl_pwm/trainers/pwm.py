@@ -20,7 +20,7 @@ from torchrl_pwm.trainers.steppers import (
 from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
 
 if TYPE_CHECKING:
-    from torchrl_pwm.trainers.hooks import PolicyAverage
+    from torchrl_pwm.trainers.averaging import PolicyAverage
 
 
 class WorldModelTrainer(ReplayTrainer):
@@ -201,13 +201,13 @@ class OnlinePWMOptimizationStepper(UpdateStepper):
         self.start_states, self.recent_share = start_states, recent_share
         self._generator = torch.Generator().manual_seed(seed)
 
-    def update(self, recent: TensorDictBase) -> TensorDictBase:
-        """One iteration; ``recent`` [N, T] are the newest steps, already in the replay buffer."""
+    def update(self, batch: TensorDictBase) -> TensorDictBase:
+        """One iteration; ``batch`` [N, T] are the newest steps, already in the replay buffer."""
         metrics = TensorDict()
         for _ in range(self.model_updates):
             metrics.update(self.update_model())
         for _ in range(self.policy_updates):
-            metrics.update(self.update_policy(recent))
+            metrics.update(self.update_policy(batch))
         return metrics
 
     def update_model(self) -> TensorDictBase:
@@ -320,16 +320,11 @@ class OnlinePWMTrainer(OnlineTrainer):
         Each iteration collects steps [N, T] of the envs into the replay buffer, updates the world model from replayed
         sequences, and the policy and critics inside it, from newest and replayed states.
         """
-        stepper = self.optimization_stepper
         if self.iteration == 0:
             self.warm_up()
         for _ in self.remaining():
             steps = self.collection.collect()
-            metrics = TensorDict()
-            for _ in range(stepper.model_updates):
-                metrics.update(stepper.update_model())
-            for _ in range(stepper.policy_updates):
-                metrics.update(stepper.update_policy(steps))
+            metrics = self.optimization_stepper.update(steps)
             self.log_steps(steps, metrics)
             self.log_evaluation()
             self.save()

@@ -9,7 +9,6 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
-from torchrl.trainers import OptimizationStepper
 
 from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.objectives.tdmpc2 import TDMPC2Loss, TDMPC2Noise
@@ -202,7 +201,7 @@ class TDMPC2Trainer(ReplayTrainer):
             self.save()
 
 
-class OnlineTDMPC2OptimizationStepper(OptimizationStepper):
+class OnlineTDMPC2OptimizationStepper(UpdateStepper):
     """One iteration of online TD-MPC2: updates from replayed sequences.
 
     Args:
@@ -236,11 +235,8 @@ class OnlineTDMPC2OptimizationStepper(OptimizationStepper):
         self.loss_module, self.replay_buffer, self.updates = loss_module, replay_buffer, updates
         self.stepper = stepper or TDMPC2OptimizationStepper(loss_module, iterations=iterations * updates)
 
-    def step(self, trainer: Any, sub_batch: TensorDictBase) -> TensorDictBase:
-        return self.update()
-
-    def update(self) -> TensorDictBase:
-        """One iteration; the metrics are those of its last update."""
+    def update(self, batch: TensorDictBase) -> TensorDictBase:
+        """One iteration; ``batch``, the newest steps, are in the replay already. Metrics are the last update's."""
         for _ in range(self.updates):
             metrics = self.update_model()
         return metrics
@@ -327,13 +323,11 @@ class OnlineTDMPC2Trainer(OnlineTrainer):
         Each iteration collects steps [N, T] of the planner into the replay buffer and updates everything from replayed
         sequences.
         """
-        stepper = self.optimization_stepper
         if self.iteration == 0:
             self.warm_up()
         for _ in self.remaining():
             steps = self.collection.collect()
-            for _ in range(stepper.updates):
-                metrics = stepper.update_model()
+            metrics = self.optimization_stepper.update(steps)
             self.log_steps(steps, metrics)
             self.log_evaluation()
             self.save()

@@ -42,7 +42,8 @@ class Trainer:
 
     The loop iterates over :meth:`remaining` and calls, after each update, :meth:`log`, :meth:`log_evaluation` and
     :meth:`save`, each of which acts at its own interval. With a ``save_folder``, everything that decides the next
-    number is saved, and :meth:`resume` goes on from there bit for bit (on CPU).
+    number is saved, and :meth:`resume` goes on from there bit for bit (on CPU; an online trainer alone may begin new
+    episodes, see :class:`OnlineTrainer`).
 
     Args:
         loss_module (LossModule): the objective.
@@ -123,6 +124,7 @@ class Trainer:
         """Logs metrics every ``log_interval`` iterations."""
         if self.due(self.log_interval):
             self._write({str(key): float(value) for key, value in metrics.items()}, self.progress_keys)
+            self._report()
 
     def log_evaluation(self, *, now: bool = False) -> None:
         """Calls ``evaluate`` every ``eval_interval`` iterations, or ``now``, and logs what it returns."""
@@ -131,6 +133,11 @@ class Trainer:
             with self.stopwatch.evaluating() if self.stopwatch else contextlib.nullcontext():
                 metrics = {key: float(value) for key, value in self.evaluate().items()}
             self._write(metrics, tuple(metrics))
+            self._report()
+
+    def _report(self) -> None:
+        if self.on_log is not None:
+            self.on_log(self.iteration, dict(self.latest))
 
     def _write(self, metrics: dict[str, float], shown: tuple[str, ...]) -> None:
         if self.stopwatch is not None:
@@ -141,9 +148,8 @@ class Trainer:
             self._logged[key] = self.iteration
         self.latest.update(metrics)
         self._shown |= {key: metrics[key] for key in shown if key in metrics}
-        self._bar.set_description(", ".join(f"{key}: {value:.4f}" for key, value in sorted(self._shown.items())))
-        if self.on_log is not None:
-            self.on_log(self.iteration, self.latest)
+        texts = {key: f"{value:.{0 if value.is_integer() else 4}f}" for key, value in sorted(self._shown.items())}
+        self._bar.set_description(", ".join(f"{key}: {text}" for key, text in texts.items()))
 
     def save(self) -> None:
         """Saves a checkpoint where ``save_interval`` iterations have passed since the last one, and at the end."""
@@ -233,7 +239,8 @@ class ReplayTrainer(Trainer):
 class OnlineTrainer(Trainer):
     """A :class:`Trainer` on any TorchRL env, whose collected steps go into a replay buffer from which it learns.
 
-    Before the first iteration, ``warmup_steps`` are collected and ``warmup_updates`` made of the model.
+    Before the first iteration, ``warmup_steps`` are collected, at least one batch, and ``warmup_updates`` made of the
+    model.
 
     Args:
         loss_module (LossModule): the objective of the policy.
@@ -250,16 +257,16 @@ class OnlineTrainer(Trainer):
         normalize_observations (bool): give the model the statistics of the observations of the warm-up, or of the data
             set that it is pre-trained on.
         episode_seed (int, optional): seed from which a resumed run repeats the rest; see
-            :class:`~torchrl_pwm.data.collect.online.OnlineCollection`. Where it needs the episodes of all envs to end
+            :class:`~torchrl_pwm.data.OnlineCollection`. Where it needs the episodes of all envs to end
             together with a batch, checkpoints are saved where they do.
         **kwargs: see :class:`Trainer`.
 
     Raises:
         ValueError: for a collector that does not fit, see
-            :class:`~torchrl_pwm.data.collect.online.OnlineCollection`.
+            :class:`~torchrl_pwm.data.OnlineCollection`.
     """
 
-    #: The objective whose entries are kept, and of whose world model the statistics are.
+    #: The world-model objective: its ``in_keys`` are kept in the replay, its model gets the observation statistics.
     model_loss: Any
 
     def __init__(
