@@ -160,7 +160,9 @@ def run_command(
     except (KeyboardInterrupt, RuntimeError) as error:
         if not _interrupted(error):
             raise
-        print(f"\nInterrupted. It goes on with: torchrl-pwm {name} resume={folder}", file=sys.stderr)
+        begun = (folder / "config.yaml").exists()
+        advice = f"It goes on with: torchrl-pwm {name} resume={folder}" if begun else "Nothing was kept."
+        print(f"\nInterrupted. {advice}", file=sys.stderr)
         sys.exit(130)
 
 
