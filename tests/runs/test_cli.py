@@ -94,13 +94,21 @@ def test_an_interrupted_run_says_how_it_goes_on(place):
     command = [sys.executable, "-m", "torchrl_pwm.runs.cli", "shac"]
     environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[2])}
     process = subprocess.Popen(
-        [*command, *TINY, "iterations=100000", "folder=run"], stderr=subprocess.PIPE, text=True, env=environment
+        [*command, *TINY, "iterations=100000", "folder=run"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # Where the tests run in the background, an interruption is ignored, which a child inherits.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while not (place / "run" / "checkpoint" / "checkpoint.json").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=300)
+    try:
+        while not (place / "run" / "checkpoint" / "checkpoint.json").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == 130, error
     assert "Traceback" not in error
     assert error.strip().splitlines()[-1] == "Interrupted. It goes on with: torchrl-pwm shac resume=run"
