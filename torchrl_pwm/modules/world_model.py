@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
-from tensordict.utils import NestedKey, unravel_key
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torchrl.modules import WorldModel
 
 from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model
 from torchrl_pwm.modules.layers import (
@@ -27,9 +23,10 @@ from torchrl_pwm.modules.multitask import TaskContext, action_masks
 from torchrl_pwm.modules.presets import Preset, preset_sizes
 from torchrl_pwm.modules.standardization import Standardization
 from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
+from torchrl_pwm.modules.world_model_entries import WorldModelEntries
 
 
-class PWMWorldModel(ResetsItself, Standardization, WorldModel):
+class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
     """The multi-task world model of PWM and TD-MPC2, a :class:`torchrl.modules.WorldModel`.
 
     z = enc(o, e),  z' = dyn(z, e, a),  r = rew(z, e, a), with e the task's embedding (PWM, arXiv 2407.02466,
@@ -69,15 +66,6 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModel):
         >>> td["next", "latent"].shape, td["next", "reward"].shape
         (torch.Size([4, 16]), torch.Size([4, 1]))
     """
-
-    @dataclass
-    class _AcceptedKeys:
-        observation: NestedKey = "observation"
-        action: NestedKey = "action"
-        task: NestedKey = "task"
-        latent: NestedKey = "latent"
-        reward: NestedKey = "reward"
-        reward_logits: NestedKey = "reward_logits"
 
     action_masks: Tensor | None
 
@@ -220,6 +208,21 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModel):
         for head in (self._reward, self._dynamics) if self._latents is not None else (self._reward,):
             nn.init.zeros_(head.get_parameter(f"{len(head) - 1}.weight"))
 
+    @property
+    def encoder_network(self) -> nn.Sequential:
+        """The layers of the encoder, with their parameters."""
+        return self._encoder
+
+    @property
+    def dynamics_network(self) -> nn.Sequential:
+        """The layers of the dynamics, with their parameters."""
+        return self._dynamics
+
+    @property
+    def reward_network(self) -> nn.Sequential:
+        """The layers of the reward head, with their parameters."""
+        return self._reward
+
     # Tensor forms, used in hot loops.
 
     def encode_observation(self, observation: Tensor, task: Tensor | int | None = None) -> Tensor:
@@ -296,101 +299,3 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModel):
                 f"The world model was built for {name}s of size {size}, found {name} of shape "
                 f"{tuple(value.shape)}. Pad the {name} (make_task_env(..., task_set=...)) or rebuild the model."
             )
-
-    # TensorDict forms.
-
-    def set_keys(self, **keys: NestedKey) -> None:
-        """Renames the entries that the model reads and writes.
-
-        Keyword Args:
-            observation, action, task, latent: entries of the root.
-            reward, reward_logits: entries under ``"next"``.
-
-        Raises:
-            ValueError: if a name is none of these.
-        """
-        known = {field.name for field in fields(self._AcceptedKeys)}
-        for name, key in keys.items():
-            if name not in known:
-                raise ValueError(f"{name!r} is not a key of the world model: expected one of {sorted(known)}.")
-            setattr(self.tensor_keys, name, unravel_key(key))
-        self.in_keys = [self.tensor_keys.observation, self.tensor_keys.action, *self._task_keys]
-        self.out_keys = [self.tensor_keys.latent, *self._step_out_keys]
-
-    def encode(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Writes ``latent`` from ``observation`` (and ``task``)."""
-        return self.encoder(tensordict)
-
-    def step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Writes ``("next", "latent")`` and ``("next", "reward")`` from ``latent`` and ``action`` (and ``task``)."""
-        return self.step_module(tensordict)
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """:meth:`encode`, then :meth:`step`."""
-        return self.step(self.encode(tensordict))
-
-    # TorchRL's WorldModel names its parts; here they are views that own no parameters.
-
-    @property
-    def encoder(self) -> TensorDictModule:
-        return TensorDictModule(
-            self.encode_observation,
-            in_keys=[self.tensor_keys.observation, *self._task_keys],
-            out_keys=[self.tensor_keys.latent],
-        )
-
-    @property
-    def dynamics(self) -> TensorDictModule:
-        return TensorDictModule(
-            self.next_latent, in_keys=self._step_in_keys, out_keys=[self._next(self.tensor_keys.latent)]
-        )
-
-    @property
-    def reward_head(self) -> TensorDictModule:
-        return TensorDictModule(self._rewards, in_keys=self._step_in_keys, out_keys=self._step_out_keys[1:])
-
-    @property
-    def step_module(self) -> TensorDictSequential:
-        return TensorDictSequential(self.dynamics, self.reward_head)
-
-    done_head = None
-    decoder = None
-
-    @property
-    def encoder_network(self) -> nn.Sequential:
-        """The layers of the encoder, with their parameters."""
-        return self._encoder
-
-    @property
-    def dynamics_network(self) -> nn.Sequential:
-        """The layers of the dynamics, with their parameters."""
-        return self._dynamics
-
-    @property
-    def reward_network(self) -> nn.Sequential:
-        """The layers of the reward head, with their parameters."""
-        return self._reward
-
-    def _rewards(self, latent: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
-        logits = self.reward_logits(latent, action, task)
-        reward = self.decode_reward(logits)
-        return (reward, logits) if self.num_bins else reward
-
-    @property
-    def _task_keys(self) -> list[NestedKey]:
-        return [self.tensor_keys.task] if self.num_tasks else []
-
-    @property
-    def _step_in_keys(self) -> list[NestedKey]:
-        return [self.tensor_keys.latent, self.tensor_keys.action, *self._task_keys]
-
-    @property
-    def _step_out_keys(self) -> list[NestedKey]:
-        names = [self.tensor_keys.latent, self.tensor_keys.reward]
-        if self.num_bins:
-            names.append(self.tensor_keys.reward_logits)
-        return [self._next(name) for name in names]
-
-    @staticmethod
-    def _next(key: NestedKey) -> NestedKey:
-        return unravel_key(("next", key))
