@@ -190,7 +190,7 @@ class EpisodeArrays(NamedTuple):
 
 def _records(episodes: Iterable[Mapping[str, Any] | TensorDictBase] | TensorDictBase) -> Iterator[Mapping[str, Any]]:
     """Episodes as mappings; TensorDicts are cut where they are done."""
-    if isinstance(episodes, Mapping):
+    if isinstance(episodes, Mapping) and not isinstance(episodes, TensorDictBase):
         raise ValueError("expected several episodes, found one mapping: put it into a list")
     for episode in [episodes] if isinstance(episodes, TensorDictBase) else episodes:
         if not isinstance(episode, TensorDictBase):
