@@ -15,6 +15,7 @@ from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter, Writer
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.files import default_root
+from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm._utils.torchrl_private import map_prefetched, prefetch_in_one_thread
 from torchrl_pwm.data.sampler import EpisodeSliceSampler
 from torchrl_pwm.data.store.storage import EpisodeStorage
@@ -201,7 +202,7 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
 
     def loads(self, path: str | os.PathLike[str]) -> None:
         """Reads what :meth:`dumps` wrote; no pickled code is run."""
-        self.load_state_dict(torch.load(Path(path) / "replay.pt", weights_only=True))
+        self.load_state_dict(read_tensors(Path(path) / "replay.pt", what="state of a replay buffer"))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

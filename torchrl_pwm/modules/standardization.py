@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from torchrl_pwm.modules.arguments import Rebuildable
 from torchrl_pwm.modules.running_statistics import RunningMoments
 
 
-class Standardization(nn.Module):
+class Standardization(Rebuildable):
     """The part of :class:`~torchrl_pwm.PWMWorldModel` that puts observations and rewards into units of their spread.
 
     Without statistics, as in the published multi-task models, both stay as they are.
@@ -19,9 +20,13 @@ class Standardization(nn.Module):
     observation_dim: int
     observation_mean: Tensor | None
     observation_std: Tensor | None
+    observation_clip: float | None
     reward_moments: RunningMoments | None
 
-    def _set_up_standardization(self, normalize_rewards: bool) -> None:
+    def _set_up_standardization(self, normalize_rewards: bool, observation_clip: float | None) -> None:
+        if observation_clip is not None and not observation_clip > 0:
+            raise ValueError(f"observation_clip must be above 0, or None, found {observation_clip}.")
+        self.observation_clip = observation_clip
         self.register_buffer("observation_mean", None)
         self.register_buffer("observation_std", None)
         self.reward_moments = RunningMoments() if normalize_rewards else None
@@ -49,15 +54,36 @@ class Standardization(nn.Module):
         self.observation_std = std.to(like).reshape(shape).clamp_min(min_std)
 
     def standardize_observation(self, observation: Tensor, task: Tensor | int | None = None) -> Tensor:
-        """Observations ``[*, O]`` in units of their task's spread, if there are statistics."""
+        """Observations ``[*, O]`` in units of their task's spread, if there are statistics, and clipped if so built."""
         if self.observation_mean is None or self.observation_std is None:
             return observation
         index = task if self.num_tasks and task is not None else 0
-        return (observation - self.observation_mean[index]) / self.observation_std[index]
+        standardized = (observation - self.observation_mean[index]) / self.observation_std[index]
+        clip = self.observation_clip
+        return standardized if clip is None else standardized.clamp(-clip, clip)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Statistics are there or not; take over what was saved.
-        for name in ("observation_mean", "observation_std"):
-            saved = state_dict.get(prefix + name)
-            setattr(self, name, None if saved is None else saved.to(next(self.parameters())).clone())
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Statistics are there or not. A whole state says which; of a part of one, what it lacks stays as it is.
+        saved = {name: state_dict.get(prefix + name) for name in ("observation_mean", "observation_std")}
+        both = {name: value if value is not None or strict else getattr(self, name) for name, value in saved.items()}
+        absent = [name for name, value in both.items() if value is None]
+        if len(absent) == 1:
+            missing_keys.append(prefix + absent[0])
+            if not strict:
+                error_msgs.append(f"Observation statistics come in pairs, but {prefix + absent[0]} is not there.")
+        else:
+            for name, value in both.items():
+                if value is not getattr(self, name):
+                    setattr(self, name, None if value is None else value.to(next(self.parameters())).clone())
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

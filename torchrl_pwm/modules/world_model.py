@@ -50,6 +50,8 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
         action_dims (sequence of int, optional): action size of each task, for ``action_masks`` [num_tasks, A].
         normalize_rewards (bool): the scalar head predicts (r - mean) / sqrt(var + 1e-5) by running moments, which
             :class:`~torchrl_pwm.PWMWorldModelLoss` updates in training (published single-task runs). Default: False.
+        observation_clip (float, optional): largest absolute value of an observation that statistics standardised (see
+            :meth:`set_observation_statistics`). Published single-task runs with statistics: 5. Default: none.
 
     Raises:
         ValueError: if sizes do not fit together; at a call, if an input has the wrong size or the task is missing.
@@ -68,6 +70,7 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
     """
 
     action_masks: Tensor | None
+    _untold = ("simnorm_dim", "residual", "vmin", "vmax", "observation_clip")
 
     def __init__(
         self,
@@ -86,9 +89,11 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
         task_dim: int = 0,
         action_dims: Sequence[int] | None = None,
         normalize_rewards: bool = False,
+        observation_clip: float | None = None,
     ) -> None:
         # WorldModel's own constructor registers each part three times, which would triple the state dict.
         TensorDictModuleBase.__init__(self)
+        self._remember_arguments(locals())
         if simnorm_dim and latent_dim % simnorm_dim:
             raise ValueError(f"latent_dim must be a multiple of simnorm_dim={simnorm_dim}, found {latent_dim}.")
         if bool(num_tasks) != bool(task_dim):
@@ -114,7 +119,7 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
         self._dynamics = make_mlp(joint, units, latent_dim, None if residual else shape())
         self._reward = make_mlp(joint, units, max(num_bins or 0, 1))
         self.register_buffer("action_masks", action_masks(action_dims, num_tasks, action_dim), persistent=False)
-        self._set_up_standardization(normalize_rewards)
+        self._set_up_standardization(normalize_rewards, observation_clip)
         self.reset_parameters()
         self.tensor_keys = self._AcceptedKeys()
         self.set_keys()

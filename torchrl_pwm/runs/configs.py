@@ -32,6 +32,7 @@ class WorldModelConfig:
     task_dim: Any = 0
     action_dims: Any = None
     normalize_rewards: bool = False
+    observation_clip: Any = None
 
 
 @dataclass
@@ -51,6 +52,7 @@ class PresetConfig:
     vmax: float = 10.0
     action_dims: Any = None
     normalize_rewards: bool = False
+    observation_clip: Any = None
 
 
 @dataclass

@@ -14,6 +14,7 @@ from torchrl import torchrl_logger
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.stopwatch import Stopwatch
+from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
@@ -49,7 +50,7 @@ def load_world_model(config: Any, file: str | os.PathLike[str]) -> PWMWorldModel
         return load_quickstart(file).world_model
     if not config.checkpoint:
         model = make_world_model(config)
-        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
+        model.load_state_dict(read_tensors(file, what="world model")["model"])
         return model.requires_grad_(False)
     task_set = get_task_set(config.task_set)
     unsaid = unsaid_sizes(config)
@@ -186,5 +187,5 @@ def load_disagreement(file: Path, world_model: PWMWorldModel) -> DynamicsEnsembl
             "that was given, leave it at 0."
         )
     ensemble = DynamicsEnsemble(world_model)
-    ensemble.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    ensemble.load_state_dict(read_tensors(file, what="ensemble"))
     return ensemble.requires_grad_(False).eval()
