@@ -1,3 +1,4 @@
+from ._utils.errors import DamagedFileError as DamagedFileError
 from .data import TDMPC2ExperienceReplay as TDMPC2ExperienceReplay
 from .data import collect_dataset as collect_dataset
 from .data import convert_shards as convert_shards
@@ -23,11 +24,13 @@ from .evaluation import evaluate_policy as evaluate_policy
 from .modules import DynamicsEnsemble as DynamicsEnsemble
 from .modules import NormedLinear as NormedLinear
 from .modules import ObservationNormalizer as ObservationNormalizer
+from .modules import PWMAgent as PWMAgent
 from .modules import PWMWorldModel as PWMWorldModel
 from .modules import SimNorm as SimNorm
 from .modules import TDMPC2Model as TDMPC2Model
 from .modules import TwoHotCodec as TwoHotCodec
 from .modules import WorldModelPolicy as WorldModelPolicy
+from .modules import load_world_model as load_world_model
 from .modules import make_pwm_actor as make_pwm_actor
 from .modules import make_value_ensemble as make_value_ensemble
 from .objectives import FirstOrderLoss as FirstOrderLoss

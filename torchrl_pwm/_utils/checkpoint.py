@@ -92,7 +92,8 @@ def save_tensors(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None
     """
     # not a path: torch.save would write its name, which is another each time, into the file
     with replaced_file(path) as temporary, open(temporary, "wb") as file:
-        torch.save(dict(state), file)
+        # a state dict as it is: its metadata say how its module was built
+        torch.save(state if isinstance(state, dict) else dict(state), file)
 
 
 def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:

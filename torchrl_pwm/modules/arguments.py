@@ -20,25 +20,33 @@ class Rebuildable(nn.Module):
     arguments under which the same weights mean something else is refused by ``load_state_dict``.
     """
 
-    #: Arguments that change what a module computes, and that neither names nor shapes of its weights tell.
-    _untold: tuple[str, ...] = ()
-
     def _remember_arguments(self, given: Mapping[str, Any]) -> None:
         """Keeps those entries of ``given`` that are arguments of the constructor; to be called first in it.
 
         With ``locals()`` an argument that a constructor gains is kept without further ado.
         """
-        names = list(inspect.signature(type(self).__init__).parameters)[1:]
-        self.__dict__["_arguments"] = {name: plain(given[name]) for name in names if name in given}
+        names = inspect.signature(type(self).__init__).parameters
+        values = {name: given[name] for name in names if name in given and name != "self"}
+        self.__dict__["_arguments"] = {k: plain(v) for k, v in values.items() if not isinstance(v, nn.Module)}
 
     def _change_arguments(self, **changed: Any) -> None:
         """Notes that the module has become one that other arguments would have built."""
         self.__dict__["_arguments"] = {**self.constructor_arguments, **{k: plain(v) for k, v in changed.items()}}
 
     @property
+    def _untold(self) -> tuple[str, ...]:
+        """Arguments that change what the module computes, and that neither names nor shapes of its weights tell."""
+        return ()
+
+    @property
     def constructor_arguments(self) -> dict[str, Any]:
         """The arguments of the constructor, as plain numbers, strings, lists and dictionaries."""
         return dict(self.__dict__.get("_arguments", {}))
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Any:
+        """A new module that is built as :attr:`constructor_arguments` of another one say."""
+        return cls(**arguments)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Parameters and buffers, as torch has them; the constructor's arguments are in the metadata."""

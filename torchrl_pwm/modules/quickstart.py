@@ -102,6 +102,7 @@ def pack_quickstart(
     header = {
         "task_set": task_set,
         "model": _model_options(world_model),
+        "arguments": world_model.constructor_arguments,
         "indices": {task: int(states["task"][0]) for task, states in starts.items()},
         "behavior": {task: dict(behavior[task]) for task in starts},
         "source": dict(source),

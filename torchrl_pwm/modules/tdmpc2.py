@@ -15,6 +15,9 @@ from tensordict.nn.probabilistic import interaction_type
 from tensordict.utils import NestedKey
 from torch import Tensor
 
+from torchrl_pwm.modules.arguments import with_arguments
+from torchrl_pwm.modules.checkpoints import untold_arguments
+from torchrl_pwm.modules.hub import Pretrained
 from torchrl_pwm.modules.layers import ResetsItself, initialize, make_mlp
 from torchrl_pwm.modules.presets import Preset
 from torchrl_pwm.modules.q_ensemble import QEnsemble
@@ -37,7 +40,7 @@ class PolicySample(NamedTuple):
     noise: Tensor
 
 
-class TDMPC2Model(ResetsItself, TensorDictModuleBase):
+class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
     """World model, policy prior, Q ensemble and target Q ensemble of TD-MPC2 (arXiv 2310.16828, section 3.1).
 
     The world model is a :class:`~torchrl_pwm.PWMWorldModel`: ``model.world_model`` goes into
@@ -97,6 +100,7 @@ class TDMPC2Model(ResetsItself, TensorDictModuleBase):
         log_std_max: float = 2,
     ) -> None:
         super().__init__()
+        self._remember_arguments(locals())
         if world_model.reward_moments is not None:
             raise ValueError("TDMPC2Model needs rewards in raw units, found a world model with normalize_rewards=True.")
         if num_q < 2:
@@ -183,7 +187,9 @@ class TDMPC2Model(ResetsItself, TensorDictModuleBase):
             5
         """
         published = read_tdmpc2(path_or_state_dict, action_dims=action_dims)
-        world_model = PWMWorldModel(**published.world_sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
+        world_model = PWMWorldModel(
+            **untold_arguments(published.world_sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
+        )
         world_model.load_state_dict(published.world_weights)
         model = cls(world_model, **published.head_sizes, dropout=dropout, episode_lengths=episode_lengths)
         model._load_heads(published.head_weights)
@@ -217,7 +223,21 @@ class TDMPC2Model(ResetsItself, TensorDictModuleBase):
             action_masks=self.world_model.action_masks,
             statistics=statistics,
         )
-        return {"model": state}
+        return {"model": with_arguments(state, self.world_model.constructor_arguments)}
+
+    @property
+    def _untold(self) -> tuple[str, ...]:
+        return ("log_std_min", "log_std_max")
+
+    @property
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments of the constructor, with those of the world model, as plain numbers, lists and dictionaries."""
+        return {"world_model": self.world_model.constructor_arguments, **super().constructor_arguments}
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> TDMPC2Model:
+        """A new model that is built as :attr:`constructor_arguments` of another one say."""
+        return cls(**{**arguments, "world_model": PWMWorldModel(**arguments["world_model"])})
 
     def _load_heads(self, weights: Mapping[str, Tensor]) -> None:
         own = self.state_dict()

@@ -10,7 +10,8 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model
+from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model, untold_arguments
+from torchrl_pwm.modules.hub import Pretrained
 from torchrl_pwm.modules.layers import (
     ResetsItself,
     ResidualLatent,
@@ -26,7 +27,7 @@ from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
 from torchrl_pwm.modules.world_model_entries import WorldModelEntries
 
 
-class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
+class PWMWorldModel(ResetsItself, Pretrained, Standardization, WorldModelEntries):
     """The multi-task world model of PWM and TD-MPC2, a :class:`torchrl.modules.WorldModel`.
 
     z = enc(o, e),  z' = dyn(z, e, a),  r = rew(z, e, a), with e the task's embedding (PWM, arXiv 2407.02466,
@@ -70,7 +71,6 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
     """
 
     action_masks: Tensor | None
-    _untold = ("simnorm_dim", "residual", "vmin", "vmax", "observation_clip")
 
     def __init__(
         self,
@@ -165,7 +165,8 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
     ) -> PWMWorldModel:
         """A model with the weights of a published TD-MPC2 or PWM checkpoint.
 
-        Every size is inferred from the weights; both TD-MPC2 layouts and PWM's are read, single- and multi-task.
+        Every size is inferred from the weights; both TD-MPC2 layouts and PWM's are read, single- and multi-task. A
+        state dict of this package says how its model was built; see also :func:`~torchrl_pwm.load_world_model`.
 
         Args:
             path_or_state_dict: a ``.pt`` file (loaded without executing any pickled code), ``{"model": ...}`` or
@@ -176,6 +177,7 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
             simnorm_dim, vmin, vmax: what the weights do not tell.
 
         Raises:
+            DamagedFileError: if the file is no checkpoint.
             ValueError: if the layout is not known (with the offending keys), its parts do not fit together, or
                 ``action_dims`` does not fit.
             FileNotFoundError: if the path does not exist.
@@ -186,7 +188,7 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
             16
         """
         sizes, weights = read_world_model(path_or_state_dict, action_dims=action_dims)
-        model = cls(**sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
+        model = cls(**untold_arguments(sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax))
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -212,6 +214,10 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
         initialize(self)
         for head in (self._reward, self._dynamics) if self._latents is not None else (self._reward,):
             nn.init.zeros_(head.get_parameter(f"{len(head) - 1}.weight"))
+
+    @property
+    def _untold(self) -> tuple[str, ...]:
+        return ("simnorm_dim", "residual", "observation_clip", *(("vmin", "vmax") if self.num_bins else ()))
 
     @property
     def encoder_network(self) -> nn.Sequential:
