@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,8 @@ class _Moments:
 _ALLOWED = tuple((_Moments, f"{package}utils.running_mean_std.RunningMeanStd") for package in ("pwm.", "shac.", ""))
 
 
-class MomentsState(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class MomentsState:
     """Running mean and variance, of any shape, and the number of samples."""
 
     mean: Tensor
@@ -99,6 +101,10 @@ def parse_agent(contents: Any, path: str | os.PathLike[str]) -> AgentFile:
     world_model = contents.get("world_model")
     if world_model is not None:
         networks["world_model"] = _state(world_model, "world_model", path)
+    try:
+        actor_sizes(networks["actor"]), critic_sizes(networks["critic"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     moments = {
         name: _moments(contents[name], name, path) for name in MOMENTS if contents.get(name) not in (None, False)
     }

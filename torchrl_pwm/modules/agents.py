@@ -136,7 +136,7 @@ class PWMAgent(Pretrained):
                     normalizer = ObservationNormalizer(observation.mean.numel())
                     normalizer.moments.load_state_dict(observation.state_dict())
                     in_key, observation = normalizer.out_keys[0], None
-            floor = {} if model is not None else {"min_log_std": _SHAC_MIN_LOG_STD}
+            floor: dict[str, Any] = {} if model is not None else {"min_log_std": _SHAC_MIN_LOG_STD}
             actor = make_pwm_actor(**actor_sizes(file.actor), **floor, in_key=in_key)
             actor.load_reference_state_dict(file.actor)
             critics = make_value_ensemble(**critic_sizes(file.critic), in_key=in_key)
@@ -184,9 +184,9 @@ class PWMAgent(Pretrained):
         size = 0 if model is None else model["observation_dim"]
         return cls(
             None if model is None else PWMWorldModel(**model),
-            make_pwm_actor(**arguments["actor"]),
-            make_value_ensemble(**arguments["critics"]),
-            normalizer=None if normalizer is None else ObservationNormalizer(**normalizer),
+            make_pwm_actor(**_with_keys(arguments["actor"])),
+            make_value_ensemble(**_with_keys(arguments["critics"])),
+            normalizer=None if normalizer is None else ObservationNormalizer(**_with_keys(normalizer)),
             return_moments=RunningMoments() if arguments["return_moments"] else None,
             observation_moments=RunningMoments((size,)) if arguments["observation_moments"] else None,
         )
@@ -232,7 +232,7 @@ def _actor_arguments(actor: nn.Module) -> dict[str, Any]:
     first = actor.get_submodule("module.0")
     head: Any = actor.get_submodule("module.0.module")
     sizes = actor_sizes(head.state_dict())
-    keys = {"in_key": plain_key(first.in_keys[0]), "out_key": plain_key(actor.out_keys[-1])}  # type: ignore[index]
+    keys = {"in_key": plain(first.in_keys[0]), "out_key": plain(actor.out_keys[-1])}
     return {**sizes, "init_log_std": head.init_log_std, "min_log_std": head.min_log_std, **keys}
 
 
@@ -241,16 +241,17 @@ def _critic_arguments(critics: nn.Module) -> dict[str, Any]:
         raise ValueError(
             f"The critics of an agent are those of make_value_ensemble(...), found {type(critics).__name__}"
         )
-    keys = {"in_key": plain_key(critics.in_keys[0]), "out_key": plain_key(critics.out_keys[0])}
+    keys = {"in_key": plain(critics.in_keys[0]), "out_key": plain(critics.out_keys[0])}
     return {**critic_sizes(critics.state_dict()), **keys}
 
 
 def _normalizer_arguments(normalizer: ObservationNormalizer) -> dict[str, Any]:
-    keys = {"in_key": plain_key(normalizer.in_keys[0]), "out_key": plain_key(normalizer.out_keys[0])}
+    keys = {"in_key": plain(normalizer.in_keys[0]), "out_key": plain(normalizer.out_keys[0])}
     clip = None if normalizer.clip == float("inf") else normalizer.clip
     return {"observation_dim": normalizer.moments.mean.shape[0], **({} if clip is None else {"clip": clip}), **keys}
 
 
-def plain_key(key: Any) -> Any:
-    """The name of an entry, as JSON holds it."""
-    return plain(key)
+def _with_keys(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with names of entries as TensorDict has them: those in several parts are tuples."""
+    keys = {name: tuple(arguments[name]) for name in ("in_key", "out_key") if isinstance(arguments[name], list)}
+    return {**arguments, **keys}

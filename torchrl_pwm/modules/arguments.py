@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,13 +20,13 @@ class Rebuildable(nn.Module):
     """
 
     def _remember_arguments(self, given: Mapping[str, Any]) -> None:
-        """Keeps those entries of ``given`` that are arguments of the constructor; to be called first in it.
+        """Keeps the arguments of the constructor, except modules; to be called first in it, with ``locals()``.
 
-        With ``locals()`` an argument that a constructor gains is kept without further ado.
+        An argument that the constructor gains is thereby kept without further ado.
         """
-        names = inspect.signature(type(self).__init__).parameters
-        values = {name: given[name] for name in names if name in given and name != "self"}
-        self.__dict__["_arguments"] = {k: plain(v) for k, v in values.items() if not isinstance(v, nn.Module)}
+        values = {name: value for name, value in given.items() if name not in ("self", "__class__")}
+        kept = {name: plain(value) for name, value in values.items() if not isinstance(value, nn.Module)}
+        self.__dict__.setdefault("_arguments", kept)
 
     def _change_arguments(self, **changed: Any) -> None:
         """Notes that the module has become one that other arguments would have built."""
@@ -58,14 +57,7 @@ class Rebuildable(nn.Module):
         return state
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
         saved, own = local_metadata.get(_ENTRY) or {}, self.constructor_arguments
         different = [
@@ -74,13 +66,11 @@ class Rebuildable(nn.Module):
             if name in saved and name in own and saved[name] != own[name]
         ]
         if different:
-            error_msgs.append(
+            args[-1].append(  # torch's list of what is wrong
                 f"The weights are of a {type(self).__name__} with {', '.join(different)}, under which they mean "
                 "something else: build this one with the same."
             )
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 def saved_arguments(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any] | None:

@@ -89,7 +89,7 @@ class Pretrained(
         return super().from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
+    def _from_pretrained(
         cls,
         *,
         model_id: str,

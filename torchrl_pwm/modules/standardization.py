@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from torchrl_pwm.modules.arguments import Rebuildable
 from torchrl_pwm.modules.running_statistics import RunningMoments
+
+_STATISTICS = ("observation_mean", "observation_std")
 
 
 class Standardization(Rebuildable):
@@ -62,28 +65,31 @@ class Standardization(Rebuildable):
         clip = self.observation_clip
         return standardized if clip is None else standardized.clamp(-clip, clip)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads parameters and buffers, as torch does.
+
+        A whole state dict says whether there are observation statistics. Of a part of one, and with ``strict=False``,
+        what it lacks stays as it is, the statistics too.
+        """
+        self.__dict__["_partly"] = not strict
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        finally:
+            del self.__dict__["_partly"]
+
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
-        # Statistics are there or not. A whole state says which; of a part of one, what it lacks stays as it is.
-        saved = {name: state_dict.get(prefix + name) for name in ("observation_mean", "observation_std")}
-        both = {name: value if value is not None or strict else getattr(self, name) for name, value in saved.items()}
-        absent = [name for name, value in both.items() if value is None]
+        # torch does not pass on here whether the loading is strict, nor whether it began with a module around this one
+        own = {prefix + name for name in self.state_dict() if name not in _STATISTICS}
+        partly = self.__dict__.get("_partly", False) or not own <= state_dict.keys()
+        saved = {name: state_dict.get(prefix + name) for name in _STATISTICS}
+        values = {name: getattr(self, name) if value is None and partly else value for name, value in saved.items()}
+        absent = [prefix + name for name, value in values.items() if value is None]
         if len(absent) == 1:
-            missing_keys.append(prefix + absent[0])
-            if not strict:
-                error_msgs.append(f"Observation statistics come in pairs, but {prefix + absent[0]} is not there.")
+            args[-1].append(f"Observation statistics come in pairs, but there is no {absent[0]}.")
         else:
-            for name, value in both.items():
+            for name, value in values.items():
                 if value is not getattr(self, name):
                     setattr(self, name, None if value is None else value.to(next(self.parameters())).clone())
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
