@@ -2,6 +2,9 @@ from ._utils.errors import DamagedFileError as DamagedFileError
 from .data import TDMPC2ExperienceReplay as TDMPC2ExperienceReplay
 from .data import collect_dataset as collect_dataset
 from .data import convert_shards as convert_shards
+from .data import import_d4rl as import_d4rl
+from .data import import_minari as import_minari
+from .data import write_episodes as write_episodes
 from .envs import MT30 as MT30
 from .envs import MT80 as MT80
 from .envs import AnalyticEnv as AnalyticEnv
@@ -15,6 +18,8 @@ from .envs import Simulator as Simulator
 from .envs import SimulatorEnv as SimulatorEnv
 from .envs import SimulatorStep as SimulatorStep
 from .envs import SwingUpController as SwingUpController
+from .envs import TaskSet as TaskSet
+from .envs import TaskSpec as TaskSpec
 from .envs import WorldModelWrapper as WorldModelWrapper
 from .envs import compatibility_shim as compatibility_shim
 from .envs import make_gym_env as make_gym_env

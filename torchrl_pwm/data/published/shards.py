@@ -15,7 +15,7 @@ import torch
 
 from torchrl_pwm._utils.errors import first_line
 from torchrl_pwm.data.published.pickled import read_pickled_tensordict
-from torchrl_pwm.data.store.writer import refuse_non_finite
+from torchrl_pwm.data.store.checks import refuse_actions, refuse_non_finite
 from torchrl_pwm.envs.tasks import TaskSet
 
 __all__ = ["Shard", "ShardRows", "check_bytes", "open_shard"]
@@ -91,7 +91,7 @@ class Shard:
         """Rows in their order, at most ``chunk`` at a time, moved from arrival entries to transitions.
 
         Raises:
-            ValueError: for a NaN or infinity anywhere but in the filler.
+            ValueError: for a NaN or infinity anywhere but in the filler, or an action outside [-1, 1].
         """
         tasks = self.row_tasks(table)
         for start in range(0, self.num_rows, chunk):
@@ -108,6 +108,7 @@ class Shard:
                 places = [f"row {row} of {self.path.name}" for row in rows + start]
                 for key, array in taken.items():
                     refuse_non_finite(array, key, name, places)
+                refuse_actions(taken["action"], name, places, "is it a shard of another data set?")
                 yield ShardRows(name, **taken)
 
 
