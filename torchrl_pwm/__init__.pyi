@@ -3,6 +3,7 @@ from .data import TDMPC2ExperienceReplay as TDMPC2ExperienceReplay
 from .data import collect_dataset as collect_dataset
 from .data import convert_shards as convert_shards
 from .data import import_d4rl as import_d4rl
+from .data import import_dflex as import_dflex
 from .data import import_minari as import_minari
 from .data import write_episodes as write_episodes
 from .envs import MT30 as MT30

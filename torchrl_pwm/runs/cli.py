@@ -62,6 +62,16 @@ def default_evaluation(overrides: list[str]) -> list[str]:
     return [override for override in further if override.split("=")[0] not in given]
 
 
+def published_agent(overrides: list[str]) -> list[str]:
+    """For a given agent: the settings of the published runs, where the overrides do not say."""
+    given = {override.lstrip("+~").split("=")[0] for override in overrides}
+    if "checkpoint" not in given:
+        return []
+    # The agent has learnt from the recorded data already.
+    further = ("pwm=published", "pretraining.updates=0")
+    return [override for override in further if override.split("=")[0] not in given]
+
+
 @dataclass(frozen=True)
 class Command:
     """What a command of the command line composes and calls.
@@ -93,11 +103,13 @@ COMMANDS = {
         "online PWM on any TorchRL env; by default a Gymnasium task",
         "pwm_online",
         "torchrl_pwm.runs.pwm_online.run_online",
+        published_agent,
     ),
     "simulator": Command(
         "online PWM in a simulator of robots or pendulums",
         "pwm_simulator",
         "torchrl_pwm.runs.pwm_online.run_online",
+        published_agent,
     ),
     "shac": Command("SHAC through a differentiable simulator", "shac_simulator", "torchrl_pwm.runs.shac.run_shac"),
     "tdmpc2-mt80": Command(
