@@ -121,9 +121,9 @@ def late(key, value):
         ),
         (recorded()[:, :1], "expected one episode or more, of a step or more"),
         (recorded().fill_("action", 0.0), "its rows are no arrival rows"),
-        (late("obs", torch.inf), "(?s)episode 1.*|observation"),
-        (late("reward", torch.nan), "(?s)episode 1.*|reward"),
-        (late("action", 1.5), "action"),
+        (late("obs", torch.inf), "observation of task data is inf in episode 1 at step 3"),
+        (late("reward", torch.nan), "reward of task data is nan in episode 1 at step 2"),
+        (late("action", 1.5), "action of task data is 1.5 in episode 1 at step 2"),
         ([torch.zeros(2)], "holds a list, expected a TensorDict"),
     ],
 )

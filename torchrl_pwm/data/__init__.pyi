@@ -22,4 +22,5 @@ from .store.appender import EpisodeAppender as EpisodeAppender
 from .store.storage import EpisodeStorage as EpisodeStorage
 from .store.store import EpisodeStore as EpisodeStore
 from .store.writer import EpisodeStoreWriter as EpisodeStoreWriter
+from .transitions import read_memmap as read_memmap
 from .transitions import store_transitions as store_transitions

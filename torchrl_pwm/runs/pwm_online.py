@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import nn
 from torchrl.collectors import BaseCollector, Collector, MultiSyncCollector
 from torchrl.data import ReplayBuffer
@@ -20,7 +20,7 @@ from torchrl.objectives import ValueEstimators
 
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.files import replace_file
-from torchrl_pwm.data import extend_with_recorded, make_online_replay, store_transitions
+from torchrl_pwm.data import extend_with_recorded, make_online_replay, read_memmap, store_transitions
 from torchrl_pwm.data.store.manifest import MANIFEST_NAME
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
@@ -219,10 +219,10 @@ def _open_folder(folder: str | None) -> TensorDictBase:
         return store_transitions(folder)
     if not folder or not (Path(folder) / "meta.json").exists():
         raise FileNotFoundError(
-            f"pretraining.data={folder}: expected the folder of a data set, or of a TensorDict [N, T] of transitions, "
-            "as rollout.memmap(folder) writes it, with N envs and T steps."
+            f"pretraining.data={folder}: expected the folder of a TensorDict [N, T] of transitions, as "
+            "rollout.memmap(folder) writes it, with N envs and T steps, or of a data set."
         )
-    data = TensorDict.load_memmap(folder)
+    data = read_memmap(folder)
     if data.ndim != 2:
         raise ValueError(f"pretraining.data must be a TensorDict [N, T], found batch {list(data.batch_size)}.")
     return data

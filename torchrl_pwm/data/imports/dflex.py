@@ -68,8 +68,8 @@ def import_dflex(
         >>> action[:, 0], reward[:, 0] = torch.nan, torch.nan
         >>> episodes = TensorDict({"obs": torch.randn(2, 9, 5), "action": action, "reward": reward}, [2, 9])
         >>> torch.save(episodes, f"{folder}/hopper.pt")
-        >>> import_dflex(f"{folder}/hopper.pt", f"{folder}/hopper", progress=False).row_length
-        8
+        >>> import_dflex(f"{folder}/hopper.pt", f"{folder}/hopper", progress=False).lengths.tolist()
+        [8, 8]
     """
     files = [Path(file)] if isinstance(file, (str, os.PathLike)) else [Path(part) for part in file]
     if not files:
