@@ -119,3 +119,11 @@ def test_a_folder_of_another_class_says_which(tmp_path):
     PWMAgent(build({}), make_pwm_actor(16, 2), make_value_ensemble(16)).save_pretrained(tmp_path)
     with pytest.raises(DamagedFileError, match=r"holds a PWMAgent, not a PWMWorldModel: use PWMAgent\.from_pretrained"):
         PWMWorldModel.from_pretrained(tmp_path)
+
+
+def test_a_network_is_fetched_from_the_hub(hub, tmp_path):
+    model = build(FORMS["residual"])
+    model.save_pretrained(tmp_path / "folder")
+    for name in ("config.json", "model.safetensors"):
+        hub.files[f"user/model/resolve/main/{name}"] = (tmp_path / "folder" / name).read_bytes()
+    assert_same(model, PWMWorldModel.from_pretrained("user/model", cache_dir=tmp_path / "cache"))
