@@ -57,7 +57,7 @@ def test_each_loss_reaches_the_networks_that_it_should() -> None:
         "loss_consistency": chain,
         "loss_reward": chain | {"world_model._reward"},
         "loss_value": chain | {"q."},
-        "loss_termination": chain | {"termination"},
+        "loss_termination": chain | {"world_model._termination"},
         "loss_policy": {"policy"},
     }
     for name, parts in expected.items():

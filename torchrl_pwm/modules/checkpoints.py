@@ -15,9 +15,9 @@ from torch import Tensor
 
 QUICKSTART_FILE = Path(__file__).parent.parent / "assets" / "quickstart.safetensors"
 
-_LAYER = re.compile(r"_(encoder|dynamics|reward)\.(?:state\.)?(\d+)\.(ln\.)?(weight|bias)")
-# Other parts of TD-MPC2 (policy prior, value ensembles, termination) and its bookkeeping entries.
-_OTHER = re.compile(r"(_pi|_termination)\.|(_Qs|_detach_Qs|_target_Qs)(_params)?\.|log_std_(min|dif)$|_action_masks$")
+_LAYER = re.compile(r"_(encoder|dynamics|reward|termination)\.(?:state\.)?(\d+)\.(ln\.)?(weight|bias)")
+# Other parts of TD-MPC2 (policy prior, value ensembles) and its bookkeeping entries.
+_OTHER = re.compile(r"_pi\.|(_Qs|_detach_Qs|_target_Qs)(_params)?\.|log_std_(min|dif)$|_action_masks$")
 
 
 def read_world_model(
@@ -114,7 +114,9 @@ def read_quickstart(file: str | os.PathLike[str] | None = None) -> QuickstartCon
 
 def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Constructor arguments of the model that has these weights."""
-    shapes = {part: _layer_shapes(weights, part) for part in ("encoder", "dynamics", "reward")}
+    termination = any(key.startswith("_termination.") for key in weights)
+    parts = ["encoder", "dynamics", "reward", *(["termination"] if termination else [])]
+    shapes = {part: _layer_shapes(weights, part) for part in parts}
     embedding = weights.get("_task_emb.weight")
     num_tasks, task_dim = embedding.shape if embedding is not None else (0, 0)
     latent_dim, bins = shapes["encoder"][-1][0], shapes["reward"][-1][0]
@@ -127,6 +129,7 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_bins": bins if bins > 1 else None,
         "num_tasks": num_tasks,
         "task_dim": task_dim,
+        **({"termination": True} if termination else {}),
     }
 
 
@@ -136,7 +139,7 @@ def _layer_shapes(weights: Mapping[str, Tensor], part: str) -> list[tuple[int, i
     if not indices or indices != list(range(len(indices))):
         raise ValueError(f"Incomplete checkpoint: expected layers 0, 1, ... under _{part}, found {indices or 'none'}.")
     expected = {f"_{part}.{i}.{name}" for i in indices for name in ("weight", "bias")}
-    normed = indices if part != "reward" else indices[:-1]
+    normed = indices[:-1] if part in ("reward", "termination") else indices
     expected |= {f"_{part}.{i}.ln.{name}" for i in normed for name in ("weight", "bias")}
     if missing := sorted(expected ^ {key for key in weights if key.startswith(f"_{part}.")}):
         raise ValueError(f"Incomplete or inconsistent checkpoint: the keys {missing[:8]} do not fit together.")

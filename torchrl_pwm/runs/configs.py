@@ -32,6 +32,7 @@ class WorldModelConfig:
     task_dim: Any = 0
     action_dims: Any = None
     normalize_rewards: bool = False
+    termination: Any = False
 
 
 @dataclass
@@ -51,6 +52,7 @@ class PresetConfig:
     vmax: float = 10.0
     action_dims: Any = None
     normalize_rewards: bool = False
+    termination: Any = False
 
 
 @dataclass
@@ -87,6 +89,7 @@ class PWMWorldModelLossConfig:
     _target_: str = "torchrl_pwm.PWMWorldModelLoss"
     consistency_coef: float = 20.0
     reward_coef: float = 0.1
+    termination_coef: float = 1.0
     rho: float = 0.99
     divide_reward_by_horizon: bool = False
     reduction: str = "mean"
@@ -147,7 +150,7 @@ class TDMPC2ModelConfig:
     num_q: int = 5
     dropout: float = 0.01
     episode_lengths: Any = 500
-    episodic: bool = False
+    episodic: Any = False
     log_std_min: float = -10
     log_std_max: float = 2
 
