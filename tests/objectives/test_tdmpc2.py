@@ -39,7 +39,7 @@ def fixed_noise() -> TDMPC2Noise:
 # Gradients.
 
 WORLD = tuple(f"world_model.{part}" for part in ("_encoder", "_dynamics", "_reward", "_task_emb"))
-PARTS = (*WORLD, "q.", "policy", "target_q", "termination")
+PARTS = (*WORLD, "world_model._termination", "q.", "policy", "target_q")
 
 
 def reached(model) -> set[str]:

@@ -43,7 +43,7 @@ def require_reward(tensordict: TensorDictBase, key: NestedKey, owner: object) ->
 
 def require_batch(tensordict: TensorDictBase, owner: object) -> None:
     """Raises ValueError if the batch has no entry to learn from."""
-    if tensordict.numel() == 0:
+    if tensordict.batch_size.numel() == 0:
         raise ValueError(
             f"{type(owner).__name__} needs at least one state, found a batch of shape "
             f"{list(tensordict.batch_size)}: leave empty batches out."

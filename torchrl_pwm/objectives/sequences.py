@@ -13,6 +13,7 @@ from torch import Tensor
 from torchrl.objectives.common import LossModule
 
 from torchrl_pwm.modules.world_model import PWMWorldModel
+from torchrl_pwm.objectives.entries import require_batch
 
 
 class SequenceLoss(LossModule):
@@ -69,12 +70,13 @@ class SequenceLoss(LossModule):
 
 
 def require_sequences(tensordict: TensorDictBase, owner: object) -> None:
-    """Raises ValueError unless the batch is [B, T]."""
+    """Raises ValueError unless the batch is [B, T], with at least one sequence."""
     if tensordict.ndim != 2:
         raise ValueError(
             f"{type(owner).__name__} needs sequences of batch [B, T], found batch {list(tensordict.batch_size)}. "
             "Reshape the sampler's output, e.g. batch.reshape(-1, slice_len)."
         )
+    require_batch(tensordict, owner)
 
 
 def unroll(model: PWMWorldModel, observation: Tensor, action: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:

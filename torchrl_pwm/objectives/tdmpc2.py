@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.tdmpc2 import EntropyForm, TDMPC2Model
-from torchrl_pwm.objectives.entries import require, require_reward
+from torchrl_pwm.objectives.entries import require, require_finite, require_reward
 from torchrl_pwm.objectives.sequences import SequenceLoss, require_sequences, step_weights, termination_error, unroll
 
 
@@ -125,6 +125,7 @@ class TDMPC2Loss(SequenceLoss):
         losses, latents = self.model_losses(tensordict)
         losses.update(self.policy_loss(latents, tensordict))
         out = losses.select(*self.out_keys)
+        require_finite(tensordict.select(*self.in_keys, strict=False), out, self)
         self._clear_weakrefs(tensordict, out)
         return out
 

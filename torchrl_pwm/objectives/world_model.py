@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -89,6 +90,7 @@ class PWMWorldModelLoss(SequenceLoss):
         self.register_coeff_buffer("termination_coef", termination_coef if world_model.termination else None)
         self.rho = rho
         self.divide_reward_by_horizon = divide_reward_by_horizon
+        self._unseen_ends = not world_model.termination
         ends = ["loss_termination"] if world_model.termination else []
         self.out_keys = ["loss_consistency", "loss_reward", *ends, "reward_error", "latent_error_last"]
         self._set_in_keys()
@@ -147,6 +149,8 @@ class PWMWorldModelLoss(SequenceLoss):
         if model.termination:
             out.set("loss_termination", self._termination_loss(latents[1:], tensordict, task, mask))
         require_finite(tensordict.select(*self.in_keys, strict=False), out, self)
+        if self._unseen_ends and not torch.compiler.is_compiling():
+            self._warn_of_ends(tensordict)
         self._clear_weakrefs(tensordict, out)
         return out
 
@@ -159,6 +163,18 @@ class PWMWorldModelLoss(SequenceLoss):
         terminated, task = terminated.transpose(0, 1).to(latent.dtype), None if task is None else task[:, 0]
         return self.termination_coef * self._reduced(
             termination_error(self.world_model, latent, terminated, task).T, mask
+        )
+
+    def _warn_of_ends(self, tensordict: TensorDictBase) -> None:
+        """Says once that the model cannot know of the ends in its data."""
+        terminated = tensordict.get(unravel_key(("next", self.tensor_keys.terminated)), None)
+        if terminated is None or terminated.is_meta or not terminated.any():
+            return
+        self._unseen_ends = False
+        warnings.warn(
+            "Episodes of the data end (next, terminated), but the world model has no termination head: in imagination "
+            "they go on for ever. Build it with PWMWorldModel(..., termination=True), unless the reward shows the end.",
+            stacklevel=3,
         )
 
     def _reward_target(self, reward: Tensor, mask: Tensor | None) -> Tensor:
