@@ -20,11 +20,9 @@ QUICKSTART_FILE = Path(__file__).parent.parent / "assets" / "quickstart.safetens
 #: What the weights of published models do not tell.
 PUBLISHED = {"simnorm_dim": 8, "vmin": -10.0, "vmax": 10.0}
 
-_LAYER = re.compile(r"_(encoder|dynamics|reward)\.(?:state\.)?(\d+)\.(ln\.)?(weight|bias)")
-# Other parts of TD-MPC2 (policy prior, value ensembles, termination) and its bookkeeping entries.
-_OTHER = re.compile(r"(_pi|_termination)\.|(_Qs|_detach_Qs|_target_Qs)(_params)?\.|log_std_(min|dif)$|_action_masks$")
-
-_NOTHING = re.compile(r"(?!)")
+_LAYER = re.compile(r"_(encoder|dynamics|reward|termination)\.(?:state\.)?(\d+)\.(ln\.)?(weight|bias)")
+# Other parts of TD-MPC2 (policy prior, value ensembles) and its bookkeeping entries.
+_OTHER = re.compile(r"_pi\.|(_Qs|_detach_Qs|_target_Qs)(_params)?\.|log_std_(min|dif)$|_action_masks$")
 
 
 def read_world_model(
@@ -41,13 +39,11 @@ def read_world_model(
     """
     state = load_state(source)
     arguments = saved_arguments(state)
-    # Parts of a whole TD-MPC2 model, which the world model of one of ours may have names in common with.
-    others = _OTHER if arguments is None or any(key.startswith("_pi.") for key in state) else _NOTHING
     weights: dict[str, Tensor] = {}
     unknown = []
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            if not others.match(key):
+            if not _OTHER.match(key):
                 unknown.append(key)
             continue
         if key in ("_task_emb.weight", "observation_mean", "observation_std"):
@@ -55,7 +51,7 @@ def read_world_model(
         elif match := _LAYER.fullmatch(key):
             part, index, norm, name = match.groups()
             weights[f"_{part}.{index}.{norm or ''}{name}"] = value
-        elif not others.match(key):
+        elif not _OTHER.match(key):
             if arguments is None:
                 unknown.append(key)
             weights[key] = value
@@ -162,7 +158,9 @@ def model_sizes(weights: Mapping[str, Tensor], *, published: bool = True) -> dic
     Raises:
         ValueError: if entries are missing.
     """
-    shapes = {part: _layer_shapes(weights, part, published) for part in ("encoder", "dynamics", "reward")}
+    termination = any(key.startswith("_termination.") for key in weights)
+    parts = ["encoder", "dynamics", "reward", *(["termination"] if termination else [])]
+    shapes = {part: _layer_shapes(weights, part, published) for part in parts}
     embedding = weights.get("_task_emb.weight")
     num_tasks, task_dim = embedding.shape if embedding is not None else (0, 0)
     latent_dim, bins = shapes["encoder"][-1][0], shapes["reward"][-1][0]
@@ -175,6 +173,7 @@ def model_sizes(weights: Mapping[str, Tensor], *, published: bool = True) -> dic
         "num_bins": bins if bins > 1 else None,
         "num_tasks": num_tasks,
         "task_dim": task_dim,
+        **({"termination": True} if termination else {}),
     }
 
 
@@ -184,7 +183,7 @@ def _layer_shapes(weights: Mapping[str, Tensor], part: str, published: bool) -> 
     if not indices or indices != list(range(len(indices))):
         raise ValueError(f"Incomplete checkpoint: expected layers 0, 1, ... under _{part}, found {indices or 'none'}.")
     expected = {f"_{part}.{i}.{name}" for i in indices for name in ("weight", "bias")}
-    normed = indices if part != "reward" else indices[:-1]
+    normed = indices[:-1] if part in ("reward", "termination") else indices
     expected |= {f"_{part}.{i}.ln.{name}" for i in normed for name in ("weight", "bias")}
     if not published:
         expected = {key for key in expected if ".ln." not in key}

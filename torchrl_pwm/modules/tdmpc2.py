@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import InteractionType, TensorDictModuleBase, dispatch
 from tensordict.nn.probabilistic import interaction_type
 from tensordict.utils import NestedKey
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchrl_pwm.modules.arguments import with_arguments
 from torchrl_pwm.modules.checkpoints import untold_arguments
@@ -56,14 +56,15 @@ class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
             task does not have; without, every task has all of them.
 
     Keyword Args:
-        units (sequence of int, optional): hidden layers of policy, Q functions and termination head. Default: those of
-            the world model's dynamics.
+        units (sequence of int, optional): hidden layers of policy and Q functions. Default: those of the world model's
+            dynamics.
         num_q (int): number of Q functions.
         dropout (float): of the Q functions, in training. The target ensemble and the planner never drop.
         episode_lengths (int or sequence of int): steps L of an episode, of every task or one number per task. The
             discount is clip((L/5 - 1) / (L/5), 0.95, 0.995), a buffer ``discount`` [max(num_tasks, 1)] that is saved
             and may be changed. Default: 500, so 0.99.
-        episodic (bool): whether to have a termination head, for tasks that end before their time is over.
+        episodic (bool): gives the world model a termination head, if it has none, for tasks that end before their time
+            is over. Default: False, as the world model is.
         log_std_min, log_std_max (float): lo and hi.
 
     Raises:
@@ -114,10 +115,11 @@ class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
         self.policy = make_mlp(state, units, 2 * action)
         self.q = QEnsemble(state + action, units, max(world_model.num_bins or 0, 1), num_q, dropout)
         self.target_q = copy.deepcopy(self.q).requires_grad_(False).eval()
-        self.termination_head = make_mlp(state, units, 1) if episodic else None
+        if episodic:
+            world_model.add_termination_head()
         self.scale = PercentileScale()
         self.register_buffer("discount", _discounts(episode_lengths, world_model.num_tasks))
-        self._reset_heads()
+        initialize(self.policy)
         self.set_keys()
 
     @classmethod
@@ -253,12 +255,14 @@ class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
         self.q.reset_parameters()
         self.target_q.load_state_dict(self.q.state_dict())
         self.scale.reset_parameters()
-        self._reset_heads()
+        initialize(self.policy)
 
-    def _reset_heads(self) -> None:
-        for head in (self.policy, self.termination_head):
-            if head is not None:
-                initialize(head)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Files of earlier versions hold the termination head beside the world model.
+        earlier = f"{prefix}termination_head."
+        for key in [key for key in state_dict if key.startswith(earlier)]:
+            state_dict[f"{prefix}world_model._termination.{key[len(earlier) :]}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> TDMPC2Model:
         super().train(mode)
@@ -332,15 +336,14 @@ class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
         values = self.world_model.codec.decode(logits)
         return values.amin(0) if reduce == "min" else values.mean(0)
 
-    def termination_logits(self, latent: Tensor, task: Tensor | int | None = None) -> Tensor:
-        """Logits [*, 1] of an episode's end at ``latent`` [*, D].
+    @property
+    def termination_head(self) -> nn.Sequential | None:
+        """The world model's termination head, if it has one."""
+        return self.world_model.termination_network
 
-        Raises:
-            ValueError: if the model was built without ``episodic=True``.
-        """
-        if self.termination_head is None:
-            raise ValueError("This model has no termination head: build it with episodic=True.")
-        return self.termination_head(self.world_model.join(latent, task))
+    def termination_logits(self, latent: Tensor, task: Tensor | int | None = None) -> Tensor:
+        """Logits [*, 1] of an episode's end at ``latent`` [*, D]; see :meth:`PWMWorldModel.termination_logits`."""
+        return self.world_model.termination_logits(latent, task)
 
     def action_mask(self, task: Tensor | int | None = None) -> Tensor | None:
         """[*, A]: 1 where the task has an action, 0 in its padding; ``None`` if all have all."""

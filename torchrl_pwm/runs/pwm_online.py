@@ -22,6 +22,7 @@ from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.data import extend_with_recorded, make_online_replay, read_memmap, store_transitions
 from torchrl_pwm.data.store.manifest import MANIFEST_NAME
+from torchrl_pwm.envs.multitask import innermost_env
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
@@ -121,12 +122,19 @@ def make_training_env(
 def make_losses(config: DictConfig, env: EnvBase, device: str) -> tuple[PWMWorldModel, PWMLoss, PWMWorldModelLoss]:
     """A new world model and networks of the env's sizes, and the objectives, as configured."""
     observation, action = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
-    model = instantiate(config.model, observation_dim=observation, action_dim=action).to(device)
+    termination = may_terminate(config.model.get("termination", False), env)
+    sizes = {"observation_dim": observation, "action_dim": action, "termination": termination}
+    model = instantiate(config.model, **sizes).to(device)
     actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=action)
     value = instantiate(config.value, latent_dim=model.latent_dim)
     loss: PWMLoss = instantiate(config.loss, actor, value, model)
     loss.make_value_estimator(ValueEstimators.TDLambda, gamma=config.gamma, lmbda=config.lmbda)
     return model, loss.to(device), instantiate(config.model_loss, model)
+
+
+def may_terminate(setting: bool | None, env: EnvBase) -> bool:
+    """The setting of a termination head; ``None`` asks the env, which may end an episode early unless it says not."""
+    return getattr(innermost_env(env), "terminates", True) if setting is None else setting
 
 
 def make_stepper(
