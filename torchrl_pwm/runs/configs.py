@@ -194,6 +194,8 @@ class ReplayConfig:
     root: Any = None
     slice_len: int = 17
     tasks: Any = None
+    episodes: Any = None
+    strict_length: bool = True
     download: bool = False
     sampler: Any = None
     writer: Any = None
