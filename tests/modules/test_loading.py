@@ -27,6 +27,7 @@ FORMS = {
     "another range": {"num_bins": 11, "vmin": -2.0, "vmax": 3.0},
     "tasks": {"num_bins": 11, "num_tasks": 2, "task_dim": 4, "action_dims": (2, 1)},
     "normalized": {"normalize_rewards": True, "observation_clip": 0.5},
+    "termination head": {"termination": True},
 }
 forms = pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 
@@ -265,3 +266,16 @@ def test_action_sizes_can_be_given(golden, tmp_path):
     assert model.action_masks.sum(-1).tolist() == [4, 2, 1]
     file = state_dict_file(build(FORMS["tasks"]), tmp_path)
     assert load_world_model(file, action_dims=(1, 1)).action_masks.sum(-1).tolist() == [1, 1]
+
+
+def test_a_termination_head_that_was_added_is_carried(tmp_path):
+    model = build({})
+    model.add_termination_head()
+    assert_same(model, load_world_model(state_dict_file(model, tmp_path)))
+
+
+@pytest.mark.parametrize("write", [state_dict_file, pretrained_folder], ids=lambda write: write.__name__)
+def test_an_argument_that_the_constructor_does_not_know_is_named(write, tmp_path):
+    file = write(build({}), tmp_path)
+    with pytest.raises((ValueError, TypeError), match="colour"):
+        load_world_model(file, colour="red")

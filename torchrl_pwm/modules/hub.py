@@ -126,13 +126,18 @@ class Pretrained(
         return network
 
 
-def load_folder(cls: type[Pretrained], folder: Path) -> Any:
+def load_folder(cls: type[Pretrained], folder: Path, **arguments: Any) -> Any:
     """The network of a folder that ``save_pretrained`` wrote, without the hub's package.
+
+    Args:
+        cls: class of the network.
+        folder: the folder.
+        **arguments: of the constructor, in place of those in the configuration, or beside them.
 
     Raises:
         FileNotFoundError, DamagedFileError: as :meth:`Pretrained.from_pretrained`.
     """
-    return cls._rebuild(read_config(folder), folder / WEIGHTS_FILE).eval()
+    return cls._rebuild({**read_config(folder), **arguments}, folder / WEIGHTS_FILE).eval()
 
 
 def class_of(config: dict[str, Any]) -> str | None:

@@ -109,7 +109,12 @@ def _from_folder(path: Path, action_dims: Sequence[int] | None, arguments: Mappi
 def _from_safetensors(path: Path, action_dims: Sequence[int] | None, arguments: Mapping[str, Any]) -> PWMWorldModel:
     if (path.parent / CONFIG_FILE).is_file():
         kinds: dict[str | None, Any] = {"PWMAgent": PWMAgent, "TDMPC2Model": TDMPC2Model}
-        network = load_folder(kinds.get(class_of(read_config(path.parent)), PWMWorldModel), path.parent)
+        config = read_config(path.parent)
+        kind = kinds.get(class_of(config), PWMWorldModel)
+        # Such as an encoder of one's own, which no configuration holds.
+        further = {key: value for key, value in arguments.items() if kind is PWMWorldModel and key not in config}
+        network = load_folder(kind, path.parent, **further)
+        arguments = {key: value for key, value in arguments.items() if key not in further}
         model = network if isinstance(network, PWMWorldModel) else network.world_model
         if model is None:
             raise ValueError(f"{path.parent} is an agent of SHAC, which has no world model.")
@@ -158,7 +163,7 @@ def _from_state(
     elif known is not None and (wrong := [f"{k}={v}" for k, v in given.items() if k in known and known[k] != v]):
         raise ValueError(f"{path} was made with other arguments than {', '.join(wrong)}: leave them out")
     if known is not None:
-        state = with_arguments(state, known)
+        state = with_arguments(state, {**given, **known})
     elif own := [key for key in state if key.startswith("reward_moments.")]:
         raise ValueError(
             f"{path} is of an earlier version, which did not write how a model was built ({own[0]}), and no "

@@ -236,6 +236,16 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, WorldModelEntries
         return self._termination is not None
 
     @property
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments that build a model like this one as it is now, with the tasks that it was given since."""
+        arguments = super().constructor_arguments
+        if arguments["num_tasks"] != self.num_tasks:
+            masks = self.action_masks
+            sizes = None if masks is None else masks.sum(-1).int().tolist()
+            arguments |= {"num_tasks": self.num_tasks, "action_dims": sizes}
+        return arguments
+
+    @property
     def _untold(self) -> tuple[str, ...]:
         return ("simnorm_dim", "residual", "observation_clip", *(("vmin", "vmax") if self.num_bins else ()))
 

@@ -19,6 +19,7 @@ from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.stopwatch import Stopwatch
+from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, split_episodes, start_states
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs.random_policy import RandomPolicy
@@ -189,7 +190,7 @@ def prepare_model(config: DictConfig, folder: Path, recordings: Recordings) -> P
             f"episodes and {len(recordings.held_out):,} held out"
         )
         train_world_model(config, file.parent, model, replay, iterations=settings.iterations)
-    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
+    model.load_state_dict(read_tensors(file, what="world model")["model"])
     return model.requires_grad_(False)
 
 
