@@ -41,9 +41,6 @@ class TaskEnv(EnvBase):
         pixel_size: height and width of ``pixels``, or None for no pixels.
     """
 
-    #: whether an episode may end before its time is over
-    terminates = False
-
     def __init__(
         self,
         spec: TaskSpec,

@@ -88,7 +88,7 @@ def make_model(config: DictConfig, env: EnvBase) -> TDMPC2Model:
     world_model = instantiate(config.model, observation_dim=observation, action_dim=action)
     options = {
         "episode_lengths": config.heads.episode_lengths or episode_length(config.task, env),
-        "episodic": may_terminate(config.heads.episodic, env),
+        "episodic": may_terminate(config.heads.episodic, config.task, env),
     }
     return instantiate(config.heads, world_model, **options)
 
