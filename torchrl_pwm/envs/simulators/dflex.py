@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from torchrl_pwm._utils.torchrl_private import classproperty
+from torchrl_pwm.envs.simulators._dflex_graph import GuardedIntegrator
 from torchrl_pwm.envs.simulators._diffrl import DiffRLSimulator, build_env
 from torchrl_pwm.envs.simulators._workers import check_task
 from torchrl_pwm.envs.simulators.base import RewardTiming
@@ -98,17 +99,28 @@ class DFlexSimulator(DiffRLSimulator):
     """
 
     library = "DFlex"
+    needs = (*DiffRLSimulator.needs, "integrator")
     flags = ("termination", "truncation")
+
+    def __init__(self, env: Any, *, seed: int = 0) -> None:
+        super().__init__(env, seed=seed)
+        self._integrator = GuardedIntegrator(env.integrator)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         config = _dflex().config
         before, config.no_grad = config.no_grad, self.env.no_grad
+        integrator, self.env.integrator = self.env.integrator, self._integrator
         try:
             with super().running():
                 yield
         finally:
             config.no_grad = before
+            self.env.integrator = integrator
+
+    def cut(self) -> None:
+        super().cut()
+        self._integrator.cut()
 
 
 class DFlexWrapper(SimulatorEnv):
