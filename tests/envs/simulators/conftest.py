@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import sys
 
 import pytest
@@ -22,3 +23,30 @@ def installed(monkeypatch):
     monkeypatch.setattr(rewarped, "_has_rewarped", True)
     monkeypatch.setattr(rewarped, "_has_newton", False)
     return sys.modules["dflex"]
+
+
+class _Failing:
+    """Finds one module, whose import raises."""
+
+    def __init__(self, name, error):
+        self.name, self.error = name, error
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name == self.name else None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        raise self.error
+
+
+@pytest.fixture
+def failing_import(monkeypatch):
+    """A function that makes the import of a module raise an error."""
+
+    def fail(name, error):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.setattr(sys, "meta_path", [_Failing(name, error), *sys.meta_path])
+
+    return fail

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import weakref
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ import torch
 class Tape:
     """What DFlex records of a step for the way back: with what it computed, and so, in a circle, with the graph."""
 
-    alive: weakref.WeakSet[Tape] = weakref.WeakSet()
+    alive: ClassVar = weakref.WeakSet()
 
     def __init__(self):
         self.launches = []
@@ -156,7 +157,9 @@ class FakeDFlexEnv:
     def clear_grad(self, checkpoint=None):
         checkpoint = self.get_checkpoint() if checkpoint is None else checkpoint
         self.state = self._new()
-        self.state.joint_q, self.state.joint_act = (checkpoint[key].detach().clone() for key in ("joint_q", "joint_act"))
+        self.state.joint_q, self.state.joint_act = (
+            checkpoint[key].detach().clone() for key in ("joint_q", "joint_act")
+        )
         self.progress_buf = checkpoint["progress_buf"].clone()
 
     def get_checkpoint(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 import sys
 
 import numpy as np
@@ -275,6 +276,43 @@ def test_a_dflex_that_does_not_import_says_why(installed, monkeypatch):
     monkeypatch.setitem(sys.modules, "dflex", None)
     with pytest.raises(ImportError, match=r"DFlex cannot be imported \(.*\); pip install .*shim=True"):
         DFlexEnv("ant", 2, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Ninja is required to load C++ extensions"),
+        RuntimeError("Error building extension 'kernels': [1/2] c++ ...\n/bin/sh: 1: c++: not found"),
+        FileNotFoundError("[Errno 2] No such file or directory: 'c++'"),
+        PermissionError("[Errno 13] Permission denied: 'kernels'"),
+        AttributeError("`np.Inf` was removed in the NumPy 2.0 release."),
+    ],
+)
+def test_a_dflex_that_does_not_compile_gives_the_cause_and_the_steps(installed, failing_import, error):
+    failing_import("dflex", error)
+    cause = re.escape(str(error).splitlines()[0])
+    with pytest.raises(ImportError, match=rf"DFlex cannot be imported \({cause}\); pip install .*compiler and ninja"):
+        DFlexEnv("ant", 2, device="cpu")
+
+
+def test_staggered_envs_end_their_first_episodes_at_different_steps(make):
+    env = make(32, episode_length=20, stagger=True, seed=2)
+    transitions, td = follow(env, torch.zeros(40, 32, 8))
+    ends = transitions["next", "truncated"][..., 0]
+    first = ends.int().argmax(0)
+    assert len(first.unique()) > 8 and first.max() < 20
+    assert all(ends[start + 20, index] for index, start in enumerate(first.tolist()))
+    again, _ = follow(make(32, episode_length=20, stagger=True, seed=2), torch.zeros(40, 32, 8))
+    assert torch.equal(again["next", "truncated"], transitions["next", "truncated"])
+    td["_reset"] = (torch.arange(32) == 3)[:, None]
+    env.reset(td)
+    transitions, _ = follow(env, torch.zeros(20, 32, 8), env.truncate_graph())
+    assert transitions["next", "truncated"][:, 3, 0].int().argmax() == 19  # a single reset has a whole episode
+
+
+def test_envs_of_rewarped_that_end_together_cannot_be_staggered(installed):
+    with pytest.raises(ValueError, match=r"Cartpole of rewarped.*expected stagger=False, found True"):
+        RewarpedEnv("cartpole", 2, device="cpu", stagger=True)
 
 
 def test_the_missing_name_of_numpy_points_to_the_shim(installed, monkeypatch):

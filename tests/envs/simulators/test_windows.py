@@ -1,4 +1,4 @@
-"""Backward passes through windows: the first gives the gradient, another the same one or an error, none keeps memory."""
+"""Backward passes through windows: the first gives the gradient, another the same or an error, none keeps memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def test_a_second_backward_pass_through_a_window_of_dflex_raises(installed, reta
     actions, reward, _ = window(make_dflex())
     reward.backward(retain_graph=retain_graph)
     assert actions.grad.abs().sum(-1).all()
-    with pytest.raises(RuntimeError, match=r"second backward pass.*call backward\(\) once" if retain_graph else "second"):
+    with pytest.raises(
+        RuntimeError, match=r"second backward pass.*call backward\(\) once" if retain_graph else "second"
+    ):
         reward.backward()
 
 

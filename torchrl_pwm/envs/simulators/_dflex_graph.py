@@ -1,4 +1,4 @@
-"""DFlex's integrator and its nodes in torch's graph: one state in both modes, one backward pass, memory that is freed."""
+"""DFlex's integrator and its nodes in torch's graph: one state in both modes, one backward pass, freed memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 __all__ = ["GuardedIntegrator"]
 
 _SPENT = (
-    "a second backward pass through a window of DFlex, whose first emptied the tapes of its steps: the gradient would be "
-    "zero, or a part of it. Add up the losses of a window and call backward() once, or roll it out again"
+    "a second backward pass through a window of DFlex, whose first emptied the tapes of its steps: the gradient would "
+    "be zero, or a part of it. Add up the losses of a window and call backward() once, or roll it out again"
 )
 _FREED = (
     "a backward pass through a window of DFlex that was freed, since another window has begun and ended after it: call "

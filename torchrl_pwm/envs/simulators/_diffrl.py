@@ -12,7 +12,6 @@ from torch import Tensor
 from torchrl_pwm.envs.simulators.base import Simulator, SimulatorStep
 
 
-
 class DiffRLSimulator(Simulator):
     """An env that itself resets what is done and draws from torch's global generator.
 
@@ -65,6 +64,9 @@ class DiffRLSimulator(Simulator):
         terminated, truncated = (extras[name].bool() for name in self.flags)
         reached = extras.get("obs_before_reset")
         return SimulatorStep(after_reset if reached is None else reached, reward, terminated, truncated, after_reset)
+
+    def skip(self, steps: Tensor) -> None:
+        self.env.progress_buf = steps.to(self.env.progress_buf)
 
     def cut(self) -> None:
         with self.running():
