@@ -12,6 +12,9 @@ from tests.modules.test_actor_critic import randomised, reference_critic
 from torchrl_pwm import FirstOrderLoss, make_pwm_actor, make_value_ensemble
 from torchrl_pwm.trainers.steppers import FirstOrderOptimizationStepper
 
+# Torch says so whenever oneDNN is switched.
+pytestmark = pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
+
 ROWS = 2500  # two blocks, and a part of one
 
 
