@@ -129,6 +129,9 @@ class Simulator(ABC):
     def step(self, actions: Tensor) -> SimulatorStep:
         """Advances every env by one step with ``actions`` [N, A], differentiably."""
 
+    def skip(self, steps: Tensor) -> None:  # noqa: B027
+        """Counts ``steps`` [N] of the present episodes as taken; of a simulator that itself counts them."""
+
     def cut(self) -> None:
         """Cuts the graph of the state at its present values."""
         for name, value in self._tensors().items():
