@@ -17,6 +17,7 @@ from torchrl.envs import EnvBase, InitTracker, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
+from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm.envs import WorldModelWrapper, make_task_env, make_task_envs
 from torchrl_pwm.envs.multitask import innermost_env
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
@@ -178,7 +179,7 @@ def _evaluate(
     with (
         torch.no_grad(),
         set_exploration_type(ExplorationType.DETERMINISTIC),
-        _kept_generators(),
+        kept_generators(),
         _eval_mode(policy, world_model),
         tqdm(total=episodes, desc=label, unit="episode", disable=not progress) as bar,
     ):
@@ -277,11 +278,3 @@ def _eval_mode(*modules: Any) -> Iterator[None]:
     finally:
         for part, flag in flags:
             part.training = flag
-
-
-@contextlib.contextmanager
-def _kept_generators() -> Iterator[None]:
-    """Draws inside leave no trace in torch's global generators, so that an evaluation does not change a training."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        yield

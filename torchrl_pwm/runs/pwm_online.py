@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from torchrl.objectives import ValueEstimators
 
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm._utils.seeds import seed_worker_process
 from torchrl_pwm.data import extend_with_recorded, make_online_replay
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
@@ -146,12 +148,18 @@ def make_collector(
         return Collector(env, policy, **settings)
     if num_envs % workers:
         raise ValueError(f"collector.workers must divide the {num_envs} envs, found {workers}.")
-    env.close()
+    env.close(raise_if_closed=False)
     make = [
-        partial(make_training_env, config, device, num_envs=num_envs // workers, seed=config.seed + worker)
-        for worker in range(workers)
+        partial(_make_worker_env, config, device, num_envs // workers, worker, os.getpid()) for worker in range(workers)
     ]
     return MultiSyncCollector(make, policy, **settings, cat_results=0)
+
+
+def _make_worker_env(config: DictConfig, device: str, num_envs: int, worker: int, parent: int) -> EnvBase:
+    """The envs of one worker. Env n of a worker has seed + n, so that the next worker's begin beyond them."""
+    seed = config.seed + worker * num_envs
+    seed_worker_process(seed, parent)
+    return make_training_env(config, device, num_envs=num_envs, seed=seed)
 
 
 def _learn_from_recordings(
