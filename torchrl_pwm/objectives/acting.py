@@ -12,6 +12,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.modules import TanhNormal
 
+from torchrl_pwm.objectives.first_batch import FirstBatch
 from torchrl_pwm.objectives.first_order import FirstOrderLoss
 
 
@@ -51,6 +52,7 @@ class ActingLoss(FirstOrderLoss):
             )
         super().__init__(actor_network, value_network, **options)
         self.horizon = horizon
+        self.first_batch = FirstBatch()
         self._tanh_gaussian = _is_tanh_gaussian(actor_network)
 
     def _check_noise(self, noise: Tensor | None) -> None:

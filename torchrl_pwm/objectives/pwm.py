@@ -15,6 +15,7 @@ from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.two_hot import RewardSpace
 from torchrl_pwm.objectives.acting import ActingLoss
 from torchrl_pwm.objectives.entries import require
+from torchrl_pwm.objectives.first_batch import not_representable, out_of_range, outside_unit, own_actions, task_entry
 from torchrl_pwm.objectives.first_order import Bootstrap
 
 
@@ -54,7 +55,8 @@ class PWMLoss(ActingLoss):
 
     Raises:
         ValueError: if an option is unknown or the actor is not probabilistic; at the call, if neither observation nor
-            latent is there.
+            latent is there, or a task of another shape or dtype; at the first batch, if a task is none of the model's,
+            or actions of the behaviour term leave [-1, 1].
 
     Reads ``observation`` [B, O], or else ``latent`` [B, D], ``task`` [B] (int64) for a multi-task model and ``action``
     [B, A] with a behaviour term. Returns scalars ``loss_actor``, ``loss_value``, ``loss_behavior`` where there is one,
@@ -171,14 +173,19 @@ class PWMLoss(ActingLoss):
             raise ValueError("the behaviour term needs a tanh-Gaussian actor with actions in [-1, 1].")
         keys, model = self.tensor_keys, self.world_model
         wanted = require(tensordict, keys.action, self)
-        task = tensordict.get(keys.task, None)
+        task = self._task(tensordict)
+        if self.first_batch.due("actions", wanted):
+            own = own_actions(model, task)
+            self.first_batch.check(
+                "actions", outside_unit(wanted, keys.action, self, own), not_representable(wanted, keys.action, self)
+            )
         with frozen(model):
             state = TensorDict({keys.latent: self._start(model, tensordict, task)}, tensordict.batch_size)
         if task is not None:
             state.set(keys.task, task)
         with self.actor_network_params.to_module(self.actor_network):
             action = torch.tanh(self.actor_network.get_dist_params(state).get("loc"))
-        distance = (action - wanted).square()
+        distance = (action - wanted.to(action.dtype)).square()
         masks = getattr(model, "action_masks", None)
         if masks is None:
             return self._reduce_loss(distance.mean(-1), None)
@@ -201,7 +208,7 @@ class PWMLoss(ActingLoss):
         """
         self._check_noise(noise)
         keys = self.tensor_keys
-        task = tensordict.get(keys.task, None)
+        task = self._task(tensordict)
         # Time comes first inside, so that entries of the batch broadcast over it.
         model = self.world_model
         with frozen(model), self.actor_network_params.to_module(self.actor_network):
@@ -237,6 +244,22 @@ class PWMLoss(ActingLoss):
         for key, entry in entries:
             rollout.set(unravel_key(key), entry.movedim(0, len(batch)))
         return rollout
+
+    def _task(self, tensordict: TensorDictBase) -> Tensor | None:
+        """The task of each start state, checked; numbers are read at the first batch."""
+        keys, model = self.tensor_keys, self.world_model
+        observation, latent = tensordict.get(keys.observation, None), tensordict.get(keys.latent, None)
+        start, axes = (
+            (latent, 1) if observation is None else (observation, len(getattr(model, "observation_shape", "O")))
+        )
+        if start is None:
+            return tensordict.get(keys.task, None)
+        task = task_entry(tensordict, keys.task, model, self, start.shape[: start.ndim - axes])
+        if self.first_batch.due("starts", start, task):
+            observed = None if observation is None else not_representable(observation, keys.observation, self)
+            known = out_of_range(task, getattr(model, "num_tasks", 0), keys.task, self)
+            self.first_batch.check("starts", observed, known)
+        return task
 
     @torch.no_grad()
     def _start(self, model: Any, tensordict: TensorDictBase, task: Tensor | None) -> Tensor:

@@ -11,8 +11,7 @@ from tensordict.utils import unravel_key
 from torch import Tensor
 
 from torchrl_pwm.modules.world_model import PWMWorldModel
-from torchrl_pwm.objectives.entries import require, require_reward
-from torchrl_pwm.objectives.sequences import SequenceLoss, require_sequences, same_episode, step_weights, unroll
+from torchrl_pwm.objectives.sequences import SequenceLoss, same_episode, step_weights, unroll
 
 _REWARD_CLIP = 5.0  # published
 
@@ -44,8 +43,9 @@ class PWMWorldModelLoss(SequenceLoss):
     another episode and are left out, as are steps that TorchRL's samplers mark as padding.
 
     Raises:
-        ValueError: if an option is unknown; at the call, if the batch is not ``[B, T]``, an entry is missing or the
-            rewards are not ``[*, 1]``.
+        ValueError: if an option is unknown; at the call, if the batch is not ``[B, T]``, an entry is missing or of
+            another shape or dtype; at the first batch, if actions leave [-1, 1], a task is none of the model's, whole
+            numbers or float64 do not fit into float32, or sequences join steps of several episodes.
 
     Examples:
         >>> import torch
@@ -101,12 +101,8 @@ class PWMWorldModelLoss(SequenceLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Both losses and detached metrics of sequences ``[B, T]``, which are left unchanged."""
-        require_sequences(tensordict, self)
         keys, model = self.tensor_keys, self.world_model
-        observation, action = require(tensordict, keys.observation, self), require(tensordict, keys.action, self)
-        next_observation = require(tensordict, unravel_key(("next", keys.observation)), self)
-        reward = require_reward(tensordict, unravel_key(("next", keys.reward)), self)
-        task = tensordict.get(keys.task, None) if model.num_tasks else None
+        observation, action, next_observation, reward, task = self._entries(tensordict, model)
         with torch.no_grad():
             target = model.encode_observation(next_observation, task)
 

@@ -57,4 +57,5 @@ def _transitions(model: PWMWorldModel, batch: TensorDictBase) -> tuple[Tensor, T
     task = batch["task"] if model.num_tasks else None
     latent = model.encode_observation(batch["observation"], task)
     following = model.encode_observation(batch["next", "observation"], task)
-    return latent, batch["action"], following, batch["next", "reward"], task
+    action, reward = batch["action"].to(latent.dtype), batch["next", "reward"].to(latent.dtype)
+    return latent, action, following, reward, task
