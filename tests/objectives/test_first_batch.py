@@ -149,9 +149,7 @@ def test_a_task_that_is_none_of_the_models_is_named_by_the_loss(kind, change, me
 def test_slices_that_join_rows_of_other_envs_are_named(make) -> None:
     rows = consistent().reshape(-1)  # the rows of 40 envs one after the other, as cat_results=0 gives them
     slices = torch.stack([rows[start : start + HORIZON] for start in range(0, 40 * HORIZON - HORIZON, 3)])
-    with pytest.raises(
-        ValueError, match=r"consecutive steps of one episode, found \d+ of \d+ steps"
-    ):
+    with pytest.raises(ValueError, match=r"consecutive steps of one episode, found \d+ of \d+ steps"):
         make()(slices)
     ended = rows.clone()
     ended["next", "done"] = torch.zeros(len(rows), 1, dtype=torch.bool)

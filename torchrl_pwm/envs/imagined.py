@@ -223,6 +223,12 @@ class ImaginedEnv(ModelBasedEnvBase):
         """Nothing is drawn at random here."""
 
 
+def _range(spec: TensorSpec) -> str:
+    if isinstance(spec, Unbounded):
+        return "an unbounded action spec"
+    return f"an action spec from {spec.space.low.min().item():g} to {spec.space.high.max().item():g}"
+
+
 def _unit_action_spec(spec: TensorSpec | None, model: Any) -> TensorSpec:
     """``spec`` if it is one action ``[A]`` of the model within -1 and 1, else an error that says what to add."""
     if spec is None:
@@ -232,7 +238,7 @@ def _unit_action_spec(spec: TensorSpec | None, model: Any) -> TensorSpec:
     space = spec.space
     if isinstance(spec, Unbounded) or not (space.low.isfinite().all() and space.high.isfinite().all()):
         raise ValueError(
-            "Expected actions in [-1, 1], found an unbounded action spec. Give the env a Bounded action spec, then "
+            f"Expected actions in [-1, 1], found {_range(spec)}. Give the env a Bounded action spec, then "
             "add torchrl.envs.transforms.ActionScaling(), which scales it to [-1, 1]."
         )
     if max((space.low + 1).abs().max(), (space.high - 1).abs().max()) > 1e-5:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, overload
 
@@ -19,6 +20,8 @@ from tqdm import tqdm
 
 from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm.envs import WorldModelWrapper, make_task_env, make_task_envs
+from torchrl_pwm.envs.action_bounds import check_action, check_policy_bounds
+from torchrl_pwm.envs.gymnasium_env import has_time_limit, is_gym_env, is_gym_task, make_gym_env, wrap_gym_env
 from torchrl_pwm.envs.multitask import innermost_env
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
 from torchrl_pwm.evaluation.results import EpisodeStatistics, EvaluationResult
@@ -27,6 +30,7 @@ from torchrl_pwm.evaluation.scores import find_task_spec
 __all__ = ["EvaluationResult", "evaluate_policy"]
 
 if TYPE_CHECKING:
+    import gymnasium
     from typing_extensions import Unpack
 
 Policy: TypeAlias = Callable[[TensorDictBase], TensorDictBase]
@@ -49,7 +53,9 @@ class _Options(TypedDict, total=False):
 
 
 @overload
-def evaluate_policy(policy: Policy, env_or_task: str | EnvBase, **options: Unpack[_Options]) -> EvaluationResult: ...
+def evaluate_policy(
+    policy: Policy, env_or_task: str | EnvBase | gymnasium.Env[Any, Any], **options: Unpack[_Options]
+) -> EvaluationResult: ...
 @overload
 def evaluate_policy(
     policy: Policy | Mapping[str, Policy], env_or_task: list[str] | tuple[str, ...], **options: Unpack[_Options]
@@ -84,7 +90,9 @@ def evaluate_policy(
     Args:
         policy: a TensorDictModule that writes the env's action, or any callable from TensorDict to TensorDict. For
             several tasks also a mapping from task name to policy.
-        env_or_task: a task name, an env (left open; its ``set_seed`` is called), or several task names.
+        env_or_task: a task name, an env (left open; its ``set_seed`` is called), or several task names. A name that
+            is no task of the tables may be the id of a Gymnasium task, and an env one of Gymnasium's: both are built as
+            :func:`~torchrl_pwm.make_gym_env` does, with actions in [-1, 1].
         episodes: number of episodes per task.
         seed: seed of the env. Same seed, same ``num_envs``: same episodes.
         task_set: ``"mt30"``, ``"mt80"`` or a table, for task names: the env is padded to it and carries ``task``.
@@ -108,8 +116,9 @@ def evaluate_policy(
         An :class:`EvaluationResult`; for several task names a dict of them by name.
 
     Raises:
-        ValueError: for an unknown task, an input of the policy that the env does not write, or a reward,
-            observation or action that is not finite (task, episode and step are named).
+        ValueError: for an unknown task, an input of the policy that the env does not write, an action of another
+            shape or outside the env's bounds at the first step, a policy of [-1, 1] in an env of other bounds, or a
+            reward, observation or action that is not finite (task, episode and step are named).
         RuntimeError: if an episode does not end within ``max_steps``.
 
     Examples:
@@ -134,6 +143,11 @@ def evaluate_policy(
         max_steps=max_steps,
         progress=progress,
     )
+    if is_gym_env(env_or_task):
+        place = _device_of(policy) if device is None else device
+        label = task or (env_or_task.spec.id if env_or_task.spec else type(env_or_task.unwrapped).__name__)
+        env = _as_read(wrap_gym_env(env_or_task, seed=seed, device=place), policy, world_model)
+        return run(policy, env, label=label, spec=_task_spec_of(env, task, task_set))
     if isinstance(env_or_task, EnvBase):
         env = _as_read(env_or_task, policy, world_model)
         spec = _task_spec_of(env, task, task_set)
@@ -144,8 +158,17 @@ def evaluate_policy(
     results = {}
     for name in names:
         task_policy = _policy_for(policy, name)
-        spec = get_task_set("mt80" if task_set is None else task_set)[name]
         place = _device_of(task_policy) if device is None else device
+        table = get_task_set("mt80" if task_set is None else task_set)
+        if task_set is None and name not in table and is_gym_task(name):
+            frames = {"from_pixels": True, "pixels_only": False} if record else {}
+            env = make_gym_env(name, num_envs, seed=seed, device=place, parallel=parallel, **frames)
+            try:
+                results[name] = run(task_policy, _as_read(env, task_policy, world_model), label=name, spec=None)
+            finally:
+                env.close(raise_if_closed=False)
+            continue
+        spec = table[name]
         make: Callable[..., EnvBase] = make_task_env
         if num_envs > 1:
             make = functools.partial(make_task_envs, num_envs=num_envs, parallel=parallel)
@@ -183,7 +206,14 @@ def _evaluate(
         _eval_mode(policy, world_model),
         tqdm(total=episodes, desc=label, unit="episode", disable=not progress) as bar,
     ):
-        done_key = _done_key(env)
+        check_policy_bounds(policy, env)
+        if not has_time_limit(env):
+            warnings.warn(
+                f"{label} has no time limit: an episode that does not end is an error after max_steps={max_steps} "
+                "steps. Add torchrl.envs.StepCounter(max_steps) or gymnasium.wrappers.TimeLimit.",
+                stacklevel=4,
+            )
+        done_key, first = _done_key(env), True
         env.set_seed(seed)
         state = env.reset()
         _check_inputs(policy, state, record)
@@ -194,6 +224,9 @@ def _evaluate(
                 statistics.add_frames(state)
             state = policy(state)
             statistics.check_finite(state, env.action_keys, "action")
+            if first:
+                check_action(state, env)
+                first = False
             step, state = env.step_and_maybe_reset(state)
             bar.update(statistics.add_step(step, env.reward_key, done_key, success_key))
             statistics.check_length(max_steps)

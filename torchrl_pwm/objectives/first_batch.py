@@ -192,8 +192,8 @@ def task_entry(
     if known.shape != batch:
         hint = "; drop its last axis with task.squeeze(-1)" if known.shape == (*batch, 1) else ""
         raise ValueError(
-            f"{_name(owner)} needs task indices of shape {list(batch)} under {key!r}, one for each state, "
-            f"found {list(known.shape)}{hint}."
+            f"{_name(owner)} needs task indices of shape {list(batch)} under {key!r}, found {list(known.shape)}: one "
+            f"for each state{hint}."
         )
     return known
 

@@ -11,6 +11,7 @@ from torchrl.data import ReplayBuffer
 
 from torchrl_pwm._utils.torchrl_private import collector_td, set_collector_td
 from torchrl_pwm.data.collect.rows import as_rows, check_collector, end_newest_steps, end_rows
+from torchrl_pwm.envs.action_bounds import check_bounds
 from torchrl_pwm.envs.simulators.state import has_state, load_env, save_env
 
 __all__ = ["OnlineCollection"]
@@ -34,9 +35,10 @@ class OnlineCollection:
         episode_seed (int, optional): see above.
 
     Raises:
-        ValueError: for an asynchronous collector, one whose workers add different numbers of steps, or one that splits
-            trajectories; with an ``episode_seed``, for one in several processes; in :meth:`collect`, where a row of a
-            batch holds several trajectories without an end between them.
+        ValueError: for an env whose actions are not in [-1, 1], an asynchronous collector, one whose workers add
+            different numbers of steps, or one that splits trajectories; with an ``episode_seed``, for one in several
+            processes; in :meth:`collect`, where a row of a batch holds several trajectories without an end between
+            them.
     """
 
     def __init__(
@@ -48,6 +50,9 @@ class OnlineCollection:
         episode_seed: int | None = None,
     ) -> None:
         check_collector(collector)
+        if isinstance(collector, Collector):
+            for key in collector.env.action_keys:
+                check_bounds(collector.env, key)
         if episode_seed is not None and not isinstance(collector, Collector):
             raise ValueError(
                 "episode_seed, by which a resumed run repeats the rest, needs a Collector in this process, found "
