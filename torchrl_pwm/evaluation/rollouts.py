@@ -16,6 +16,7 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import nn
 from torchrl.envs import EnvBase, InitTracker, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules.utils import get_primers_from_module
 from tqdm import tqdm
 
 from torchrl_pwm._utils.seeds import kept_generators
@@ -249,10 +250,19 @@ def _as_read(env: EnvBase, policy: Policy, world_model: nn.Module | None) -> Env
     # auto_unwrap would take the transforms out of the caller's env
     if "is_init" in getattr(policy, "in_keys", ()) and "is_init" not in written:
         env = TransformedEnv(env, InitTracker(), auto_unwrap=False)
+    if isinstance(policy, nn.Module) and _hidden_states(policy) - written:
+        # so that the hidden states of a recurrent policy go along, and begin anew with each episode
+        env = TransformedEnv(env, get_primers_from_module(policy, warn=False), auto_unwrap=False)
     reads_latent = "latent" in getattr(policy, "in_keys", ("latent",))
     if world_model is None or "latent" in written or not reads_latent:
         return env
     return TransformedEnv(env, WorldModelWrapper(world_model), auto_unwrap=False)
+
+
+def _hidden_states(policy: nn.Module) -> set[NestedKey]:
+    """What a recurrent policy reads of the step before."""
+    written = {unravel_key(key) for key in getattr(policy, "out_keys", ())}
+    return {unravel_key(key) for key in getattr(policy, "in_keys", ()) if unravel_key(("next", key)) in written}
 
 
 def _check_inputs(policy: Policy, state: TensorDictBase, record: int) -> None:

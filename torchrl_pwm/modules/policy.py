@@ -39,6 +39,8 @@ class WorldModelPolicy(TensorDictModuleBase):
         self.world_model, self.actor = world_model, actor
         keys: Any = world_model.tensor_keys
         self.in_keys = [keys.observation, *([keys.task] if world_model.num_tasks and task is None else [])]
+        # A recurrent actor reads what it wrote at the step before.
+        self.in_keys += [key for key in actor.in_keys if key not in (keys.latent, *self.in_keys)]
         self.out_keys = [keys.latent, *actor.out_keys]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -59,8 +59,9 @@ class PWMLoss(ActingLoss):
             or actions of the behaviour term leave [-1, 1].
 
     Reads ``observation`` [B, O], or else ``latent`` [B, D], ``task`` [B] (int64) for a multi-task model and ``action``
-    [B, A] with a behaviour term. Returns scalars ``loss_actor``, ``loss_value``, ``loss_behavior`` where there is one,
-    and detached metrics.
+    [B, A] with a behaviour term. A recurrent actor (``GRUModule``, ``LSTMModule``) begins with the hidden states of the
+    start states, where they carry some, else with zeros. Returns scalars ``loss_actor``, ``loss_value``,
+    ``loss_behavior`` where there is one, and detached metrics.
 
     Examples:
         >>> import torch
@@ -183,7 +184,8 @@ class PWMLoss(ActingLoss):
             state = TensorDict({keys.latent: self._start(model, tensordict, task)}, tensordict.batch_size)
         if task is not None:
             state.set(keys.task, task)
-        with self.actor_network_params.to_module(self.actor_network):
+        with self.actor_network_params.to_module(self.actor_network), self.memory.stepping():
+            self.memory.recall(state, self.memory.begin(tensordict))
             action = torch.tanh(self.actor_network.get_dist_params(state).get("loc"))
         distance = (action - wanted.to(action.dtype)).square()
         masks = getattr(model, "action_masks", None)
@@ -211,16 +213,19 @@ class PWMLoss(ActingLoss):
         task = self._task(tensordict)
         # Time comes first inside, so that entries of the batch broadcast over it.
         model = self.world_model
-        with frozen(model), self.actor_network_params.to_module(self.actor_network):
+        acting = self.actor_network_params.to_module(self.actor_network)
+        with frozen(model), acting, self.memory.stepping():
             latent = self._start(model, tensordict, task)
             context = model.task_context(task) if hasattr(model, "task_context") else task
             mask = model.action_masks[task if task is not None else 0] if self.mask_actions else None
-            latents, actions = [latent], []
+            latents, actions, held = [latent], [], self.memory.begin(tensordict)
             for step in range(self.horizon):
                 state = {keys.latent: latent.detach() if self.detach_latent else latent}
                 if task is not None:
                     state[keys.task] = task
-                action = self._act(TensorDict(state, latent.shape[:-1]), None if noise is None else noise[step])
+                seen = self.memory.recall(TensorDict(state, latent.shape[:-1]), held)
+                action = self._act(seen, None if noise is None else noise[step])
+                held = self.memory.keep(seen)
                 action = action if mask is None else action * mask
                 latent = model.next_latent(latent, action, context)
                 actions.append(action)
