@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from torchrl_pwm.modules.layers import require_initialized
@@ -23,6 +22,8 @@ class OwnEncoder(nn.Module):
         ValueError: if the network has lazy layers that have not run; at a call, if its output has another shape.
 
     Examples:
+        >>> import torch
+        >>> from torch import nn
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16))
         >>> OwnEncoder(network, (3, 8, 8), 16, nn.Mish())(torch.zeros(5, 2, 3, 8, 8)).shape
         torch.Size([5, 2, 16])
@@ -52,7 +53,7 @@ class OwnEncoder(nn.Module):
 
 def observation_shape(observation_dim: int | Sequence[int]) -> tuple[int, ...]:
     """The shape of one observation, of its size or its shape."""
-    return (observation_dim,) if isinstance(observation_dim, int) else torch.Size(observation_dim)
+    return (observation_dim,) if isinstance(observation_dim, int) else tuple(map(int, observation_dim))
 
 
 def wrong_size(name: str, found: Sequence[int], shape: Sequence[int]) -> str:

@@ -118,7 +118,7 @@ class PWMWorldModel(ResetsItself, Standardization, GrowingTasks, WorldModelEntri
                 f"network from [n, {', '.join(map(str, self.observation_shape))}] to [n, {latent_dim}], or put "
                 "TorchRL's FlattenObservation in front."
             )
-        self.observation_dim: Any = observation_dim
+        self.observation_dim: Any = observation_dim if isinstance(observation_dim, int) else self.observation_shape
         self.action_dim, self.latent_dim = action_dim, latent_dim
         self.num_tasks, self.task_dim = num_tasks, task_dim
         self.num_bins, self.units = num_bins, tuple(units)

@@ -103,7 +103,9 @@ def make_training_env(
 
 def make_losses(config: DictConfig, env: EnvBase, device: str) -> tuple[PWMWorldModel, PWMLoss, PWMWorldModelLoss]:
     """A new world model and networks of the env's sizes, and the objectives, as configured."""
-    observation, action = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
+    # Of pictures, which a model with an encoder of one's own reads, the whole shape.
+    shape, action = env.observation_spec_unbatched["observation"].shape, env.action_spec.shape[-1]
+    observation = shape[0] if len(shape) == 1 else tuple(shape)
     model = instantiate(config.model, observation_dim=observation, action_dim=action).to(device)
     actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=action)
     value = instantiate(config.value, latent_dim=model.latent_dim)
