@@ -160,7 +160,8 @@ def make_collector(
 def _make_worker_env(config: DictConfig, device: str, num_envs: int, worker: int, parent: int) -> EnvBase:
     """The envs of one worker. Env n of a worker has seed + n, so that the next worker's begin beyond them."""
     seed = config.seed + worker * num_envs
-    seed_worker_process(seed, parent)
+    # Apart from the seeds of envs, whose generators would draw the same numbers.
+    seed_worker_process(1_000_003 * (seed + 1), parent)
     return make_training_env(config, device, num_envs=num_envs, seed=seed)
 
 

@@ -37,7 +37,7 @@ class Standardize(nn.Module):
         self.register_buffer("std", std.clamp_min(_MIN_STD))
 
     def forward(self, observation: Tensor) -> Tensor:
-        return ((observation - self.mean) / self.std).clamp(-_CLIP, _CLIP)
+        return ((observation.to(self.mean.dtype) - self.mean) / self.std).clamp(-_CLIP, _CLIP)
 
 
 class _Loss(BCLoss):
