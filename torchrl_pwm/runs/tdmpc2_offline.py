@@ -14,7 +14,7 @@ from torchrl import torchrl_logger
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.devices import choose_device, torch_threads
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
@@ -43,6 +43,11 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
             does not fit, before the folder is made.
         FloatingPointError: if a number is not finite.
     """
+    with torch_threads(config.threads):
+        return _run_stages(config, folder)
+
+
+def _run_stages(config: DictConfig, folder: Path) -> Path:
     start = time.perf_counter()
     task_set = get_task_set(config.task_set)
     tasks = select_tasks(config.task, task_set)
@@ -59,8 +64,6 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
             "data=collect, or evaluate a model with checkpoint=..."
         )
     claim_folder(config, folder)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     if model is None:
         if store is None:
             store = collect_data(config, folder, tasks)
