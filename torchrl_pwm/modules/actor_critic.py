@@ -61,8 +61,9 @@ class GaussianHead(nn.Module):
         last.bias.mul_(self.output_gain)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            self.logstd.clamp_(min=self.min_log_std)
+        if not torch.compiler.is_exporting():  # an exported program changes none of its weights
+            with torch.no_grad():
+                self.logstd.clamp_(min=self.min_log_std)
         loc = self.mu_net(latent)
         return loc, self.logstd.exp().expand_as(loc)
 

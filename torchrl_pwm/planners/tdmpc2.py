@@ -95,6 +95,20 @@ class TDMPC2Planner(TensorDictModuleBase):
         self.in_keys = [*model.in_keys, *([self.init_key] if plan else [])]
         self.out_keys = [keys.action]
 
+    @property
+    def exported_form(self) -> TDMPC2Model:
+        """What :func:`~torchrl_pwm.export_policy` exports in place of it: the policy prior.
+
+        Raises:
+            ValueError: for a planner that plans.
+        """
+        if self.plan:
+            raise ValueError(
+                "TD-MPC2's planner searches with random numbers at every step and is not exported; export its policy "
+                "prior instead: planner.model, or load_policy(run, plan=False)."
+            )
+        return self.model
+
     def reset(self) -> None:
         """Forgets all plans."""
         self.previous_mean = None

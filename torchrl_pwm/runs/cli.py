@@ -121,7 +121,7 @@ COMMANDS = {
     "record": Command(
         "records steps of a finished run's policy, with more noise from env to env",
         "record_steps",
-        "torchrl_pwm.runs.load.record_run",
+        "torchrl_pwm.runs.record.record_run",
     ),
     "report": Command("prints the result of a finished run: report run=FOLDER", "", ""),
 }

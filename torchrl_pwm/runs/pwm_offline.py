@@ -21,7 +21,13 @@ from torchrl_pwm.runs.extraction import extract_policies
 from torchrl_pwm.runs.folder import claim_folder
 from torchrl_pwm.runs.report import write_report
 from torchrl_pwm.runs.rounds import improve_world_model
-from torchrl_pwm.runs.world_model import load_world_model, make_world_model, prepare_disagreement, prepare_world_model
+from torchrl_pwm.runs.world_model import (
+    given_checkpoint,
+    load_world_model,
+    make_world_model,
+    prepare_disagreement,
+    prepare_world_model,
+)
 
 
 def run_pipeline(config: DictConfig, folder: Path) -> Path:
@@ -32,7 +38,7 @@ def run_pipeline(config: DictConfig, folder: Path) -> Path:
             does not fit, before the folder is made.
     """
     start = time.perf_counter()
-    tasks = check_config(config)
+    tasks = check_config(config, folder)
     source = config.data.source
     store = open_data(config, tasks) if source in ("published", "open") else None
     claim_folder(config, folder)
@@ -50,7 +56,7 @@ def run_pipeline(config: DictConfig, folder: Path) -> Path:
     return write_report(config, folder, behavior, model_file, results, seconds=time.perf_counter() - start)
 
 
-def check_config(config: DictConfig) -> list[str]:
+def check_config(config: DictConfig, folder: Path) -> list[str]:
     """The run's tasks, if its names, packages and checkpoint are right.
 
     Raises:
@@ -70,7 +76,7 @@ def check_config(config: DictConfig) -> list[str]:
     if config.checkpoint == "quickstart":
         load_world_model(config, QUICKSTART_FILE)
     elif config.checkpoint:
-        load_world_model(config, config.checkpoint)
+        load_world_model(config, given_checkpoint(config, folder / "world_model"))
     else:
         with torch.device("meta"):
             make_world_model(config)
