@@ -10,6 +10,7 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
+from torchrl_pwm._utils.ranges import COUNT, check_range
 from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model
 from torchrl_pwm.modules.layers import (
     ResetsItself,
@@ -89,6 +90,7 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
     ) -> None:
         # WorldModel's own constructor registers each part three times, which would triple the state dict.
         TensorDictModuleBase.__init__(self)
+        check_range(COUNT, observation_dim=observation_dim, action_dim=action_dim, latent_dim=latent_dim)
         if simnorm_dim and latent_dim % simnorm_dim:
             raise ValueError(f"latent_dim must be a multiple of simnorm_dim={simnorm_dim}, found {latent_dim}.")
         if bool(num_tasks) != bool(task_dim):

@@ -14,6 +14,7 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, default_value_kwargs, dispatch_value_estimator, distance_loss
 from torchrl.objectives.value import TDLambdaEstimator, ValueEstimatorBase
 
+from torchrl_pwm._utils.ranges import SHARE, check_choice, check_range
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.running_statistics import RunningMoments
 from torchrl_pwm.objectives.entries import require, require_reward
@@ -107,6 +108,7 @@ class FirstOrderLoss(LossModule):
             raise ValueError(f'bootstrap must be "standard" or "reference", found {bootstrap!r}.')
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f'reduction must be "mean", "sum" or "none", found {reduction!r}.')
+        check_choice(("l1", "l2", "smooth_l1"), loss_function=loss_function)
         self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
         self.convert_to_functional(value_network, "value_network", create_target_params=delay_value)
         self.normalize_returns = normalize_returns
@@ -134,6 +136,7 @@ class FirstOrderLoss(LossModule):
 
         Raises:
             NotImplementedError: for another estimator.
+            ValueError: for a gamma or lambda that is not between 0 and 1.
         """
         if value_type is None:
             value_type = self.default_value_estimator
@@ -141,6 +144,7 @@ class FirstOrderLoss(LossModule):
             super().make_value_estimator(value_type, **hyperparams)
         else:
             hyperparams = {**default_value_kwargs(value_type), **hyperparams}
+            check_range(SHARE, **{key: float(hyperparams[key]) for key in ("gamma", "lmbda") if key in hyperparams})
             dispatch_value_estimator(self, value_type, supported=self.SUPPORTED_VALUE_ESTIMATORS, **hyperparams)
         if isinstance(self.value_estimator, TDLambdaEstimator):
             # The vectorised form splits trajectories by their dones, which is no static graph; H steps are few.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,36 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torchrl.record.loggers import Logger, get_logger
 
+from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replace_file
 
 _CONFIG = "config.yaml"
 # These say where and how fast a run goes on and what its report holds, not what it computes.
 _FREE = ("resume", "folder", "progress", "workers", "threads", "device", "compare", "out")
 _LOGGERS = ("csv", "tensorboard", "wandb")
+
+
+def check_packages(config: DictConfig) -> None:
+    """Imports what a run needs at its end, so that a package that is missing is named at its start.
+
+    Raises:
+        ImportError: if one is missing.
+        ValueError: if the logger is unknown, or there is no such device.
+    """
+    if config.logger not in _LOGGERS:
+        raise ValueError(f"logger must be one of {', '.join(_LOGGERS)}, found {config.logger!r}")
+    choose_device(config.device)
+    tasks = kind_of_run(config) in ("mt80", "tdmpc2-mt80")
+    needed = [("matplotlib", "plots", "the picture of a run")] if tasks or config.logger == "csv" else []
+    if config.logger != "csv":
+        needed.append((config.logger, config.logger, f"logger={config.logger}"))
+    if kind_of_run(config) == "mt80":
+        needed.append(("jinja2", "plots", "the report of a run"))
+        if OmegaConf.select(config, "evaluation.film"):
+            needed.append(("PIL.Image", "plots", "a film strip (evaluation.film)"))
+    for module, extra, purpose in needed:
+        require(module, extra=extra, purpose=purpose)
 
 
 def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictConfig, Path]:
@@ -72,6 +97,13 @@ def claim_folder(config: DictConfig, folder: Path) -> None:
         replace_file(folder / _CONFIG, OmegaConf.to_yaml(config, resolve=False).encode())
 
 
+def discard_unstarted(folder: Path) -> None:
+    """Removes the folder of a run that failed before it made anything: it holds its configuration and empty files."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    if all(file.name == _CONFIG or not file.stat().st_size for file in files) and folder.is_dir():
+        shutil.rmtree(folder)
+
+
 def kind_of_run(config: DictConfig) -> str:
     """The command that a configuration is of, told by the groups that it alone has."""
     kinds = {"extraction": "mt80", "training": "tdmpc2-mt80", "planner": "tdmpc2-online", "online": "online"}
@@ -79,13 +111,7 @@ def kind_of_run(config: DictConfig) -> str:
 
 
 def make_logger(config: Any, folder: Path) -> Logger:
-    """The logger of a run, or of a part of it that lives in ``folder``.
-
-    Raises:
-        ValueError: for an unknown one.
-    """
-    if config.logger not in _LOGGERS:
-        raise ValueError(f"logger must be one of {', '.join(_LOGGERS)}, found {config.logger!r}")
+    """The logger of a run, or of a part of it that lives in ``folder``."""
     return get_logger(config.logger, str(folder.parent), folder.name)
 
 

@@ -64,10 +64,6 @@ def check_config(config: DictConfig, folder: Path) -> list[str]:
     """
     task_set = get_task_set(config.task_set)
     tasks = select_tasks(config.task, task_set)
-    if config.seeds < 1:
-        raise ValueError(f"seeds is the number of policies per task and at least 1, found {config.seeds}")
-    if config.extraction.select not in ("last", "best"):
-        raise ValueError(f"extraction.select must be last or best, found {config.extraction.select!r}")
     check_comparison(config)
     baseline_settings(config)
     check_simulators(tasks, task_set)

@@ -54,6 +54,7 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
     tasks = select_tasks(config.task, task_set)
     check_simulators(tasks, task_set)
     check_comparison(config)
+    check_parts(config)
     source, store, model = config.data.source, None, None
     if config.checkpoint:
         model = load_tdmpc2(config, given_checkpoint(config, folder / "model"), tasks)
@@ -94,6 +95,18 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
     )
     plot_scores(summary, folder / "scores.png", task_set=task_set)
     return path
+
+
+def check_parts(config: Any) -> None:
+    """Builds heads, loss, optimisation and planner around a model of one unit: they fit together, or say why not.
+
+    Raises:
+        ValueError: if a number is out of its range, or they do not fit together.
+    """
+    world_model = PWMWorldModel(1, 1, latent_dim=8, encoder_units=(1,), units=(1,), num_bins=config.model.num_bins)
+    model = instantiate(config.heads, world_model, units=[1], episode_lengths=500)
+    instantiate(config.stepper, instantiate(config.loss, model), iterations=1)
+    instantiate(config.planner, model, plan=config.plan)
 
 
 def load_tdmpc2(config: Any, file: str | Path, tasks: list[str]) -> TDMPC2Model:

@@ -10,6 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.trainers import OptimizationStepper
 
+from torchrl_pwm._utils.ranges import COUNT, NORM, NOT_NEGATIVE, POSITIVE, check_range
 from torchrl_pwm.modules import RunningMoments
 from torchrl_pwm.objectives import FirstOrderLoss, PWMLoss, PWMWorldModelLoss
 
@@ -45,6 +46,7 @@ class FirstOrderOptimizationStepper(UpdateStepper):
             default it raises instead.
 
     Raises:
+        ValueError: if a number is out of range.
         FloatingPointError: if a loss, value target or gradient is not finite. Neither parameters nor the running
             moments have changed then, unless it is a critic minibatch alone that overflows, after the actor's step.
     """
@@ -64,6 +66,10 @@ class FirstOrderOptimizationStepper(UpdateStepper):
         critic_batches: int = 4,
         skip_non_finite: bool = False,
     ) -> None:
+        check_range(COUNT, iterations=iterations, critic_iterations=critic_iterations, critic_batches=critic_batches)
+        check_range(POSITIVE, actor_lr=actor_lr, critic_lr=critic_lr)
+        check_range(NOT_NEGATIVE, final_lr=final_lr)
+        check_range(NORM, actor_clip=actor_clip, critic_clip=critic_clip)
         self.loss_module = loss_module
         self.actor_params = list(loss_module.actor_network_params.parameters())
         self.critic_params = list(loss_module.value_network_params.parameters())
@@ -218,6 +224,7 @@ class WorldModelOptimizationStepper(UpdateStepper):
         clip (float): largest gradient norm.
 
     Raises:
+        ValueError: if a number is out of range.
         FloatingPointError: if the loss or the gradient is not finite.
 
     Source: TD-MPC2 (arXiv 2310.16828), appendix; PWM (arXiv 2407.02466), appendix.
@@ -233,6 +240,10 @@ class WorldModelOptimizationStepper(UpdateStepper):
         encoder_lr_scale: float = 0.3,
         clip: float = 20.0,
     ) -> None:
+        check_range(COUNT, iterations=iterations)
+        check_range(POSITIVE, lr=lr)
+        check_range(NOT_NEGATIVE, final_lr=final_lr or 0.0, encoder_lr_scale=encoder_lr_scale)
+        check_range(NORM, clip=clip)
         self.loss_module = loss_module
         self.params = list(loss_module.world_model.parameters())
         encoder = list(loss_module.world_model.encoder_network.parameters())

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, check_range
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data.collect.online import OnlineCollection
 from torchrl_pwm.data.sampling import ReplaySampling
@@ -60,6 +61,9 @@ class Trainer:
         progress_bar (bool): show one, with ``progress_keys`` and the evaluation's numbers.
         on_log (callable, optional): called with the iteration and the latest number of every metric at each log.
 
+    Raises:
+        ValueError: if a number is out of range.
+
     Attributes:
         iteration (int): iterations begun so far.
         components (dict): the parts of a checkpoint by name; further ones may be added before :meth:`resume`.
@@ -83,6 +87,8 @@ class Trainer:
         progress_bar: bool = True,
         on_log: Callable[[int, Metrics], object] | None = None,
     ) -> None:
+        intervals = {"log_interval": log_interval, "eval_interval": eval_interval, "save_interval": save_interval}
+        check_range(COUNT, iterations=iterations, **intervals)
         self.loss_module, self.optimization_stepper = loss_module, optimization_stepper
         self.iteration, self.iterations = 0, iterations
         self.logger, self.log_interval = logger, log_interval
@@ -283,6 +289,7 @@ class OnlineTrainer(Trainer):
         episode_seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        check_range(COUNT_OR_NONE, warmup_steps=warmup_steps, warmup_updates=warmup_updates)
         super().__init__(loss_module, optimization_stepper, iterations=iterations, **kwargs)
         keys = self.model_loss.tensor_keys
         kept = dict.fromkeys([*self.model_loss.in_keys, ("next", keys.done), ("next", "terminated")])
