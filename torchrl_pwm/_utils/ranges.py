@@ -43,14 +43,11 @@ class Range:
         )
 
     def __str__(self) -> str:
-        bounds = [
-            ("at least", self.least),
-            ("above", self.above),
-            ("at most", self.most),
-            ("below", self.below),
-        ]
-        limits = " and ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
-        return " of ".join(filter(None, ("a whole number" if self.whole else "a number", limits)))
+        bounds = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        limits = " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
+        number = "a whole number" if self.whole else "a number"
+        joint = " of " if limits.startswith("at") else " "
+        return f"{number}{joint}{limits}" if limits else number
 
 
 COUNT, COUNT_OR_NONE = Range(least=1, whole=True), Range(least=0, whole=True)

@@ -162,14 +162,13 @@ def run_command(
     config, folder = open_run(config, overrides)
     check_packages(config)
     torchrl_logger.info(f"run folder: {folder}")
-    new = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with quiet_torchrl():
             summary = run(config, folder)
         show(summary, table=table)
     except _USER_ERRORS:
-        if new:
-            discard_unstarted(folder)
+        discard_unstarted(made)
         raise
     except (KeyboardInterrupt, RuntimeError) as error:
         if not _interrupted(error):

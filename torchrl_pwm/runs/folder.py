@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,20 @@ def claim_folder(config: DictConfig, folder: Path) -> None:
         replace_file(folder / _CONFIG, OmegaConf.to_yaml(config, resolve=False).encode())
 
 
-def discard_unstarted(folder: Path) -> None:
-    """Removes the folder of a run that failed before it made anything: it holds its configuration and empty files."""
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    if all(file.name == _CONFIG or not file.stat().st_size for file in files) and folder.is_dir():
-        shutil.rmtree(folder)
+def discard_unstarted(made: Sequence[Path]) -> None:
+    """Removes what a run that failed made, if it is no more than its configuration and empty files.
+
+    Args:
+        made: the run's folder and those around it that were not there before, from the inside out.
+    """
+    if not made:
+        return
+    files = [file for file in made[0].rglob("*") if file.is_file()]
+    if all(file.name == _CONFIG or not file.stat().st_size for file in files):
+        shutil.rmtree(made[0], ignore_errors=True)
+        for folder in made[1:]:
+            with contextlib.suppress(OSError):  # something else is in it
+                folder.rmdir()
 
 
 def kind_of_run(config: DictConfig) -> str:

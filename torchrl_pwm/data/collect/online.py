@@ -10,6 +10,7 @@ from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector
 from torchrl.data import ReplayBuffer
 
 from torchrl_pwm._utils.torchrl_private import collector_td, set_collector_td
+from torchrl_pwm.data.filled import filled_state, whole_state
 from torchrl_pwm.envs.simulators.state import has_state, load_env, save_env
 
 __all__ = ["OnlineCollection"]
@@ -18,7 +19,7 @@ __all__ = ["OnlineCollection"]
 class OnlineCollection:
     """The newest steps of a collector, which go into a replay buffer first.
 
-    The buffer's contents are saved with a checkpoint. The envs' states are not, since envs in general cannot be saved:
+    The buffer's contents, as far as it is filled, are saved with a checkpoint. The envs' states are not, since envs in general cannot be saved:
     a resumed run begins new episodes. With an ``episode_seed`` it repeats the rest of the run, in one of two ways. The
     state of a simulator (:class:`~torchrl_pwm.SimulatorEnv`) is saved. Any other env is seeded anew, from
     ``episode_seed`` and the number of times, whenever a batch ends with the episodes of all its envs; a checkpoint of
@@ -110,7 +111,7 @@ class OnlineCollection:
         self._apart |= bool(done.any()) and not self._at_start
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"replay_buffer": self.replay_buffer.state_dict(), "env_steps": self.env_steps}
+        state: dict[str, Any] = {"replay_buffer": filled_state(self.replay_buffer), "env_steps": self.env_steps}
         if self.episode_seed is None:
             return state
         env = self.collector.env
@@ -120,7 +121,7 @@ class OnlineCollection:
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.replay_buffer.load_state_dict(state_dict["replay_buffer"])
+        self.replay_buffer.load_state_dict(whole_state(state_dict["replay_buffer"]))
         self.env_steps = state_dict["env_steps"]
         if self.episode_seed is None:
             return
