@@ -24,6 +24,7 @@ from torchrl_pwm.data import extend_with_recorded, make_online_replay
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
+from torchrl_pwm.runs.folder import finished
 from torchrl_pwm.trainers.pwm import OnlinePWMOptimizationStepper, OnlinePWMTrainer, warm_start
 from torchrl_pwm.trainers.steppers import PWMOptimizationStepper
 
@@ -50,8 +51,7 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         ImportError, ValueError: if a simulator is not installed, or an option is unknown.
         FloatingPointError: if a number is not finite.
     """
-    summary = folder / "summary.json"
-    if summary.exists():
+    if summary := finished(config, folder):
         return summary
     torch.manual_seed(config.seed)
     device = choose_device(config.device)

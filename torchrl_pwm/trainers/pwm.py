@@ -329,7 +329,7 @@ class OnlinePWMTrainer(OnlineTrainer):
             self.log_steps(steps, metrics)
             self.log_evaluation()
             self.save()
-        self.collection.collector.shutdown()
+        self.close()
 
     def pretrain(self, replay_buffer: ReplayBuffer, updates: int) -> None:
         """World-model updates from a data set, before any step of the env.

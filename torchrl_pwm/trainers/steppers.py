@@ -168,7 +168,7 @@ class FirstOrderOptimizationStepper(UpdateStepper):
         self.actor_optimizer.load_state_dict(state_dict["actor_optimizer"])
         self.critic_optimizer.load_state_dict(state_dict["critic_optimizer"])
         for scheduler, state in zip(self.schedulers, state_dict["schedulers"]):
-            scheduler.load_state_dict(state)
+            load_schedule(scheduler, state)
         self.skipped = state_dict["skipped"]
 
 
@@ -280,7 +280,7 @@ class WorldModelOptimizationStepper(UpdateStepper):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state_dict["optimizer"])
-        self.scheduler.load_state_dict(state_dict["scheduler"])
+        load_schedule(self.scheduler, state_dict["scheduler"])
 
 
 def first_states(batch: TensorDictBase) -> TensorDictBase:
@@ -298,6 +298,17 @@ def linear_schedule(
         return lambda n: 1.0 + (end - 1.0) * min(n / max(iterations, 1), 1.0)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
+
+
+def load_schedule(scheduler: torch.optim.lr_scheduler.LambdaLR, state: Mapping[str, Any]) -> None:
+    """Goes on where a saved schedule was, after its optimiser was loaded.
+
+    The rates are those of this schedule: of one that is longer than the saved one, as if it had been so from the start.
+    """
+    rates = [base * factor(state["last_epoch"]) for base, factor in zip(state["base_lrs"], scheduler.lr_lambdas)]
+    scheduler.load_state_dict({**state, "_last_lr": rates})
+    for group, rate in zip(scheduler.optimizer.param_groups, rates):
+        group["lr"] = rate
 
 
 def describe_batch(batch: TensorDictBase) -> str:

@@ -13,7 +13,13 @@ from torchrl.data import ReplayBuffer
 from torchrl_pwm._utils.ranges import COUNT, NORM, NOT_NEGATIVE, POSITIVE, check_range
 from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.objectives.tdmpc2 import TDMPC2Loss, TDMPC2Noise
-from torchrl_pwm.trainers.steppers import UpdateStepper, all_finite, linear_schedule, raise_non_finite
+from torchrl_pwm.trainers.steppers import (
+    UpdateStepper,
+    all_finite,
+    linear_schedule,
+    load_schedule,
+    raise_non_finite,
+)
 from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
 
 
@@ -144,7 +150,7 @@ class TDMPC2OptimizationStepper(UpdateStepper):
         self.model_optimizer.load_state_dict(state_dict["model_optimizer"])
         self.policy_optimizer.load_state_dict(state_dict["policy_optimizer"])
         for scheduler, state in zip(self.schedulers, state_dict["schedulers"]):
-            scheduler.load_state_dict(state)
+            load_schedule(scheduler, state)
 
 
 class TDMPC2Trainer(ReplayTrainer):
@@ -337,7 +343,7 @@ class OnlineTDMPC2Trainer(OnlineTrainer):
             self.log_steps(steps, metrics)
             self.log_evaluation()
             self.save()
-        self.collection.collector.shutdown()
+        self.close()
 
     @property
     def world_model(self) -> PWMWorldModel:

@@ -20,10 +20,10 @@ class OnlineCollection:
     """The newest steps of a collector, which go into a replay buffer first.
 
     The buffer's contents, as far as it is filled, are saved with a checkpoint. The envs' states are not, since envs in
-    general cannot be saved: a resumed run begins new episodes. With an ``episode_seed`` it repeats the rest of the run, in one of two ways. The
-    state of a simulator (:class:`~torchrl_pwm.SimulatorEnv`) is saved. Any other env is seeded anew, from
-    ``episode_seed`` and the number of times, whenever a batch ends with the episodes of all its envs; a checkpoint of
-    such a moment (:attr:`repeats`) needs no state.
+    general cannot be saved: a resumed run begins new episodes. With an ``episode_seed`` it repeats the rest of the
+    run, in one of two ways. The state of a simulator (:class:`~torchrl_pwm.SimulatorEnv`) is saved. Any other env is
+    seeded anew, from ``episode_seed`` and the number of times, whenever a batch ends with the episodes of all its envs;
+    a checkpoint of such a moment (:attr:`repeats`) needs no state.
 
     Args:
         collector (BaseCollector): a TorchRL collector in this process, or a synchronous one in several.
