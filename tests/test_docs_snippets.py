@@ -6,6 +6,7 @@ import importlib.util
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def named(page: Path) -> str:
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder that holds a published checkpoint and a published data set, both tiny."""
+    """A folder that holds a published checkpoint, a published data set and a finished run, all tiny."""
     import numpy as np
 
     from torchrl_pwm.data import EpisodeStoreWriter
@@ -48,6 +49,7 @@ def workplace(tmp_path, monkeypatch):
     torch.save(golden["multi"]["checkpoint"], tmp_path / "mt80-48M.pt")
     with EpisodeStoreWriter(tmp_path / "data/mt80", "mt80", {"walker-run": 2}, row_length=100) as writer:
         writer.write("walker-run", np.zeros((2, 101, 39)), np.zeros((2, 100, 6)), np.ones((2, 100)))
+    shutil.copytree(ROOT / "tests/golden/runs/finished/pwm_online", tmp_path / "runs/2026-11-28_cartpole_swingup")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
 
