@@ -27,7 +27,6 @@ def measured(summary: Path) -> dict[str, list[float]]:
     return {row["task"]: [row["return_mean"], row["return_std"], row["score"]] for row in content["tasks"]}
 
 
-@pytest.mark.filterwarnings("ignore:The env passed to Collector is missing")
 @pytest.mark.parametrize(
     "name",
     [

@@ -12,13 +12,14 @@ import torch
 pytest.importorskip("hydra")
 
 from hydra.utils import instantiate
+from tensordict import TensorDict
 from torchrl.envs import InitTracker, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_pwm import evaluate_policy, load_policy, make_task_env
+from torchrl_pwm.runs.cli import main
 from torchrl_pwm.runs.load import read_config
 
-pytestmark = pytest.mark.filterwarnings("ignore:The env passed to Collector is missing")
 needs_mt80 = pytest.mark.skipif(importlib.util.find_spec("dm_control") is None, reason="dm_control is not installed")
 
 
@@ -172,3 +173,29 @@ def test_a_run_that_has_not_ended_says_how_it_goes_on(name):
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No run in .*: expected config.yaml there"):
         load_policy(tmp_path)
+
+
+def test_steps_of_a_planner_are_recorded(finished, tmp_path):
+    out = tmp_path / "steps"
+    main(["record", f"run={finished('tdmpc2_online')}", f"out={out}", "rows=2", "steps=3"])
+    assert TensorDict.load_memmap(out).batch_size == (2, 3)
+
+
+@needs_mt80
+def test_steps_of_many_tasks_are_not_recorded(finished, tmp_path):
+    with pytest.raises(SystemExit, match="record takes a run in one env, found one of many tasks"):
+        main(["record", f"run={finished('mt80')}", f"out={tmp_path / 'steps'}"])
+
+
+@needs_mt80
+def test_a_run_that_was_given_its_world_model_keeps_it(finished, tmp_path):
+    """A new run from the model of another, which is gone when the policy is loaded."""
+    given = tmp_path / "given.pt"
+    shutil.copy(finished("mt80") / "world_model/world_model.pt", given)
+    data = [f"checkpoint={given}", "data=open", f"data.root={finished('mt80') / 'data'}", "task=pendulum-swingup"]
+    small = ["preset=published", "model=small", "extraction.iterations=1", "extraction.batch_size=2", "loss.horizon=2"]
+    small += ["evaluation.episodes=1", "evaluation.film=0", "evaluation.baselines=null", "extraction.eval_episodes=1"]
+    main(["mt80", *data, *small, "progress=false", "device=cpu", "workers=1", f"folder={tmp_path / 'run'}"])
+    given.unlink()
+    assert load_policy(tmp_path / "run", "cpu")(observation=torch.zeros(2, 3)).shape == (2, 1)
+    main(["mt80", f"resume={tmp_path / 'run'}"])
