@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import difflib
 import functools
-import logging
 import os
 import re
 import sys
@@ -26,6 +25,7 @@ except ImportError as error:
 from torchrl import torchrl_logger
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
+from torchrl_pwm._utils.quiet import quiet_torchrl
 from torchrl_pwm._utils.ranges import check_option
 from torchrl_pwm.runs.folder import check_packages, discard_unstarted, kind_of_run, open_run
 
@@ -373,20 +373,6 @@ def report(overrides: list[str]) -> None:
         command = kind_of_run(config)
         raise FileNotFoundError(f"The run in {folder} has not ended: torchrl-pwm {command} resume={folder} goes on.")
     show(folder / "summary.json", table="task_set" in config)
-
-
-@contextlib.contextmanager
-def quiet_torchrl() -> Iterator[None]:
-    """Keeps what TorchRL says of its own workings from the user; its warnings and our own lines stay."""
-
-    def ours(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING or "torchrl_pwm" in Path(record.pathname).parts
-
-    torchrl_logger.addFilter(ours)
-    try:
-        yield
-    finally:
-        torchrl_logger.removeFilter(ours)
 
 
 @contextlib.contextmanager

@@ -14,12 +14,12 @@ from torchrl import torchrl_logger
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 from torchrl.objectives import LossModule
-from torchrl.record.loggers import CSVLogger, Logger
+from torchrl.record.loggers import Logger
 from torchrl.trainers import OptimizationStepper
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
-from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm._utils.csv_logs import rewind_metrics
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, check_range
 from torchrl_pwm._utils.seeds import TorchGenerators
 from torchrl_pwm._utils.stopwatch import Stopwatch
@@ -388,21 +388,3 @@ class OnlineTrainer(Trainer):
                     "begins new episodes. Choose batches whose steps divide an episode's to have it repeat the rest."
                 )
         super().save()
-
-
-def rewind_metrics(logger: Logger | None, step: int) -> None:
-    """Removes the rows of steps after ``step``, and a last row cut short, from a CSVLogger's files.
-
-    Other loggers keep what they were told; their backends show the later value of a step.
-    """
-    if not isinstance(logger, CSVLogger):
-        return
-    open_files = logger.experiment.files
-    for file in Path(logger.experiment.log_dir).glob("scalars/**/*.csv"):
-        rows = file.read_text().splitlines(keepends=True)
-        kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
-        if len(kept) < len(rows):
-            # An open file would go on writing to the one that is replaced.
-            if (stream := open_files.pop(str(file), None)) is not None:
-                stream.close()
-            replace_file(file, "".join(kept).encode())
