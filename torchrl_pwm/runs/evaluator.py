@@ -83,13 +83,18 @@ class Evaluator:
         spread = float(result.returns.std())
         return {"return_mean": result.return_mean, "return_std": spread, "returns": result.returns.tolist()}
 
-    def outcomes(self, policy: Any, untrained: dict[str, Any]) -> dict[str, Any]:
-        """The final evaluation: the policy, and what it is to be compared with, from the same start states."""
+    def outcomes(self, policy: Any, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The final evaluation: the policy, and what it is to be compared with, from the same start states.
+
+        Args:
+            policy: what is evaluated, unless that is among the ``known`` outcomes.
+            known: outcomes that are there already.
+        """
         spec = self.envs[self.settings.episodes].action_spec
         uniform = RandomPolicy(spec.shape[-1], self.config.seed, dtype=spec.dtype)
         outcomes = {
-            "policy": self.outcome(policy),
-            "untrained policy": untrained,
+            "policy": known.get("policy") or self.outcome(policy),
+            **known,
             "random actions": self.outcome(uniform),
             "no action": self.outcome(lambda td: td.set("action", spec.zero())),
         }
@@ -124,6 +129,7 @@ class EvaluatedRun:
         if config.logger == "csv":
             require("matplotlib", extra="plots", purpose="the picture of a run with logger=csv")
         self.config, self.folder, self.evaluator, self.policy = config, folder, evaluator, policy
+        self.first_policy = "untrained policy"
         # Before a resume, so that an interrupted run has the same one.
         self.untrained = evaluator.outcome(policy)
         self.best = None if networks is None else BestPolicy(networks)
@@ -191,14 +197,16 @@ class EvaluatedRun:
         """
         config, folder, seconds = self.config, self.folder, self.stopwatch.seconds
         last = {}
-        if self.best is not None:
+        if self.best is not None and steps:
             last["last policy"] = self.evaluator.outcome(self.policy)
             if config.select == "best":
                 self.best.restore()
         for name, module in files.items():
             save_tensors(folder / name, module.state_dict())
-        results = {**self.evaluator.outcomes(self.policy, self.untrained), **outcomes(), **last}
-        if config.logger == "csv":
+        # Where nothing was trained, it is the policy itself that was evaluated first.
+        known = {self.first_policy if steps else "policy": self.untrained}
+        results = {**self.evaluator.outcomes(self.policy, known), **outcomes(), **last}
+        if config.logger == "csv" and steps:
             drawn = ("random actions", "no action", "hand-written controller")
             references = {name: results[name]["return_mean"] for name in drawn if name in results}
             plot_training(
@@ -236,7 +244,7 @@ def format_outcomes(summary: Path) -> str:
     ]
     episodes = len(content["outcomes"]["policy"]["returns"])
     head = f"{content['task']}: return of {episodes} episodes, mean +- standard deviation"
-    pace = content["seconds"] / content["iterations"]
+    pace = content["seconds"] / max(content["iterations"], 1)
     tail = (
         f"{content['iterations']} iterations, {content['steps']} steps, {content['seconds']:.0f} s ({pace:.2f} s each)"
     )

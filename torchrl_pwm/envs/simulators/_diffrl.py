@@ -48,6 +48,7 @@ class DiffRLSimulator(Simulator):
         self.observation_size = int(env.num_observations)
         self.action_size = int(env.num_actions)
         self.episode_length = int(env.episode_length)
+        self.terminates = bool(getattr(env, "early_termination", True))
 
     def reset(self, rows: Tensor) -> Tensor:
         with self.running():

@@ -121,6 +121,11 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         return self.simulator.episode_length
 
     @property
+    def terminates(self) -> bool:
+        """Whether an episode may end before its time is over."""
+        return self.simulator.terminates or self.non_finite == "terminate"
+
+    @property
     def reward_timing(self) -> RewardTiming:
         """Whether a step is rewarded for the state it reaches, ``"after"``, or for the one it leaves, ``"before"``."""
         return self.simulator.reward_timing
