@@ -15,9 +15,12 @@ from torchrl.objectives.utils import ValueEstimators, default_value_kwargs, disp
 from torchrl.objectives.value import TDLambdaEstimator, ValueEstimatorBase
 from torchrl.objectives.value.functional import td_lambda_return_estimate
 
+from torchrl_pwm._utils.ranges import SHARE, check_choice, check_range
 from torchrl_pwm.modules.frozen import frozen, swapped
+from torchrl_pwm.modules.layers import require_initialized
 from torchrl_pwm.modules.running_statistics import RunningMoments
 from torchrl_pwm.objectives.entries import require, require_batch, require_finite, require_reward
+from torchrl_pwm.objectives.memory import Memory
 
 Bootstrap = Literal["standard", "reference"]
 
@@ -51,7 +54,8 @@ class FirstOrderLoss(LossModule):
         reduction (str): ``"mean"``, ``"sum"`` or ``"none"``.
 
     Raises:
-        ValueError: if an option is unknown; at the call, if an entry is missing or the rewards are not ``[*, 1]``.
+        ValueError: if an option is unknown, a network has lazy layers that have not run, or the critics are recurrent;
+            at the call, if an entry is missing or the rewards are not ``[*, 1]``.
 
     Value targets come from :meth:`make_value_estimator`, with TD(lambda) (default; gamma 0.99, lambda 0.95) or TD(0).
 
@@ -111,6 +115,14 @@ class FirstOrderLoss(LossModule):
             raise ValueError(f'bootstrap must be "standard" or "reference", found {bootstrap!r}.')
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f'reduction must be "mean", "sum" or "none", found {reduction!r}.')
+        check_choice(("l1", "l2", "smooth_l1"), loss_function=loss_function)
+        for name, network in (("actor_network", actor_network), ("value_network", value_network)):
+            require_initialized(network, name)
+        if Memory(value_network):
+            raise ValueError(
+                f"value_network reads {Memory(value_network).keys} of the step before, found a recurrent one: critics "
+                "take a state as it is, see make_value_ensemble."
+            )
         self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
         self.convert_to_functional(value_network, "value_network", create_target_params=delay_value)
         self.normalize_returns = normalize_returns
@@ -138,6 +150,7 @@ class FirstOrderLoss(LossModule):
 
         Raises:
             NotImplementedError: for another estimator.
+            ValueError: for a gamma or lambda that is not between 0 and 1.
         """
         if value_type is None:
             value_type = self.default_value_estimator
@@ -145,6 +158,7 @@ class FirstOrderLoss(LossModule):
             super().make_value_estimator(value_type, **hyperparams)
         else:
             hyperparams = {**default_value_kwargs(value_type), **hyperparams}
+            check_range(SHARE, **{key: float(hyperparams[key]) for key in ("gamma", "lmbda") if key in hyperparams})
             dispatch_value_estimator(self, value_type, supported=self.SUPPORTED_VALUE_ESTIMATORS, **hyperparams)
         if isinstance(self.value_estimator, TDLambdaEstimator):
             # The vectorised form splits trajectories by their dones, which is no static graph; H steps are few.

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, save_tensors
-from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.envs.random_policy import RandomPolicy
@@ -115,19 +114,11 @@ class EvaluatedRun:
         evaluator: evaluates.
         policy: what is evaluated.
         networks: what is kept of the best policy; None keeps the last ones.
-
-    Raises:
-        ValueError: for an unknown ``select``.
-        ImportError: if the packages of the picture are missing.
     """
 
     def __init__(
         self, config: DictConfig, folder: Path, evaluator: Evaluator, policy: Any, networks: nn.Module | None = None
     ) -> None:
-        if networks is not None and config.select not in ("last", "best"):
-            raise ValueError(f"select must be last or best, found {config.select!r}")
-        if config.logger == "csv":
-            require("matplotlib", extra="plots", purpose="the picture of a run with logger=csv")
         self.config, self.folder, self.evaluator, self.policy = config, folder, evaluator, policy
         self.first_policy = "untrained policy"
         # Before a resume, so that an interrupted run has the same one.
