@@ -1,7 +1,9 @@
+from ._utils.errors import DamagedFileError as DamagedFileError
 from .data import TDMPC2ExperienceReplay as TDMPC2ExperienceReplay
 from .data import collect_dataset as collect_dataset
 from .data import convert_shards as convert_shards
 from .data import import_d4rl as import_d4rl
+from .data import import_dflex as import_dflex
 from .data import import_minari as import_minari
 from .data import write_episodes as write_episodes
 from .envs import MT30 as MT30
@@ -28,11 +30,14 @@ from .evaluation import evaluate_policy as evaluate_policy
 from .modules import DynamicsEnsemble as DynamicsEnsemble
 from .modules import NormedLinear as NormedLinear
 from .modules import ObservationNormalizer as ObservationNormalizer
+from .modules import PWMAgent as PWMAgent
 from .modules import PWMWorldModel as PWMWorldModel
 from .modules import SimNorm as SimNorm
 from .modules import TDMPC2Model as TDMPC2Model
 from .modules import TwoHotCodec as TwoHotCodec
 from .modules import WorldModelPolicy as WorldModelPolicy
+from .modules import export_policy as export_policy
+from .modules import load_world_model as load_world_model
 from .modules import make_pwm_actor as make_pwm_actor
 from .modules import make_value_ensemble as make_value_ensemble
 from .objectives import FirstOrderLoss as FirstOrderLoss
@@ -41,6 +46,7 @@ from .objectives import PWMWorldModelLoss as PWMWorldModelLoss
 from .objectives import SHACLoss as SHACLoss
 from .objectives import TDMPC2Loss as TDMPC2Loss
 from .planners import TDMPC2Planner as TDMPC2Planner
+from .runs import load_policy as load_policy
 from .trainers import OnlinePWMTrainer as OnlinePWMTrainer
 from .trainers import OnlineTDMPC2Trainer as OnlineTDMPC2Trainer
 from .trainers import PWMTrainer as PWMTrainer

@@ -3,19 +3,57 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's global generator for the block; after it, the CPU's is where it was."""
+    """Seeds torch's global generator of the CPU for the block; after it, it is where it was.
+
+    ``torch.manual_seed`` would seed those of the GPUs too, now or when CUDA starts, and nothing would put them back.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def kept_generators() -> Iterator[None]:
+    """Draws inside leave no trace in torch's global generators, those of the GPUs included."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def seed_worker_process(seed: int, parent: int) -> None:
+    """Seeds torch's global generator, if this process is not the one with the id ``parent``.
+
+    Processes that are started anew all begin with the same generator: without a seed of its own each worker of a
+    collector would draw the same random actions.
+    """
+    if os.getpid() != parent:
+        torch.manual_seed(seed)
 
 
 def uniform_actions(*shape: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Actions of this shape, uniform in [-1, 1], on the generator's device."""
     return 2 * torch.rand(*shape, generator=generator, device=generator.device, dtype=dtype) - 1
+
+
+class TorchGenerators:
+    """The global torch generators as one component of a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state_all()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        torch.set_rng_state(state_dict["cpu"])
+        if "cuda" in state_dict and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state_dict["cuda"])

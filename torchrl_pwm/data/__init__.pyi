@@ -4,6 +4,7 @@ from .collect.recording import NoisyPolicy as NoisyPolicy
 from .collect.recording import record_steps as record_steps
 from .collect.sac import SACConfig as SACConfig
 from .imports.d4rl import import_d4rl as import_d4rl
+from .imports.dflex import import_dflex as import_dflex
 from .imports.episodes import write_episodes as write_episodes
 from .imports.minari import import_minari as import_minari
 from .mixture import ReplayMixture as ReplayMixture
@@ -21,3 +22,5 @@ from .store.appender import EpisodeAppender as EpisodeAppender
 from .store.storage import EpisodeStorage as EpisodeStorage
 from .store.store import EpisodeStore as EpisodeStore
 from .store.writer import EpisodeStoreWriter as EpisodeStoreWriter
+from .transitions import read_memmap as read_memmap
+from .transitions import store_transitions as store_transitions

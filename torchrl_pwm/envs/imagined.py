@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import ModelBasedEnvBase
 
-from torchrl_pwm.envs._encoding import align_task, check_model, encode, needs_task, reference_tensor
+from torchrl_pwm.envs._encoding import align_task, check_model, encode, needs_task, num_tasks, reference_tensor
 from torchrl_pwm.modules.frozen import frozen
+from torchrl_pwm.modules.multitask import check_tasks, known_task
+from torchrl_pwm.modules.own_encoder import wrong_size
 from torchrl_pwm.modules.two_hot import RewardSpace
 
 
@@ -21,8 +23,9 @@ class ImaginedEnv(ModelBasedEnvBase):
     """An env that steps inside a world model: z' = dyn(z, a), r = rew(z, a).
 
     It is stateless and differentiable: ``rollout`` builds the graph from the rewards back through the latents to the
-    policy, and no gradient reaches the model's weights. It never terminates. Usually made by
-    :meth:`WorldModelWrapper.imagined_env`, which copies the action spec of the real env.
+    policy, and no gradient reaches the model's weights. It terminates where the model has a termination head that finds
+    an end more probable than not, else never. Usually made by :meth:`WorldModelWrapper.imagined_env`, which copies the
+    action spec of the real env.
 
     A reset starts from the TensorDict it is given: from ``observation`` if it has one (encoded without gradient), else
     from ``latent``. Without either, and where only some states are reset, it asks ``starts``. The observation is then
@@ -88,6 +91,8 @@ class ImaginedEnv(ModelBasedEnvBase):
             raise ValueError(f"max_steps must be at least 1, found {max_steps}.")
         if task is not None and not needs_task(world_model):
             raise ValueError(f"task={task} was given, but this world model has no tasks (num_tasks=0).")
+        if task is not None:
+            known_task(task, num_tasks(world_model))
         weight = reference_tensor(world_model)
         batch_size = torch.Size([batch_size] if isinstance(batch_size, int) else batch_size)
         super().__init__(world_model, device=weight.device, batch_size=batch_size)
@@ -147,12 +152,15 @@ class ImaginedEnv(ModelBasedEnvBase):
         with frozen(model):
             reward = model.decode_reward(model.reward_logits(latent, action, task), self.reward_space)
             latent = model.next_latent(latent, action, task)
+            ends = model.termination_logits(latent, task) > 0 if getattr(model, "termination", False) else None
         # A state that comes from no reset has no count yet.
         before = tensordict.get("step_count", torch.zeros(*latent.shape[:-1], 1, dtype=torch.int64, device=self.device))
         steps = None if self.max_steps is None else before + 1
-        return self._state(latent, task, steps).set("reward", reward)
+        return self._state(latent, task, steps, ends).set("reward", reward)
 
-    def _state(self, latent: Tensor, task: Tensor | None, steps: Tensor | None) -> TensorDict:
+    def _state(
+        self, latent: Tensor, task: Tensor | None, steps: Tensor | None, terminated: Tensor | None = None
+    ) -> TensorDict:
         out = TensorDict({}, latent.shape[:-1], device=self.device).set(self._latent_key, latent)
         if task is not None:
             out.set(self._task_key, task)
@@ -162,7 +170,8 @@ class ImaginedEnv(ModelBasedEnvBase):
             assert steps is not None
             out.set("step_count", steps)
             truncated = steps >= self.max_steps
-        return out.update({"done": truncated.clone(), "terminated": never, "truncated": truncated})
+        terminated = never if terminated is None else terminated
+        return out.update({"done": terminated | truncated, "terminated": terminated, "truncated": truncated})
 
     def _is_start(self, tensordict: TensorDictBase) -> bool:
         keys = tensordict.keys(include_nested=True, leaves_only=True)
@@ -187,7 +196,12 @@ class ImaginedEnv(ModelBasedEnvBase):
                 f"This world model has {self.world_model.num_tasks} tasks: put each start state's task index under "
                 f"{self._task_key!r}, or give imagined_env(task=...)."
             )
-        return align_task(torch.as_tensor(task, dtype=torch.int64, device=self.device), batch).clone()
+        if isinstance(task, Tensor):
+            task = known_task(task, self.world_model.num_tasks)
+        task = align_task(torch.as_tensor(task, dtype=torch.int64, device=self.device), batch).clone()
+        if not task.is_cuda:
+            check_tasks(task, self.world_model.num_tasks)
+        return task
 
     def _no_start_message(self, given: TensorDictBase | None) -> str:
         entries = "nothing" if given is None else f"the entries {sorted(map(str, given.keys()))}"
@@ -214,6 +228,12 @@ class ImaginedEnv(ModelBasedEnvBase):
         """Nothing is drawn at random here."""
 
 
+def _range(spec: TensorSpec) -> str:
+    if isinstance(spec, Unbounded):
+        return "an unbounded action spec"
+    return f"an action spec from {spec.space.low.min().item():g} to {spec.space.high.max().item():g}"
+
+
 def _unit_action_spec(spec: TensorSpec | None, model: Any) -> TensorSpec:
     """``spec`` if it is one action ``[A]`` of the model within -1 and 1, else an error that says what to add."""
     if spec is None:
@@ -223,7 +243,7 @@ def _unit_action_spec(spec: TensorSpec | None, model: Any) -> TensorSpec:
     space = spec.space
     if isinstance(spec, Unbounded) or not (space.low.isfinite().all() and space.high.isfinite().all()):
         raise ValueError(
-            "Expected actions in [-1, 1], found an unbounded action spec. Give the env a Bounded action spec, then "
+            f"Expected actions in [-1, 1], found {_range(spec)}. Give the env a Bounded action spec, then "
             "add torchrl.envs.transforms.ActionScaling(), which scales it to [-1, 1]."
         )
     if max((space.low + 1).abs().max(), (space.high - 1).abs().max()) > 1e-5:
@@ -233,8 +253,5 @@ def _unit_action_spec(spec: TensorSpec | None, model: Any) -> TensorSpec:
             "TransformedEnv(env, Compose(ActionScaling(), WorldModelWrapper(model)))."
         )
     if spec.shape != (model.action_dim,):
-        raise ValueError(
-            f"The world model was built for actions of size {model.action_dim}, the env's have shape "
-            f"{tuple(spec.shape)}. Build the model for this env, or pad the env (make_task_env(..., task_set=...))."
-        )
+        raise ValueError(wrong_size("action", spec.shape, (model.action_dim,)))
     return spec

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import InteractionType, TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
+from torchrl_pwm._utils.ranges import COUNT, check_range
+from torchrl_pwm.modules.large_batches import mlp
 from torchrl_pwm.modules.layers import ResetsItself, stacked_mlps
 
 
@@ -61,8 +62,9 @@ class GaussianHead(nn.Module):
         last.bias.mul_(self.output_gain)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            self.logstd.clamp_(min=self.min_log_std)
+        if not torch.compiler.is_exporting():  # an exported program changes none of its weights
+            with torch.no_grad():
+                self.logstd.clamp_(min=self.min_log_std)
         loc = self.mu_net(latent)
         return loc, self.logstd.exp().expand_as(loc)
 
@@ -116,6 +118,7 @@ def make_pwm_actor(
         >>> actor(TensorDict({"latent": torch.randn(4, 16)}, [4]))["action"].shape
         torch.Size([4, 2])
     """
+    check_range(COUNT, latent_dim=latent_dim, action_dim=action_dim)
     head = GaussianHead(latent_dim, action_dim, units, init_log_std, min_log_std, output_gain)
     return PWMActor(
         TensorDictModule(head, in_keys=[in_key], out_keys=["loc", "scale"]),
@@ -159,18 +162,17 @@ class ValueEnsemble(ResetsItself, TensorDictModuleBase):
     def values(self, latent: Tensor) -> Tensor:
         """``[*, D]`` to ``[N, *, 1]``."""
         flat = latent.reshape(-1, latent.shape[-1])
-        params = list(self.params)
-        outputs = []
-        for net in range(self.num_nets):
-            hidden, weight, bias = flat, params[0][net], params[1][net]
-            for layer in range(2, len(params), 4):
-                hidden = F.mish(F.linear(hidden, weight, bias))
-                hidden = F.layer_norm(hidden, hidden.shape[-1:])
-                gain, shift, weight, bias = (params[layer + i][net] for i in range(4))
-                bias = torch.addmv(bias, weight, shift)
-                weight = weight * gain
-            outputs.append(F.linear(hidden, weight, bias))
+        outputs = [mlp(flat, self._layers(net)) for net in range(self.num_nets)]
         return torch.stack(outputs).view(self.num_nets, *latent.shape[:-1], 1)
+
+    def _layers(self, net: int) -> list[tuple[Tensor, Tensor]]:
+        """Weights and biases of one MLP, each with the gain and bias of the normalisation before it."""
+        params = [param[net] for param in self.params]
+        layers = [(params[0], params[1])]
+        for index in range(2, len(params), 4):
+            gain, shift, weight, bias = params[index : index + 4]
+            layers.append((weight * gain, torch.addmv(bias, weight, shift)))
+        return layers
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -214,4 +216,5 @@ def make_value_ensemble(
         >>> make_value_ensemble(16)(torch.randn(5, 16)).shape
         torch.Size([3, 5, 1])
     """
+    check_range(COUNT, latent_dim=latent_dim, num_nets=num_nets)
     return ValueEnsemble(latent_dim, units, num_nets, in_key, out_key)

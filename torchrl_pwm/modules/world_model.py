@@ -10,7 +10,9 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model
+from torchrl_pwm._utils.ranges import COUNT, check_range
+from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model, untold_arguments
+from torchrl_pwm.modules.hub import Pretrained
 from torchrl_pwm.modules.layers import (
     ResetsItself,
     ResidualLatent,
@@ -19,22 +21,27 @@ from torchrl_pwm.modules.layers import (
     make_mlp,
     run_from_first_linear,
 )
-from torchrl_pwm.modules.multitask import TaskContext, action_masks
+from torchrl_pwm.modules.multitask import TaskContext, action_masks, check_tasks, known_task
+from torchrl_pwm.modules.new_task import GrowingTasks
+from torchrl_pwm.modules.own_encoder import OwnEncoder, observation_shape, wrong_size
 from torchrl_pwm.modules.presets import Preset, preset_sizes
 from torchrl_pwm.modules.standardization import Standardization
 from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
 from torchrl_pwm.modules.world_model_entries import WorldModelEntries
 
 
-class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
+class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, WorldModelEntries):
     """The multi-task world model of PWM and TD-MPC2, a :class:`torchrl.modules.WorldModel`.
 
     z = enc(o, e),  z' = dyn(z, e, a),  r = rew(z, e, a), with e the task's embedding (PWM, arXiv 2407.02466,
     section 4; TD-MPC2, arXiv 2310.16828, section 3). Latents end in SimNorm. With bins the reward head is a
-    distribution over two-hot bins in symlog space; without, a scalar. The state dict has the published layout.
+    distribution over two-hot bins in symlog space; without, a scalar. Where episodes can end, a termination head gives
+    the probability that one has ended at a latent, end(z', e) (TD-MPC2's episodic form; DreamerV3, arXiv 2301.04104,
+    has its complement). The state dict has the published layout.
 
     Args:
-        observation_dim (int): size O of ``observation`` [*, O] (padded to the largest task).
+        observation_dim (int): size O of ``observation`` [*, O] (padded to the largest task); with an ``encoder`` of
+            your own the shape of one observation, such as ``(3, 64, 64)``.
         action_dim (int): size A of ``action`` [*, A] in [-1, 1] (padded likewise).
 
     Keyword Args:
@@ -50,13 +57,23 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
         action_dims (sequence of int, optional): action size of each task, for ``action_masks`` [num_tasks, A].
         normalize_rewards (bool): the scalar head predicts (r - mean) / sqrt(var + 1e-5) by running moments, which
             :class:`~torchrl_pwm.PWMWorldModelLoss` updates in training (published single-task runs). Default: False.
+        observation_clip (float, optional): largest absolute value of an observation that statistics standardised (see
+            :meth:`set_observation_statistics`). Published single-task runs with statistics: 5. Default: none.
+        termination (bool): whether to have a termination head, for tasks that end before their time is over. Default:
+            False, as published; :meth:`add_termination_head` adds it later.
+        encoder (nn.Module, optional): your own, from observations ``[n, *shape]`` (and embeddings ``[n, E]`` of a model
+            with tasks) to features ``[n, D]``, which are then normalised as every latent is. It trains with the model.
+            Default: the published MLP with ``encoder_units``.
 
     Raises:
-        ValueError: if sizes do not fit together; at a call, if an input has the wrong size or the task is missing.
+        ValueError: if sizes do not fit together; at a call, if an input has the wrong size or the task is missing, of
+            another shape or dtype, or none of the model's.
+
+    Observations and actions of another dtype are cast to the model's: float64 and whole numbers are read as they are.
 
     Keys (see :meth:`set_keys`): reads ``observation``, ``action`` and, with tasks, ``task`` [*] (int64); writes
-    ``latent``, ``("next", "latent")``, ``("next", "reward")`` [*, 1] in raw units and, with bins,
-    ``("next", "reward_logits")`` [*, K].
+    ``latent``, ``("next", "latent")``, ``("next", "reward")`` [*, 1] in raw units, with bins
+    ``("next", "reward_logits")`` [*, K] and, with a termination head, ``("next", "termination_logits")`` [*, 1].
 
     Examples:
         >>> import torch
@@ -71,7 +88,7 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
 
     def __init__(
         self,
-        observation_dim: int,
+        observation_dim: int | Sequence[int],
         action_dim: int,
         *,
         latent_dim: int = 512,
@@ -86,9 +103,14 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
         task_dim: int = 0,
         action_dims: Sequence[int] | None = None,
         normalize_rewards: bool = False,
+        observation_clip: float | None = None,
+        termination: bool = False,
+        encoder: nn.Module | None = None,
     ) -> None:
         # WorldModel's own constructor registers each part three times, which would triple the state dict.
         TensorDictModuleBase.__init__(self)
+        self._remember_arguments(locals())
+        check_range(COUNT, action_dim=action_dim, latent_dim=latent_dim)
         if simnorm_dim and latent_dim % simnorm_dim:
             raise ValueError(f"latent_dim must be a multiple of simnorm_dim={simnorm_dim}, found {latent_dim}.")
         if bool(num_tasks) != bool(task_dim):
@@ -101,20 +123,35 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
                 f"normalize_rewards needs a scalar reward head (num_bins=None), found num_bins={num_bins}: bins in "
                 "symlog space cover every scale as they are."
             )
-        self.observation_dim, self.action_dim, self.latent_dim = observation_dim, action_dim, latent_dim
+        self.observation_shape = observation_shape(observation_dim)
+        if encoder is None and len(self.observation_shape) != 1:
+            raise ValueError(
+                f"The published encoder reads vectors, found observation_dim={observation_dim}: give encoder=, a "
+                f"network from [n, {', '.join(map(str, self.observation_shape))}] to [n, {latent_dim}], or put "
+                "TorchRL's FlattenObservation in front."
+            )
+        self.observation_dim: Any = observation_dim if isinstance(observation_dim, int) else self.observation_shape
+        self.action_dim, self.latent_dim = action_dim, latent_dim
         self.num_tasks, self.task_dim = num_tasks, task_dim
         self.num_bins, self.units = num_bins, tuple(units)
         self.codec = TwoHotCodec(num_bins or 0, vmin, vmax)
         joint = latent_dim + task_dim + action_dim
         shape = (lambda: SimNorm(simnorm_dim)) if simnorm_dim else nn.Mish
         self._latents = ResidualLatent(simnorm_dim) if residual else None
+        self._indices_seen = False  # of a task, on a GPU
         # In the published order, so that state dicts and optimiser states line up.
         self._task_emb = nn.Embedding(num_tasks, task_dim, max_norm=1) if num_tasks else None
-        self._encoder = make_mlp(observation_dim + task_dim, encoder_units, latent_dim, None if residual else shape())
+        last = None if residual else shape()
+        if encoder is None:
+            inputs = self.observation_shape[0] + task_dim
+            self._encoder: nn.Module = make_mlp(inputs, encoder_units, latent_dim, last)
+        else:
+            self._encoder = OwnEncoder(encoder, self.observation_shape, latent_dim, last or nn.Identity())
         self._dynamics = make_mlp(joint, units, latent_dim, None if residual else shape())
         self._reward = make_mlp(joint, units, max(num_bins or 0, 1))
+        self._termination = make_mlp(latent_dim + task_dim, units, 1) if termination else None
         self.register_buffer("action_masks", action_masks(action_dims, num_tasks, action_dim), persistent=False)
-        self._set_up_standardization(normalize_rewards)
+        self._set_up_standardization(normalize_rewards, observation_clip)
         self.reset_parameters()
         self.tensor_keys = self._AcceptedKeys()
         self.set_keys()
@@ -160,7 +197,8 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
     ) -> PWMWorldModel:
         """A model with the weights of a published TD-MPC2 or PWM checkpoint.
 
-        Every size is inferred from the weights; both TD-MPC2 layouts and PWM's are read, single- and multi-task.
+        Every size is inferred from the weights; both TD-MPC2 layouts and PWM's are read, single- and multi-task. A
+        state dict of this package says how its model was built; see also :func:`~torchrl_pwm.load_world_model`.
 
         Args:
             path_or_state_dict: a ``.pt`` file (loaded without executing any pickled code), ``{"model": ...}`` or
@@ -171,6 +209,7 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
             simnorm_dim, vmin, vmax: what the weights do not tell.
 
         Raises:
+            DamagedFileError: if the file is no checkpoint.
             ValueError: if the layout is not known (with the offending keys), its parts do not fit together, or
                 ``action_dims`` does not fit.
             FileNotFoundError: if the path does not exist.
@@ -181,7 +220,7 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
             16
         """
         sizes, weights = read_world_model(path_or_state_dict, action_dims=action_dims)
-        model = cls(**sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
+        model = cls(**untold_arguments(sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax))
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -202,14 +241,32 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
     def reset_parameters(self) -> None:
         """Truncated normal weights (std 0.02), zero biases, embedding in [-0.02, 0.02], last reward weight 0.
 
-        A residual model begins with dynamics that change nothing.
+        A residual model begins with dynamics that change nothing. An encoder of your own stays as it is.
         """
-        initialize(self)
+        initialize(self, leave=self._encoder if isinstance(self._encoder, OwnEncoder) else None)
         for head in (self._reward, self._dynamics) if self._latents is not None else (self._reward,):
             nn.init.zeros_(head.get_parameter(f"{len(head) - 1}.weight"))
 
+    def add_termination_head(self) -> None:
+        """Adds a termination head, untrained, to a model that has none; the other weights stay as they are."""
+        if self._termination is None:
+            head = make_mlp(self.latent_dim + self.task_dim, self.units, 1)
+            initialize(head)
+            self._termination = head.to(next(self.parameters()))
+            self._change_arguments(termination=True)
+            self.set_keys()
+
     @property
-    def encoder_network(self) -> nn.Sequential:
+    def termination(self) -> bool:
+        """Whether the model has a termination head."""
+        return self._termination is not None
+
+    @property
+    def _untold(self) -> tuple[str, ...]:
+        return ("simnorm_dim", "residual", "observation_clip", *(("vmin", "vmax") if self.num_bins else ()))
+
+    @property
+    def encoder_network(self) -> nn.Module:
         """The layers of the encoder, with their parameters."""
         return self._encoder
 
@@ -223,17 +280,28 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
         """The layers of the reward head, with their parameters."""
         return self._reward
 
+    @property
+    def termination_network(self) -> nn.Sequential | None:
+        """The layers of the termination head, with their parameters, if there is one."""
+        return self._termination
+
     # Tensor forms, used in hot loops.
 
     def encode_observation(self, observation: Tensor, task: Tensor | int | None = None) -> Tensor:
         """z = enc(o, e): ``[*, O]`` to ``[*, D]``. ``task`` is an index or indices that broadcast to ``[*]``."""
-        self._check("observation", observation, self.observation_dim)
-        latent = self._encoder(self.join(self.standardize_observation(observation, task), task))
+        observation = self._read("observation", observation, self.observation_shape)
+        if self.num_tasks and task is not None:
+            task = self._known(task, observation.shape[: observation.ndim - len(self.observation_shape)])
+        if isinstance(self._encoder, OwnEncoder):
+            embedding = None if self._task_emb is None else self._embed(task, device=observation.device)
+            latent = self._encoder(observation, embedding)
+        else:
+            latent = self._encoder(self.join(self.standardize_observation(observation, task), task))
         return latent if self._latents is None else self._latents(latent)
 
     def next_latent(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
         """z' = dyn(z, e, a): ``[*, D]`` and ``[*, A]`` to ``[*, D]``."""
-        self._check("action", action, self.action_dim)
+        action = self._read("action", action, (self.action_dim,))
         if isinstance(task, TaskContext):
             joint = torch.cat([latent, action], -1)
             output = run_from_first_linear(self._dynamics, joint, task.dynamics_weight, task.dynamics_bias)
@@ -243,7 +311,7 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
 
     def reward_logits(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
         """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``, which may be normalised."""
-        self._check("action", action, self.action_dim)
+        action = self._read("action", action, (self.action_dim,))
         if isinstance(task, TaskContext):
             joint = torch.cat([latent, action], -1)
             return run_from_first_linear(self._reward, joint, task.reward_weight, task.reward_bias)
@@ -251,11 +319,26 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
 
     def decode_reward(self, logits: Tensor, space: RewardSpace = "raw") -> Tensor:
         """Logits ``[*, K]`` to rewards ``[*, 1]``, in raw units or as the head has them: in symlog space with bins,
-        normalised with ``normalize_rewards``, else the same."""
-        reward = self.codec.decode(logits, space)
-        if self.reward_moments is None or space != "raw":
+        normalised with ``normalize_rewards``, else the same.
+
+        With a termination head a normalised reward is the raw one over its root mean square, without a shift: an
+        episode that has ended earns 0, which must stay 0.
+        """
+        reward, moments = self.codec.decode(logits, space), self.reward_moments
+        if moments is None or (space != "raw" and not self.termination):
             return reward
-        return self.reward_moments.unnormalize(reward)
+        raw = moments.unnormalize(reward)
+        return raw if space == "raw" else raw / (moments.std.square() + moments.mean.square()).sqrt()
+
+    def termination_logits(self, latent: Tensor, task: Tensor | int | None = None) -> Tensor:
+        """Logits ``[*, 1]`` of the probability that an episode has ended at the latent ``[*, D]`` just reached.
+
+        Raises:
+            ValueError: if the model has no termination head.
+        """
+        if self._termination is None:
+            raise ValueError("This model has no termination head: build it with termination=True.")
+        return self._termination(self.join(latent, task))
 
     def task_context(self, task: Tensor | int | None) -> TaskContext | Tensor | int | None:
         """The share of ``task`` [*] in a step, to pass in place of ``task`` to many steps. ``None`` without tasks.
@@ -280,22 +363,34 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
         """Input of the encoder (observation first) or a head (latent first, with action), [*, first + E + action]."""
         parts = [first]
         if self._task_emb is not None:
-            parts.append(self._embed(task, first.device).expand(*first.shape[:-1], -1))
+            parts.append(self._embed(task, first.shape[:-1], first.device).expand(*first.shape[:-1], -1))
         if action is not None:
             parts.append(action)
         return torch.cat(parts, -1) if len(parts) > 1 else first
 
-    def _embed(self, task: Tensor | int | None, device: torch.device | None = None) -> Tensor:
+    def _embed(
+        self, task: Tensor | int | None, batch: torch.Size | None = None, device: torch.device | None = None
+    ) -> Tensor:
         assert self._task_emb is not None
         if task is None:
             raise ValueError(f"This model has {self.num_tasks} tasks: give `task`, the index of each state's task.")
+        task = self._known(task, batch)
         if not isinstance(task, Tensor):
             task = torch.tensor(task, device=device or self._task_emb.weight.device)
         return self._task_emb(task)
 
-    def _check(self, name: str, value: Tensor, size: int) -> None:
-        if value.shape[-1] != size:
-            raise ValueError(
-                f"The world model was built for {name}s of size {size}, found {name} of shape "
-                f"{tuple(value.shape)}. Pad the {name} (make_task_env(..., task_set=...)) or rebuild the model."
-            )
+    def _known(self, task: Tensor | int, batch: torch.Size | None) -> Tensor | int:
+        """The task, if it is one of the model's."""
+        task = known_task(task, self.num_tasks, batch)
+        if isinstance(task, Tensor) and not torch.compiler.is_compiling() and not (task.is_cuda and self._indices_seen):
+            # On a GPU an index out of range ends the process, and reading it each time would cost more than the step.
+            check_tasks(task, self.num_tasks)
+            self._indices_seen = True
+        return task
+
+    def _read(self, name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """An input in the model's dtype, if its last axes have this shape."""
+        if value.shape[-len(shape) :] != shape:
+            raise ValueError(wrong_size(name, value.shape, shape))
+        first: Any = self._dynamics[0]
+        return value if value.dtype == first.weight.dtype else value.to(first.weight.dtype)

@@ -11,10 +11,11 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 
-from torchrl_pwm.modules.frozen import frozen
+from torchrl_pwm.modules.frozen import frozen, swapped
 from torchrl_pwm.modules.two_hot import RewardSpace
 from torchrl_pwm.objectives.acting import ActingLoss
-from torchrl_pwm.objectives.entries import require
+from torchrl_pwm.objectives.entries import require, require_batch
+from torchrl_pwm.objectives.first_batch import not_representable, out_of_range, outside_unit, own_actions, task_entry
 from torchrl_pwm.objectives.first_order import Bootstrap
 
 
@@ -25,9 +26,10 @@ class PWMLoss(ActingLoss):
 
         a_k = tanh(mu(sg[z_k]) + sigma eps_k),   z_{k+1} = dyn(z_k, a_k),   r_k = rew(z_k, a_k),
 
-    and :class:`FirstOrderLoss` back-propagates the return through the model into the policy. Neither the world model
-    nor the other network receives a gradient from either loss. The model is not a submodule: ``parameters()``,
-    ``state_dict()`` and ``to()`` concern actor, critics and return scale only.
+    and :class:`FirstOrderLoss` back-propagates the return through the model into the policy. If the model has a
+    termination head, rewards and the last value count with the probability that the episode still goes on. Neither the
+    world model nor the other network receives a gradient from either loss. The model is not a submodule:
+    ``parameters()``, ``state_dict()`` and ``to()`` concern actor, critics and return scale only.
 
     Args:
         actor_network (TensorDictModule): a TorchRL probabilistic actor on the latent, see
@@ -54,11 +56,13 @@ class PWMLoss(ActingLoss):
 
     Raises:
         ValueError: if an option is unknown or the actor is not probabilistic; at the call, if neither observation nor
-            latent is there.
+            latent is there, or a task of another shape or dtype; at the first batch, if a task is none of the model's,
+            or actions of the behaviour term leave [-1, 1].
 
     Reads ``observation`` [B, O], or else ``latent`` [B, D], ``task`` [B] (int64) for a multi-task model and ``action``
-    [B, A] with a behaviour term. Returns scalars ``loss_actor``, ``loss_value``, ``loss_behavior`` where there is one,
-    and detached metrics.
+    [B, A] with a behaviour term. A recurrent actor (``GRUModule``, ``LSTMModule``) begins with the hidden states of the
+    start states, where they carry some, else with zeros. Returns scalars ``loss_actor``, ``loss_value``,
+    ``loss_behavior`` where there is one, and detached metrics.
 
     Examples:
         >>> import torch
@@ -152,10 +156,11 @@ class PWMLoss(ActingLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Both losses and detached metrics from start states ``[B]``, which are left unchanged."""
+        require_batch(tensordict, self)
         losses = self._losses(self.imagine(tensordict))
         if "loss_behavior" in self.out_keys:
             losses.set("loss_behavior", self.behavior_loss(tensordict))
-        return losses
+        return self._checked(losses, tensordict)
 
     def behavior_loss(self, tensordict: TensorDictBase) -> Tensor:
         """``behavior_coef`` times :meth:`behavior_distance`."""
@@ -171,14 +176,20 @@ class PWMLoss(ActingLoss):
             raise ValueError("the behaviour term needs a tanh-Gaussian actor with actions in [-1, 1].")
         keys, model = self.tensor_keys, self.world_model
         wanted = require(tensordict, keys.action, self)
-        task = tensordict.get(keys.task, None)
+        task = self._task(tensordict)
+        if self.first_batch.due("actions", wanted):
+            own = own_actions(model, task)
+            self.first_batch.check(
+                "actions", outside_unit(wanted, keys.action, self, own), not_representable(wanted, keys.action, self)
+            )
         with frozen(model):
             state = TensorDict({keys.latent: self._start(model, tensordict, task)}, tensordict.batch_size)
         if task is not None:
             state.set(keys.task, task)
-        with self.actor_network_params.to_module(self.actor_network):
+        with swapped(self.actor_network, self.actor_network_params), self.memory.stepping():
+            self.memory.recall(state, self.memory.begin(tensordict))
             action = torch.tanh(self.actor_network.get_dist_params(state).get("loc"))
-        distance = (action - wanted).square()
+        distance = (action - wanted.to(action.dtype)).square()
         masks = getattr(model, "action_masks", None)
         if masks is None:
             return self._reduce_loss(distance.mean(-1), None)
@@ -193,7 +204,8 @@ class PWMLoss(ActingLoss):
             noise (Tensor, optional): ``[H, B, A]``, instead of fresh Gaussian noise; zeros give the mean action.
 
         Returns:
-            A TensorDict ``[B, H]`` with ``latent``, ``action``, ``("next", "latent")`` and ``("next", "reward")``,
+            A TensorDict ``[B, H]`` with ``latent``, ``action``, ``("next", "latent")``, ``("next", "reward")`` and, of
+            a model with a termination head, ``("next", "continuation")``, the probability that the episode goes on;
             differentiable with respect to the policy. The reward is in ``reward_space``.
 
         Raises:
@@ -201,42 +213,66 @@ class PWMLoss(ActingLoss):
         """
         self._check_noise(noise)
         keys = self.tensor_keys
-        task = tensordict.get(keys.task, None)
+        task = self._task(tensordict)
         # Time comes first inside, so that entries of the batch broadcast over it.
         model = self.world_model
-        with frozen(model), self.actor_network_params.to_module(self.actor_network):
+        acting = swapped(self.actor_network, self.actor_network_params)
+        with frozen(model), acting, self.memory.stepping():
             latent = self._start(model, tensordict, task)
             context = model.task_context(task) if hasattr(model, "task_context") else task
             mask = model.action_masks[task if task is not None else 0] if self.mask_actions else None
-            latents, actions = [latent], []
+            latents, actions, held = [latent], [], self.memory.begin(tensordict)
             for step in range(self.horizon):
                 state = {keys.latent: latent.detach() if self.detach_latent else latent}
                 if task is not None:
                     state[keys.task] = task
-                action = self._act(TensorDict(state, latent.shape[:-1]), None if noise is None else noise[step])
+                seen = self.memory.recall(TensorDict(state, latent.shape[:-1]), held)
+                action = self._act(seen, None if noise is None else noise[step])
+                held = self.memory.keep(seen)
                 action = action if mask is None else action * mask
                 latent = model.next_latent(latent, action, context)
                 actions.append(action)
                 latents.append(latent)
             visited, taken = torch.stack(latents), torch.stack(actions)
             reward = model.decode_reward(model.reward_logits(visited[:-1], taken, context), self.reward_space)
+            ends = model.termination_logits(visited[1:], task) if getattr(model, "termination", False) else None
         if self.disagreement_coef:
             with frozen(self.disagreement):
                 spread = self.disagreement(visited[:-1], taken, task)
             reward = reward - self.disagreement_coef * spread
-        return self._as_rollout(task, visited, taken, reward)
+        return self._as_rollout(task, visited, taken, reward, None if ends is None else torch.sigmoid(-ends))
 
-    def _as_rollout(self, task: Tensor | None, visited: Tensor, taken: Tensor, reward: Tensor) -> TensorDictBase:
+    def _as_rollout(
+        self, task: Tensor | None, visited: Tensor, taken: Tensor, reward: Tensor, going_on: Tensor | None
+    ) -> TensorDictBase:
         keys, batch = self.tensor_keys, taken.shape[1:-1]
         rollout = TensorDict({}, [*batch, self.horizon])
         entries = [(keys.latent, visited[:-1]), (keys.action, taken)]
         entries += [(("next", keys.latent), visited[1:]), (("next", keys.reward), reward)]
+        if going_on is not None:
+            entries.append((("next", keys.continuation), going_on))
         if task is not None:
             # At both ends of each step, for critics that read it.
             entries += [(key, task.expand(self.horizon, *batch)) for key in (keys.task, ("next", keys.task))]
         for key, entry in entries:
             rollout.set(unravel_key(key), entry.movedim(0, len(batch)))
         return rollout
+
+    def _task(self, tensordict: TensorDictBase) -> Tensor | None:
+        """The task of each start state, checked; numbers are read at the first batch."""
+        keys, model = self.tensor_keys, self.world_model
+        observation, latent = tensordict.get(keys.observation, None), tensordict.get(keys.latent, None)
+        start, axes = (
+            (latent, 1) if observation is None else (observation, len(getattr(model, "observation_shape", "O")))
+        )
+        if start is None:
+            return tensordict.get(keys.task, None)
+        task = task_entry(tensordict, keys.task, model, self, start.shape[: start.ndim - axes])
+        if self.first_batch.due("starts", start, task):
+            observed = None if observation is None else not_representable(observation, keys.observation, self)
+            known = out_of_range(task, getattr(model, "num_tasks", 0), keys.task, self)
+            self.first_batch.check("starts", observed, known)
+        return task
 
     @torch.no_grad()
     def _start(self, model: Any, tensordict: TensorDictBase, task: Tensor | None) -> Tensor:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import dispatch
-from tensordict.utils import NestedKey, unravel_key
+from tensordict.utils import unravel_key
 from torch import Tensor
 
+from torchrl_pwm._utils.ranges import NOT_NEGATIVE, SOME_SHARE, check_range
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.tdmpc2 import EntropyForm, TDMPC2Model
-from torchrl_pwm.objectives.entries import require, require_reward
-from torchrl_pwm.objectives.sequences import SequenceLoss, require_sequences, step_weights, unroll
+from torchrl_pwm.objectives.entries import require, require_finite
+from torchrl_pwm.objectives.first_batch import task_entry
+from torchrl_pwm.objectives.sequences import SequenceLoss, require_sequences, step_weights, termination_error, unroll
 
 
 class TDMPC2Noise(NamedTuple):
@@ -60,8 +60,8 @@ class TDMPC2Loss(SequenceLoss):
     left out, as are steps that TorchRL's samplers mark as padding.
 
     Raises:
-        ValueError: if an option is unknown; at the call, if the batch is not ``[B, T]``, an entry is missing, or
-            rewards or tasks have another shape.
+        ValueError: if an option is unknown; at the call, if the batch is not ``[B, T]``, an entry is missing or of
+            another shape or dtype; at the first batch as :class:`PWMWorldModelLoss`.
 
     Examples:
         >>> import torch
@@ -74,15 +74,6 @@ class TDMPC2Loss(SequenceLoss):
         >>> sorted(key for key in losses.keys() if key.startswith("loss_"))
         ['loss_consistency', 'loss_policy', 'loss_reward', 'loss_value']
     """
-
-    @dataclass
-    class _AcceptedKeys(SequenceLoss._AcceptedKeys):
-        """Entries that can be renamed with :meth:`set_keys`; reward, done and terminated live under ``"next"``."""
-
-        terminated: NestedKey = "terminated"
-
-    tensor_keys: _AcceptedKeys
-    default_keys = _AcceptedKeys
 
     consistency_coef: Tensor
     reward_coef: Tensor
@@ -104,6 +95,9 @@ class TDMPC2Loss(SequenceLoss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(reduction)
+        check_range(NOT_NEGATIVE, consistency_coef=consistency_coef, reward_coef=reward_coef, value_coef=value_coef)
+        check_range(NOT_NEGATIVE, termination_coef=termination_coef, entropy_coef=entropy_coef)
+        check_range(SOME_SHARE, rho=rho)
         if entropy not in ("current", "mid-2024"):
             raise ValueError(f'entropy must be "current" or "mid-2024", found {entropy!r}.')
         self.model = model
@@ -113,7 +107,7 @@ class TDMPC2Loss(SequenceLoss):
         self.register_coeff_buffer("termination_coef", termination_coef)
         self.register_coeff_buffer("entropy_coef", entropy_coef)
         self.rho, self.entropy = rho, entropy
-        ends = ["loss_termination"] if model.termination_head is not None else []
+        ends = ["loss_termination"] if model.world_model.termination else []
         self.out_keys = ["loss_consistency", "loss_reward", "loss_value", *ends, "loss_policy"]
         self.out_keys += ["reward_error", "latent_error_last", "value_target_mean"]
         self.out_keys += ["policy_entropy", "policy_scaled_entropy", "value_scale"]
@@ -136,6 +130,7 @@ class TDMPC2Loss(SequenceLoss):
         losses, latents = self.model_losses(tensordict)
         losses.update(self.policy_loss(latents, tensordict))
         out = losses.select(*self.out_keys)
+        require_finite(tensordict.select(*self.in_keys, strict=False), out, self)
         self._clear_weakrefs(tensordict, out)
         return out
 
@@ -143,13 +138,11 @@ class TDMPC2Loss(SequenceLoss):
         self, tensordict: TensorDictBase, noise: TDMPC2Noise | None = None
     ) -> tuple[TensorDictBase, Tensor]:
         """All losses but the policy's, with metrics; and the latents z_0 .. z_T, detached [T + 1, B, D]."""
-        noise, keys = noise or TDMPC2Noise(), self.tensor_keys
+        noise = noise or TDMPC2Noise()
         model, world_model = self.model, self.model.world_model
         task = self._task(tensordict)
-        action = require(tensordict, keys.action, self)
-        observation = require(tensordict, keys.observation, self)
-        following = require(tensordict, unravel_key(("next", keys.observation)), self).transpose(0, 1)
-        reward = require_reward(tensordict, unravel_key(("next", keys.reward)), self).transpose(0, 1)
+        observation, action, following, reward, _ = self._entries(tensordict, world_model)
+        following, reward = following.transpose(0, 1), reward.transpose(0, 1)
         terminated = self._terminated(tensordict, reward)
         with torch.no_grad():
             encoded = world_model.encode_observation(following, task)
@@ -166,10 +159,9 @@ class TDMPC2Loss(SequenceLoss):
         }
         weight, mask = step_weights(self.rho, len(consistency), consistency), self._mask(tensordict)
         out = {key: coef * self._reduced(term.T * weight, mask) for key, (coef, term) in terms.items()}
-        if model.termination_head is not None and terminated is not None:
-            logits = model.termination_logits(latents[1:], task)
-            ends = F.binary_cross_entropy_with_logits(logits, terminated, reduction="none")
-            out["loss_termination"] = self.termination_coef * self._reduced(ends.squeeze(-1).T, mask)
+        if world_model.termination and terminated is not None:
+            ends = termination_error(world_model, latents[1:], terminated, task)
+            out["loss_termination"] = self.termination_coef * self._reduced(ends.T, mask)
         error = (world_model.decode_reward(reward_logits.detach()) - reward).abs().squeeze(-1)
         out["reward_error"] = self._mean(error.T, mask)
         out["latent_error_last"] = self._mean(consistency[-1].detach(), None if mask is None else mask[:, -1])
@@ -220,20 +212,18 @@ class TDMPC2Loss(SequenceLoss):
     def _task(self, tensordict: TensorDictBase) -> Tensor | None:
         """The sequences' tasks, [B]."""
         require_sequences(tensordict, self)
-        if not self.model.world_model.num_tasks:
+        world_model = self.model.world_model
+        if not world_model.num_tasks:
             return None
-        task = require(tensordict, self.tensor_keys.task, self)
-        if task.shape != tensordict.shape:
-            raise ValueError(
-                f"TDMPC2Loss needs task indices of shape {list(tensordict.shape)} under {self.tensor_keys.task!r}, "
-                f"found {list(task.shape)}."
-            )
-        return task[:, 0]
+        key = self.tensor_keys.task
+        require(tensordict, key, self)
+        task = task_entry(tensordict, key, world_model, self, tensordict.batch_size)
+        return None if task is None else task[:, 0]
 
     def _terminated(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
         """[T, B, 1], as numbers."""
         key = unravel_key(("next", self.tensor_keys.terminated))
-        if self.model.termination_head is not None:
+        if self.model.world_model.termination:
             require(tensordict, key, self)
         terminated = tensordict.get(key, None)
         return None if terminated is None else terminated.transpose(0, 1).to(like.dtype)

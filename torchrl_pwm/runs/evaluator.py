@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, save_tensors
-from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.envs.random_policy import RandomPolicy
@@ -83,13 +82,18 @@ class Evaluator:
         spread = float(result.returns.std())
         return {"return_mean": result.return_mean, "return_std": spread, "returns": result.returns.tolist()}
 
-    def outcomes(self, policy: Any, untrained: dict[str, Any]) -> dict[str, Any]:
-        """The final evaluation: the policy, and what it is to be compared with, from the same start states."""
+    def outcomes(self, policy: Any, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The final evaluation: the policy, and what it is to be compared with, from the same start states.
+
+        Args:
+            policy: what is evaluated, unless that is among the ``known`` outcomes.
+            known: outcomes that are there already.
+        """
         spec = self.envs[self.settings.episodes].action_spec
         uniform = RandomPolicy(spec.shape[-1], self.config.seed, dtype=spec.dtype)
         outcomes = {
-            "policy": self.outcome(policy),
-            "untrained policy": untrained,
+            "policy": known.get("policy") or self.outcome(policy),
+            **known,
             "random actions": self.outcome(uniform),
             "no action": self.outcome(lambda td: td.set("action", spec.zero())),
         }
@@ -110,20 +114,13 @@ class EvaluatedRun:
         evaluator: evaluates.
         policy: what is evaluated.
         networks: what is kept of the best policy; None keeps the last ones.
-
-    Raises:
-        ValueError: for an unknown ``select``.
-        ImportError: if the packages of the picture are missing.
     """
 
     def __init__(
         self, config: DictConfig, folder: Path, evaluator: Evaluator, policy: Any, networks: nn.Module | None = None
     ) -> None:
-        if networks is not None and config.select not in ("last", "best"):
-            raise ValueError(f"select must be last or best, found {config.select!r}")
-        if config.logger == "csv":
-            require("matplotlib", extra="plots", purpose="the picture of a run with logger=csv")
         self.config, self.folder, self.evaluator, self.policy = config, folder, evaluator, policy
+        self.first_policy = "untrained policy"
         # Before a resume, so that an interrupted run has the same one.
         self.untrained = evaluator.outcome(policy)
         self.best = None if networks is None else BestPolicy(networks)
@@ -191,14 +188,16 @@ class EvaluatedRun:
         """
         config, folder, seconds = self.config, self.folder, self.stopwatch.seconds
         last = {}
-        if self.best is not None:
+        if self.best is not None and steps:
             last["last policy"] = self.evaluator.outcome(self.policy)
             if config.select == "best":
                 self.best.restore()
         for name, module in files.items():
             save_tensors(folder / name, module.state_dict())
-        results = {**self.evaluator.outcomes(self.policy, self.untrained), **outcomes(), **last}
-        if config.logger == "csv":
+        # Where nothing was trained, it is the policy itself that was evaluated first.
+        known = {self.first_policy if steps else "policy": self.untrained}
+        results = {**self.evaluator.outcomes(self.policy, known), **outcomes(), **last}
+        if config.logger == "csv" and steps:
             drawn = ("random actions", "no action", "hand-written controller")
             references = {name: results[name]["return_mean"] for name in drawn if name in results}
             plot_training(
@@ -236,7 +235,7 @@ def format_outcomes(summary: Path) -> str:
     ]
     episodes = len(content["outcomes"]["policy"]["returns"])
     head = f"{content['task']}: return of {episodes} episodes, mean +- standard deviation"
-    pace = content["seconds"] / content["iterations"]
+    pace = content["seconds"] / max(content["iterations"], 1)
     tail = (
         f"{content['iterations']} iterations, {content['steps']} steps, {content['seconds']:.0f} s ({pace:.2f} s each)"
     )

@@ -22,10 +22,12 @@ from torchrl.objectives.utils import ValueEstimators
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.devices import choose_device, torch_threads
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
+from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm._utils.stopwatch import Stopwatch
+from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation import evaluate_policy
@@ -82,7 +84,12 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     """
     if job.result_file.exists():
         return json.loads(job.result_file.read_text())
-    torch.set_num_threads(job.threads)
+    # What follows in this process must not depend on whether jobs run in it.
+    with torch_threads(job.threads), kept_generators():
+        return _extract(job, report)
+
+
+def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
     config = OmegaConf.create(job.config)
     task_set = get_task_set(config.task_set)
     index = task_set[job.task].index
@@ -184,11 +191,13 @@ def save_policy(loss: PWMLoss, path: Path) -> None:
     save_tensors(path, {name: getattr(loss, f"{name}_network").state_dict() for name in ("actor", "value")})
 
 
-def load_actor(config: Any, model: PWMWorldModel, folder: Path, task: str) -> TensorDictModule:
-    """The first seed's policy of a task, from the folder of a run."""
+def load_actor(
+    config: Any, model: PWMWorldModel, folder: Path, task: str, *, seed: int | None = None
+) -> TensorDictModule:
+    """The policy of a task and seed, by default the first, from the folder of a run."""
     actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=model.action_dim)
-    saved = folder / "policies" / task / f"seed-{config.seed}" / "policy.pt"
-    actor.load_state_dict(torch.load(saved, weights_only=True)["actor"])
+    saved = folder / "policies" / task / f"seed-{config.seed if seed is None else seed}" / "policy.pt"
+    actor.load_state_dict(read_tensors(saved, what="policy")["actor"])
     return actor
 
 

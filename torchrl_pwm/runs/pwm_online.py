@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import nn
 from torchrl.collectors import BaseCollector, Collector, MultiSyncCollector
 from torchrl.data import ReplayBuffer
@@ -20,10 +21,15 @@ from torchrl.objectives import ValueEstimators
 
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.files import replace_file
-from torchrl_pwm.data import extend_with_recorded, make_online_replay
+from torchrl_pwm._utils.seeds import seed_worker_process
+from torchrl_pwm.data import extend_with_recorded, make_online_replay, read_memmap, store_transitions
+from torchrl_pwm.data.store.manifest import MANIFEST_NAME
+from torchrl_pwm.envs.multitask import innermost_env
+from torchrl_pwm.evaluation.scores import find_task_spec
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
+from torchrl_pwm.runs.folder import finished
 from torchrl_pwm.trainers.pwm import OnlinePWMOptimizationStepper, OnlinePWMTrainer, warm_start
 from torchrl_pwm.trainers.steppers import PWMOptimizationStepper
 
@@ -44,24 +50,43 @@ def run_online(config: DictConfig, folder: Path) -> Path:
     checkpoint, ``policy.pt`` and ``world_model.pt`` (state dicts of the :class:`~torchrl_pwm.WorldModelPolicy`'s actor
     and of the model), ``training.png`` and the summary: returns of whole episodes of the policy, of the last and the
     untrained one, of the clone of recorded behaviour that it began with, if it did, of random actions, of none (zeros)
-    and of the hand-written controller where there is one, all from the same start states.
+    and of the hand-written controller where there is one, all from the same start states. With ``config.checkpoint``
+    the run begins with what that holds, and ``config.stage`` says what is done with it.
 
     Raises:
+        FileNotFoundError, DamagedFileError: if a checkpoint or recorded steps cannot be read.
         ImportError, ValueError: if a simulator is not installed, or an option is unknown.
         FloatingPointError: if a number is not finite.
     """
-    summary = folder / "summary.json"
-    if summary.exists():
+    if summary := finished(config, folder):
         return summary
+    given = None
+    if config.get("checkpoint") is not None:
+        from torchrl_pwm.runs.agents import open_given
+
+        given = open_given(config)
+        config = given.config
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
     evaluator = Evaluator(config, device)
     env = make_training_env(config, device)
+    if given is not None:
+        given.check(env)
     model, loss, model_loss = make_losses(config, env, device)
+    if given is not None:
+        given.put_into(model, loss)
     policy = WorldModelPolicy(model, loss.actor_network)
     run = EvaluatedRun(config, folder, evaluator, policy, policy)
+    if given is not None:
+        run.first_policy = given.first_policy
+        if config.stage == "evaluation":
+            return given.evaluate(run, loss, model)
+    if not run.resumed:
+        check_recordings(config)
     replay = make_online_replay(**config.replay, seed=config.seed)
     stepper = make_stepper(config, loss, model_loss, replay)
+    if given is not None:
+        given.put_into_steppers(loss, stepper)
     trainer = OnlinePWMTrainer(
         loss,
         model_loss,
@@ -96,18 +121,35 @@ def make_training_env(
         settings["num_envs"] = num_envs
     env = instantiate(config.env, **settings, device=device)
     # A planner starts afresh where an episode begins.
-    return TransformedEnv(env, InitTracker()) if "planner" in config else env
+    return TransformedEnv(env, InitTracker(), auto_unwrap=True) if "planner" in config else env
 
 
 def make_losses(config: DictConfig, env: EnvBase, device: str) -> tuple[PWMWorldModel, PWMLoss, PWMWorldModelLoss]:
     """A new world model and networks of the env's sizes, and the objectives, as configured."""
-    observation, action = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
-    model = instantiate(config.model, observation_dim=observation, action_dim=action).to(device)
+    # Of pictures, which a model with an encoder of one's own reads, the whole shape.
+    shape, action = env.observation_spec_unbatched["observation"].shape, env.action_spec.shape[-1]
+    observation = shape[0] if len(shape) == 1 else tuple(shape)
+    termination = may_terminate(config.model.get("termination", False), config.task, env)
+    sizes = {"observation_dim": observation, "action_dim": action, "termination": termination}
+    model = instantiate(config.model, **sizes).to(device)
     actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=action)
     value = instantiate(config.value, latent_dim=model.latent_dim)
     loss: PWMLoss = instantiate(config.loss, actor, value, model)
     loss.make_value_estimator(ValueEstimators.TDLambda, gamma=config.gamma, lmbda=config.lmbda)
     return model, loss.to(device), instantiate(config.model_loss, model)
+
+
+def may_terminate(setting: bool | None, task: str, env: EnvBase) -> bool:
+    """The setting of a termination head; ``None`` is for every env that may end an episode early, as far as one knows.
+
+    A simulator says whether it does, the 80 tasks never do.
+    """
+    if setting is not None:
+        return setting
+    base = innermost_env(env)
+    if isinstance(getattr(type(base), "terminates", None), property):
+        return base.terminates
+    return find_task_spec(task) is None
 
 
 def make_stepper(
@@ -134,10 +176,11 @@ def make_collector(
 ) -> BaseCollector:
     """The collector of a run: in this process, or with the envs shared out over several."""
     num_envs, workers = env.batch_size.numel(), config.collector.workers
+    batch = num_envs * config.collector.steps
     settings: dict[str, Any] = {
-        "frames_per_batch": num_envs * config.collector.steps,
+        "frames_per_batch": batch,
         "total_frames": -1,
-        "init_random_frames": random_steps,
+        "init_random_frames": -(-random_steps // batch) * batch,  # whole batches, as TorchRL would warn
         "split_trajs": False,
         "auto_register_policy_transforms": False,
         "device": device,
@@ -146,12 +189,19 @@ def make_collector(
         return Collector(env, policy, **settings)
     if num_envs % workers:
         raise ValueError(f"collector.workers must divide the {num_envs} envs, found {workers}.")
-    env.close()
+    env.close(raise_if_closed=False)
     make = [
-        partial(make_training_env, config, device, num_envs=num_envs // workers, seed=config.seed + worker)
-        for worker in range(workers)
+        partial(_make_worker_env, config, device, num_envs // workers, worker, os.getpid()) for worker in range(workers)
     ]
-    return MultiSyncCollector(make, policy, **settings, cat_results=0)
+    return MultiSyncCollector(make, policy, **settings, cat_results=0, use_buffers=True)
+
+
+def _make_worker_env(config: DictConfig, device: str, num_envs: int, worker: int, parent: int) -> EnvBase:
+    """The envs of one worker. Env n of a worker has seed + n, so that the next worker's begin beyond them."""
+    seed = config.seed + worker * num_envs
+    # Apart from the seeds of envs, whose generators would draw the same numbers.
+    seed_worker_process(1_000_003 * (seed + 1), parent)
+    return make_training_env(config, device, num_envs=num_envs, seed=seed)
 
 
 def _learn_from_recordings(
@@ -160,7 +210,7 @@ def _learn_from_recordings(
     """What precedes the first own step: the world model, then the warm start; and what stays in the replay."""
     settings = config.pretraining
     shown = settings.demonstrations or settings.data
-    if shown or settings.updates or any(settings.warm_start.values()):
+    if _learns_from_recordings(config):
         recorded = open_sequences(config, settings.data)
         trainer.pretrain(recorded, settings.updates)
         demonstrations = open_sequences(config, shown) if settings.demonstrations else recorded
@@ -168,6 +218,24 @@ def _learn_from_recordings(
     if settings.keep:
         kept = open_steps(shown).select(*trainer.collection.keys, strict=False)
         extend_with_recorded(trainer.collection.replay_buffer, kept, num_envs)
+
+
+def check_recordings(config: DictConfig) -> None:
+    """Opens the recorded steps that a run begins with, if it does, so that what is missing is named at once.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`open_steps`.
+    """
+    if _learns_from_recordings(config):
+        open_steps(config.pretraining.data)
+        if config.pretraining.demonstrations:
+            open_steps(config.pretraining.demonstrations)
+
+
+def _learns_from_recordings(config: DictConfig) -> bool:
+    settings = config.pretraining
+    shown = settings.demonstrations or settings.data
+    return bool(shown or settings.updates or settings.keep or any(settings.warm_start.values()))
 
 
 def open_sequences(config: DictConfig, data: str | Sequence[str] | None) -> ReplayBuffer:
@@ -179,7 +247,7 @@ def open_sequences(config: DictConfig, data: str | Sequence[str] | None) -> Repl
 
 
 def open_steps(data: str | Sequence[str] | None) -> TensorDictBase:
-    """Recorded steps from one folder or several, each of a memory-mapped TensorDict ``[N, T]`` of transitions.
+    """Recorded steps from one folder or several, each of a memory-mapped TensorDict ``[N, T]`` or of a data set.
 
     Several are joined along their rows.
 
@@ -196,12 +264,14 @@ def open_steps(data: str | Sequence[str] | None) -> TensorDictBase:
 
 
 def _open_folder(folder: str | None) -> TensorDictBase:
+    if folder and (Path(folder) / MANIFEST_NAME).exists():
+        return store_transitions(folder)
     if not folder or not (Path(folder) / "meta.json").exists():
         raise FileNotFoundError(
-            f"pretraining.data={folder}: expected the folder of a TensorDict [N, T] of transitions, "
-            "as rollout.memmap(folder) writes it, with N envs and T steps."
+            f"pretraining.data={folder}: expected the folder of a TensorDict [N, T] of transitions, as "
+            "rollout.memmap(folder) writes it, with N envs and T steps, or of a data set."
         )
-    data = TensorDict.load_memmap(folder)
+    data = read_memmap(folder)
     if data.ndim != 2:
         raise ValueError(f"pretraining.data must be a TensorDict [N, T], found batch {list(data.batch_size)}.")
     return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.files import replaced_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
+from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart
+from torchrl_pwm.modules import load_world_model as read_model
+from torchrl_pwm.modules.checkpoints import PUBLISHED
 from torchrl_pwm.modules.quickstart import QUICKSTART_FILE
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.trainers.disagreement import train_disagreement
@@ -49,12 +54,13 @@ def load_world_model(config: Any, file: str | os.PathLike[str]) -> PWMWorldModel
         return load_quickstart(file).world_model
     if not config.checkpoint:
         model = make_world_model(config)
-        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
+        model.load_state_dict(read_tensors(file, what="world model")["model"])
         return model.requires_grad_(False)
     task_set = get_task_set(config.task_set)
-    unsaid = unsaid_sizes(config)
-    check_sizes(PWMWorldModel.from_tdmpc2(file, **unsaid), task_set, file)
-    return PWMWorldModel.from_tdmpc2(file, action_dims=task_set.action_dims, **unsaid).requires_grad_(False)
+    # Files of this package say all of it, and contradict what is configured; published ones need what is not published.
+    chosen = {key: value for key, value in unsaid_sizes(config).items() if value != PUBLISHED[key]}
+    check_sizes(read_model(file, **chosen), task_set, file)
+    return read_model(file, action_dims=task_set.action_dims, **chosen).requires_grad_(False)
 
 
 def unsaid_sizes(config: Any) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def prepare_world_model(config: DictConfig, folder: Path, store: EpisodeStore | 
     if config.checkpoint == "quickstart":
         return QUICKSTART_FILE
     if config.checkpoint:
-        return Path(config.checkpoint).absolute()
+        return keep_checkpoint(config, folder / "world_model")
     assert store is not None
     file = folder / "world_model" / "world_model.pt"
     if file.exists():
@@ -149,6 +155,35 @@ def prepare_disagreement(config: DictConfig, store: EpisodeStore, file: Path, ta
     save_disagreement(ensemble, target)
 
 
+def given_checkpoint(config: Any, folder: Path) -> Path:
+    """The checkpoint that a run was given: the copy in ``folder`` that it keeps, or the file itself before that."""
+    kept = folder / Path(config.checkpoint).name
+    return kept if kept.exists() else Path(config.checkpoint).absolute()
+
+
+def keep_checkpoint(config: Any, folder: Path) -> Path:
+    """Copies the checkpoint that a run was given to ``folder``, so that the run can be opened wherever it is."""
+    source = given_checkpoint(config, folder)
+    kept = folder / source.name
+    if source != kept:
+        with replaced_file(kept) as temporary:
+            shutil.copyfile(source, temporary)
+    return kept
+
+
+def world_model_of_run(config: Any, folder: Path) -> Path:
+    """The file of the world model that a run's policies were extracted from.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    if not config.checkpoint or config.rounds.count:
+        return latest_world_model(folder)
+    if config.checkpoint == "quickstart":
+        return QUICKSTART_FILE
+    return given_checkpoint(config, folder / "world_model")
+
+
 def latest_world_model(folder: Path) -> Path:
     """The file of a run's last world model.
 
@@ -186,5 +221,5 @@ def load_disagreement(file: Path, world_model: PWMWorldModel) -> DynamicsEnsembl
             "that was given, leave it at 0."
         )
     ensemble = DynamicsEnsemble(world_model)
-    ensemble.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    ensemble.load_state_dict(read_tensors(file, what="ensemble"))
     return ensemble.requires_grad_(False).eval()

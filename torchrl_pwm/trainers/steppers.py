@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -10,8 +10,10 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.trainers import OptimizationStepper
 
+from torchrl_pwm._utils.ranges import COUNT, NORM, NOT_NEGATIVE, POSITIVE, check_range
 from torchrl_pwm.modules import RunningMoments
 from torchrl_pwm.objectives import FirstOrderLoss, PWMLoss, PWMWorldModelLoss
+from torchrl_pwm.objectives.entries import all_finite, describe_batch
 
 
 class UpdateStepper(OptimizationStepper):
@@ -45,6 +47,7 @@ class FirstOrderOptimizationStepper(UpdateStepper):
             default it raises instead.
 
     Raises:
+        ValueError: if a number is out of range.
         FloatingPointError: if a loss, value target or gradient is not finite. Neither parameters nor the running
             moments have changed then, unless it is a critic minibatch alone that overflows, after the actor's step.
     """
@@ -64,6 +67,10 @@ class FirstOrderOptimizationStepper(UpdateStepper):
         critic_batches: int = 4,
         skip_non_finite: bool = False,
     ) -> None:
+        check_range(COUNT, iterations=iterations, critic_iterations=critic_iterations, critic_batches=critic_batches)
+        check_range(POSITIVE, actor_lr=actor_lr, critic_lr=critic_lr)
+        check_range(NOT_NEGATIVE, final_lr=final_lr)
+        check_range(NORM, actor_clip=actor_clip, critic_clip=critic_clip)
         self.loss_module = loss_module
         self.actor_params = list(loss_module.actor_network_params.parameters())
         self.critic_params = list(loss_module.value_network_params.parameters())
@@ -162,7 +169,7 @@ class FirstOrderOptimizationStepper(UpdateStepper):
         self.actor_optimizer.load_state_dict(state_dict["actor_optimizer"])
         self.critic_optimizer.load_state_dict(state_dict["critic_optimizer"])
         for scheduler, state in zip(self.schedulers, state_dict["schedulers"]):
-            scheduler.load_state_dict(state)
+            load_schedule(scheduler, state)
         self.skipped = state_dict["skipped"]
 
 
@@ -218,6 +225,7 @@ class WorldModelOptimizationStepper(UpdateStepper):
         clip (float): largest gradient norm.
 
     Raises:
+        ValueError: if a number is out of range.
         FloatingPointError: if the loss or the gradient is not finite.
 
     Source: TD-MPC2 (arXiv 2310.16828), appendix; PWM (arXiv 2407.02466), appendix.
@@ -233,6 +241,10 @@ class WorldModelOptimizationStepper(UpdateStepper):
         encoder_lr_scale: float = 0.3,
         clip: float = 20.0,
     ) -> None:
+        check_range(COUNT, iterations=iterations)
+        check_range(POSITIVE, lr=lr)
+        check_range(NOT_NEGATIVE, final_lr=final_lr or 0.0, encoder_lr_scale=encoder_lr_scale)
+        check_range(NORM, clip=clip)
         self.loss_module = loss_module
         self.params = list(loss_module.world_model.parameters())
         encoder = list(loss_module.world_model.encoder_network.parameters())
@@ -253,6 +265,8 @@ class WorldModelOptimizationStepper(UpdateStepper):
             raise_non_finite("world-model", update, batch, {})
         losses = self.loss_module(batch)
         total = losses["loss_consistency"] + losses["loss_reward"]
+        if "loss_termination" in losses.keys():  # noqa: SIM118, a TensorDict has no `in` of its own
+            total = total + losses["loss_termination"]
         self.optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.params, self.clip)
@@ -269,7 +283,7 @@ class WorldModelOptimizationStepper(UpdateStepper):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state_dict["optimizer"])
-        self.scheduler.load_state_dict(state_dict["scheduler"])
+        load_schedule(self.scheduler, state_dict["scheduler"])
 
 
 def first_states(batch: TensorDictBase) -> TensorDictBase:
@@ -289,15 +303,15 @@ def linear_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
 
 
-def describe_batch(batch: TensorDictBase) -> str:
-    """The entry of a batch and the tasks that are not finite, if there are any."""
-    for key, value in batch.items(include_nested=True, leaves_only=True):
-        rows = ~value.isfinite().reshape(len(value), -1).all(1)
-        if rows.any():
-            task = batch.get("task", None)
-            named = "" if task is None else f" of task {sorted(set(task[rows].flatten().tolist()))}"
-            return f"the batch has non-finite {key}{named} in {int(rows.sum())} of {len(rows)} rows: check the data"
-    return "every entry of the batch is finite, so the networks have diverged: lower the learning rate"
+def load_schedule(scheduler: torch.optim.lr_scheduler.LambdaLR, state: Mapping[str, Any]) -> None:
+    """Goes on where a saved schedule was, after its optimiser was loaded.
+
+    The rates are those of this schedule: of one that is longer than the saved one, as if it had been so from the start.
+    """
+    rates = [base * factor(state["last_epoch"]) for base, factor in zip(state["base_lrs"], scheduler.lr_lambdas)]
+    scheduler.load_state_dict({**state, "_last_lr": rates})
+    for group, rate in zip(scheduler.optimizer.param_groups, rates):
+        group["lr"] = rate
 
 
 def raise_non_finite(
@@ -316,8 +330,3 @@ def raise_non_finite(
     raise FloatingPointError(
         f"Update {update} of the {name}: expected finite numbers, found {listed}; {where}. {state}."
     )
-
-
-def all_finite(values: Iterable[Tensor]) -> bool:
-    """Whether every entry of every tensor is finite."""
-    return bool(torch.stack([value.detach().isfinite().all() for value in values]).all())
