@@ -1,7 +1,7 @@
 """A Minari data set to a world model, a policy, its evaluation, and a report of how far it can be trusted.
 
 A noisy controller balances a pole; most of its episodes end early, and on average they earn a tenth of what can be
-earned. The policy that is learned from them balances for the full 1,000 steps. Some ten minutes on one CPU core.
+earned. The policy that is learned from them balances for the full 1,000 steps. About five minutes on one CPU core.
 """
 
 import gymnasium
