@@ -44,7 +44,8 @@ def test_an_interrupted_run_resumes_to_the_numbers_of_the_version_that_began_it(
     shutil.copytree(RUNS / name / "interrupted", tmp_path / "run")
     main([command, f"resume={tmp_path / 'run'}"])
     returns, expected = measured(tmp_path / "run" / "summary.json"), measured(RUNS / name / "expected.json")
-    assert returns.keys() == expected.keys()
+    # Since then a summary has the last and the best policy beside the one that counts.
+    assert all(key.startswith(("last ", "best ")) for key in returns.keys() - expected.keys())
     for key, values in expected.items():
         assert returns[key] == pytest.approx(values, rel=1e-4), key
     assert capsys.readouterr().out.strip().endswith("summary.json")
