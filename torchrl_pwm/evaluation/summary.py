@@ -11,7 +11,7 @@ from typing import Any
 
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.versions import package_versions
-from torchrl_pwm.evaluation.statistics import METHODS, compare_methods
+from torchrl_pwm.evaluation.statistics import METHODS, SELECT, compare_methods, with_policy
 
 __all__ = ["make_summary", "package_versions", "read_summary", "write_summary"]
 
@@ -20,9 +20,9 @@ __all__ = ["make_summary", "package_versions", "read_summary", "write_summary"]
 _OUTCOME = {"return_mean": False, "return_std": True, "success": True, "score": True, "episodes": True}
 # Numbers of a row: the data's mean and the extraction time may be null where there was no data or no extraction.
 _ROW = {**_OUTCOME, "return_std": False, "episodes": False, "behavior_return_mean": True, "seconds_extraction": True}
-_ROW_MORE = ("seeds", "baselines", "published")
+_ROW_MORE = ("seeds", "baselines", "published", *SELECT)
 _TOP = ("tasks", "score_mean", "seconds_total", "seed", "versions")
-_TOP_MORE = ("statistics", "notes", "comparison")
+_TOP_MORE = ("statistics", "notes", "comparison", "select", *SELECT)
 _COMPARISON = ("task_set", "source", "remarks", "tasks", "methods")
 
 
@@ -34,6 +34,7 @@ def make_summary(
     versions: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
     comparison: Mapping[str, Any] | None = None,
+    select: str | None = None,
 ) -> dict[str, Any]:
     """The content of ``summary.json``.
 
@@ -46,6 +47,10 @@ def make_summary(
     ``seeds`` there is a further entry ``statistics``: interquartile mean, mean and median of each method with its
     confidence interval, see :func:`~torchrl_pwm.evaluation.statistics.compare_methods`.
 
+    Where a training has evaluated its policies, ``select`` says which counts, ``"last"`` or ``"best"``; rows, and
+    behaviour cloning in them, have the outcomes of both as ``last`` and ``best``, and so has the summary:
+    ``{"score_mean", "statistics"}``. The best was chosen on start states or seeds apart from those of the outcomes.
+
     Args:
         rows: one mapping per task, see :meth:`EvaluationResult.summary_row`.
         seed: seed of the run.
@@ -54,6 +59,7 @@ def make_summary(
         notes: sentences that a reader of the numbers must know; an entry of the summary where there are any.
         comparison: the papers' numbers beside the run's, of
             :func:`~torchrl_pwm.evaluation.compare_with_published`; an entry where it is given.
+        select: which policy counts; an entry where it is given.
 
     Raises:
         ValueError: if a row lacks an entry, has one more, repeats a task or holds a number that is not finite, or if
@@ -66,10 +72,9 @@ def make_summary(
         0.6
     """
     tasks = [_plain(dict(row)) for row in rows]
-    scores = [row["score"] for row in tasks if row.get("score") is not None]
     summary: dict[str, Any] = {
         "tasks": tasks,
-        "score_mean": sum(scores) / len(scores) if scores else None,
+        "score_mean": _score_mean(tasks),
         "seconds_total": float(seconds_total),
         "seed": int(seed),
         "versions": dict(package_versions() if versions is None else versions),
@@ -77,6 +82,14 @@ def make_summary(
     _check(summary, "the summary")
     if any("seeds" in row for row in tasks):
         summary["statistics"] = compare_methods(tasks)
+    if select is not None:
+        summary["select"] = select
+    for which in SELECT:
+        chosen = [row for row in (with_policy(row, which) for row in tasks) if row is not None]
+        if chosen and len(chosen) == len(tasks):
+            summary[which] = {"score_mean": _score_mean(chosen)}
+            if "statistics" in summary:
+                summary[which]["statistics"] = compare_methods(chosen)
     if notes:
         summary["notes"] = list(notes)
     if comparison is not None:
@@ -119,6 +132,11 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
     return summary
 
 
+def _score_mean(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    scores = [row["score"] for row in rows if row.get("score") is not None]
+    return sum(scores) / len(scores) if scores else None
+
+
 def _file(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     return path / "summary.json" if path.is_dir() else path
@@ -150,6 +168,8 @@ def _check(summary: Any, where: str) -> None:
     _check_numbers(summary, {"score_mean": True, "seconds_total": False, "seed": False}, where)
     if not isinstance(summary.get("statistics", {}), dict):
         raise ValueError(f"statistics of {where} must be a mapping by method, found {summary['statistics']!r}")
+    if summary.get("select", "last") not in SELECT:
+        raise ValueError(f"select of {where} must be one of {', '.join(SELECT)}, found {summary['select']!r}")
     notes = summary.get("notes", [])
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise ValueError(f"notes of {where} must be a list of sentences, found {notes!r}")
@@ -170,18 +190,25 @@ def _check_comparison(comparison: Any, where: str) -> None:
 
 def _check_more(row: dict[str, Any], where: str) -> None:
     """The entries that a row may have."""
-    _check_seeds(row, where)
+    _check_outcomes(row, where)
     for key in ("baselines", "published"):
         if not isinstance(row.get(key, {}), dict) or not set(row.get(key, {})) <= set(METHODS):
             raise ValueError(f"{key} of {where} must be a mapping of {', '.join(METHODS)}, found {row[key]!r}")
     for name, entry in row.get("baselines", {}).items():
-        _check_keys(entry, tuple(_OUTCOME), ("seeds",), f"{name} of {where}")
+        _check_keys(entry, tuple(_OUTCOME), ("seeds", *SELECT), f"{name} of {where}")
         _check_numbers(entry, _OUTCOME, f"{name} of {where}")
-        _check_seeds(entry, f"{name} of {where}")
+        _check_outcomes(entry, f"{name} of {where}")
     _check_numbers(row.get("published", {}), dict.fromkeys(row.get("published", {}), False), where)
 
 
-def _check_seeds(entry: dict[str, Any], where: str) -> None:
+def _check_outcomes(entry: dict[str, Any], where: str) -> None:
+    """The outcomes of each seed, and those of the last and the best policies."""
+    for which in SELECT:
+        if which in entry:
+            name = f"the {which} policy of {where}"
+            _check_keys(entry[which], tuple(_OUTCOME), ("seeds",), name)
+            _check_numbers(entry[which], _OUTCOME, name)
+            _check_outcomes(entry[which], name)
     if not isinstance(entry.get("seeds", []), list):
         raise ValueError(f"seeds of {where} must be a list, found {type(entry['seeds']).__name__}")
     for run in entry.get("seeds", []):

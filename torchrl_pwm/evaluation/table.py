@@ -9,7 +9,7 @@ import numpy as np
 
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 from torchrl_pwm.evaluation.scores import reference_scores
-from torchrl_pwm.evaluation.statistics import METHODS, aggregate_scores, headline, method_scores
+from torchrl_pwm.evaluation.statistics import METHODS, SELECT, aggregate_scores, headline, method_scores, with_policy
 
 __all__ = ["format_interval", "format_table"]
 
@@ -23,10 +23,11 @@ def format_table(
     """The table of a summary as text for a terminal.
 
     Columns: task, return and its standard deviation over episodes, mean return of the data, their ratio, success
-    rate, normalised score, and the published scores, which come from other data. A summary that has them also shows
-    the lowest and highest score of a seed, and the scores of the baselines; then the interquartile mean follows the
-    mean, with its confidence interval. One that was compared with the published results shows, in place of
-    ``references``, every published method and after each the difference, run minus published.
+    rate, normalised score, and the published scores, which come from other data. Where the summary says which policy
+    counts, the columns ``best`` and ``last`` take the place of the score, the one that counts first. A summary that
+    has them also shows the lowest and highest score of a seed, and the scores of the baselines; then the interquartile
+    mean follows the mean, with its confidence interval. One that was compared with the published results shows, in
+    place of ``references``, every published method and after each the difference, run minus published.
 
     Args:
         summary: of :func:`make_summary` or :func:`read_summary`.
@@ -46,55 +47,57 @@ def format_table(
         10 episodes per task, seed 0, 60 s in all.  * published 48M multi-task results (mt80), trained on other data.
     """
     rows = summary["tasks"]
-    comparison = summary.get("comparison")
-    columns = _published_columns(rows, comparison, task_set, references)
-    shown = [method for method in ("cloning", "data", "random") if any(method_scores(row, method) for row in rows)]
-    spread = any(len(method_scores(row, "policy")) > 1 for row in rows)
-    scores = [[_mean(method_scores(row, method)) for method in shown] for row in rows]
-    scores = [[*line, *(column[number] for column in columns.values())] for number, line in enumerate(scores)]
-    head = ["task", "return", "data mean", "ratio", "success", "score", *(["by seed"] if spread else [])]
-    head += [*(_TITLES[method] for method in shown), *(title.partition(" ")[0] for title in columns)]
-    specs = [".3f"] * len(shown) + ["+.3f" if title.startswith("diff") else ".3f" for title in columns]
-    body = []
-    for row, others in zip(rows, scores):
+    own = _own_columns(rows, summary.get("select"))
+    columns = {**own, **_published_columns(rows, summary.get("comparison"), task_set, references)}
+    specs = ["+.3f" if title.startswith("diff") else ".3f" for title in columns]
+    spread = any(len(scores) > 1 for scores in next(iter(own.values())))
+    place = 5 + sum(title in ("score", *SELECT) for title in own)  # of the spread, after the policy's own scores
+    titles = [title.partition(" of ")[0] for title in columns]
+    lines = [["task", "return", "data mean", "ratio", "success", *titles]]
+    for number, row in enumerate(rows):
         data = row["behavior_return_mean"]
         # a ratio says nothing where the data earned nothing or lost
         ratio = row["return_mean"] / data if data is not None and data > 0 else None
-        seeds = method_scores(row, "policy")
-        body.append(
-            [
-                row["task"],
-                f"{row['return_mean']:.1f} +- {row['return_std']:.1f}",
-                _cell(data, ".1f"),
-                _cell(ratio, ".2f"),
-                _cell(row["success"], ".0%"),
-                _cell(row["score"], ".3f"),
-                *([f"{min(seeds):.2f}-{max(seeds):.2f}" if seeds else "-"] if spread else []),
-                *(_cell(score, spec) for score, spec in zip(others, specs)),
-            ]
-        )
-    numbers = [[score for score in column if score is not None] for column in zip(*scores)] if scores else []
-    numbers += [[]] * (len(specs) - len(numbers))
-    gap = [""] * spread
-    foot = [["mean", "", "", "", "", _cell(summary["score_mean"], ".3f"), *gap]]
-    foot[0] += [_cell(_mean(column), spec) for column, spec in zip(numbers, specs)]
-    statistics = summary.get("statistics", {})
-    if "policy" in statistics:
+        cells = [row["task"], f"{row['return_mean']:.1f} +- {row['return_std']:.1f}"]
+        cells += [_cell(data, ".1f"), _cell(ratio, ".2f"), _cell(row["success"], ".0%")]
+        lines.append([*cells, *(_cell(_mean(scores[number]), spec) for scores, spec in zip(columns.values(), specs))])
+    known = [[scores for scores in column if scores] for column in columns.values()]
+    lines.append(["mean", "", "", "", ""])
+    lines[-1] += [_cell(_mean([_mean(scores) for scores in column]), spec) for column, spec in zip(known, specs)]
+    footers = 1
+    if "policy" in summary.get("statistics", {}):
+        footers = 2
         # of differences it would be that of other tasks than the scores'
-        middle = [
-            aggregate_scores([column], reps=0).iqm.value if column and spec == ".3f" else None
-            for column, spec in zip(numbers, specs)
-        ]
-        for number, method in enumerate(shown):
-            middle[number] = statistics[method]["iqm"]["value"]
-        own = statistics["policy"]["iqm"]["value"]
-        foot.append(["IQM", "", "", "", "", _cell(own, ".3f"), *gap, *(_cell(score, ".3f") for score in middle)])
-    widths = [max(len(row[column]) for row in [head, *body, *foot]) for column in range(len(head))]
-    lines = [_line(row, widths) for row in [head, *body, *foot]]
-    rule = "-" * max(map(len, lines))
-    return "\n".join(
-        [lines[0], rule, *lines[1 : -len(foot)], rule, *lines[-len(foot) :], *_notes(summary, bool(columns), task_set)]
-    )
+        middle = [_iqm(column) if column and spec == ".3f" else None for column, spec in zip(known, specs)]
+        lines.append(["IQM", "", "", "", "", *(_cell(value, ".3f") for value in middle)])
+    if spread:
+        seeds = [method_scores(row, "policy") for row in rows]
+        ranges = [f"{min(each):.2f}-{max(each):.2f}" if each else "-" for each in seeds]
+        for line, cell in zip(lines, ["by seed", *ranges, *[""] * footers], strict=True):
+            line.insert(place, cell)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    texts = [_line(line, widths) for line in lines]
+    rule = "-" * max(map(len, texts))
+    published = len(columns) > len(own)
+    notes = _notes(summary, published, task_set)
+    return "\n".join([texts[0], rule, *texts[1:-footers], rule, *texts[-footers:], *notes])
+
+
+def _own_columns(rows: Sequence[Mapping[str, Any]], select: str | None) -> dict[str, list[list[float]]]:
+    """By title, the scores of the run's own methods in each task, one for each seed.
+
+    Where the summary says which policy counts, that one stands before the other one.
+    """
+    columns = {}
+    both = ("",) if select is None else (select, *(which for which in SELECT if which != select))
+    for method in ("policy", "cloning", "data", "random"):
+        for which in both if method in ("policy", "cloning") else both[:1]:
+            chosen = [row if which == both[0] else with_policy(row, which) for row in rows]
+            scores = [[] if row is None else method_scores(row, method) for row in chosen]
+            title = " ".join(filter(None, [_TITLES.get(method, ""), which if method in ("policy", "cloning") else ""]))
+            if any(scores) or (method == "policy" and which == both[0]):
+                columns[title or "score"] = scores
+    return columns
 
 
 def format_interval(statistics: Mapping[str, Any], key: str = "iqm") -> str:
@@ -110,19 +113,28 @@ def _published_columns(
     comparison: Mapping[str, Any] | None,
     task_set: str | TaskSet,
     references: Sequence[str],
-) -> dict[str, list[float | None]]:
-    """By title, a number for each row; what follows a space in a title is not shown."""
-    columns: dict[str, list[float | None]] = {}
+) -> dict[str, list[list[float]]]:
+    """By title, a number for each row, if it has one; what follows "of" in a title is not shown."""
+    columns: dict[str, list[list[float]]] = {}
     if comparison is None:
         for method in references:
             known = reference_scores(task_set, method)  # type: ignore[arg-type]
-            columns[_TITLES[method]] = [known.get(row["task"]) for row in rows]
+            columns[_TITLES[method]] = [_listed(known.get(row["task"])) for row in rows]
         return columns
     for method in comparison["methods"]:
         entries = [comparison["tasks"].get(row["task"], {}).get(method, {}) for row in rows]
-        columns[_TITLES[method]] = [entry.get("score") for entry in entries]
-        columns[f"diff {method}"] = [entry.get("difference") for entry in entries]
+        columns[_TITLES[method]] = [_listed(entry.get("score")) for entry in entries]
+        columns[f"diff of {method}"] = [_listed(entry.get("difference")) for entry in entries]
     return columns
+
+
+def _listed(value: float | None) -> list[float]:
+    return [] if value is None else [value]
+
+
+def _iqm(scores: Sequence[Sequence[float]]) -> float:
+    """Interquartile mean of the scores of each task's seeds."""
+    return aggregate_scores(np.array(scores).T, reps=0).iqm.value
 
 
 def _beside_the_papers(comparison: Mapping[str, Any]) -> list[str]:
@@ -152,6 +164,8 @@ def _notes(summary: Mapping[str, Any], known: bool, task_set: str | TaskSet) -> 
         # whether the data are others, a comparison says itself
         note += ", trained on other data." if "comparison" not in summary else "."
     remarks = [note, *summary.get("notes", [])]
+    if "select" in summary:
+        remarks.insert(1, selection_sentence(summary["select"]))
     if "comparison" in summary:
         remarks += _beside_the_papers(summary["comparison"])
     statistics = summary.get("statistics", {})
@@ -172,7 +186,19 @@ def _notes(summary: Mapping[str, Any], known: bool, task_set: str | TaskSet) -> 
     return [*lines, *remarks]
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def selection_sentence(select: str) -> str:
+    """What the policies of a table are.
+
+    Args:
+        select: which one counts.
+    """
+    return (
+        "best: the policy that did best in an evaluation along the training, on start states or seeds apart from those "
+        f"of the score; last: the one at its end. The {select} one counts (select={select})."
+    )
+
+
+def _mean(values: Sequence[Any]) -> float | None:
     return float(np.mean(values)) if values else None
 
 

@@ -24,11 +24,11 @@ from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.envs.simulators import SwingUpController
 from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy, package_versions, plot_training
+from torchrl_pwm.evaluation.statistics import SELECT
 from torchrl_pwm.runs.folder import claim_folder, make_logger
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
 Outcome = TypeVar("Outcome")
-_SELECT = ("last", "best")
 
 
 def check_select(select: str, name: str = "select") -> str:
@@ -37,7 +37,7 @@ def check_select(select: str, name: str = "select") -> str:
     Raises:
         ValueError: for anything else.
     """
-    if select not in _SELECT:
+    if select not in SELECT:
         raise ValueError(f"{name} must be last or best, found {select!r}")
     return select
 
@@ -240,7 +240,7 @@ class EvaluatedRun:
             save_tensors(folder / name, module.state_dict())
         chosen: dict[str, Any] = both[self.select] or {}
         results = {**chosen, **self.evaluator.outcomes(chosen["policy"], self.untrained), **outcomes}
-        results |= {f"{which} {name}": found for which in _SELECT for name, found in (both[which] or {}).items()}
+        results |= {f"{which} {name}": found for which in SELECT for name, found in (both[which] or {}).items()}
         if config.logger == "csv":
             drawn = ("random actions", "no action", "hand-written controller")
             references = {name: results[name]["return_mean"] for name in drawn if name in results}

@@ -17,6 +17,7 @@ from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart
 from torchrl_pwm.runs.baselines import baseline_settings
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison
+from torchrl_pwm.runs.evaluator import check_select
 from torchrl_pwm.runs.extraction import extract_policies
 from torchrl_pwm.runs.folder import claim_folder
 from torchrl_pwm.runs.report import write_report
@@ -60,8 +61,7 @@ def check_config(config: DictConfig) -> list[str]:
     tasks = select_tasks(config.task, task_set)
     if config.seeds < 1:
         raise ValueError(f"seeds is the number of policies per task and at least 1, found {config.seeds}")
-    if config.extraction.select not in ("last", "best"):
-        raise ValueError(f"extraction.select must be last or best, found {config.extraction.select!r}")
+    check_select(config.extraction.select, "extraction.select")
     check_comparison(config)
     baseline_settings(config)
     check_simulators(tasks, task_set)
