@@ -79,11 +79,11 @@ def make_summary(
         "seed": int(seed),
         "versions": dict(package_versions() if versions is None else versions),
     }
+    if select is not None:
+        summary["select"] = select
     _check(summary, "the summary")
     if any("seeds" in row for row in tasks):
         summary["statistics"] = compare_methods(tasks)
-    if select is not None:
-        summary["select"] = select
     for which in SELECT:
         chosen = [row for row in (with_policy(row, which) for row in tasks) if row is not None]
         if chosen and len(chosen) == len(tasks):
