@@ -128,7 +128,7 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     if trainer.iteration == 0:
         warm_start(loss, stepper, replay, **config.extraction.warm_start, device=job.device)
         average.restart()
-        if config.extraction.warm_start.behavior_updates and config.extraction.select == "best":
+        if config.extraction.warm_start.behavior_updates:
             trainer.log_evaluation(now=True)
     trainer.train()
     seconds = stopwatch.seconds
