@@ -291,8 +291,8 @@ def _table_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
     methods, policies = content["methods"], shown_policies(content)
     for task, found in content["tasks"].items():
         for which in policies:
-            scores = {method: pick(content, method, found.get(method), which) for method in methods}
-            cells = {method: _cell(scores[method], "mean") for method in methods}
+            scores = {method: pick(content, method, entry, which) for method, entry in found.items()}
+            cells = {method: _cell(scores.get(method), "mean") for method in methods}
             marked = (f"**{cell}**" if method in _best(scores) else cell for method, cell in cells.items())
             yield [task, *filter(None, [which]), *marked]
     for key, name in (("mean", "mean"), ("iqm", "interquartile mean")):
@@ -315,8 +315,11 @@ def _more(entry: Mapping[str, Any]) -> str:
 
 
 def _best(scores: Mapping[str, Mapping[str, Any] | None]) -> set[str]:
-    known = {method: entry["mean"] for method, entry in scores.items() if entry}
-    return {method for method, mean in known.items() if mean >= max(known.values()) - 1e-9}
+    """The methods of the highest mean; none where one was not recorded."""
+    means = {method: entry["mean"] for method, entry in scores.items() if entry}
+    return {
+        method for method, mean in means.items() if len(means) == len(scores) and mean >= max(means.values()) - 1e-9
+    }
 
 
 def _cell(entry: Mapping[str, Any] | None, key: str) -> str:
