@@ -4,6 +4,7 @@
     python examples/pwm_simulator.py env=analytic/double_pendulum
     python examples/pwm_simulator.py env=newton/ant
     python examples/pwm_simulator.py pretraining.data=steps pretraining.updates=50000
+    python examples/pwm_simulator.py env=dflex/ant checkpoint=ant.pt stage=evaluation   # a published agent
     python examples/pwm_simulator.py resume=runs/2026-11-21_cartpole_swingup
 
 The simulator's gradients are not used: the policy learns inside the world model. The options are in

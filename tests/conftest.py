@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.data.hub import Hub
+
 GOLDEN = Path(__file__).parent / "golden"
 
 # The suite runs in several processes; more threads than cores would only slow each other down.
@@ -33,3 +35,20 @@ def golden() -> Callable[[str], dict[str, Any]]:
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
     return GOLDEN
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The hub that ``huggingface_hub`` talks to for the time of a test."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    served = Hub()
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)  # so that small files come in several pieces
+    monkeypatch.setattr(constants, "ENDPOINT", served.endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    yield served
+    served.close()

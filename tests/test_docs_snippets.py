@@ -39,15 +39,22 @@ def named(page: Path) -> str:
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder that holds a published checkpoint and a published data set, both tiny."""
+    """A folder that holds a published checkpoint, agent and data set, and recorded DFlex data, all tiny."""
     import numpy as np
+    from tensordict import TensorDict
 
+    from tests.modules.agent_files import save_pwm_agent
     from torchrl_pwm.data import EpisodeStoreWriter
 
     golden = torch.load(ROOT / "tests/golden/tdmpc2_checkpoint_old.pt", weights_only=True)
     torch.save(golden["multi"]["checkpoint"], tmp_path / "mt80-48M.pt")
     with EpisodeStoreWriter(tmp_path / "data/mt80", "mt80", {"walker-run": 2}, row_length=100) as writer:
         writer.write("walker-run", np.zeros((2, 101, 39)), np.zeros((2, 100, 6)), np.ones((2, 100)))
+    save_pwm_agent(tmp_path / "agent.pt", 5, 1, obs_rms=True)
+    action, reward = torch.rand(4, 21, 2), torch.rand(4, 21)
+    action[:, 0], reward[:, 0] = torch.nan, torch.nan
+    recorded = TensorDict({"obs": torch.randn(4, 21, 5), "action": action, "reward": reward}, [4, 21])
+    torch.save(recorded, tmp_path / "ant_data.pt")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
 

@@ -14,6 +14,8 @@ from tests.optional import OPTIONAL
 # Names of the design whose use needs no optional package.
 LIGHT = [
     "PWMWorldModel",
+    "PWMAgent",
+    "load_world_model",
     "make_pwm_actor",
     "make_value_ensemble",
     "FirstOrderLoss",
@@ -83,6 +85,30 @@ assert len(MT80) == 80 and len(MT30) == 30
 print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
 """
     assert not set(OPTIONAL) & set(run(code))
+
+
+def test_the_hubs_methods_without_its_package_name_the_extra_and_folders_are_read_all_the_same(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    torchrl_pwm.PWMWorldModel(5, 2, latent_dim=16, units=(8,), simnorm_dim=4).save_pretrained(tmp_path)
+    code = f"""
+import json
+from torchrl_pwm import PWMWorldModel, load_world_model
+
+model, messages = load_world_model({str(tmp_path)!r}), []
+for call in (
+    lambda: model.save_pretrained("folder"),
+    lambda: model.push_to_hub("user/model"),
+    lambda: PWMWorldModel.from_pretrained({str(tmp_path)!r}),
+):
+    try:
+        call()
+    except ImportError as error:
+        messages.append(str(error))
+print(json.dumps([model.constructor_arguments["simnorm_dim"], messages]))
+"""
+    groups, messages = run(code)
+    assert groups == 4 and len(messages) == 3
+    assert all('pip install "torchrl-pwm[hub]"' in message for message in messages)
 
 
 @pytest.mark.parametrize("task", ["walker-run", "mw-reach"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
@@ -32,6 +33,7 @@ SHORTENED = {
     "torchrl_trainer.py": ("FRAMES, UPDATES = 8_000, 40", "FRAMES, UPDATES = 2_400, 1"),
     "own_simulator.py": ("WINDOWS = 60", "WINDOWS = 21"),
     "own_env.py": ("ITERATIONS = 300", "ITERATIONS = 2"),
+    "own_data.py": ("EPISODES, UPDATES = 240, 3_000", "EPISODES, UPDATES = 8, 10"),
 }
 
 
@@ -109,6 +111,20 @@ def test_an_env_of_ones_own_trains_a_policy(tmp_path, monkeypatch, capsys):
     assert found["trainer"].env_steps == 2048 + 2 * 128
     value = float(capsys.readouterr().out.splitlines()[-1].rsplit(" ", 1)[1])
     assert -2000 < value < 0
+
+
+@pytest.mark.filterwarnings("ignore")  # what Minari would like to know of a data set
+def test_recorded_data_become_a_policy_that_is_evaluated(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("minari")
+    pytest.importorskip("hydra")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    found = execute("own_data.py", tmp_path, monkeypatch)
+    lengths = found["store"].lengths
+    assert lengths.min() < 17 < lengths.max() and found["store"].terminates
+    summary = json.loads((tmp_path / "runs" / "pendulum" / "summary.json").read_text())
+    (result,) = summary["tasks"].values()
+    assert len(result["outcomes"]["policy"]["returns"]) == 32
+    assert "| steps ahead | reward" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -1,6 +1,11 @@
+from ._utils.errors import DamagedFileError as DamagedFileError
 from .data import TDMPC2ExperienceReplay as TDMPC2ExperienceReplay
 from .data import collect_dataset as collect_dataset
 from .data import convert_shards as convert_shards
+from .data import import_d4rl as import_d4rl
+from .data import import_dflex as import_dflex
+from .data import import_minari as import_minari
+from .data import write_episodes as write_episodes
 from .envs import MT30 as MT30
 from .envs import MT80 as MT80
 from .envs import AnalyticEnv as AnalyticEnv
@@ -14,6 +19,8 @@ from .envs import Simulator as Simulator
 from .envs import SimulatorEnv as SimulatorEnv
 from .envs import SimulatorStep as SimulatorStep
 from .envs import SwingUpController as SwingUpController
+from .envs import TaskSet as TaskSet
+from .envs import TaskSpec as TaskSpec
 from .envs import WorldModelWrapper as WorldModelWrapper
 from .envs import compatibility_shim as compatibility_shim
 from .envs import make_gym_env as make_gym_env
@@ -23,11 +30,13 @@ from .evaluation import evaluate_policy as evaluate_policy
 from .modules import DynamicsEnsemble as DynamicsEnsemble
 from .modules import NormedLinear as NormedLinear
 from .modules import ObservationNormalizer as ObservationNormalizer
+from .modules import PWMAgent as PWMAgent
 from .modules import PWMWorldModel as PWMWorldModel
 from .modules import SimNorm as SimNorm
 from .modules import TDMPC2Model as TDMPC2Model
 from .modules import TwoHotCodec as TwoHotCodec
 from .modules import WorldModelPolicy as WorldModelPolicy
+from .modules import load_world_model as load_world_model
 from .modules import make_pwm_actor as make_pwm_actor
 from .modules import make_value_ensemble as make_value_ensemble
 from .objectives import FirstOrderLoss as FirstOrderLoss

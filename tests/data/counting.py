@@ -22,7 +22,7 @@ def counting_rows(task_set: str, task: str, rows: int, length: int) -> tuple[np.
     observation[..., 1] = np.arange(rows)[:, None]
     observation[..., 2] = np.arange(length + 1)
     action = np.zeros((rows, length, table.action_dim), np.float32)
-    action[..., :3] = observation[:, :-1, :3] / 128
+    action[..., :3] = observation[:, :-1, :3] / 512
     reward = index % 16 * 128 + observation[:, :-1, 1] * 16 + observation[:, :-1, 2]  # exact in float16, too
     return observation, action, reward.astype(np.float32)
 

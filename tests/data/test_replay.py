@@ -37,7 +37,7 @@ def _windows(batch):
     assert torch.equal(step, step[:, :1] + torch.arange(steps))
     assert (row == row[:, :1]).all() and (task == task[:, :1]).all()
     assert torch.equal(batch["task"], task.long())
-    assert torch.equal(batch["action"][..., :3] * 128, observation[..., :3])
+    assert torch.equal(batch["action"][..., :3] * 512, observation[..., :3])
     assert torch.equal(batch["next", "reward"][..., 0], task % 16 * 128 + row * 16 + step)
     assert torch.equal(batch["next", "truncated"][..., 0], step == LENGTH - 1)
     assert torch.equal(batch["next", "done"], batch["next", "truncated"])
@@ -254,7 +254,7 @@ def test_arguments_that_do_not_fit_are_refused(counting_root, kwargs, message):
 def test_missing_data_says_how_to_get_it(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"mt30 was not found in .*pass download=True"):
         TDMPC2ExperienceReplay("mt30", 4, root=tmp_path)
-    with pytest.raises(FileNotFoundError, match="made by convert_shards or collect_dataset"):
+    with pytest.raises(FileNotFoundError, match=r"made by write_episodes, .* or collect_dataset"):
         TDMPC2ExperienceReplay(tmp_path / "nothing", 4)
 
 

@@ -103,7 +103,7 @@ def _edited(root, edit):
     ("edit", "message"),
     [
         (lambda m: m.update(format="other"), "not a manifest of this package"),
-        (lambda m: m.update(version=99), "format version 99, this package reads version 2"),
+        (lambda m: m.update(version=99), "format version 99, this package reads versions 2 and 3"),
         (lambda m: m.pop("tasks"), "lacks or misnames an entry"),
         (lambda m: m["fields"].pop("steps"), r"lists no file for \['steps'\]"),
         (lambda m: m["fields"]["returns"].update(file="../returns.bin"), "not a file name inside its folder"),

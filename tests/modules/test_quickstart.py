@@ -17,11 +17,11 @@ from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart, pack_quickstar
 TASKS = ("walker-stand", "mw-reach")
 
 
-def make(num=7, simnorm_dim=4):
+def make(num=7, simnorm_dim=4, **options):
     torch.manual_seed(0)
     model = PWMWorldModel(
         39, 6, latent_dim=16, units=(12,), simnorm_dim=simnorm_dim, num_bins=11, vmin=-3.0, vmax=4.0, num_tasks=80,
-        task_dim=4, action_dims=MT80.action_dims,
+        task_dim=4, action_dims=MT80.action_dims, **options,
     )  # fmt: skip
     model.set_observation_statistics(torch.randn(80, 39), torch.rand(80, 39))
     starts = {}
@@ -67,6 +67,14 @@ def test_start_states_come_back_with_zeros_in_the_padding(tmp_path):
         assert torch.equal(quickstart[task]["action"][:, :size], starts[task]["action"][:, :size].half().float())
         assert (quickstart[task]["action"][:, size:] == 0).all()
         assert torch.equal(quickstart[task]["task"], starts[task]["task"])
+
+
+def test_arguments_that_the_weights_do_not_tell_come_back(tmp_path):
+    file, model, _, _ = pack(tmp_path, residual=True, observation_clip=2.0)
+    again = load_quickstart(file).world_model
+    assert again.constructor_arguments == model.constructor_arguments
+    observation, task = torch.randn(3, 39), torch.tensor([0, 1, 2])
+    assert again.encode_observation(observation, task).equal(model.encode_observation(observation, task))
 
 
 def test_padding_takes_no_room(tmp_path):

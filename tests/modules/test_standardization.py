@@ -86,3 +86,63 @@ def test_moments_are_saved_with_the_model():
 def test_bins_need_no_moments():
     with pytest.raises(ValueError, match=r"needs a scalar reward head .* found num_bins=101"):
         make_model(num_bins=101)
+
+
+def test_a_part_of_a_state_dict_leaves_the_statistics_as_they_are():
+    model = PWMWorldModel(5, 2, latent_dim=16, units=(8,))
+    model.set_observation_statistics(torch.arange(5.0), torch.ones(5) * 2)
+    part = {name: value for name, value in model.state_dict().items() if name.startswith("_reward.")}
+    model.load_state_dict(part, strict=False)
+    assert model.observation_mean.flatten().tolist() == [0, 1, 2, 3, 4]
+    other = PWMWorldModel(5, 2, latent_dim=16, units=(8,))
+    model.load_state_dict({**other.state_dict()}, strict=False)
+    assert model.observation_std.flatten().tolist() == [2] * 5
+
+
+def test_a_whole_state_dict_without_statistics_takes_them_away():
+    model, other = (PWMWorldModel(5, 2, latent_dim=16, units=(8,)) for _ in range(2))
+    model.set_observation_statistics(torch.zeros(5), torch.ones(5) * 2)
+    model.load_state_dict(other.state_dict())
+    assert model.observation_mean is None and model.observation_std is None
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("lost", ["observation_mean", "observation_std"])
+def test_half_of_the_statistics_is_refused(lost, strict):
+    model, other = (PWMWorldModel(5, 2, latent_dim=16, units=(8,)) for _ in range(2))
+    model.set_observation_statistics(torch.zeros(5), torch.ones(5) * 2)
+    state = {name: value for name, value in model.state_dict().items() if name != lost}
+    with pytest.raises(RuntimeError, match=lost):
+        other.load_state_dict(state, strict=strict)
+
+
+def test_half_of_the_statistics_replaces_its_half_of_those_that_are_there():
+    model = PWMWorldModel(5, 2, latent_dim=16, units=(8,))
+    model.set_observation_statistics(torch.zeros(5), torch.ones(5) * 2)
+    model.load_state_dict({"observation_mean": torch.ones(1, 5)}, strict=False)
+    assert model.observation_mean.eq(1).all() and model.observation_std.eq(2).all()
+
+
+def test_standardized_observations_are_clipped_where_that_is_asked_for():
+    model = PWMWorldModel(2, 1, latent_dim=16, units=(8,), observation_clip=3.0)
+    raw = torch.tensor([[9.0, -1.0]])
+    assert model.standardize_observation(raw).equal(raw)
+    model.set_observation_statistics(torch.zeros(2), torch.ones(2))
+    assert model.standardize_observation(raw).tolist() == [[3.0, -1.0]]
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0])
+def test_a_clip_that_is_not_positive_is_refused(clip):
+    with pytest.raises(ValueError, match="observation_clip must be above 0"):
+        PWMWorldModel(2, 1, latent_dim=16, observation_clip=clip)
+
+
+def test_a_part_of_the_state_of_a_module_around_it_leaves_the_statistics_as_they_are():
+    model = PWMWorldModel(5, 2, latent_dim=16, units=(8,))
+    model.set_observation_statistics(torch.zeros(5), torch.ones(5) * 2)
+    around = torch.nn.ModuleDict({"world_model": model, "other": torch.nn.Linear(1, 1)})
+    part = {name: value for name, value in around.state_dict().items() if "_encoder" not in name and "std" not in name}
+    around.load_state_dict({name: value for name, value in part.items() if "mean" not in name}, strict=False)
+    assert model.observation_std.eq(2).all()
+    around.load_state_dict(around.state_dict())
+    assert model.observation_std.eq(2).all()

@@ -323,7 +323,7 @@ def test_the_target_moves_towards_the_live_functions():
 
 
 def test_a_model_without_a_termination_head_says_so():
-    with pytest.raises(ValueError, match="episodic=True"):
+    with pytest.raises(ValueError, match="termination=True"):
         make_model().termination_logits(torch.rand(2, LATENT))
     assert make_model(episodic=True).termination_logits(torch.rand(2, LATENT)).shape == (2, 1)
 

@@ -39,7 +39,7 @@ def fixed_noise() -> TDMPC2Noise:
 # Gradients.
 
 WORLD = tuple(f"world_model.{part}" for part in ("_encoder", "_dynamics", "_reward", "_task_emb"))
-PARTS = (*WORLD, "q.", "policy", "target_q", "termination")
+PARTS = (*WORLD, "world_model._termination", "q.", "policy", "target_q")
 
 
 def reached(model) -> set[str]:
@@ -57,7 +57,7 @@ def test_each_loss_reaches_the_networks_that_it_should() -> None:
         "loss_consistency": chain,
         "loss_reward": chain | {"world_model._reward"},
         "loss_value": chain | {"q."},
-        "loss_termination": chain | {"termination"},
+        "loss_termination": chain | {"world_model._termination"},
         "loss_policy": {"policy"},
     }
     for name, parts in expected.items():

@@ -6,15 +6,15 @@ import hashlib
 import io
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from torchrl_pwm._utils.errors import first_line
+from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.files import file_sha256, replace_file, replaced_file
+from torchrl_pwm._utils.tensor_files import read_tensors
 
 _MANIFEST = "checkpoint.json"
 
@@ -92,7 +92,8 @@ def save_tensors(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None
     """
     # not a path: torch.save would write its name, which is another each time, into the file
     with replaced_file(path) as temporary, open(temporary, "wb") as file:
-        torch.save(dict(state), file)
+        # a state dict as it is: its metadata say how its module was built
+        torch.save(state if isinstance(state, dict) else dict(state), file)
 
 
 def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if the folder holds no checkpoint.
-        ValueError: if the data are not those that were written.
+        DamagedFileError: if the data are not those that were written.
     """
     folder = Path(folder)
     try:
@@ -111,16 +112,15 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = folder / name
     size_found = path.stat().st_size if path.exists() else 0
     if size_found != size or file_sha256(path) != digest:
-        raise ValueError(
+        raise DamagedFileError(
             f"The checkpoint {path} is damaged: expected {size} bytes with sha256 {digest[:12]}..., found "
             f"{size_found} bytes that differ. Restore the file, or remove the folder to begin anew."
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(
-            f"The checkpoint {path} was refused: expected tensors, numbers and strings, found what cannot be read "
-            f"without running its code ({first_line(error)}). Do not use files of this origin."
+        return read_tensors(path)
+    except DamagedFileError as error:
+        raise DamagedFileError(
+            f"The checkpoint was refused, although it has the checksum of its manifest: {error}"
         ) from error
 
 
@@ -131,7 +131,7 @@ def _read_manifest(path: Path, text: bytes) -> tuple[str, int, str]:
         # Only a name: a manifest must not lead out of its folder.
         return Path(manifest["file"]).name, int(manifest["size"]), str(manifest["sha256"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise DamagedFileError(
             f"The manifest {path} is damaged: expected JSON with file, size and sha256 ({type(error).__name__}: "
             f"{error}). Restore the file, or remove the folder to begin anew."
         ) from error

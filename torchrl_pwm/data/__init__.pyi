@@ -3,6 +3,10 @@ from .collect.online import OnlineCollection as OnlineCollection
 from .collect.recording import NoisyPolicy as NoisyPolicy
 from .collect.recording import record_steps as record_steps
 from .collect.sac import SACConfig as SACConfig
+from .imports.d4rl import import_d4rl as import_d4rl
+from .imports.dflex import import_dflex as import_dflex
+from .imports.episodes import write_episodes as write_episodes
+from .imports.minari import import_minari as import_minari
 from .mixture import ReplayMixture as ReplayMixture
 from .parallel import ParallelSliceSampler as ParallelSliceSampler
 from .parallel import extend_with_recorded as extend_with_recorded
@@ -12,7 +16,11 @@ from .published.download import download_checkpoint as download_checkpoint
 from .published.download import download_shards as download_shards
 from .replay import TDMPC2ExperienceReplay as TDMPC2ExperienceReplay
 from .sampler import EpisodeSliceSampler as EpisodeSliceSampler
+from .splits import split_episodes as split_episodes
 from .starts import start_states as start_states
+from .store.appender import EpisodeAppender as EpisodeAppender
 from .store.storage import EpisodeStorage as EpisodeStorage
 from .store.store import EpisodeStore as EpisodeStore
 from .store.writer import EpisodeStoreWriter as EpisodeStoreWriter
+from .transitions import read_memmap as read_memmap
+from .transitions import store_transitions as store_transitions

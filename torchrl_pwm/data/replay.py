@@ -15,6 +15,7 @@ from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter, Writer
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.files import default_root
+from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm._utils.torchrl_private import map_prefetched, prefetch_in_one_thread
 from torchrl_pwm.data.sampler import EpisodeSliceSampler
 from torchrl_pwm.data.store.storage import EpisodeStorage
@@ -28,7 +29,7 @@ _PUBLISHED = ("mt30", "mt80")
 class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
     """Slices of offline episodes, as a TorchRL data set.
 
-    A sample is a TensorDict [B, T] of consecutive transitions that never cross a row or a task: ``observation``
+    A sample is a TensorDict [B, T] of consecutive transitions that never cross an episode, row or task: ``observation``
     float32 [B, T, O], ``action`` float32 [B, T, A], ``task`` int64 [B, T], ``("next", "observation")``,
     ``("next", "reward")`` float32 [B, T, 1] in raw units, ``("next", "done")``, ``("next", "terminated")`` and
     ``("next", "truncated")`` bool [B, T, 1], and ``index`` int64 [B, T], the item numbers of the storage. Start
@@ -41,11 +42,16 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
 
     Args:
         dataset_id: ``"mt30"`` or ``"mt80"``, looked up under ``root``; or the folder of any data set made by
+            :func:`~torchrl_pwm.write_episodes`, :func:`~torchrl_pwm.import_minari`,
             :func:`~torchrl_pwm.data.convert_shards` or :func:`~torchrl_pwm.data.collect_dataset`.
         batch_size: slices of a sample; may be given to :meth:`sample` instead, but not with ``prefetch``.
         root: folder that holds the published data sets; default ``~/.cache/torchrl/torchrl_pwm``.
         slice_len: transitions of a slice, T.
         tasks: names or indices of the tasks to draw from; None draws from all. Nothing is copied.
+        episodes: rows to draw from, by their numbers or as bool [N], such as one of the halves of
+            :func:`~torchrl_pwm.data.split_episodes`; None draws from all.
+        strict_length: whether episodes shorter than a slice are left out, else padded by their last transition and
+            masked, see :class:`~torchrl_pwm.data.EpisodeSliceSampler`.
         download: fetch and convert the published data set if ``root`` does not hold it. An interrupted download goes
             on where it stopped, and every file is compared with the checksum that the hub states. The shards are kept
             in ``<root>/shards`` and can then be deleted. Needs the ``hub`` extra.
@@ -58,7 +64,7 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
         seed: seed of the generator that is made when ``generator`` is None.
         generator: generator of the draws.
         verify: compare the checksum of every file before anything is read.
-        check_finite: check every batch for NaN and infinity.
+        check_finite: check every batch for NaN and infinity, and for actions outside [-1, 1].
 
     Raises:
         FileNotFoundError: if there is no such data set.
@@ -91,6 +97,8 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
         root: str | os.PathLike[str] | None = None,
         slice_len: int = 17,
         tasks: str | int | Iterable[str | int] | None = None,
+        episodes: Any = None,
+        strict_length: bool = True,
         download: bool = False,
         sampler: Sampler | None = None,
         writer: Writer | None = None,
@@ -110,10 +118,11 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
             self._download()
         self.store = self._open(verify)
         if sampler is None:
-            sampler = EpisodeSliceSampler(slice_len)
-        storage = EpisodeStorage(self.store, tasks if tasks is None else _as_list(tasks), check_finite=check_finite)
+            sampler = EpisodeSliceSampler(slice_len, strict_length=strict_length)
+        wanted = tasks if tasks is None else _as_list(tasks)
+        storage = EpisodeStorage(self.store, wanted, episodes=episodes, check_finite=check_finite)
         if isinstance(sampler, EpisodeSliceSampler):
-            sampler.num_starts(storage)  # a slice that fits nowhere is refused here, not at the first sample
+            sampler.places(storage)  # a slice that fits nowhere is refused here, not at the first sample
         super().__init__(
             batch_size=batch_size,
             storage=storage,
@@ -137,8 +146,8 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
                     "of a converted or collected data set"
                 )
             raise FileNotFoundError(
-                f"there is no data set in {path}; pass 'mt30', 'mt80' or a folder made by convert_shards or "
-                "collect_dataset"
+                f"there is no data set in {path}; pass 'mt30', 'mt80' or a folder made by write_episodes, "
+                "import_minari, import_d4rl, convert_shards or collect_dataset"
             )
         store = EpisodeStore(path, verify=verify)
         if self.dataset_id in _PUBLISHED and store.manifest.task_set != self.dataset_id:
@@ -180,7 +189,8 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
     def _read(self, index: torch.Tensor) -> tuple[TensorDictBase, dict[str, Any]]:
         """What a sample of this index gives."""
         data = self[index]
-        return data.pin_memory() if self._pins else data, {"index": index}
+        mask = self.sampler.mask(index) if isinstance(self.sampler, EpisodeSliceSampler) else {}
+        return data.pin_memory() if self._pins else data, {**mask, "index": index}
 
     def state_dict(self) -> dict[str, Any]:
         """Generator, sampler and the items read ahead; plain tensors, numbers and strings."""
@@ -201,7 +211,7 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
 
     def loads(self, path: str | os.PathLike[str]) -> None:
         """Reads what :meth:`dumps` wrote; no pickled code is run."""
-        self.load_state_dict(torch.load(Path(path) / "replay.pt", weights_only=True))
+        self.load_state_dict(read_tensors(Path(path) / "replay.pt", what="state of a replay buffer"))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -1,4 +1,4 @@
-"""Sampler of slices of fixed-length rows, drawn by arithmetic."""
+"""Sampler of slices of rows and episodes, drawn by arithmetic."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchrl import torchrl_logger
 from torchrl.data.replay_buffers import Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
 from torchrl_pwm._utils.checkpoint import save_tensors
+from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm._utils.torchrl_private import sampler_generator
+from torchrl_pwm.data.store.layout import SliceStarts
 from torchrl_pwm.data.store.storage import EpisodeStorage
 
 __all__ = ["EpisodeSliceSampler"]
@@ -20,14 +23,21 @@ __all__ = ["EpisodeSliceSampler"]
 class EpisodeSliceSampler(Sampler):
     """Draws slices uniformly over all legal places: every row, every start from 0 to L - slice_len.
 
-    One integer per slice is drawn; row and start follow by division. The cost depends neither on the size of the data
-    nor on the number of episodes, and there is no episode column.
+    One integer per slice is drawn; row and start follow by division, or in episodes of any length by bisection. The
+    cost does not depend on the size of the data, and there is no episode column. A slice never crosses the end of an
+    episode.
+
+    Episodes shorter than a slice are treated as by TorchRL's ``SliceSampler``: they are left out, which is logged once
+    with their number, or with ``strict_length=False`` padded by their last transition. A sample then has the entry
+    ``("collector", "mask")``, bool [B, T], False where a step was added, which TorchRL's losses and those of this
+    package leave out.
 
     Args:
         slice_len: transitions of a slice, T.
         seed: seed of the sampler's own generator. A replay buffer's generator goes first.
         start: first step from which slices may start, 0 for all.
         stop: step before which slices must start, None for all. ``start=0, stop=1`` draws the beginnings of rows only.
+        strict_length: whether episodes shorter than a slice are left out; else they are padded.
 
     Raises:
         ValueError: if ``slice_len`` is below one.
@@ -38,7 +48,15 @@ class EpisodeSliceSampler(Sampler):
         >>> replay = TDMPC2ExperienceReplay(root, 256, sampler=sampler)  # doctest: +SKIP
     """
 
-    def __init__(self, slice_len: int = 17, *, seed: int = 0, start: int = 0, stop: int | None = None) -> None:
+    def __init__(
+        self,
+        slice_len: int = 17,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        stop: int | None = None,
+        strict_length: bool = True,
+    ) -> None:
         if slice_len < 1:
             raise ValueError(f"slice_len is a number of transitions and at least 1, found {slice_len}")
         if start < 0 or (stop is not None and stop <= start):
@@ -46,6 +64,8 @@ class EpisodeSliceSampler(Sampler):
         self.slice_len = int(slice_len)
         self.start = int(start)
         self.stop = stop
+        self.strict_length = strict_length
+        self._starts: tuple[Storage, SliceStarts] | None = None
         self._generator = torch.Generator().manual_seed(seed)
 
     @property
@@ -54,38 +74,54 @@ class EpisodeSliceSampler(Sampler):
         given = sampler_generator(self)
         return self._generator if given is None else given
 
-    def num_starts(self, storage: Storage) -> int:
-        """Legal starts of a row.
+    def places(self, storage: Storage) -> SliceStarts:
+        """The places at which slices may start, found once for a storage.
 
         Raises:
             TypeError: if the storage is not an :class:`~torchrl_pwm.data.EpisodeStorage`.
             ValueError: if no slice fits.
         """
+        if self._starts is not None and self._starts[0] is storage:
+            return self._starts[1]
         if not isinstance(storage, EpisodeStorage):
             raise TypeError(f"EpisodeSliceSampler reads an EpisodeStorage, found {type(storage).__name__}")
-        last = storage.row_length - self.slice_len + 1
-        starts = min(last, last if self.stop is None else self.stop) - self.start
-        if starts < 1:
+        layout = storage.layout
+        starts = layout.starts(self.slice_len, self.start, self.stop, self.strict_length)
+        if not starts.places:
             raise ValueError(
                 f"no slice of {self.slice_len} transitions that starts at step {self.start} or later fits in rows of "
-                f"{storage.row_length} transitions; use a smaller slice_len"
+                f"{layout.longest} transitions at most; use a smaller slice_len, or strict_length=False to pad them"
             )
+        if starts.rows < layout.num_rows and not self.start:
+            torchrl_logger.info(
+                f"{layout.num_rows - starts.rows:,} of {layout.num_rows:,} episodes are shorter than slices of "
+                f"{self.slice_len} transitions and left out, {layout.num_transitions - starts.transitions:,} of "
+                f"{layout.num_transitions:,} transitions; strict_length=False pads them"
+            )
+        self._starts = (storage, starts)
         return starts
 
     def sample(self, storage: Storage, batch_size: int) -> tuple[torch.Tensor, dict[str, Any]]:
         """Draws item numbers [B, T] of slices."""
-        starts = self.num_starts(storage)
+        starts = self.places(storage)
         assert isinstance(storage, EpisodeStorage)
-        drawn = torch.randint(storage.num_rows * starts, (batch_size, 1), generator=self.generator)
-        row = torch.div(drawn, starts, rounding_mode="floor")
-        first = row * storage.row_length + (drawn - row * starts) + self.start
-        return first + torch.arange(self.slice_len), {}
+        drawn = torch.randint(starts.places, (batch_size, 1), generator=self.generator)
+        items = storage.layout.slices(starts, drawn, self.slice_len, self.start)
+        return items, self.mask(items)
+
+    def mask(self, items: torch.Tensor) -> dict[Any, torch.Tensor]:
+        """The entry that says which steps of slices ``items`` [B, T] were not added, where episodes are padded."""
+        if self.strict_length:
+            return {}
+        new = torch.cat([torch.ones_like(items[:, :1]), items.diff(dim=1)], 1) > 0
+        return {("collector", "mask"): new}
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "slice_len": self.slice_len,
             "start": self.start,
             "stop": self.stop,
+            "strict_length": self.strict_length,
             "generator": self.generator.get_state().clone(),
         }
 
@@ -95,11 +131,12 @@ class EpisodeSliceSampler(Sampler):
         Raises:
             ValueError: if the saved sampler drew other slices.
         """
-        for key in ("slice_len", "start", "stop"):
-            if state_dict[key] != getattr(self, key):
+        for key in ("slice_len", "start", "stop", "strict_length"):
+            saved = state_dict.get(key, True)  # strict_length of states that do not say
+            if saved != getattr(self, key):
                 raise ValueError(
-                    f"the state was saved with {key}={state_dict[key]}, this sampler has {getattr(self, key)}; build "
-                    "it as it was saved"
+                    f"the state was saved with {key}={saved}, this sampler has {getattr(self, key)}; build it as it "
+                    "was saved"
                 )
         self.generator.set_state(state_dict["generator"])
 
@@ -107,7 +144,7 @@ class EpisodeSliceSampler(Sampler):
         save_tensors(Path(path) / "sampler.pt", self.state_dict())
 
     def loads(self, path: str | os.PathLike[str]) -> None:
-        self.load_state_dict(torch.load(Path(path) / "sampler.pt", weights_only=True))
+        self.load_state_dict(read_tensors(Path(path) / "sampler.pt", what="state of a sampler"))
 
     def _empty(self) -> None:
         """Nothing to forget: no draw depends on an earlier one."""
@@ -115,6 +152,7 @@ class EpisodeSliceSampler(Sampler):
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         state["_generator"] = self.generator.get_state()
+        state["_starts"] = None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -123,4 +161,7 @@ class EpisodeSliceSampler(Sampler):
         self._generator.set_state(state["_generator"])
 
     def __repr__(self) -> str:
-        return f"EpisodeSliceSampler(slice_len={self.slice_len}, start={self.start}, stop={self.stop})"
+        return (
+            f"EpisodeSliceSampler(slice_len={self.slice_len}, start={self.start}, stop={self.stop}, "
+            f"strict_length={self.strict_length})"
+        )

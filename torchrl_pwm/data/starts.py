@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from tensordict import TensorDict
 
@@ -18,9 +20,12 @@ def start_states(
     *,
     resets: float = 0.1,
     top: float = 1.0,
+    episodes: Any = None,
     seed: int = 0,
 ) -> TensorDict:
     """Draws start states of one task, spread evenly over the time of its episodes.
+
+    Where episodes differ in length, over all their steps, in the order of time.
 
     A uniform draw from a replay that went from random to expert holds few first steps, where every real episode
     begins, and as many states of aimless episodes as of good ones. Here a share of the states are the first of their
@@ -33,6 +38,7 @@ def start_states(
         count: number of start states N.
         resets: share that are first states of episodes.
         top: share of the episodes, those of the highest return, that states are taken from.
+        episodes: rows that states are taken from, by their numbers or as bool [N]; None takes all of the task.
         seed: seed of the draw.
 
     Returns:
@@ -58,22 +64,47 @@ def start_states(
             raise ValueError(
                 f"{name} is a share of the whole, expected {'0' if low == 0 else 'more than 0'} to 1, found {share}"
             )
-    (rows,) = store.select(task)
-    length = store.row_length
+    storage = EpisodeStorage(store, task, episodes=episodes)
+    (rows,) = storage.task_rows
+    kept = storage.store_rows()
     # where a set's tasks differ in length, an episode is several rows that follow each other
-    whole = rows.behavior_return_std is not None
-    parts = store.task_set[rows.name].episode_length // length if whole else 1
-    returns = store.returns[rows.start : rows.stop].reshape(-1, parts).sum(1)
-    episodes = np.argsort(-returns, kind="stable")[: max(round(top * len(returns)), 1)]
+    whole = store.row_length is not None and rows.behavior_return_std is not None and episodes is None
+    parts = store.task_set[rows.name].episode_length // int(store.row_length or 1) if whole else 1
+    returns = store.returns[kept].reshape(-1, parts).sum(1)
+    lengths = store.lengths[kept].reshape(-1, parts).sum(1)
+    best = np.argsort(-returns, kind="stable")[: max(round(top * len(returns)), 1)]
 
     draws = np.random.default_rng(seed)
     first = round(resets * count)
     stretches = np.arange(count - first) + draws.random(count - first)
-    times = np.zeros(count, np.int64)
-    times[first:] = (stretches * (parts * length / max(count - first, 1))).astype(np.int64)
-    # whole rounds through the episodes, so that none is left out by chance
-    rounds = [draws.permutation(episodes) for _ in range(-(-count // len(episodes)))]
-    chosen = draws.permuted(np.concatenate(rounds)[:count])
+    if store.row_length is None:
+        chosen, times = _of_any_length(best, lengths, first, stretches / max(count - first, 1), draws)
+    else:
+        times = np.zeros(count, np.int64)
+        times[first:] = (stretches * (int(lengths[0]) / max(count - first, 1))).astype(np.int64)
+        # whole rounds through the episodes, so that none is left out by chance
+        chosen = draws.permuted(_in_rounds(best, count, draws))
     order = draws.permutation(count)
-    items = chosen[order] * (parts * length) + times[order]
-    return EpisodeStorage(store, rows.name).get(items).select("observation", "action", "task")
+    items = (lengths.cumsum() - lengths)[chosen[order]] + times[order]
+    return storage.get(items).select("observation", "action", "task")
+
+
+def _in_rounds(episodes: np.ndarray, count: int, draws: np.random.Generator) -> np.ndarray:
+    """``count`` episodes, in rounds through all of them in random order."""
+    return np.concatenate([draws.permutation(episodes) for _ in range(-(-count // len(episodes)))])[:count]
+
+
+def _of_any_length(
+    episodes: np.ndarray, lengths: np.ndarray, first: int, stretches: np.ndarray, draws: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Episodes and times of starts: ``first`` resets, and one in each stretch of all steps in the order of time.
+
+    Long episodes have as many more of them as they have steps.
+    """
+    ages = np.concatenate([np.arange(length) for length in lengths[episodes]])
+    owners = np.repeat(episodes, lengths[episodes])
+    mixed = draws.permutation(len(ages))
+    steps = mixed[np.argsort(ages[mixed], kind="stable")]
+    drawn = steps[(stretches * len(steps)).astype(np.int64)]
+    chosen = np.concatenate([_in_rounds(episodes, first, draws) if first else episodes[:0], owners[drawn]])
+    return chosen, np.concatenate([np.zeros(first, np.int64), ages[drawn]])

@@ -21,8 +21,9 @@ class ImaginedEnv(ModelBasedEnvBase):
     """An env that steps inside a world model: z' = dyn(z, a), r = rew(z, a).
 
     It is stateless and differentiable: ``rollout`` builds the graph from the rewards back through the latents to the
-    policy, and no gradient reaches the model's weights. It never terminates. Usually made by
-    :meth:`WorldModelWrapper.imagined_env`, which copies the action spec of the real env.
+    policy, and no gradient reaches the model's weights. It terminates where the model has a termination head that finds
+    an end more probable than not, else never. Usually made by :meth:`WorldModelWrapper.imagined_env`, which copies the
+    action spec of the real env.
 
     A reset starts from the TensorDict it is given: from ``observation`` if it has one (encoded without gradient), else
     from ``latent``. Without either, and where only some states are reset, it asks ``starts``. The observation is then
@@ -147,12 +148,15 @@ class ImaginedEnv(ModelBasedEnvBase):
         with frozen(model):
             reward = model.decode_reward(model.reward_logits(latent, action, task), self.reward_space)
             latent = model.next_latent(latent, action, task)
+            ends = model.termination_logits(latent, task) > 0 if getattr(model, "termination", False) else None
         # A state that comes from no reset has no count yet.
         before = tensordict.get("step_count", torch.zeros(*latent.shape[:-1], 1, dtype=torch.int64, device=self.device))
         steps = None if self.max_steps is None else before + 1
-        return self._state(latent, task, steps).set("reward", reward)
+        return self._state(latent, task, steps, ends).set("reward", reward)
 
-    def _state(self, latent: Tensor, task: Tensor | None, steps: Tensor | None) -> TensorDict:
+    def _state(
+        self, latent: Tensor, task: Tensor | None, steps: Tensor | None, terminated: Tensor | None = None
+    ) -> TensorDict:
         out = TensorDict({}, latent.shape[:-1], device=self.device).set(self._latent_key, latent)
         if task is not None:
             out.set(self._task_key, task)
@@ -162,7 +166,8 @@ class ImaginedEnv(ModelBasedEnvBase):
             assert steps is not None
             out.set("step_count", steps)
             truncated = steps >= self.max_steps
-        return out.update({"done": truncated.clone(), "terminated": never, "truncated": truncated})
+        terminated = never if terminated is None else terminated
+        return out.update({"done": terminated | truncated, "terminated": terminated, "truncated": truncated})
 
     def _is_start(self, tensordict: TensorDictBase) -> bool:
         keys = tensordict.keys(include_nested=True, leaves_only=True)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args, overload
 
 __all__ = ["MT30", "MT80", "TaskSet", "TaskSpec", "get_task_set", "get_task_spec"]
 
 Suite = Literal["dm_control", "dm_control_custom", "metaworld"]
+ScoreRule = Literal["return", "success"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +28,19 @@ class TaskSpec:
     A *raw step* is one step of the simulator's own environment; a *step* is one policy step, that is
     ``action_repeat`` raw steps with one action and their rewards added.
 
+    A task of your own needs a name, sizes and the length of its episodes; without a suite it is known by its data
+    alone. Data sets keep the tasks that they are of, see :func:`~torchrl_pwm.write_episodes`.
+
     Args:
         name: name of the task in the sets, such as ``"walker-run"`` or ``"mw-reach"``.
-        index: position in the task set that holds this row.
-        suite: which family builds it.
-        domain: DMControl domain, or ``"sawyer"``.
-        task: DMControl task name, or the Meta-World base name.
         observation_fields: names and sizes of the parts of the observation, in order.
         action_dim: number of action entries, each in [-1, 1].
-        episode_length: steps until the time-out; no task terminates earlier.
-        max_reward: largest reward of one step.
+        episode_length: steps until the time-out; no task of MT30 and MT80 terminates earlier.
+        index: position in the task set that holds this row.
+        suite: which family builds it; None where no env does.
+        domain: DMControl domain, or ``"sawyer"``.
+        task: DMControl task name, or the Meta-World base name.
+        max_reward: largest reward of one step; None where it is not known, and then no return has a score.
         score_rule: ``"return"`` (return / ``max_return``) or ``"success"`` (success at the last step).
         discount: discount that TD-MPC2 derives from the episode length.
         reference_score: published single-task TD-MPC2 result, in the units of :meth:`score`.
@@ -51,20 +55,23 @@ class TaskSpec:
         (24, 6, 500)
         >>> spec.score(877.0)
         0.877
+        >>> TaskSpec("pick", observation_fields=(("joints", 6),), action_dim=3, episode_length=200).observation_dim
+        6
     """
 
     name: str
-    index: int
-    suite: Suite
-    domain: str
-    task: str
+    _: dataclasses.KW_ONLY
     observation_fields: tuple[tuple[str, int], ...]
     action_dim: int
     episode_length: int
-    max_reward: float
-    score_rule: Literal["return", "success"]
-    discount: float
-    reference_score: float
+    index: int = 0
+    suite: Suite | None = None
+    domain: str = ""
+    task: str = ""
+    max_reward: float | None = None
+    score_rule: ScoreRule = "return"
+    discount: float = 0.99
+    reference_score: float | None = None
     warmup_raw_steps: int = 0
     action_repeat: int = 2
     expert_return: float | None = None
@@ -75,10 +82,30 @@ class TaskSpec:
         """Number of observation entries before padding."""
         return sum(size for _, size in self.observation_fields)
 
+    def __post_init__(self) -> None:
+        sizes = (self.observation_dim, self.action_dim, self.episode_length)
+        if not self.name or min(sizes) < 1:
+            raise ValueError(
+                f"a task needs a name, and at least one observation entry, action entry and step, found "
+                f"{self.name!r} with {', '.join(map(str, sizes))}"
+            )
+        if self.score_rule not in get_args(ScoreRule):
+            raise ValueError(f"score_rule of {self.name} must be 'return' or 'success', found {self.score_rule!r}")
+
     @property
-    def max_return(self) -> float:
-        """Largest return of an episode: 1000 for DMControl, 2000 for Meta-World."""
-        return self.max_reward * self.episode_length
+    def max_return(self) -> float | None:
+        """Largest return of an episode: 1000 for DMControl, 2000 for Meta-World; None where it is not known."""
+        return None if self.max_reward is None else self.max_reward * self.episode_length
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> TaskSpec:
+        """The task that ``dataclasses.asdict`` and JSON made a record of.
+
+        Raises:
+            TypeError: if an entry is missing or not known.
+        """
+        fields = tuple((str(name), int(size)) for name, size in record["observation_fields"])
+        return cls(**{**record, "observation_fields": fields})
 
     @property
     def env_id(self) -> str | None:
@@ -96,9 +123,11 @@ class TaskSpec:
             ``return_ / max_return`` or ``success`` as a float (arrays and tensors elementwise).
 
         Raises:
-            ValueError: if the task is scored by success and none is given.
+            ValueError: if the task is scored by success and none is given, or its largest reward is not known.
         """
         if self.score_rule == "return":
+            if self.max_return is None:
+                raise ValueError(f"{self.name} has no max_reward, so that its returns have no score; give it one")
             return return_ / self.max_return
         if success is None:
             raise ValueError(

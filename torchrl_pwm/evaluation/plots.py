@@ -262,7 +262,8 @@ def _draw_scores(
 
 
 def _draw_returns(axes: Axes, rows: Sequence[Mapping[str, Any]], specs: Sequence[TaskSpec | None]) -> None:
-    known = [(y, row, spec.max_return) for y, (row, spec) in enumerate(zip(rows, specs)) if spec is not None]
+    tops = [None if spec is None else spec.max_return for spec in specs]
+    known = [(y, row, top) for y, (row, top) in enumerate(zip(rows, tops)) if top is not None]
     shares = [row["return_mean"] / top for _, row, top in known]
     errors = _clipped_errors(shares, [_return_error(row) / top for _, row, top in known])
     axes.barh([y - 0.16 for y, _, _ in known], shares, xerr=errors, height=0.32, **_BAR)
@@ -306,7 +307,7 @@ def _score_error(row: Mapping[str, Any], spec: TaskSpec | None) -> float:
     if spec.score_rule == "success":
         deviation = math.sqrt(row["score"] * (1.0 - row["score"]))
     else:
-        deviation = row["return_std"] / spec.max_return
+        deviation = row["return_std"] / (spec.max_return or math.nan)
     return deviation / math.sqrt(row["episodes"])
 
 

@@ -47,6 +47,8 @@ class TrustProbe:
 def open_loop_rewards(world_model: PWMWorldModel, sequences: TensorDictBase) -> Tensor:
     """Rewards [B, T] that the model predicts for real actions from the first observations on, in raw units.
 
+    With a termination head each counts with the probability that the episode has not ended before it.
+
     Args:
         world_model: the model.
         sequences: [B, T] with ``observation``, ``action`` and, for a multi-task model, ``task``.
@@ -63,10 +65,12 @@ def open_loop_rewards(world_model: PWMWorldModel, sequences: TensorDictBase) -> 
     task = sequences["task"][:, 0] if world_model.num_tasks else None
     latent = world_model.encode_observation(sequences["observation"][:, 0], task)
     context = world_model.task_context(task)
-    rewards = []
+    rewards, alive = [], torch.ones_like(latent[:, :1])
     for action in sequences["action"].unbind(1):
-        rewards.append(world_model.decode_reward(world_model.reward_logits(latent, action, context)))
+        rewards.append(alive * world_model.decode_reward(world_model.reward_logits(latent, action, context)))
         latent = world_model.next_latent(latent, action, context)
+        if world_model.termination:
+            alive = alive * torch.sigmoid(-world_model.termination_logits(latent, task))
     return torch.cat(rewards, -1)
 
 

@@ -3,10 +3,12 @@ from .actor_critic import PWMActor as PWMActor
 from .actor_critic import ValueEnsemble as ValueEnsemble
 from .actor_critic import make_pwm_actor as make_pwm_actor
 from .actor_critic import make_value_ensemble as make_value_ensemble
+from .agents import PWMAgent as PWMAgent
 from .disagreement import DynamicsEnsemble as DynamicsEnsemble
 from .layers import NormedLinear as NormedLinear
 from .layers import SimNorm as SimNorm
 from .layers import make_mlp as make_mlp
+from .loading import load_world_model as load_world_model
 from .multitask import TaskContext as TaskContext
 from .normalizer import ObservationNormalizer as ObservationNormalizer
 from .policy import WorldModelPolicy as WorldModelPolicy

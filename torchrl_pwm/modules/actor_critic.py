@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import InteractionType, TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
+from torchrl_pwm.modules.large_batches import mlp
 from torchrl_pwm.modules.layers import ResetsItself, stacked_mlps
 
 
@@ -159,18 +159,17 @@ class ValueEnsemble(ResetsItself, TensorDictModuleBase):
     def values(self, latent: Tensor) -> Tensor:
         """``[*, D]`` to ``[N, *, 1]``."""
         flat = latent.reshape(-1, latent.shape[-1])
-        params = list(self.params)
-        outputs = []
-        for net in range(self.num_nets):
-            hidden, weight, bias = flat, params[0][net], params[1][net]
-            for layer in range(2, len(params), 4):
-                hidden = F.mish(F.linear(hidden, weight, bias))
-                hidden = F.layer_norm(hidden, hidden.shape[-1:])
-                gain, shift, weight, bias = (params[layer + i][net] for i in range(4))
-                bias = torch.addmv(bias, weight, shift)
-                weight = weight * gain
-            outputs.append(F.linear(hidden, weight, bias))
+        outputs = [mlp(flat, self._layers(net)) for net in range(self.num_nets)]
         return torch.stack(outputs).view(self.num_nets, *latent.shape[:-1], 1)
+
+    def _layers(self, net: int) -> list[tuple[Tensor, Tensor]]:
+        """Weights and biases of one MLP, each with the gain and bias of the normalisation before it."""
+        params = [param[net] for param in self.params]
+        layers = [(params[0], params[1])]
+        for index in range(2, len(params), 4):
+            gain, shift, weight, bias = params[index : index + 4]
+            layers.append((weight * gain, torch.addmv(bias, weight, shift)))
+        return layers
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

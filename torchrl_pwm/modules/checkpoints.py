@@ -9,15 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import torch
 from torch import Tensor
+
+from torchrl_pwm._utils.errors import DamagedFileError
+from torchrl_pwm._utils.tensor_files import read_safetensors, read_tensors
+from torchrl_pwm.modules.arguments import saved_arguments, with_arguments
 
 QUICKSTART_FILE = Path(__file__).parent.parent / "assets" / "quickstart.safetensors"
 
-_LAYER = re.compile(r"_(encoder|dynamics|reward)\.(?:state\.)?(\d+)\.(ln\.)?(weight|bias)")
-# Other parts of TD-MPC2 (policy prior, value ensembles, termination) and its bookkeeping entries.
-_OTHER = re.compile(r"(_pi|_termination)\.|(_Qs|_detach_Qs|_target_Qs)(_params)?\.|log_std_(min|dif)$|_action_masks$")
+#: What the weights of published models do not tell.
+PUBLISHED = {"simnorm_dim": 8, "vmin": -10.0, "vmax": 10.0}
+
+_LAYER = re.compile(r"_(encoder|dynamics|reward|termination)\.(?:state\.)?(\d+)\.(ln\.)?(weight|bias)")
+# Other parts of TD-MPC2 (policy prior, value ensembles) and its bookkeeping entries.
+_OTHER = re.compile(r"_pi\.|(_Qs|_detach_Qs|_target_Qs)(_params)?\.|log_std_(min|dif)$|_action_masks$")
 
 
 def read_world_model(
@@ -25,27 +30,37 @@ def read_world_model(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The sizes and weights of a published world model, for :class:`~torchrl_pwm.PWMWorldModel`.
 
+    A state dict of this package carries all arguments of the constructor, which are the sizes then.
+
     Raises:
         ValueError: if the layout is unknown, incomplete or inconsistent; the offending keys are named.
+        DamagedFileError: if the file is no checkpoint.
         FileNotFoundError: if ``source`` is a path that does not exist.
     """
     state = load_state(source)
+    arguments = saved_arguments(state)
     weights: dict[str, Tensor] = {}
     unknown = []
     for key, value in state.items():
+        if not isinstance(value, Tensor):
+            if not _OTHER.match(key):
+                unknown.append(key)
+            continue
         if key in ("_task_emb.weight", "observation_mean", "observation_std"):
             weights[key] = value
         elif match := _LAYER.fullmatch(key):
             part, index, norm, name = match.groups()
             weights[f"_{part}.{index}.{norm or ''}{name}"] = value
         elif not _OTHER.match(key):
-            unknown.append(key)
+            if arguments is None:
+                unknown.append(key)
+            weights[key] = value
     if unknown:
         raise ValueError(
             "Unknown checkpoint layout: expected TD-MPC2's (mid-2024 or current, state observations) or PWM's, "
             f"found the unknown keys {unknown[:8]}{' ...' if len(unknown) > 8 else ''}."
         )
-    sizes = _sizes(weights)
+    sizes = model_sizes(weights) if arguments is None else arguments
     masks = state.get("_action_masks")
     if action_dims is not None:
         sizes["action_dims"] = tuple(action_dims)
@@ -55,20 +70,42 @@ def read_world_model(
 
 
 def load_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict in a file, in ``{"model": ...}``, or itself; no pickled code is executed."""
+    """The state dict in a file, in ``{"model": ...}``, or itself; no pickled code is executed.
+
+    Raises:
+        ValueError: if there is no state dict.
+        DamagedFileError: if the file is no checkpoint.
+        FileNotFoundError: if there is no such file.
+    """
+    where = ""
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        if not path.exists():
-            raise FileNotFoundError(f"No checkpoint at {path}.")
-        source = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(source, Mapping) and isinstance(source.get("model"), Mapping):
-        source = source["model"]
-    if not isinstance(source, Mapping):
+        where = f"{source}: "
+        source = read_tensors(source)
+    inner = source.get("model", source) if isinstance(source, Mapping) else source
+    if not isinstance(inner, Mapping) or not all(isinstance(key, str) for key in inner):
+        found = type(inner).__name__ if inner is source else f'{{"model": {type(inner).__name__}}}'
         raise ValueError(
-            'Unknown checkpoint layout: expected a state dict or {"model": state dict}, '
-            f"found {type(source).__name__}."
+            f'{where}Unknown checkpoint layout: expected a state dict or {{"model": state dict}}, found {found}.'
         )
-    return source
+    if not inner:
+        raise ValueError(f"{where}Unknown checkpoint layout: expected the weights of a model, found none.")
+    return inner
+
+
+def untold_arguments(sizes: Mapping[str, Any], **given: Any) -> dict[str, Any]:
+    """All arguments: those that a file tells, and of the others those that are ``given``.
+
+    Raises:
+        ValueError: if a given one, that is not the published one, contradicts what the file says.
+    """
+    wrong = [
+        f"{name}={value} (the file says {sizes[name]})"
+        for name, value in given.items()
+        if name in sizes and sizes[name] != value and value != PUBLISHED[name]
+    ]
+    if wrong:
+        raise ValueError(f"These weights were made with other arguments than {', '.join(wrong)}: leave them out.")
+    return {**given, **sizes}
 
 
 class QuickstartContents(NamedTuple):
@@ -97,10 +134,11 @@ def read_quickstart(file: str | os.PathLike[str] | None = None) -> QuickstartCon
     if not path.is_file():
         raise FileNotFoundError(f"no quickstart in {path}: install the package anew, or name a file that exists")
     try:
-        with safetensors.safe_open(path, "pt") as archive:
-            header = json.loads((archive.metadata() or {})["quickstart"])
-            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+        tensors, strings = read_safetensors(path, what="quickstart file")
+        header = json.loads(strings["quickstart"])
         weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
+        if "arguments" in header:
+            weights = with_arguments(weights, header["arguments"])
         read_world_model(weights)
         starts = {
             task: (header["indices"][task], tensors[f"starts.{task}.observation"], tensors[f"starts.{task}.action"])
@@ -108,13 +146,21 @@ def read_quickstart(file: str | os.PathLike[str] | None = None) -> QuickstartCon
         }
         rest = header["task_set"], header["behavior"], header["source"]
         return QuickstartContents(header["model"], weights, starts, *rest)
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no quickstart file, or damaged ({error}): install the package anew") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFileError(
+            f"{path} is no quickstart file, or damaged ({error}): install the package anew"
+        ) from error
 
 
-def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Constructor arguments of the model that has these weights."""
-    shapes = {part: _layer_shapes(weights, part) for part in ("encoder", "dynamics", "reward")}
+def model_sizes(weights: Mapping[str, Tensor], *, published: bool = True) -> dict[str, Any]:
+    """Constructor arguments of the model that has these weights, which have the ``published`` norms or others.
+
+    Raises:
+        ValueError: if entries are missing.
+    """
+    termination = any(key.startswith("_termination.") for key in weights)
+    parts = ["encoder", "dynamics", "reward", *(["termination"] if termination else [])]
+    shapes = {part: _layer_shapes(weights, part, published) for part in parts}
     embedding = weights.get("_task_emb.weight")
     num_tasks, task_dim = embedding.shape if embedding is not None else (0, 0)
     latent_dim, bins = shapes["encoder"][-1][0], shapes["reward"][-1][0]
@@ -127,17 +173,21 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_bins": bins if bins > 1 else None,
         "num_tasks": num_tasks,
         "task_dim": task_dim,
+        **({"termination": True} if termination else {}),
     }
 
 
-def _layer_shapes(weights: Mapping[str, Tensor], part: str) -> list[tuple[int, int]]:
+def _layer_shapes(weights: Mapping[str, Tensor], part: str, published: bool) -> list[tuple[int, int]]:
     """(out, in) of each linear layer of a part, in order."""
     indices = sorted({int(m[2]) for key in weights if (m := _LAYER.fullmatch(key)) and m[1] == part})
     if not indices or indices != list(range(len(indices))):
         raise ValueError(f"Incomplete checkpoint: expected layers 0, 1, ... under _{part}, found {indices or 'none'}.")
     expected = {f"_{part}.{i}.{name}" for i in indices for name in ("weight", "bias")}
-    normed = indices if part != "reward" else indices[:-1]
+    normed = indices[:-1] if part in ("reward", "termination") else indices
     expected |= {f"_{part}.{i}.ln.{name}" for i in normed for name in ("weight", "bias")}
-    if missing := sorted(expected ^ {key for key in weights if key.startswith(f"_{part}.")}):
+    if not published:
+        expected = {key for key in expected if ".ln." not in key}
+    found = {key for key in weights if published or ".ln." not in key}
+    if missing := sorted(expected ^ {key for key in found if key.startswith(f"_{part}.")}):
         raise ValueError(f"Incomplete or inconsistent checkpoint: the keys {missing[:8]} do not fit together.")
     return [tuple(weights[f"_{part}.{i}.weight"].shape) for i in indices]  # type: ignore[misc]

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from torchrl_pwm.modules.checkpoints import QUICKSTART_FILE, read_quickstart
-from torchrl_pwm.modules.layers import SimNorm
 from torchrl_pwm.modules.world_model import PWMWorldModel
 
 __all__ = ["QUICKSTART_FILE", "Quickstart", "load_quickstart", "pack_quickstart"]
@@ -102,6 +101,7 @@ def pack_quickstart(
     header = {
         "task_set": task_set,
         "model": _model_options(world_model),
+        "arguments": world_model.constructor_arguments,
         "indices": {task: int(states["task"][0]) for task, states in starts.items()},
         "behavior": {task: dict(behavior[task]) for task in starts},
         "source": dict(source),
@@ -111,15 +111,9 @@ def pack_quickstart(
 
 
 def _model_options(world_model: PWMWorldModel) -> dict[str, Any]:
-    """Constructor arguments that cannot be inferred from the weights."""
-    masks, codec = world_model.action_masks, world_model.codec
-    groups = [module.dim for module in world_model.encoder_network.modules() if isinstance(module, SimNorm)]
-    return {
-        "action_dims": None if masks is None else masks.sum(-1).int().tolist(),
-        "simnorm_dim": groups[0] if groups else 0,
-        "vmin": codec.vmin,
-        "vmax": codec.vmax,
-    }
+    """What readers of the first versions need beside the weights."""
+    arguments = world_model.constructor_arguments
+    return {name: arguments[name] for name in ("action_dims", "simnorm_dim", "vmin", "vmax")}
 
 
 def _without_padding(entry: Tensor) -> Tensor:

@@ -39,14 +39,18 @@ class RunningMoments(nn.Module):
 
     @torch.no_grad()
     def update(self, batch: Tensor) -> None:
-        """Merges a batch ``[n, *shape]``."""
+        """Merges a batch ``[n, *shape]``; one that is empty or not finite changes nothing."""
         size = batch.shape[0]
+        if size == 0:
+            return
         delta = batch.mean(0) - self.mean
         total = self.count + size
         moment = self.var * self.count + batch.var(0, correction=0) * size
-        self.var.copy_((moment + delta.square() * self.count * size / total) / total)
-        self.mean.add_(delta * size / total)
-        self.count.copy_(total)
+        var = (moment + delta.square() * self.count * size / total) / total
+        mean = self.mean + delta * size / total
+        finite = mean.isfinite().all() & var.isfinite().all()
+        for buffer, merged in ((self.var, var), (self.mean, mean), (self.count, total)):
+            buffer.copy_(torch.where(finite, merged, buffer))
 
     @property
     def std(self) -> Tensor:
@@ -102,9 +106,12 @@ class PercentileScale(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Moves towards the range of a batch of any shape."""
+        """Moves towards the range of a batch of any shape; one that is empty or not finite changes nothing."""
+        if x.numel() == 0:
+            return
         low, high = self.percentiles(x.detach())
-        self.value.lerp_((high - low).clamp_min(1.0).to(self.value), self.tau)
+        moved = self.value.lerp((high - low).clamp_min(1.0).to(self.value), self.tau)
+        self.value.copy_(torch.where(x.isfinite().all(), moved, self.value))
 
     def reset_parameters(self) -> None:
         """Starts afresh, at 1."""

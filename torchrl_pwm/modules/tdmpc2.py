@@ -13,8 +13,11 @@ from tensordict import TensorDictBase
 from tensordict.nn import InteractionType, TensorDictModuleBase, dispatch
 from tensordict.nn.probabilistic import interaction_type
 from tensordict.utils import NestedKey
-from torch import Tensor
+from torch import Tensor, nn
 
+from torchrl_pwm.modules.arguments import with_arguments
+from torchrl_pwm.modules.checkpoints import untold_arguments
+from torchrl_pwm.modules.hub import Pretrained
 from torchrl_pwm.modules.layers import ResetsItself, initialize, make_mlp
 from torchrl_pwm.modules.presets import Preset
 from torchrl_pwm.modules.q_ensemble import QEnsemble
@@ -37,7 +40,7 @@ class PolicySample(NamedTuple):
     noise: Tensor
 
 
-class TDMPC2Model(ResetsItself, TensorDictModuleBase):
+class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
     """World model, policy prior, Q ensemble and target Q ensemble of TD-MPC2 (arXiv 2310.16828, section 3.1).
 
     The world model is a :class:`~torchrl_pwm.PWMWorldModel`: ``model.world_model`` goes into
@@ -53,14 +56,15 @@ class TDMPC2Model(ResetsItself, TensorDictModuleBase):
             task does not have; without, every task has all of them.
 
     Keyword Args:
-        units (sequence of int, optional): hidden layers of policy, Q functions and termination head. Default: those of
-            the world model's dynamics.
+        units (sequence of int, optional): hidden layers of policy and Q functions. Default: those of the world model's
+            dynamics.
         num_q (int): number of Q functions.
         dropout (float): of the Q functions, in training. The target ensemble and the planner never drop.
         episode_lengths (int or sequence of int): steps L of an episode, of every task or one number per task. The
             discount is clip((L/5 - 1) / (L/5), 0.95, 0.995), a buffer ``discount`` [max(num_tasks, 1)] that is saved
             and may be changed. Default: 500, so 0.99.
-        episodic (bool): whether to have a termination head, for tasks that end before their time is over.
+        episodic (bool): gives the world model a termination head, if it has none, for tasks that end before their time
+            is over. Default: False, as the world model is.
         log_std_min, log_std_max (float): lo and hi.
 
     Raises:
@@ -97,6 +101,7 @@ class TDMPC2Model(ResetsItself, TensorDictModuleBase):
         log_std_max: float = 2,
     ) -> None:
         super().__init__()
+        self._remember_arguments(locals())
         if world_model.reward_moments is not None:
             raise ValueError("TDMPC2Model needs rewards in raw units, found a world model with normalize_rewards=True.")
         if num_q < 2:
@@ -110,10 +115,11 @@ class TDMPC2Model(ResetsItself, TensorDictModuleBase):
         self.policy = make_mlp(state, units, 2 * action)
         self.q = QEnsemble(state + action, units, max(world_model.num_bins or 0, 1), num_q, dropout)
         self.target_q = copy.deepcopy(self.q).requires_grad_(False).eval()
-        self.termination_head = make_mlp(state, units, 1) if episodic else None
+        if episodic:
+            world_model.add_termination_head()
         self.scale = PercentileScale()
         self.register_buffer("discount", _discounts(episode_lengths, world_model.num_tasks))
-        self._reset_heads()
+        initialize(self.policy)
         self.set_keys()
 
     @classmethod
@@ -183,7 +189,9 @@ class TDMPC2Model(ResetsItself, TensorDictModuleBase):
             5
         """
         published = read_tdmpc2(path_or_state_dict, action_dims=action_dims)
-        world_model = PWMWorldModel(**published.world_sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
+        world_model = PWMWorldModel(
+            **untold_arguments(published.world_sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
+        )
         world_model.load_state_dict(published.world_weights)
         model = cls(world_model, **published.head_sizes, dropout=dropout, episode_lengths=episode_lengths)
         model._load_heads(published.head_weights)
@@ -217,7 +225,21 @@ class TDMPC2Model(ResetsItself, TensorDictModuleBase):
             action_masks=self.world_model.action_masks,
             statistics=statistics,
         )
-        return {"model": state}
+        return {"model": with_arguments(state, self.world_model.constructor_arguments)}
+
+    @property
+    def _untold(self) -> tuple[str, ...]:
+        return ("log_std_min", "log_std_max")
+
+    @property
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments of the constructor, with those of the world model, as plain numbers, lists and dictionaries."""
+        return {"world_model": self.world_model.constructor_arguments, **super().constructor_arguments}
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> TDMPC2Model:
+        """A new model that is built as :attr:`constructor_arguments` of another one say."""
+        return cls(**{**arguments, "world_model": PWMWorldModel(**arguments["world_model"])})
 
     def _load_heads(self, weights: Mapping[str, Tensor]) -> None:
         own = self.state_dict()
@@ -233,12 +255,14 @@ class TDMPC2Model(ResetsItself, TensorDictModuleBase):
         self.q.reset_parameters()
         self.target_q.load_state_dict(self.q.state_dict())
         self.scale.reset_parameters()
-        self._reset_heads()
+        initialize(self.policy)
 
-    def _reset_heads(self) -> None:
-        for head in (self.policy, self.termination_head):
-            if head is not None:
-                initialize(head)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Files of earlier versions hold the termination head beside the world model.
+        earlier = f"{prefix}termination_head."
+        for key in [key for key in state_dict if key.startswith(earlier)]:
+            state_dict[f"{prefix}world_model._termination.{key[len(earlier) :]}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> TDMPC2Model:
         super().train(mode)
@@ -312,15 +336,14 @@ class TDMPC2Model(ResetsItself, TensorDictModuleBase):
         values = self.world_model.codec.decode(logits)
         return values.amin(0) if reduce == "min" else values.mean(0)
 
-    def termination_logits(self, latent: Tensor, task: Tensor | int | None = None) -> Tensor:
-        """Logits [*, 1] of an episode's end at ``latent`` [*, D].
+    @property
+    def termination_head(self) -> nn.Sequential | None:
+        """The world model's termination head, if it has one."""
+        return self.world_model.termination_network
 
-        Raises:
-            ValueError: if the model was built without ``episodic=True``.
-        """
-        if self.termination_head is None:
-            raise ValueError("This model has no termination head: build it with episodic=True.")
-        return self.termination_head(self.world_model.join(latent, task))
+    def termination_logits(self, latent: Tensor, task: Tensor | int | None = None) -> Tensor:
+        """Logits [*, 1] of an episode's end at ``latent`` [*, D]; see :meth:`PWMWorldModel.termination_logits`."""
+        return self.world_model.termination_logits(latent, task)
 
     def action_mask(self, task: Tensor | int | None = None) -> Tensor | None:
         """[*, A]: 1 where the task has an action, 0 in its padding; ``None`` if all have all."""

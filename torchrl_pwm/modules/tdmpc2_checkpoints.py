@@ -12,8 +12,7 @@ from torch import Tensor
 
 from torchrl_pwm.modules.checkpoints import load_state, read_world_model
 
-_HEADS = {"_pi": "policy", "_termination": "termination_head"}
-_HEAD = re.compile(r"(_pi|_termination)\.((\d+)\.(?:ln\.)?(?:weight|bias))")
+_POLICY = re.compile(r"_pi\.((\d+)\.(?:ln\.)?(?:weight|bias))")
 # Mid-2024: parameters numbered through. Current: by layer, the live ones under `_Qs.params`.
 _OLD_Q = re.compile(r"_(target_)?Qs\.params\.(\d+)")
 _NEW_Q = re.compile(r"(?:_Qs\.params|_(target_)Qs_params)\.(\d+)\.(weight|bias|ln\.weight|ln\.bias)")
@@ -49,17 +48,17 @@ def read_tdmpc2(
             "each has, which the policy needs: give action_dims, for instance MT80.action_dims."
         )
     weights: dict[str, Tensor] = {}
-    layers: dict[str, list[int]] = {part: [] for part in _HEADS}
+    layers: list[int] = []
     unknown = []
     for key, value in state.items():
-        if match := _HEAD.fullmatch(key):
-            weights[f"{_HEADS[match[1]]}.{match[2]}"] = value
-            layers[match[1]].append(int(match[3]))
+        if match := _POLICY.fullmatch(key):
+            weights[f"policy.{match[1]}"] = value
+            layers.append(int(match[2]))
         elif match := _OLD_Q.fullmatch(key):
             weights[f"{match[1] or ''}q.params.{match[2]}"] = value
         elif match := _NEW_Q.fullmatch(key):
             weights[f"{match[1] or ''}q.params.{4 * int(match[2]) + _PLACES.index(match[3])}"] = value
-        elif re.match(r"_pi\.|_termination\.|_(detach_|target_)?Qs[._]", key) and not _COPY.match(key):
+        elif re.match(r"_pi\.|_(detach_|target_)?Qs[._]", key) and not _COPY.match(key):
             unknown.append(key)
     if unknown:
         raise ValueError(
@@ -75,10 +74,8 @@ def read_tdmpc2(
     return Published(world_sizes, world_weights, _head_sizes(weights, layers, state), weights)
 
 
-def _check_complete(weights: Mapping[str, Tensor], layers: Mapping[str, list[int]]) -> None:
-    expected = {
-        key for part, name in _HEADS.items() if part == "_pi" or layers[part] for key in _mlp(name, layers[part])
-    }
+def _check_complete(weights: Mapping[str, Tensor], layers: Sequence[int]) -> None:
+    expected = set(_mlp("policy", layers))
     indices = [int(key.rsplit(".", 1)[1]) for key in weights if key.startswith(("q.", "target_q."))]
     # Four to a hidden layer, two for the last.
     count = 4 * (max(indices, default=9) // 4) + 2
@@ -97,13 +94,10 @@ def _mlp(name: str, layers: Sequence[int]) -> Iterator[str]:
         yield from (f"{name}.{layer}.{place}" for place in (_PLACES if layer < last else _PLACES[:2]))
 
 
-def _head_sizes(
-    weights: Mapping[str, Tensor], layers: Mapping[str, list[int]], state: Mapping[str, Any]
-) -> dict[str, Any]:
+def _head_sizes(weights: Mapping[str, Tensor], layers: Sequence[int], state: Mapping[str, Any]) -> dict[str, Any]:
     sizes: dict[str, Any] = {
-        "units": tuple(weights[f"policy.{layer}.weight"].shape[0] for layer in range(max(layers["_pi"]))),
+        "units": tuple(weights[f"policy.{layer}.weight"].shape[0] for layer in range(max(layers))),
         "num_q": weights["q.params.0"].shape[0],
-        "episodic": bool(layers["_termination"]),
     }
     if "log_std_min" in state and "log_std_dif" in state:
         low = state["log_std_min"].item()
@@ -139,15 +133,16 @@ def write_tdmpc2(
             f"TD-MPC2's layouts have no place for the world model's observation statistics {extra}: save "
             "model.state_dict() instead, or pass statistics=True for a file that only this package reads."
         )
-    published = {part: _renamed(heads, name, part) for part, name in _HEADS.items()}
+    policy = _renamed(heads, "policy", "_pi")
+    episodic = any(key.startswith("_termination.") for key in world)
     if layout == "old":
-        if log_std_limits != (-10, 2) or published["_termination"]:
+        if log_std_limits != (-10, 2) or episodic:
             raise ValueError(
                 "The mid-2024 layout holds neither limits of log sigma other than (-10, 2) nor a termination head, "
-                f'found {log_std_limits} and episodic={bool(published["_termination"])}: use layout="new".'
+                f'found {log_std_limits} and episodic={episodic}: use layout="new".'
             )
         values = _renamed(heads, "q.params", "_Qs.params") | _renamed(heads, "target_q.params", "_target_Qs.params")
-        return _copied({**world, **published["_pi"], **values})
+        return _copied({**world, **policy, **values})
 
     low, high = log_std_limits
     first: dict[str, Any] = {"log_std_min": torch.tensor(low), "log_std_dif": torch.tensor(high - low)}
@@ -164,7 +159,7 @@ def write_tdmpc2(
             layer, place = divmod(int(key[1:]), 4)
             current[f"{part}.{layer}.{_PLACES[place]}"] = value
         current |= {f"{part}.__batch_size": torch.Size([len(heads["q.params.0"])]), f"{part}.__device": None}
-    return _copied({**first, **world, **published["_termination"], **published["_pi"], **current})
+    return _copied({**first, **world, **policy, **current})
 
 
 def _renamed(state: Mapping[str, Tensor], name: str, to: str) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model
+from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model, untold_arguments
+from torchrl_pwm.modules.hub import Pretrained
 from torchrl_pwm.modules.layers import (
     ResetsItself,
     ResidualLatent,
@@ -26,12 +27,14 @@ from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
 from torchrl_pwm.modules.world_model_entries import WorldModelEntries
 
 
-class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
+class PWMWorldModel(ResetsItself, Pretrained, Standardization, WorldModelEntries):
     """The multi-task world model of PWM and TD-MPC2, a :class:`torchrl.modules.WorldModel`.
 
     z = enc(o, e),  z' = dyn(z, e, a),  r = rew(z, e, a), with e the task's embedding (PWM, arXiv 2407.02466,
     section 4; TD-MPC2, arXiv 2310.16828, section 3). Latents end in SimNorm. With bins the reward head is a
-    distribution over two-hot bins in symlog space; without, a scalar. The state dict has the published layout.
+    distribution over two-hot bins in symlog space; without, a scalar. Where episodes can end, a termination head gives
+    the probability that one has ended at a latent, end(z', e) (TD-MPC2's episodic form; DreamerV3, arXiv 2301.04104,
+    has its complement). The state dict has the published layout.
 
     Args:
         observation_dim (int): size O of ``observation`` [*, O] (padded to the largest task).
@@ -50,13 +53,17 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
         action_dims (sequence of int, optional): action size of each task, for ``action_masks`` [num_tasks, A].
         normalize_rewards (bool): the scalar head predicts (r - mean) / sqrt(var + 1e-5) by running moments, which
             :class:`~torchrl_pwm.PWMWorldModelLoss` updates in training (published single-task runs). Default: False.
+        observation_clip (float, optional): largest absolute value of an observation that statistics standardised (see
+            :meth:`set_observation_statistics`). Published single-task runs with statistics: 5. Default: none.
+        termination (bool): whether to have a termination head, for tasks that end before their time is over. Default:
+            False, as published; :meth:`add_termination_head` adds it later.
 
     Raises:
         ValueError: if sizes do not fit together; at a call, if an input has the wrong size or the task is missing.
 
     Keys (see :meth:`set_keys`): reads ``observation``, ``action`` and, with tasks, ``task`` [*] (int64); writes
-    ``latent``, ``("next", "latent")``, ``("next", "reward")`` [*, 1] in raw units and, with bins,
-    ``("next", "reward_logits")`` [*, K].
+    ``latent``, ``("next", "latent")``, ``("next", "reward")`` [*, 1] in raw units, with bins
+    ``("next", "reward_logits")`` [*, K] and, with a termination head, ``("next", "termination_logits")`` [*, 1].
 
     Examples:
         >>> import torch
@@ -86,9 +93,12 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
         task_dim: int = 0,
         action_dims: Sequence[int] | None = None,
         normalize_rewards: bool = False,
+        observation_clip: float | None = None,
+        termination: bool = False,
     ) -> None:
         # WorldModel's own constructor registers each part three times, which would triple the state dict.
         TensorDictModuleBase.__init__(self)
+        self._remember_arguments(locals())
         if simnorm_dim and latent_dim % simnorm_dim:
             raise ValueError(f"latent_dim must be a multiple of simnorm_dim={simnorm_dim}, found {latent_dim}.")
         if bool(num_tasks) != bool(task_dim):
@@ -113,8 +123,9 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
         self._encoder = make_mlp(observation_dim + task_dim, encoder_units, latent_dim, None if residual else shape())
         self._dynamics = make_mlp(joint, units, latent_dim, None if residual else shape())
         self._reward = make_mlp(joint, units, max(num_bins or 0, 1))
+        self._termination = make_mlp(latent_dim + task_dim, units, 1) if termination else None
         self.register_buffer("action_masks", action_masks(action_dims, num_tasks, action_dim), persistent=False)
-        self._set_up_standardization(normalize_rewards)
+        self._set_up_standardization(normalize_rewards, observation_clip)
         self.reset_parameters()
         self.tensor_keys = self._AcceptedKeys()
         self.set_keys()
@@ -160,7 +171,8 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
     ) -> PWMWorldModel:
         """A model with the weights of a published TD-MPC2 or PWM checkpoint.
 
-        Every size is inferred from the weights; both TD-MPC2 layouts and PWM's are read, single- and multi-task.
+        Every size is inferred from the weights; both TD-MPC2 layouts and PWM's are read, single- and multi-task. A
+        state dict of this package says how its model was built; see also :func:`~torchrl_pwm.load_world_model`.
 
         Args:
             path_or_state_dict: a ``.pt`` file (loaded without executing any pickled code), ``{"model": ...}`` or
@@ -171,6 +183,7 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
             simnorm_dim, vmin, vmax: what the weights do not tell.
 
         Raises:
+            DamagedFileError: if the file is no checkpoint.
             ValueError: if the layout is not known (with the offending keys), its parts do not fit together, or
                 ``action_dims`` does not fit.
             FileNotFoundError: if the path does not exist.
@@ -181,7 +194,7 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
             16
         """
         sizes, weights = read_world_model(path_or_state_dict, action_dims=action_dims)
-        model = cls(**sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
+        model = cls(**untold_arguments(sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax))
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -208,6 +221,34 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
         for head in (self._reward, self._dynamics) if self._latents is not None else (self._reward,):
             nn.init.zeros_(head.get_parameter(f"{len(head) - 1}.weight"))
 
+    def add_termination_head(self) -> None:
+        """Adds a termination head, untrained, to a model that has none; the other weights stay as they are."""
+        if self._termination is None:
+            head = make_mlp(self.latent_dim + self.task_dim, self.units, 1)
+            initialize(head)
+            self._termination = head.to(next(self.parameters()))
+            self._change_arguments(termination=True)
+            self.set_keys()
+
+    @property
+    def termination(self) -> bool:
+        """Whether the model has a termination head."""
+        return self._termination is not None
+
+    @property
+    def constructor_arguments(self) -> dict[str, Any]:
+        """The arguments that build a model like this one as it is now, with the tasks that it was given since."""
+        arguments = super().constructor_arguments
+        if arguments["num_tasks"] != self.num_tasks:
+            masks = self.action_masks
+            sizes = None if masks is None else masks.sum(-1).int().tolist()
+            arguments |= {"num_tasks": self.num_tasks, "action_dims": sizes}
+        return arguments
+
+    @property
+    def _untold(self) -> tuple[str, ...]:
+        return ("simnorm_dim", "residual", "observation_clip", *(("vmin", "vmax") if self.num_bins else ()))
+
     @property
     def encoder_network(self) -> nn.Sequential:
         """The layers of the encoder, with their parameters."""
@@ -222,6 +263,11 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
     def reward_network(self) -> nn.Sequential:
         """The layers of the reward head, with their parameters."""
         return self._reward
+
+    @property
+    def termination_network(self) -> nn.Sequential | None:
+        """The layers of the termination head, with their parameters, if there is one."""
+        return self._termination
 
     # Tensor forms, used in hot loops.
 
@@ -251,11 +297,26 @@ class PWMWorldModel(ResetsItself, Standardization, WorldModelEntries):
 
     def decode_reward(self, logits: Tensor, space: RewardSpace = "raw") -> Tensor:
         """Logits ``[*, K]`` to rewards ``[*, 1]``, in raw units or as the head has them: in symlog space with bins,
-        normalised with ``normalize_rewards``, else the same."""
-        reward = self.codec.decode(logits, space)
-        if self.reward_moments is None or space != "raw":
+        normalised with ``normalize_rewards``, else the same.
+
+        With a termination head a normalised reward is the raw one over its root mean square, without a shift: an
+        episode that has ended earns 0, which must stay 0.
+        """
+        reward, moments = self.codec.decode(logits, space), self.reward_moments
+        if moments is None or (space != "raw" and not self.termination):
             return reward
-        return self.reward_moments.unnormalize(reward)
+        raw = moments.unnormalize(reward)
+        return raw if space == "raw" else raw / (moments.std.square() + moments.mean.square()).sqrt()
+
+    def termination_logits(self, latent: Tensor, task: Tensor | int | None = None) -> Tensor:
+        """Logits ``[*, 1]`` of the probability that an episode has ended at the latent ``[*, D]`` just reached.
+
+        Raises:
+            ValueError: if the model has no termination head.
+        """
+        if self._termination is None:
+            raise ValueError("This model has no termination head: build it with termination=True.")
+        return self._termination(self.join(latent, task))
 
     def task_context(self, task: Tensor | int | None) -> TaskContext | Tensor | int | None:
         """The share of ``task`` [*] in a step, to pass in place of ``task`` to many steps. ``None`` without tasks.

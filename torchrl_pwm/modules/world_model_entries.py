@@ -29,9 +29,15 @@ class WorldModelEntries(WorldModel):
         latent: NestedKey = "latent"
         reward: NestedKey = "reward"
         reward_logits: NestedKey = "reward_logits"
+        termination_logits: NestedKey = "termination_logits"
 
     num_tasks: int
     num_bins: int | None
+
+    @property
+    @abstractmethod
+    def termination(self) -> bool:
+        """Whether there is a termination head."""
 
     @abstractmethod
     def encode_observation(self, observation: Tensor, task: Tensor | int | None = None) -> Tensor:
@@ -49,12 +55,16 @@ class WorldModelEntries(WorldModel):
     def decode_reward(self, logits: Tensor, space: RewardSpace = "raw") -> Tensor:
         """Output of the reward head ``[*, K]`` to rewards ``[*, 1]``."""
 
+    @abstractmethod
+    def termination_logits(self, latent: Tensor, task: Tensor | int | None = None) -> Tensor:
+        """Logits ``[*, 1]`` of an episode's end at latents ``[*, D]``."""
+
     def set_keys(self, **keys: NestedKey) -> None:
         """Renames the entries that the model reads and writes.
 
         Keyword Args:
             observation, action, task, latent: entries of the root.
-            reward, reward_logits: entries under ``"next"``.
+            reward, reward_logits, termination_logits: entries under ``"next"``.
 
         Raises:
             ValueError: if a name is none of these.
@@ -95,13 +105,23 @@ class WorldModelEntries(WorldModel):
 
     @property
     def reward_head(self) -> TensorDictModule:
-        return TensorDictModule(self._rewards, in_keys=self._step_in_keys, out_keys=self._step_out_keys[1:])
+        return TensorDictModule(self._rewards, in_keys=self._step_in_keys, out_keys=self._reward_keys)
+
+    @property
+    def done_head(self) -> TensorDictModule | None:
+        """The termination head on the latents of next states, or None."""
+        if not self.termination:
+            return None
+        read = [self._next(self.tensor_keys.latent), *self._task_keys]
+        return TensorDictModule(
+            self.termination_logits, in_keys=read, out_keys=[self._next(self.tensor_keys.termination_logits)]
+        )
 
     @property
     def step_module(self) -> TensorDictSequential:
-        return TensorDictSequential(self.dynamics, self.reward_head)
+        ends = [] if self.done_head is None else [self.done_head]
+        return TensorDictSequential(self.dynamics, self.reward_head, *ends)
 
-    done_head = None
     decoder = None
 
     def _rewards(self, latent: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
@@ -119,9 +139,12 @@ class WorldModelEntries(WorldModel):
 
     @property
     def _step_out_keys(self) -> list[NestedKey]:
-        names = [self.tensor_keys.latent, self.tensor_keys.reward]
-        if self.num_bins:
-            names.append(self.tensor_keys.reward_logits)
+        ends = [self._next(self.tensor_keys.termination_logits)] if self.termination else []
+        return [self._next(self.tensor_keys.latent), *self._reward_keys, *ends]
+
+    @property
+    def _reward_keys(self) -> list[NestedKey]:
+        names = [self.tensor_keys.reward, *([self.tensor_keys.reward_logits] if self.num_bins else [])]
         return [self._next(name) for name in names]
 
     @staticmethod

@@ -1,7 +1,10 @@
-"""Reading what a loss needs, with errors that name what is missing."""
+"""Reading what a loss needs, with errors that name what is missing or not finite."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
@@ -36,3 +39,45 @@ def require_reward(tensordict: TensorDictBase, key: NestedKey, owner: object) ->
             "add the last axis with reward.unsqueeze(-1)."
         )
     return reward
+
+
+def require_batch(tensordict: TensorDictBase, owner: object) -> None:
+    """Raises ValueError if the batch has no entry to learn from."""
+    if tensordict.batch_size.numel() == 0:
+        raise ValueError(
+            f"{type(owner).__name__} needs at least one state, found a batch of shape "
+            f"{list(tensordict.batch_size)}: leave empty batches out."
+        )
+
+
+def require_finite(tensordict: TensorDictBase, losses: TensorDictBase, owner: object) -> None:
+    """Checks what was read and what came out; one host read, none in a compiled or captured call or on ``meta``.
+
+    Raises:
+        FloatingPointError: if a number is not finite; the entry, its tasks and rows are named.
+    """
+    values = [value for td in (tensordict, losses) for value in td.values(True, True)]
+    if torch.compiler.is_compiling() or any(value.is_meta for value in values):
+        return
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return
+    if not all_finite(values):
+        raise FloatingPointError(
+            f"{type(owner).__name__}: expected finite numbers, found others; {describe_batch(tensordict)}."
+        )
+
+
+def all_finite(values: Iterable[Tensor]) -> bool:
+    """Whether every entry of every tensor is finite."""
+    return bool(torch.stack([value.detach().isfinite().all() for value in values]).all())
+
+
+def describe_batch(batch: TensorDictBase) -> str:
+    """The entry of a batch and the tasks that are not finite, if there are any."""
+    for key, value in batch.items(include_nested=True, leaves_only=True):
+        rows = ~value.isfinite().reshape(len(value), -1).all(1)
+        if rows.any():
+            task = batch.get("task", None)
+            named = "" if task is None else f" of task {sorted(set(task[rows].flatten().tolist()))}"
+            return f"the batch has non-finite {key}{named} in {int(rows.sum())} of {len(rows)} rows: check the data"
+    return "every entry of the batch is finite, so the networks have diverged: lower the learning rate"

@@ -13,10 +13,11 @@ from torch import Tensor
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import ValueEstimators, default_value_kwargs, dispatch_value_estimator, distance_loss
 from torchrl.objectives.value import TDLambdaEstimator, ValueEstimatorBase
+from torchrl.objectives.value.functional import td_lambda_return_estimate
 
-from torchrl_pwm.modules.frozen import frozen
+from torchrl_pwm.modules.frozen import frozen, swapped
 from torchrl_pwm.modules.running_statistics import RunningMoments
-from torchrl_pwm.objectives.entries import require, require_reward
+from torchrl_pwm.objectives.entries import require, require_batch, require_finite, require_reward
 
 Bootstrap = Literal["standard", "reference"]
 
@@ -30,7 +31,9 @@ class FirstOrderLoss(LossModule):
 
     is back-propagated through the rewards and the last value into whatever produced them. A trajectory that is done at
     step k is closed there with g^(k+1) v(z_{k+1}), and a new one starts. ``scale`` is the running standard deviation
-    of the returns, or H. The values regress on detached TD(lambda) targets of the same rollout.
+    of the returns, or H. The values regress on detached TD(lambda) targets of the same rollout. Where the rollout says
+    how probably the episode goes on after each step, c_k, every later reward and value is weighted by the product of
+    these, differentiably (DreamerV3, arXiv 2301.04104): g^k becomes g^k c_0 .. c_{k-1}, and g^H v takes in c_{H-1} too.
     Source: PWM (arXiv 2407.02466), equations (2) and (3); SHAC (arXiv 2204.07137).
 
     Args:
@@ -54,7 +57,7 @@ class FirstOrderLoss(LossModule):
 
     A rollout is a TensorDict ``[B, H]`` with ``("next", "reward")`` [B, H, 1], the value network's inputs at the root
     and under ``"next"`` (there: the observation *before* any reset) and, optionally, ``("next", "done")`` and
-    ``("next", "terminated")`` [B, H, 1].
+    ``("next", "terminated")`` [B, H, 1], and ``("next", "continuation")`` [B, H, 1], the probabilities c_k.
 
     Examples:
         >>> import torch
@@ -71,11 +74,12 @@ class FirstOrderLoss(LossModule):
 
     @dataclass
     class _AcceptedKeys:
-        """Entries that can be renamed with :meth:`set_keys`; reward, done and terminated live under ``"next"``."""
+        """Entries that can be renamed with :meth:`set_keys`; the first four live under ``"next"``."""
 
         reward: NestedKey = "reward"
         done: NestedKey = "done"
         terminated: NestedKey = "terminated"
+        continuation: NestedKey = "continuation"
         value: NestedKey = "state_value"
         value_target: NestedKey = "value_target"
 
@@ -165,9 +169,14 @@ class FirstOrderLoss(LossModule):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Both losses and detached metrics of a rollout ``[B, H]``, which is left unchanged."""
-        return self._losses(tensordict)
+        return self._checked(self._losses(tensordict), tensordict)
+
+    def _checked(self, losses: TensorDictBase, read: TensorDictBase) -> TensorDictBase:
+        require_finite(read.select(*self.in_keys, strict=False), losses, self)
+        return losses
 
     def _losses(self, rollout: TensorDictBase) -> TensorDictBase:
+        require_batch(rollout, self)
         returns = self._negative_returns(rollout)
         target = self.value_target(rollout)
         with_target = rollout.copy().set(self.tensor_keys.value_target, target)
@@ -215,10 +224,15 @@ class FirstOrderLoss(LossModule):
         steps = torch.arange(horizon, device=reward.device)
         closing_gamma = gamma**2 if self.bootstrap == "reference" else gamma
         done, _ = self._ends(rollout)
+        going_on = self._continuation(rollout)
         if done is None:
             last = rollout[..., -1:]
             value = self.next_value(last).squeeze(-1)
             weight = torch.pow(gamma, steps.to(reward.dtype))
+            if going_on is not None:
+                survival = going_on.squeeze(-1).cumprod(-1)
+                weight = weight * torch.cat([torch.ones_like(survival[..., :1]), survival[..., :-1]], -1)
+                value = survival[..., -1:] * value
             return -(weight * reward).sum(-1) - (closing_gamma * gamma ** (horizon - 1) * value).squeeze(-1)
 
         done = done.squeeze(-1)
@@ -227,6 +241,9 @@ class FirstOrderLoss(LossModule):
         begins = torch.cat([torch.ones_like(done[..., :1]), done[..., :-1]], -1)
         start = torch.where(begins, steps, 0).cummax(-1).values
         weight = torch.pow(gamma, (steps - start).to(reward.dtype))
+        if going_on is not None:
+            going_on = going_on.squeeze(-1)
+            weight, value = weight * _survival(going_on, begins), going_on * value
         closes = gamma * weight * done
         if self.bootstrap == "reference":
             # Published code: an env done at the last step has been reset before its return is booked.
@@ -251,7 +268,7 @@ class FirstOrderLoss(LossModule):
         so that a trajectory's last target is r_k + g v_{k+1}: the end of the rollout and a done without terminated
         are truncations, which bootstrap from the state reached (before any reset), and a terminated step gives r_k.
         That is the lambda-weighted mean of the n-step returns (SHAC, arXiv 2204.07137; PWM, arXiv 2407.02466). TD(0)
-        is G_k = r_k + g v_{k+1} throughout.
+        is G_k = r_k + g v_{k+1} throughout. With ``("next", "continuation")`` g is g c_k in all of these.
         """
         keys = self.tensor_keys
         reward = self._rewards(rollout).detach()
@@ -262,7 +279,13 @@ class FirstOrderLoss(LossModule):
         data = TensorDict({}, rollout.batch_size)
         for key, entry in ((keys.reward, reward), (keys.done, done), (keys.terminated, terminated)):
             data.set(unravel_key(("next", key)), entry)
-        return self.value_estimator.value_estimate(data, next_value=self.next_value(rollout))
+        going_on, estimator = self._continuation(rollout), self.value_estimator
+        if going_on is None:
+            return estimator.value_estimate(data, next_value=self.next_value(rollout))
+        # TorchRL's estimators take one gamma, the function behind them one for each step.
+        lmbda = estimator.lmbda if isinstance(estimator, TDLambdaEstimator) else 0.0
+        next_value = self.next_value(rollout)
+        return td_lambda_return_estimate(self._gamma * going_on, lmbda, next_value, reward, done, terminated)
 
     def value_loss(self, rollout: TensorDictBase) -> Tensor:
         """Regression of every value network on the targets, (3) in the paper.
@@ -274,7 +297,7 @@ class FirstOrderLoss(LossModule):
         if target is None:
             target = self.value_target(rollout)
         inputs = self._critic_inputs(rollout).detach()
-        with self.value_network_params.to_module(self.value_network):
+        with swapped(self.value_network, self.value_network_params):
             values = self.value_network(inputs).get(self.tensor_keys.value)
         error = distance_loss(values, target.expand_as(values), self.loss_function).squeeze(-1)
         if values.ndim > inputs.ndim + 1:
@@ -303,8 +326,21 @@ class FirstOrderLoss(LossModule):
     def _rewards(self, rollout: TensorDictBase) -> Tensor:
         return require_reward(rollout, unravel_key(("next", self.tensor_keys.reward)), self)
 
+    def _continuation(self, rollout: TensorDictBase) -> Tensor | None:
+        return rollout.get(unravel_key(("next", self.tensor_keys.continuation)), None)
+
     def _ends(self, rollout: TensorDictBase) -> tuple[Tensor | None, Tensor | None]:
         """Done and terminated, as far as the rollout has them; what is terminated is done."""
         keys = self.tensor_keys
         done, terminated = (rollout.get(unravel_key(("next", key)), None) for key in (keys.done, keys.terminated))
         return terminated if done is None else done, terminated
+
+
+def _survival(going_on: Tensor, begins: Tensor) -> Tensor:
+    """Probability [B, H] that the trajectory of each step has not ended before it, from those of going on after it."""
+    alive, before = torch.ones_like(going_on[..., 0]), []
+    for step in range(going_on.shape[-1]):
+        alive = torch.where(begins[..., step], 1.0, alive)
+        before.append(alive)
+        alive = alive * going_on[..., step]
+    return torch.stack(before, -1)

@@ -11,10 +11,10 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 
-from torchrl_pwm.modules.frozen import frozen
+from torchrl_pwm.modules.frozen import frozen, swapped
 from torchrl_pwm.modules.two_hot import RewardSpace
 from torchrl_pwm.objectives.acting import ActingLoss
-from torchrl_pwm.objectives.entries import require
+from torchrl_pwm.objectives.entries import require, require_batch
 from torchrl_pwm.objectives.first_order import Bootstrap
 
 
@@ -25,9 +25,10 @@ class PWMLoss(ActingLoss):
 
         a_k = tanh(mu(sg[z_k]) + sigma eps_k),   z_{k+1} = dyn(z_k, a_k),   r_k = rew(z_k, a_k),
 
-    and :class:`FirstOrderLoss` back-propagates the return through the model into the policy. Neither the world model
-    nor the other network receives a gradient from either loss. The model is not a submodule: ``parameters()``,
-    ``state_dict()`` and ``to()`` concern actor, critics and return scale only.
+    and :class:`FirstOrderLoss` back-propagates the return through the model into the policy. If the model has a
+    termination head, rewards and the last value count with the probability that the episode still goes on. Neither the
+    world model nor the other network receives a gradient from either loss. The model is not a submodule:
+    ``parameters()``, ``state_dict()`` and ``to()`` concern actor, critics and return scale only.
 
     Args:
         actor_network (TensorDictModule): a TorchRL probabilistic actor on the latent, see
@@ -152,10 +153,11 @@ class PWMLoss(ActingLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Both losses and detached metrics from start states ``[B]``, which are left unchanged."""
+        require_batch(tensordict, self)
         losses = self._losses(self.imagine(tensordict))
         if "loss_behavior" in self.out_keys:
             losses.set("loss_behavior", self.behavior_loss(tensordict))
-        return losses
+        return self._checked(losses, tensordict)
 
     def behavior_loss(self, tensordict: TensorDictBase) -> Tensor:
         """``behavior_coef`` times :meth:`behavior_distance`."""
@@ -176,7 +178,7 @@ class PWMLoss(ActingLoss):
             state = TensorDict({keys.latent: self._start(model, tensordict, task)}, tensordict.batch_size)
         if task is not None:
             state.set(keys.task, task)
-        with self.actor_network_params.to_module(self.actor_network):
+        with swapped(self.actor_network, self.actor_network_params):
             action = torch.tanh(self.actor_network.get_dist_params(state).get("loc"))
         distance = (action - wanted).square()
         masks = getattr(model, "action_masks", None)
@@ -193,7 +195,8 @@ class PWMLoss(ActingLoss):
             noise (Tensor, optional): ``[H, B, A]``, instead of fresh Gaussian noise; zeros give the mean action.
 
         Returns:
-            A TensorDict ``[B, H]`` with ``latent``, ``action``, ``("next", "latent")`` and ``("next", "reward")``,
+            A TensorDict ``[B, H]`` with ``latent``, ``action``, ``("next", "latent")``, ``("next", "reward")`` and, of
+            a model with a termination head, ``("next", "continuation")``, the probability that the episode goes on;
             differentiable with respect to the policy. The reward is in ``reward_space``.
 
         Raises:
@@ -204,7 +207,7 @@ class PWMLoss(ActingLoss):
         task = tensordict.get(keys.task, None)
         # Time comes first inside, so that entries of the batch broadcast over it.
         model = self.world_model
-        with frozen(model), self.actor_network_params.to_module(self.actor_network):
+        with frozen(model), swapped(self.actor_network, self.actor_network_params):
             latent = self._start(model, tensordict, task)
             context = model.task_context(task) if hasattr(model, "task_context") else task
             mask = model.action_masks[task if task is not None else 0] if self.mask_actions else None
@@ -220,17 +223,22 @@ class PWMLoss(ActingLoss):
                 latents.append(latent)
             visited, taken = torch.stack(latents), torch.stack(actions)
             reward = model.decode_reward(model.reward_logits(visited[:-1], taken, context), self.reward_space)
+            ends = model.termination_logits(visited[1:], task) if getattr(model, "termination", False) else None
         if self.disagreement_coef:
             with frozen(self.disagreement):
                 spread = self.disagreement(visited[:-1], taken, task)
             reward = reward - self.disagreement_coef * spread
-        return self._as_rollout(task, visited, taken, reward)
+        return self._as_rollout(task, visited, taken, reward, None if ends is None else torch.sigmoid(-ends))
 
-    def _as_rollout(self, task: Tensor | None, visited: Tensor, taken: Tensor, reward: Tensor) -> TensorDictBase:
+    def _as_rollout(
+        self, task: Tensor | None, visited: Tensor, taken: Tensor, reward: Tensor, going_on: Tensor | None
+    ) -> TensorDictBase:
         keys, batch = self.tensor_keys, taken.shape[1:-1]
         rollout = TensorDict({}, [*batch, self.horizon])
         entries = [(keys.latent, visited[:-1]), (keys.action, taken)]
         entries += [(("next", keys.latent), visited[1:]), (("next", keys.reward), reward)]
+        if going_on is not None:
+            entries.append((("next", keys.continuation), going_on))
         if task is not None:
             # At both ends of each step, for critics that read it.
             entries += [(key, task.expand(self.horizon, *batch)) for key in (keys.task, ("next", keys.task))]

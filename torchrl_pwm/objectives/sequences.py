@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.objectives.common import LossModule
 
 from torchrl_pwm.modules.world_model import PWMWorldModel
+from torchrl_pwm.objectives.entries import require_batch
 
 
 class SequenceLoss(LossModule):
@@ -26,12 +28,13 @@ class SequenceLoss(LossModule):
 
     @dataclass
     class _AcceptedKeys:
-        """Entries that can be renamed with :meth:`set_keys`; reward and done live under ``"next"``."""
+        """Entries that can be renamed with :meth:`set_keys`; reward, done and terminated live under ``"next"``."""
 
         observation: NestedKey = "observation"
         action: NestedKey = "action"
         reward: NestedKey = "reward"
         done: NestedKey = "done"
+        terminated: NestedKey = "terminated"
         task: NestedKey = "task"
 
     tensor_keys: _AcceptedKeys
@@ -67,12 +70,13 @@ class SequenceLoss(LossModule):
 
 
 def require_sequences(tensordict: TensorDictBase, owner: object) -> None:
-    """Raises ValueError unless the batch is [B, T]."""
+    """Raises ValueError unless the batch is [B, T], with at least one sequence."""
     if tensordict.ndim != 2:
         raise ValueError(
             f"{type(owner).__name__} needs sequences of batch [B, T], found batch {list(tensordict.batch_size)}. "
             "Reshape the sampler's output, e.g. batch.reshape(-1, slice_len)."
         )
+    require_batch(tensordict, owner)
 
 
 def unroll(model: PWMWorldModel, observation: Tensor, action: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -90,6 +94,19 @@ def unroll(model: PWMWorldModel, observation: Tensor, action: Tensor, task: Tens
         latents.append(model.next_latent(latents[-1], action[:, step], context))
     latent = torch.stack(latents)
     return latent, model.reward_logits(latent[:-1], action.transpose(0, 1), context)
+
+
+def termination_error(model: PWMWorldModel, latent: Tensor, terminated: Tensor, task: Tensor | None) -> Tensor:
+    """Cross entropy [T, B] of the termination head with what happened.
+
+    Args:
+        model (PWMWorldModel): the world model, with a termination head.
+        latent (Tensor): ``[T, B, D]``, reached by the steps.
+        terminated (Tensor): ``[T, B, 1]``, as numbers.
+        task (Tensor, optional): ``[B]``.
+    """
+    logits = model.termination_logits(latent, task)
+    return F.binary_cross_entropy_with_logits(logits, terminated, reduction="none").squeeze(-1)
 
 
 def same_episode(tensordict: TensorDictBase, done_key: NestedKey) -> Tensor | None:

@@ -10,6 +10,7 @@ from tensordict.utils import unravel_key
 from torch import Tensor
 from torchrl.data import Bounded
 
+from torchrl_pwm.modules.frozen import swapped
 from torchrl_pwm.modules.normalizer import ObservationNormalizer
 from torchrl_pwm.objectives.acting import ActingLoss
 from torchrl_pwm.objectives.entries import require
@@ -134,7 +135,7 @@ class SHACLoss(ActingLoss):
         td = cut(tensordict)
         self._check(env, td, noise)
         transitions = []
-        with self.actor_network_params.to_module(self.actor_network):
+        with swapped(self.actor_network, self.actor_network_params):
             for step in range(self.horizon):
                 action = self._act(self._seen(td), None if noise is None else noise[step])
                 # A copy: the env writes into what it is given.

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import dispatch
-from tensordict.utils import NestedKey, unravel_key
+from tensordict.utils import unravel_key
 from torch import Tensor
 
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.tdmpc2 import EntropyForm, TDMPC2Model
-from torchrl_pwm.objectives.entries import require, require_reward
-from torchrl_pwm.objectives.sequences import SequenceLoss, require_sequences, step_weights, unroll
+from torchrl_pwm.objectives.entries import require, require_finite, require_reward
+from torchrl_pwm.objectives.sequences import SequenceLoss, require_sequences, step_weights, termination_error, unroll
 
 
 class TDMPC2Noise(NamedTuple):
@@ -75,15 +73,6 @@ class TDMPC2Loss(SequenceLoss):
         ['loss_consistency', 'loss_policy', 'loss_reward', 'loss_value']
     """
 
-    @dataclass
-    class _AcceptedKeys(SequenceLoss._AcceptedKeys):
-        """Entries that can be renamed with :meth:`set_keys`; reward, done and terminated live under ``"next"``."""
-
-        terminated: NestedKey = "terminated"
-
-    tensor_keys: _AcceptedKeys
-    default_keys = _AcceptedKeys
-
     consistency_coef: Tensor
     reward_coef: Tensor
     value_coef: Tensor
@@ -113,7 +102,7 @@ class TDMPC2Loss(SequenceLoss):
         self.register_coeff_buffer("termination_coef", termination_coef)
         self.register_coeff_buffer("entropy_coef", entropy_coef)
         self.rho, self.entropy = rho, entropy
-        ends = ["loss_termination"] if model.termination_head is not None else []
+        ends = ["loss_termination"] if model.world_model.termination else []
         self.out_keys = ["loss_consistency", "loss_reward", "loss_value", *ends, "loss_policy"]
         self.out_keys += ["reward_error", "latent_error_last", "value_target_mean"]
         self.out_keys += ["policy_entropy", "policy_scaled_entropy", "value_scale"]
@@ -136,6 +125,7 @@ class TDMPC2Loss(SequenceLoss):
         losses, latents = self.model_losses(tensordict)
         losses.update(self.policy_loss(latents, tensordict))
         out = losses.select(*self.out_keys)
+        require_finite(tensordict.select(*self.in_keys, strict=False), out, self)
         self._clear_weakrefs(tensordict, out)
         return out
 
@@ -166,10 +156,9 @@ class TDMPC2Loss(SequenceLoss):
         }
         weight, mask = step_weights(self.rho, len(consistency), consistency), self._mask(tensordict)
         out = {key: coef * self._reduced(term.T * weight, mask) for key, (coef, term) in terms.items()}
-        if model.termination_head is not None and terminated is not None:
-            logits = model.termination_logits(latents[1:], task)
-            ends = F.binary_cross_entropy_with_logits(logits, terminated, reduction="none")
-            out["loss_termination"] = self.termination_coef * self._reduced(ends.squeeze(-1).T, mask)
+        if world_model.termination and terminated is not None:
+            ends = termination_error(world_model, latents[1:], terminated, task)
+            out["loss_termination"] = self.termination_coef * self._reduced(ends.T, mask)
         error = (world_model.decode_reward(reward_logits.detach()) - reward).abs().squeeze(-1)
         out["reward_error"] = self._mean(error.T, mask)
         out["latent_error_last"] = self._mean(consistency[-1].detach(), None if mask is None else mask[:, -1])
@@ -233,7 +222,7 @@ class TDMPC2Loss(SequenceLoss):
     def _terminated(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
         """[T, B, 1], as numbers."""
         key = unravel_key(("next", self.tensor_keys.terminated))
-        if self.model.termination_head is not None:
+        if self.model.world_model.termination:
             require(tensordict, key, self)
         terminated = tensordict.get(key, None)
         return None if terminated is None else terminated.transpose(0, 1).to(like.dtype)

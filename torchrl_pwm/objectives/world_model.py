@@ -1,7 +1,8 @@
-"""Training of the world model on real sequences: latent consistency and reward prediction."""
+"""Training of the world model on real sequences: latent consistency, reward and termination prediction."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -11,19 +12,26 @@ from tensordict.utils import unravel_key
 from torch import Tensor
 
 from torchrl_pwm.modules.world_model import PWMWorldModel
-from torchrl_pwm.objectives.entries import require, require_reward
-from torchrl_pwm.objectives.sequences import SequenceLoss, require_sequences, same_episode, step_weights, unroll
+from torchrl_pwm.objectives.entries import require, require_finite, require_reward
+from torchrl_pwm.objectives.sequences import (
+    SequenceLoss,
+    require_sequences,
+    step_weights,
+    termination_error,
+    unroll,
+)
 
 _REWARD_CLIP = 5.0  # published
 
 
 class PWMWorldModelLoss(SequenceLoss):
-    """Consistency and reward losses of a world model over sequences of T real transitions.
+    """Consistency, reward and termination losses of a world model over sequences of T real transitions.
 
     With z_0 = enc(o_0), z_{t+1} = dyn(z_t, a_t) and targets sg[enc(o_{t+1})] from the same encoder,
 
         loss_consistency = c_z mean_t rho^t MSE(z_{t+1}, sg[enc(o_{t+1})])
         loss_reward      = c_r mean_t rho^t CE(rew(z_t, a_t), r_t)
+        loss_termination = c_e mean_t BCE(end(z_{t+1}), terminated_t)             with a termination head
 
     where CE is the soft cross entropy with two-hot targets, or the squared error for a scalar head. A model with
     ``normalize_rewards`` is trained on clip((r - mean) / std, -5, 5), after its moments took in the batch's rewards
@@ -34,14 +42,15 @@ class PWMWorldModelLoss(SequenceLoss):
         world_model (PWMWorldModel): the model to train.
 
     Keyword Args:
-        consistency_coef, reward_coef (float): c_z and c_r, applied to the losses returned.
+        consistency_coef, reward_coef, termination_coef (float): c_z, c_r and c_e, applied to the losses returned.
         rho (float): weight of each further step.
         divide_reward_by_horizon (bool): divide the reward loss by T once more; see :meth:`single_task`.
         reduction (str): ``"mean"``, ``"sum"`` or ``"none"`` (``[B, T]``).
 
-    Reads ``[B, T]`` sequences with ``observation``, ``action``, ``("next", "observation")``, ``("next", "reward")``
-    and, for a multi-task model, ``task`` [B, T]. Steps after a ``("next", "done")``, if that entry is there, belong to
-    another episode and are left out, as are steps that TorchRL's samplers mark as padding.
+    Reads ``[B, T]`` sequences with ``observation``, ``action``, ``("next", "observation")``, ``("next", "reward")``,
+    for a multi-task model ``task`` [B, T] and, with a termination head, ``("next", "terminated")`` [B, T, 1]. Steps
+    after a ``("next", "done")``, if that entry is there, belong to another episode and are left out, as are steps that
+    TorchRL's samplers mark as padding.
 
     Raises:
         ValueError: if an option is unknown; at the call, if the batch is not ``[B, T]``, an entry is missing or the
@@ -60,6 +69,7 @@ class PWMWorldModelLoss(SequenceLoss):
 
     consistency_coef: Tensor
     reward_coef: Tensor
+    termination_coef: Tensor | None
 
     def __init__(
         self,
@@ -67,6 +77,7 @@ class PWMWorldModelLoss(SequenceLoss):
         *,
         consistency_coef: float = 20.0,
         reward_coef: float = 0.1,
+        termination_coef: float = 1.0,
         rho: float = 0.99,
         divide_reward_by_horizon: bool = False,
         reduction: str = "mean",
@@ -75,9 +86,13 @@ class PWMWorldModelLoss(SequenceLoss):
         self.world_model = world_model
         self.register_coeff_buffer("consistency_coef", consistency_coef)
         self.register_coeff_buffer("reward_coef", reward_coef)
+        # Without a head the state dict stays as it was.
+        self.register_coeff_buffer("termination_coef", termination_coef if world_model.termination else None)
         self.rho = rho
         self.divide_reward_by_horizon = divide_reward_by_horizon
-        self.out_keys = ["loss_consistency", "loss_reward", "reward_error", "latent_error_last"]
+        self._unseen_ends = not world_model.termination
+        ends = ["loss_termination"] if world_model.termination else []
+        self.out_keys = ["loss_consistency", "loss_reward", *ends, "reward_error", "latent_error_last"]
         self._set_in_keys()
 
     @classmethod
@@ -91,7 +106,8 @@ class PWMWorldModelLoss(SequenceLoss):
 
     def _set_in_keys(self) -> None:
         keys = self.tensor_keys
-        nexts = [unravel_key(("next", key)) for key in (keys.observation, keys.reward)]
+        ends = [keys.terminated] if self.world_model.termination else []
+        nexts = [unravel_key(("next", key)) for key in (keys.observation, keys.reward, *ends)]
         self.in_keys = [keys.observation, keys.action, *nexts, *([keys.task] if self.world_model.num_tasks else [])]
 
     def reset_parameters_recursive(self) -> None:
@@ -100,7 +116,7 @@ class PWMWorldModelLoss(SequenceLoss):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Both losses and detached metrics of sequences ``[B, T]``, which are left unchanged."""
+        """The losses and detached metrics of sequences ``[B, T]``, which are left unchanged."""
         require_sequences(tensordict, self)
         keys, model = self.tensor_keys, self.world_model
         observation, action = require(tensordict, keys.observation, self), require(tensordict, keys.action, self)
@@ -115,7 +131,7 @@ class PWMWorldModelLoss(SequenceLoss):
 
         consistency = (predicted - target).square().mean(-1)
         mask = self._mask(tensordict)
-        reward_target = self._reward_target(reward, same_episode(tensordict, keys.done))
+        reward_target = self._reward_target(reward, mask)
         reward_loss = model.codec.cross_entropy(logits, reward_target).squeeze(-1)
         reward_error = (model.decode_reward(logits.detach()) - reward).abs().squeeze(-1)
         horizon = tensordict.shape[1]
@@ -130,8 +146,36 @@ class PWMWorldModelLoss(SequenceLoss):
                 "latent_error_last": self._mean(consistency[:, -1].detach(), None if mask is None else mask[:, -1]),
             }
         )
+        if model.termination:
+            out.set("loss_termination", self._termination_loss(latents[1:], tensordict, task, mask))
+        require_finite(tensordict.select(*self.in_keys, strict=False), out, self)
+        if self._unseen_ends and not torch.compiler.is_compiling():
+            self._warn_of_ends(tensordict)
         self._clear_weakrefs(tensordict, out)
         return out
+
+    def _termination_loss(
+        self, latent: Tensor, tensordict: TensorDictBase, task: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        if self.termination_coef is None:
+            raise ValueError("The world model has a new termination head: build the loss after add_termination_head().")
+        terminated = require(tensordict, unravel_key(("next", self.tensor_keys.terminated)), self)
+        terminated, task = terminated.transpose(0, 1).to(latent.dtype), None if task is None else task[:, 0]
+        return self.termination_coef * self._reduced(
+            termination_error(self.world_model, latent, terminated, task).T, mask
+        )
+
+    def _warn_of_ends(self, tensordict: TensorDictBase) -> None:
+        """Says once that the model cannot know of the ends in its data."""
+        terminated = tensordict.get(unravel_key(("next", self.tensor_keys.terminated)), None)
+        if terminated is None or terminated.is_meta or not terminated.any():
+            return
+        self._unseen_ends = False
+        warnings.warn(
+            "Episodes of the data end (next, terminated), but the world model has no termination head: in imagination "
+            "they go on for ever. Build it with PWMWorldModel(..., termination=True), unless the reward shows the end.",
+            stacklevel=3,
+        )
 
     def _reward_target(self, reward: Tensor, mask: Tensor | None) -> Tensor:
         moments = self.world_model.reward_moments

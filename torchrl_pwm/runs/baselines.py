@@ -194,9 +194,9 @@ def baseline_settings(config: DictConfig) -> dict[str, Any] | None:
             # policies that stay near the best episodes are to beat their clone, not that of all
             cloning["top"] = OmegaConf.select(config, "extraction.starts.top", default=1.0)
         if cloning["evaluations"] is None and "eval_interval" in config.get("extraction", {}):
-            cloning["evaluations"] = -(-config.extraction.iterations // config.extraction.eval_interval)
             # Policies that begin as a clone are evaluated before their first update too.
-            cloning["evaluations"] += bool(OmegaConf.select(config, "extraction.warm_start.behavior_updates"))
+            begins = bool(OmegaConf.select(config, "extraction.warm_start.behavior_updates"))
+            cloning["evaluations"] = begins + -(-config.extraction.iterations // config.extraction.eval_interval)
     return settings
 
 

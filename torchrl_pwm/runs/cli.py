@@ -8,8 +8,8 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,16 @@ def default_evaluation(overrides: list[str]) -> list[str]:
     return [override for override in further if override.split("=")[0] not in given]
 
 
+def published_agent(overrides: list[str]) -> list[str]:
+    """For a given agent: the settings of the published runs, where the overrides do not say."""
+    given = {override.lstrip("+~").split("=")[0] for override in overrides}
+    if "checkpoint" not in given:
+        return []
+    # The agent has learnt from the recorded data already.
+    further = ("pwm=published", "pretraining.updates=0")
+    return [override for override in further if override.split("=")[0] not in given]
+
+
 @dataclass(frozen=True)
 class Command:
     """What a command of the command line composes and calls.
@@ -71,6 +81,7 @@ class Command:
         config: name of the configuration in ``conf/``.
         run: path of the function that is called with configuration and folder and returns the path of the summary.
         implied: overrides that others bring with them.
+        short: options that may be written shorter, by what is written.
         table: whether the summary is of many tasks, with a score each, or of one env.
     """
 
@@ -78,7 +89,16 @@ class Command:
     config: str
     run: str
     implied: Callable[[list[str]], list[str]] = lambda overrides: []
+    short: Mapping[str, str] = field(default_factory=dict)
     table: bool = False
+
+    def spelled_out(self, overrides: Sequence[str]) -> list[str]:
+        """Overrides with the whole names of their options."""
+        parts = [override.partition("=") for override in overrides]
+        return [
+            f"{key if value.startswith('{') else self.short.get(key, key)}{equals}{value}"
+            for key, equals, value in parts
+        ]
 
 
 COMMANDS = {
@@ -89,15 +109,23 @@ COMMANDS = {
         default_preset,
         table=True,
     ),
+    "offline": Command(
+        "a world model and policies from recorded episodes, data=FOLDER",
+        "offline",
+        "torchrl_pwm.runs.offline.run_offline",
+        short={"data": "data.root", "env": "env.task"},  # alone they would be choices of Hydra's, as others have them
+    ),
     "online": Command(
         "online PWM on any TorchRL env; by default a Gymnasium task",
         "pwm_online",
         "torchrl_pwm.runs.pwm_online.run_online",
+        published_agent,
     ),
     "simulator": Command(
         "online PWM in a simulator of robots or pendulums",
         "pwm_simulator",
         "torchrl_pwm.runs.pwm_online.run_online",
+        published_agent,
     ),
     "shac": Command("SHAC through a differentiable simulator", "shac_simulator", "torchrl_pwm.runs.shac.run_shac"),
     "tdmpc2-mt80": Command(
@@ -140,13 +168,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report(options.overrides)
             return
         command = COMMANDS[options.command]
-        config = command_config(options.command, options.overrides)
+        overrides = command.spelled_out(options.overrides)
+        config = command_config(options.command, overrides)
         if options.cfg:
             print(OmegaConf.to_yaml(config), end="")
         elif options.command == "record":
             print(get_method(command.run)(config))
         else:
-            run_command(options.command, get_method(command.run), config, options.overrides, table=command.table)
+            run_command(options.command, get_method(command.run), config, overrides, table=command.table)
 
 
 def run_command(
@@ -211,7 +240,8 @@ def describe(config: str) -> str:
 def command_config(name: str, overrides: Sequence[str]) -> DictConfig:
     """The configuration of a command, with overrides and what these imply."""
     command = COMMANDS[name]
-    return compose_config(command.config, [*overrides, *command.implied(list(overrides))])
+    overrides = command.spelled_out(overrides)
+    return compose_config(command.config, [*overrides, *command.implied(overrides)])
 
 
 def compose_config(name: str, overrides: Sequence[str], folder: Path = CONF) -> DictConfig:
@@ -252,7 +282,9 @@ def _unknown_option(key: str, config: DictConfig) -> str:
 
 def show(summary: Path, *, table: bool) -> None:
     """Prints the scores of a summary, and the paths of report and summary."""
-    if table:
+    if (summary.parent / "report.md").exists():
+        print((summary.parent / "report.md").read_text())
+    elif table:
         from torchrl_pwm.evaluation import format_table, read_summary
 
         config: Any = OmegaConf.load(summary.parent / "config.yaml")

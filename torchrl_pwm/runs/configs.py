@@ -14,15 +14,11 @@ from hydra.core.config_store import ConfigStore
 
 
 @dataclass
-class WorldModelConfig:
-    """:class:`torchrl_pwm.PWMWorldModel`."""
+class ModelConfig:
+    """What world models of all sizes share: :class:`torchrl_pwm.PWMWorldModel`."""
 
-    _target_: str = "torchrl_pwm.PWMWorldModel"
     observation_dim: Any = None
     action_dim: Any = None
-    latent_dim: int = 512
-    encoder_units: list[int] = field(default_factory=lambda: [256])
-    units: list[int] = field(default_factory=lambda: [512, 512])
     simnorm_dim: int = 8
     residual: bool = False
     num_bins: Any = 101
@@ -32,25 +28,27 @@ class WorldModelConfig:
     task_dim: Any = 0
     action_dims: Any = None
     normalize_rewards: bool = False
+    observation_clip: Any = None
+    termination: Any = False
 
 
 @dataclass
-class PresetConfig:
+class WorldModelConfig(ModelConfig):
+    """:class:`torchrl_pwm.PWMWorldModel`."""
+
+    _target_: str = "torchrl_pwm.PWMWorldModel"
+    latent_dim: int = 512
+    encoder_units: list[int] = field(default_factory=lambda: [256])
+    units: list[int] = field(default_factory=lambda: [512, 512])
+
+
+@dataclass
+class PresetConfig(ModelConfig):
     """:meth:`torchrl_pwm.PWMWorldModel.from_preset`."""
 
     _target_: str = "torchrl_pwm.PWMWorldModel.from_preset"
     preset: str = "5M"
-    observation_dim: Any = None
-    action_dim: Any = None
-    num_tasks: Any = 0
     task_dim: Any = None
-    num_bins: Any = 101
-    simnorm_dim: int = 8
-    residual: bool = False
-    vmin: float = -10.0
-    vmax: float = 10.0
-    action_dims: Any = None
-    normalize_rewards: bool = False
 
 
 @dataclass
@@ -87,6 +85,7 @@ class PWMWorldModelLossConfig:
     _target_: str = "torchrl_pwm.PWMWorldModelLoss"
     consistency_coef: float = 20.0
     reward_coef: float = 0.1
+    termination_coef: float = 1.0
     rho: float = 0.99
     divide_reward_by_horizon: bool = False
     reduction: str = "mean"
@@ -147,7 +146,7 @@ class TDMPC2ModelConfig:
     num_q: int = 5
     dropout: float = 0.01
     episode_lengths: Any = 500
-    episodic: bool = False
+    episodic: Any = False
     log_std_min: float = -10
     log_std_max: float = 2
 
@@ -195,6 +194,8 @@ class ReplayConfig:
     root: Any = None
     slice_len: int = 17
     tasks: Any = None
+    episodes: Any = None
+    strict_length: bool = True
     download: bool = False
     sampler: Any = None
     writer: Any = None

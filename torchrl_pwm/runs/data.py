@@ -84,6 +84,6 @@ def open_data(config: DictConfig, tasks: list[str]) -> EpisodeStore:
     return store
 
 
-def family(suite: str) -> str:
+def family(suite: str | None) -> str:
     """Of a task's suite, what settings are told apart by: ``metaworld`` or ``dm_control``."""
     return "metaworld" if suite == "metaworld" else "dm_control"

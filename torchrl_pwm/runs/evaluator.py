@@ -123,13 +123,12 @@ class Evaluator:
         spread = float(result.returns.std())
         return {"return_mean": result.return_mean, "return_std": spread, "returns": result.returns.tolist()}
 
-    def outcomes(self, policy: dict[str, Any], untrained: dict[str, Any]) -> dict[str, Any]:
-        """The final evaluation: of the policy, and what it is to be compared with, from the same start states."""
+    def outcomes(self, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The final evaluation: what was evaluated, and what it is to be compared with, from the same start states."""
         spec = self.envs[self.settings.episodes].action_spec
         uniform = RandomPolicy(spec.shape[-1], self.config.seed, dtype=spec.dtype)
         outcomes = {
-            "policy": policy,
-            "untrained policy": untrained,
+            **known,
             "random actions": self.outcome(uniform),
             "no action": self.outcome(lambda td: td.set("action", spec.zero())),
         }
@@ -165,6 +164,7 @@ class EvaluatedRun:
         if config.logger == "csv":
             require("matplotlib", extra="plots", purpose="the picture of a run with logger=csv")
         self.config, self.folder, self.evaluator, self.policy = config, folder, evaluator, policy
+        self.first_policy = "untrained policy"
         # Before a resume, so that an interrupted run has the same one.
         self.untrained = evaluator.outcome(policy)
         self.best = BestPolicy(networks)
@@ -232,16 +232,19 @@ class EvaluatedRun:
             further: entries of the summary.
         """
         config, folder, seconds = self.config, self.folder, self.stopwatch.seconds
-        policies = {"policy": self.policy, **policies}
-        both = self.best.choose(
-            self.select, lambda: {name: self.evaluator.outcome(policy) for name, policy in policies.items()}
-        )
+        # Where nothing was trained, it is the policy itself that was evaluated first.
+        known, both = {"policy": self.untrained}, {}
+        if steps:
+            policies = {"policy": self.policy, **policies}
+            both = self.best.choose(
+                self.select, lambda: {name: self.evaluator.outcome(policy) for name, policy in policies.items()}
+            )
+            known = {**(both[self.select] or {}), self.first_policy: self.untrained}
         for name, module in files.items():
             save_tensors(folder / name, module.state_dict())
-        chosen: dict[str, Any] = both[self.select] or {}
-        results = {**chosen, **self.evaluator.outcomes(chosen["policy"], self.untrained), **outcomes}
-        results |= {f"{which} {name}": found for which in SELECT for name, found in (both[which] or {}).items()}
-        if config.logger == "csv":
+        results = {**self.evaluator.outcomes(known), **outcomes}
+        results |= {f"{which} {name}": found for which in both for name, found in (both[which] or {}).items()}
+        if config.logger == "csv" and steps:
             drawn = ("random actions", "no action", "hand-written controller")
             references = {name: results[name]["return_mean"] for name in drawn if name in results}
             plot_training(
@@ -279,9 +282,9 @@ def format_outcomes(summary: Path) -> str:
     ]
     episodes = len(content["outcomes"]["policy"]["returns"])
     head = f"{content['task']}: return of {episodes} episodes, mean +- standard deviation"
-    if "select" in content:
+    if "select" in content and "last policy" in content["outcomes"]:
         head += f"; policy: the {content['select']} one, select={content['select']}"
-    pace = content["seconds"] / content["iterations"]
+    pace = content["seconds"] / max(content["iterations"], 1)
     tail = (
         f"{content['iterations']} iterations, {content['steps']} steps, {content['seconds']:.0f} s ({pace:.2f} s each)"
     )

@@ -26,6 +26,7 @@ from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm._utils.stopwatch import Stopwatch
+from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation import evaluate_policy
@@ -188,7 +189,7 @@ def load_actor(config: Any, model: PWMWorldModel, folder: Path, task: str) -> Te
     """The first seed's policy of a task, from the folder of a run."""
     actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=model.action_dim)
     saved = folder / "policies" / task / f"seed-{config.seed}" / "policy.pt"
-    actor.load_state_dict(torch.load(saved, weights_only=True)["actor"])
+    actor.load_state_dict(read_tensors(saved, what="policy")["actor"])
     return actor
 
 

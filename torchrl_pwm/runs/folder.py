@@ -34,7 +34,7 @@ def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictCon
         ValueError: if the command line contradicts the run that is resumed, or is of another command.
     """
     if not config.resume:
-        folder = Path(config.folder) if config.folder else _fresh_folder(config.task)
+        folder = Path(config.folder) if config.folder else _fresh_folder(_label(config))
         if (folder / _CONFIG).exists():
             raise FileExistsError(
                 f"{folder} already holds a run: go on with resume={folder}, or choose another folder."
@@ -74,7 +74,13 @@ def claim_folder(config: DictConfig, folder: Path) -> None:
 
 def kind_of_run(config: DictConfig) -> str:
     """The command that a configuration is of, told by the groups that it alone has."""
-    kinds = {"extraction": "mt80", "training": "tdmpc2-mt80", "planner": "tdmpc2-online", "online": "online"}
+    kinds = {
+        "held_out": "offline",
+        "extraction": "mt80",
+        "training": "tdmpc2-mt80",
+        "planner": "tdmpc2-online",
+        "online": "online",
+    }
     return next((kind for key, kind in kinds.items() if key in config), "shac")
 
 
@@ -87,6 +93,12 @@ def make_logger(config: Any, folder: Path) -> Logger:
     if config.logger not in _LOGGERS:
         raise ValueError(f"logger must be one of {', '.join(_LOGGERS)}, found {config.logger!r}")
     return get_logger(config.logger, str(folder.parent), folder.name)
+
+
+def _label(config: DictConfig) -> str | Iterable[str]:
+    """What a run is called: its task, or its data set if it is of all of its tasks."""
+    root = OmegaConf.select(config, "data.root")
+    return Path(root).name if root and config.task == "all" else config.task
 
 
 def _fresh_folder(task: str | Iterable[str]) -> Path:

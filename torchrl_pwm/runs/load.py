@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
+from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import record_steps
 from torchrl_pwm.modules import WorldModelPolicy
 from torchrl_pwm.runs.pwm_online import make_losses
@@ -32,7 +32,7 @@ def load_policy(folder: str | os.PathLike[str]) -> tuple[nn.Module, DictConfig]:
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)
     env = instantiate(config.env)
-    weights = torch.load(folder / "policy.pt", weights_only=True)
+    weights = read_tensors(folder / "policy.pt", what="policy")
     try:
         if not (folder / "world_model.pt").exists():
             policy = make_shac_loss(config, env).policy
@@ -42,7 +42,7 @@ def load_policy(folder: str | os.PathLike[str]) -> tuple[nn.Module, DictConfig]:
     finally:
         if not env.is_closed:
             env.close()
-    model.load_state_dict(torch.load(folder / "world_model.pt", weights_only=True))
+    model.load_state_dict(read_tensors(folder / "world_model.pt", what="world model"))
     loss.actor_network.load_state_dict(weights)
     return WorldModelPolicy(model, loss.actor_network), config
 

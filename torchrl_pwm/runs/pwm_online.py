@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import nn
 from torchrl.collectors import BaseCollector, Collector, MultiSyncCollector
 from torchrl.data import ReplayBuffer
@@ -20,7 +20,10 @@ from torchrl.objectives import ValueEstimators
 
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.files import replace_file
-from torchrl_pwm.data import extend_with_recorded, make_online_replay
+from torchrl_pwm.data import extend_with_recorded, make_online_replay, read_memmap, store_transitions
+from torchrl_pwm.data.store.manifest import MANIFEST_NAME
+from torchrl_pwm.envs.multitask import innermost_env
+from torchrl_pwm.envs.tasks import find_task_spec
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
@@ -44,24 +47,42 @@ def run_online(config: DictConfig, folder: Path) -> Path:
     checkpoint, ``policy.pt`` and ``world_model.pt`` (state dicts of the :class:`~torchrl_pwm.WorldModelPolicy`'s actor
     and of the model), ``training.png`` and the summary: returns of whole episodes of the policy, of the last, the best
     and the untrained one, of the clone of recorded behaviour that it began with, if it did, of random actions, of none
-    (zeros) and of the hand-written controller where there is one, all from the same start states.
+    (zeros) and of the hand-written controller where there is one, all from the same start states. With
+    ``config.checkpoint`` the run begins with what that holds, and ``config.stage`` says what is done with it.
 
     Raises:
+        FileNotFoundError, DamagedFileError: if a checkpoint or recorded steps cannot be read.
         ImportError, ValueError: if a simulator is not installed, or an option is unknown.
         FloatingPointError: if a number is not finite.
     """
     summary = folder / "summary.json"
     if summary.exists():
         return summary
+    given = None
+    if config.get("checkpoint") is not None:
+        from torchrl_pwm.runs.agents import open_given
+
+        given = open_given(config)
+        config = given.config
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
     evaluator = Evaluator(config, device)
     env = make_training_env(config, device)
+    if given is not None:
+        given.check(env)
     model, loss, model_loss = make_losses(config, env, device)
+    if given is not None:
+        given.put_into(model, loss)
     policy = WorldModelPolicy(model, loss.actor_network)
     run = EvaluatedRun(config, folder, evaluator, policy, policy)
+    if given is not None:
+        run.first_policy = given.first_policy
+        if config.stage == "evaluation":
+            return given.evaluate(run, loss, model)
     replay = make_online_replay(**config.replay, seed=config.seed)
     stepper = make_stepper(config, loss, model_loss, replay)
+    if given is not None:
+        given.put_into_steppers(loss, stepper)
     trainer = OnlinePWMTrainer(
         loss,
         model_loss,
@@ -102,12 +123,27 @@ def make_training_env(
 def make_losses(config: DictConfig, env: EnvBase, device: str) -> tuple[PWMWorldModel, PWMLoss, PWMWorldModelLoss]:
     """A new world model and networks of the env's sizes, and the objectives, as configured."""
     observation, action = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
-    model = instantiate(config.model, observation_dim=observation, action_dim=action).to(device)
+    termination = may_terminate(config.model.get("termination", False), config.task, env)
+    sizes = {"observation_dim": observation, "action_dim": action, "termination": termination}
+    model = instantiate(config.model, **sizes).to(device)
     actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=action)
     value = instantiate(config.value, latent_dim=model.latent_dim)
     loss: PWMLoss = instantiate(config.loss, actor, value, model)
     loss.make_value_estimator(ValueEstimators.TDLambda, gamma=config.gamma, lmbda=config.lmbda)
     return model, loss.to(device), instantiate(config.model_loss, model)
+
+
+def may_terminate(setting: bool | None, task: str, env: EnvBase) -> bool:
+    """The setting of a termination head; ``None`` is for every env that may end an episode early, as far as one knows.
+
+    A simulator says whether it does, the 80 tasks never do.
+    """
+    if setting is not None:
+        return setting
+    base = innermost_env(env)
+    if isinstance(getattr(type(base), "terminates", None), property):
+        return base.terminates
+    return find_task_spec(task) is None
 
 
 def make_stepper(
@@ -179,7 +215,7 @@ def open_sequences(config: DictConfig, data: str | Sequence[str] | None) -> Repl
 
 
 def open_steps(data: str | Sequence[str] | None) -> TensorDictBase:
-    """Recorded steps from one folder or several, each of a memory-mapped TensorDict ``[N, T]`` of transitions.
+    """Recorded steps from one folder or several, each of a memory-mapped TensorDict ``[N, T]`` or of a data set.
 
     Several are joined along their rows.
 
@@ -196,12 +232,14 @@ def open_steps(data: str | Sequence[str] | None) -> TensorDictBase:
 
 
 def _open_folder(folder: str | None) -> TensorDictBase:
+    if folder and (Path(folder) / MANIFEST_NAME).exists():
+        return store_transitions(folder)
     if not folder or not (Path(folder) / "meta.json").exists():
         raise FileNotFoundError(
-            f"pretraining.data={folder}: expected the folder of a TensorDict [N, T] of transitions, "
-            "as rollout.memmap(folder) writes it, with N envs and T steps."
+            f"pretraining.data={folder}: expected the folder of a TensorDict [N, T] of transitions, as "
+            "rollout.memmap(folder) writes it, with N envs and T steps, or of a data set."
         )
-    data = TensorDict.load_memmap(folder)
+    data = read_memmap(folder)
     if data.ndim != 2:
         raise ValueError(f"pretraining.data must be a TensorDict [N, T], found batch {list(data.batch_size)}.")
     return data

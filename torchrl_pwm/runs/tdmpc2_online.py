@@ -18,7 +18,7 @@ from torchrl_pwm.modules import TDMPC2Model
 from torchrl_pwm.objectives import TDMPC2Loss
 from torchrl_pwm.planners import TDMPC2Planner
 from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
-from torchrl_pwm.runs.pwm_online import make_collector, make_training_env
+from torchrl_pwm.runs.pwm_online import make_collector, make_training_env, may_terminate
 from torchrl_pwm.trainers.tdmpc2 import OnlineTDMPC2OptimizationStepper, OnlineTDMPC2Trainer
 
 _PANELS = {
@@ -87,8 +87,11 @@ def make_model(config: DictConfig, env: EnvBase) -> TDMPC2Model:
     """A new model of the env's sizes, as configured."""
     observation, action = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
     world_model = instantiate(config.model, observation_dim=observation, action_dim=action)
-    length = config.heads.episode_lengths
-    return instantiate(config.heads, world_model, episode_lengths=length or episode_length(config.task, env))
+    options = {
+        "episode_lengths": config.heads.episode_lengths or episode_length(config.task, env),
+        "episodic": may_terminate(config.heads.episodic, config.task, env),
+    }
+    return instantiate(config.heads, world_model, **options)
 
 
 def episode_length(task: str, env: EnvBase) -> int:

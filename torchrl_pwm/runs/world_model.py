@@ -14,10 +14,13 @@ from torchrl import torchrl_logger
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.stopwatch import Stopwatch
+from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart
+from torchrl_pwm.modules import load_world_model as read_model
+from torchrl_pwm.modules.checkpoints import PUBLISHED
 from torchrl_pwm.modules.quickstart import QUICKSTART_FILE
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.trainers.disagreement import train_disagreement
@@ -49,12 +52,13 @@ def load_world_model(config: Any, file: str | os.PathLike[str]) -> PWMWorldModel
         return load_quickstart(file).world_model
     if not config.checkpoint:
         model = make_world_model(config)
-        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
+        model.load_state_dict(read_tensors(file, what="world model")["model"])
         return model.requires_grad_(False)
     task_set = get_task_set(config.task_set)
-    unsaid = unsaid_sizes(config)
-    check_sizes(PWMWorldModel.from_tdmpc2(file, **unsaid), task_set, file)
-    return PWMWorldModel.from_tdmpc2(file, action_dims=task_set.action_dims, **unsaid).requires_grad_(False)
+    # Files of this package say all of it, and contradict what is configured; published ones need what is not published.
+    chosen = {key: value for key, value in unsaid_sizes(config).items() if value != PUBLISHED[key]}
+    check_sizes(read_model(file, **chosen), task_set, file)
+    return read_model(file, action_dims=task_set.action_dims, **chosen).requires_grad_(False)
 
 
 def unsaid_sizes(config: Any) -> dict[str, Any]:
@@ -186,5 +190,5 @@ def load_disagreement(file: Path, world_model: PWMWorldModel) -> DynamicsEnsembl
             "that was given, leave it at 0."
         )
     ensemble = DynamicsEnsemble(world_model)
-    ensemble.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    ensemble.load_state_dict(read_tensors(file, what="ensemble"))
     return ensemble.requires_grad_(False).eval()

@@ -1,3 +1,4 @@
+from .agents import load_agent as load_agent
 from .averaging import PolicyAverage as PolicyAverage
 from .imitation import clone_behavior as clone_behavior
 from .pwm import OnlinePWMOptimizationStepper as OnlinePWMOptimizationStepper

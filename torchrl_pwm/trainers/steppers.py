@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -12,6 +12,7 @@ from torchrl.trainers import OptimizationStepper
 
 from torchrl_pwm.modules import RunningMoments
 from torchrl_pwm.objectives import FirstOrderLoss, PWMLoss, PWMWorldModelLoss
+from torchrl_pwm.objectives.entries import all_finite, describe_batch
 
 
 class UpdateStepper(OptimizationStepper):
@@ -253,6 +254,8 @@ class WorldModelOptimizationStepper(UpdateStepper):
             raise_non_finite("world-model", update, batch, {})
         losses = self.loss_module(batch)
         total = losses["loss_consistency"] + losses["loss_reward"]
+        if "loss_termination" in losses.keys():  # noqa: SIM118, a TensorDict has no `in` of its own
+            total = total + losses["loss_termination"]
         self.optimizer.zero_grad()
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.params, self.clip)
@@ -289,17 +292,6 @@ def linear_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
 
 
-def describe_batch(batch: TensorDictBase) -> str:
-    """The entry of a batch and the tasks that are not finite, if there are any."""
-    for key, value in batch.items(include_nested=True, leaves_only=True):
-        rows = ~value.isfinite().reshape(len(value), -1).all(1)
-        if rows.any():
-            task = batch.get("task", None)
-            named = "" if task is None else f" of task {sorted(set(task[rows].flatten().tolist()))}"
-            return f"the batch has non-finite {key}{named} in {int(rows.sum())} of {len(rows)} rows: check the data"
-    return "every entry of the batch is finite, so the networks have diverged: lower the learning rate"
-
-
 def raise_non_finite(
     name: str,
     update: int,
@@ -316,8 +308,3 @@ def raise_non_finite(
     raise FloatingPointError(
         f"Update {update} of the {name}: expected finite numbers, found {listed}; {where}. {state}."
     )
-
-
-def all_finite(values: Iterable[Tensor]) -> bool:
-    """Whether every entry of every tensor is finite."""
-    return bool(torch.stack([value.detach().isfinite().all() for value in values]).all())

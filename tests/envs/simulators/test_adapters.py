@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-import importlib.machinery
+import re
 import sys
 
 import numpy as np
@@ -28,19 +28,6 @@ from torchrl_pwm.envs.simulators import (
 from torchrl_pwm.envs.simulators.dflex import TASKS
 
 HAS_DFLEX, HAS_REWARPED = dflex._has_dflex, rewarped._has_rewarped
-
-
-@pytest.fixture
-def installed(monkeypatch):
-    """Stand-ins for both libraries."""
-    for name, module in {**stand_ins.dflex_modules(), **stand_ins.rewarped_modules()}.items():
-        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
-        module.__path__ = []
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(dflex, "_has_dflex", True)
-    monkeypatch.setattr(rewarped, "_has_rewarped", True)
-    monkeypatch.setattr(rewarped, "_has_newton", False)
-    return sys.modules["dflex"]
 
 
 @pytest.fixture(params=["dflex", "rewarped"])
@@ -100,9 +87,9 @@ def test_gradients_flow_and_windows_can_be_cut(make):
 def test_the_reset_of_an_env_cuts_only_that_env_in_dflex_and_all_envs_in_rewarped(make):
     env = make(requires_grad=True, episode_length=100)
     env.reset()
-    start = env.simulator.env.joint_q.view(3, 37).clone()
+    start = env.simulator.env.state.joint_q.clone()
     start[0, 0] = 3.4  # ends env 0 after the first step
-    env.simulator.env.joint_q = start.flatten()
+    env.simulator.env.state.joint_q = start
     actions = torch.full((3, 3, 8), 0.01, requires_grad=True)
     transitions, _ = follow(env, actions, env.truncate_graph())
     assert transitions["next", "terminated"][:, 0, 0].tolist() == [True, False, False]
@@ -116,7 +103,7 @@ def test_the_reset_of_an_env_cuts_only_that_env_in_dflex_and_all_envs_in_rewarpe
 def test_an_exploding_state_names_env_and_step(make):
     env = make()
     _, td = follow(env, torch.zeros(2, 3, 8))
-    env.simulator.env.joint_q[37 + 5] = torch.nan
+    env.simulator.env.state.joint_q[1, 5] = torch.nan
     with pytest.raises(FloatingPointError, match=r"envs \[1\] became non-finite at step \[3\]"):
         env.step(td.set("action", torch.zeros(3, 8)))
 
@@ -152,10 +139,11 @@ def test_terminal_observations_are_kept_and_envs_are_reset_once(make):
 def test_a_terminated_env_starts_anew_alone(make):
     env = make(3, episode_length=100)
     td = env.reset()
-    env.simulator.env.joint_q = torch.tensor([3.4, 0.0, 0.0])[:, None].expand(3, 37).flatten().clone()
+    state = env.simulator.env.state
+    state.joint_q = torch.tensor([3.4, 0.0, 0.0])[:, None].expand_as(state.joint_q).clone()
     transition, td = env.step_and_maybe_reset(td.set("action", torch.zeros(3, 8)))
     assert transition["next", "terminated"].flatten().tolist() == [True, False, False]
-    torch.testing.assert_close(transition["next", "observation"][0], torch.full((37,), 0.9 * 3.4))
+    torch.testing.assert_close(transition["next", "observation"][0, :29], torch.full((29,), 0.9 * 3.4))
     assert td["observation"][0].abs().max() <= 0.5
     assert torch.equal(td["observation"][1:], transition["next", "observation"][1:])
 
@@ -288,6 +276,43 @@ def test_a_dflex_that_does_not_import_says_why(installed, monkeypatch):
     monkeypatch.setitem(sys.modules, "dflex", None)
     with pytest.raises(ImportError, match=r"DFlex cannot be imported \(.*\); pip install .*shim=True"):
         DFlexEnv("ant", 2, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Ninja is required to load C++ extensions"),
+        RuntimeError("Error building extension 'kernels': [1/2] c++ ...\n/bin/sh: 1: c++: not found"),
+        FileNotFoundError("[Errno 2] No such file or directory: 'c++'"),
+        PermissionError("[Errno 13] Permission denied: 'kernels'"),
+        AttributeError("`np.Inf` was removed in the NumPy 2.0 release."),
+    ],
+)
+def test_a_dflex_that_does_not_compile_gives_the_cause_and_the_steps(installed, failing_import, error):
+    failing_import("dflex", error)
+    cause = re.escape(str(error).splitlines()[0])
+    with pytest.raises(ImportError, match=rf"DFlex cannot be imported \({cause}\); pip install .*compiler and ninja"):
+        DFlexEnv("ant", 2, device="cpu")
+
+
+def test_staggered_envs_end_their_first_episodes_at_different_steps(make):
+    env = make(32, episode_length=20, stagger=True, seed=2)
+    transitions, td = follow(env, torch.zeros(40, 32, 8))
+    ends = transitions["next", "truncated"][..., 0]
+    first = ends.int().argmax(0)
+    assert len(first.unique()) > 8 and first.max() < 20
+    assert all(ends[start + 20, index] for index, start in enumerate(first.tolist()))
+    again, _ = follow(make(32, episode_length=20, stagger=True, seed=2), torch.zeros(40, 32, 8))
+    assert torch.equal(again["next", "truncated"], transitions["next", "truncated"])
+    td["_reset"] = (torch.arange(32) == 3)[:, None]
+    env.reset(td)
+    transitions, _ = follow(env, torch.zeros(20, 32, 8), env.truncate_graph())
+    assert transitions["next", "truncated"][:, 3, 0].int().argmax() == 19  # a single reset has a whole episode
+
+
+def test_envs_of_rewarped_that_end_together_cannot_be_staggered(installed):
+    with pytest.raises(ValueError, match=r"Cartpole of rewarped.*expected stagger=False, found True"):
+        RewarpedEnv("cartpole", 2, device="cpu", stagger=True)
 
 
 def test_the_missing_name_of_numpy_points_to_the_shim(installed, monkeypatch):

@@ -109,6 +109,8 @@ def test_wrong_arguments(made):
         IsaacGymEnv("Ant", 0)
     with pytest.raises(ValueError, match=r"no gradients: expected requires_grad=False.* take AnalyticEnv"):
         IsaacGymEnv("Ant", 2, requires_grad=True)
+    with pytest.raises(ValueError, match="expected stagger=False"):
+        IsaacGymEnv("Ant", 2, device="cpu", stagger=True)
 
 
 @pytest.mark.parametrize("missing", ["isaacgym", "isaacgymenvs"])
@@ -117,6 +119,14 @@ def test_without_isaac_gym_the_steps_to_install_it_are_named(made, missing, monk
     assert IsaacGymEnv.available_envs == ()
     with pytest.raises(ImportError, match=rf"needs {missing}, .*developer\.nvidia\.com/isaac-gym.* pip install"):
         IsaacGymEnv("Ant", 2)
+
+
+def test_an_isaac_gym_that_does_not_compile_says_what_it_needs(made, failing_import):
+    failing_import("isaacgym", RuntimeError("Ninja is required to load C++ extensions"))
+    with pytest.raises(
+        ImportError, match=r"isaacgym cannot be imported \(Ninja is required.*compiler and ninja.*pip inst"
+    ):
+        IsaacGymEnv("Ant", 2, device="cpu")
 
 
 def test_mypy_accepts_our_use_of_the_stubs(tmp_path):

@@ -307,9 +307,18 @@ def test_num_workers_gives_a_parallel_env_with_a_seed_for_each():
 
     one, same = rollout(seed=5), rollout(seed=5)
     assert one.shape == (2, 3, 3) and (one == same).all()
-    assert not torch.equal(one[0]["observation"], one[1]["observation"])
+    assert len(one[:, :, 0]["observation"].flatten(0, 1).unique(dim=0)) == 6  # no start twice, over all workers
     alone = AnalyticEnv("cartpole_swingup", 3, seed=5)
     assert torch.equal(one[0, :, 0]["observation"], alone.reset()["observation"])
+
+
+def test_envs_of_neighbouring_seeds_and_their_workers_share_no_start():
+    starts = []
+    for seed in range(4):
+        env = SerialEnv(3, [partial(AnalyticEnv, "double_pendulum", 5)] * 3)  # seeded as num_workers=3 is
+        env.set_seed(seed)
+        starts.append(env.reset()["observation"].flatten(0, 1))
+    assert len(torch.cat(starts).unique(dim=0)) == 4 * 3 * 5
 
 
 def test_num_workers_refuses_what_it_cannot_give():

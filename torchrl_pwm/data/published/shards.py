@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import pickle
 import re
 import struct
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from torchrl_pwm._utils.errors import first_line
-from torchrl_pwm.data.store.writer import refuse_non_finite
+from torchrl_pwm.data.published.pickled import read_pickled_tensordict
+from torchrl_pwm.data.store.checks import refuse_actions, refuse_non_finite
 from torchrl_pwm.envs.tasks import TaskSet
 
 __all__ = ["Shard", "ShardRows", "check_bytes", "open_shard"]
@@ -30,34 +27,6 @@ _DAMAGED = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
     *(zipfile.BadZipFile, zlib.error, struct.error),
 )
-
-
-class _Contents:
-    """Stands in for a pickled TensorDict: keeps its state and runs nothing."""
-
-    state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-def _contents(cls: Any, state: Any) -> _Contents:
-    """Stands in for the function that rebuilds a TensorDict."""
-    contents = _Contents()
-    contents.state = state
-    return contents
-
-
-# Names that a pickled TensorDict of any release refers to, and what the unpickler gets instead of them. With the
-# tensor types that torch itself allows, these are all the names that a shard may hold.
-_ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    (_Contents, "tensordict._td.TensorDict"),
-    (_Contents, "tensordict.tensordict.TensorDict"),
-    (_contents, "tensordict._reductions._make_td"),
-    (collections.OrderedDict, "tensordict._td._StringOnlyDict"),
-    (collections.OrderedDict, "tensordict.tensordict._StringOnlyDict"),
-    (collections.OrderedDict, "tensordict.utils._StringOnlyDict"),
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +91,7 @@ class Shard:
         """Rows in their order, at most ``chunk`` at a time, moved from arrival entries to transitions.
 
         Raises:
-            ValueError: for a NaN or infinity anywhere but in the filler.
+            ValueError: for a NaN or infinity anywhere but in the filler, or an action outside [-1, 1].
         """
         tasks = self.row_tasks(table)
         for start in range(0, self.num_rows, chunk):
@@ -139,6 +108,7 @@ class Shard:
                 places = [f"row {row} of {self.path.name}" for row in rows + start]
                 for key, array in taken.items():
                     refuse_non_finite(array, key, name, places)
+                refuse_actions(taken["action"], name, places, "is it a shard of another data set?")
                 yield ShardRows(name, **taken)
 
 
@@ -176,7 +146,9 @@ def open_shard(path: Path, table: TaskSet, entries: int) -> Shard:
         FileNotFoundError: if there is no such file.
         ValueError: if it cannot be read, refers to anything but tensors and TensorDicts, or has other shapes or types.
     """
-    tensors = _load(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"shard {path} does not exist")
+    tensors = read_pickled_tensordict(path, what="shard")
     missing = [key for key in _KEYS if not isinstance(tensors.get(key), torch.Tensor)]
     if missing:
         raise ValueError(
@@ -217,24 +189,6 @@ def _guess(width: int, entries: int) -> str:
     return "rows of another length or width belong to another data set (episode_length= says the length of your own)"
 
 
-def _load(path: Path) -> dict[str, Any]:
-    zipped = _is_zip(path)
-    try:
-        with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        raise ValueError(_refusal(path, error)) from error
-    except _DAMAGED as error:
-        raise ValueError(_unreadable(path, error)) from error
-    if isinstance(loaded, _Contents):
-        state = loaded.state
-        loaded = state.get("_tensordict") if isinstance(state, dict) else None
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}, expected a TensorDict or a dict of tensors")
-    return loaded
-
-
 def _is_zip(path: Path) -> bool:
     if not path.is_file():
         raise FileNotFoundError(f"shard {path} does not exist")
@@ -246,15 +200,6 @@ def _unreadable(path: Path, error: BaseException) -> str:
     return (
         f"{path} ({path.stat().st_size} bytes) cannot be read as a shard ({first_line(error)}); it is cut short or "
         "damaged: download it again"
-    )
-
-
-def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
-    names = re.findall(r"(?:GLOBAL|function|class|global) `?([\w.]+\.\w+)", str(error))
-    what = f"refers to {names[0]}" if names else "holds something else"
-    return (
-        f"{path} was refused: it {what}, but nothing but tensors and TensorDicts is read from a shard, since a pickled "
-        "file can run any code; get the shard from its publisher, or save it again as a plain dict of tensors"
     )
 
 

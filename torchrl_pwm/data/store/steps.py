@@ -42,7 +42,7 @@ def split_steps(steps: np.ndarray, action_dim: int) -> Steps:
 
 
 class StepsFile:
-    """A file of rows of steps [N, L + 1, W], opened for reading blocks of consecutive steps anywhere in it.
+    """A file of steps [..., W], opened for reading blocks of consecutive steps anywhere in it.
 
     A block is one piece of the file and is copied from it by one system call. Nothing stays mapped, so the memory of
     the process does not grow with what it has read. A read keeps no position: threads and forked processes share the
@@ -51,7 +51,7 @@ class StepsFile:
     Args:
         path: the file, of the size that dtype and shape give.
         dtype: type on disk.
-        shape: (N, L + 1, W).
+        shape: (N, L + 1, W) for rows of one length, (S, W) for episodes one after the other.
 
     Attributes:
         array: the whole file as a read-only memory map.
@@ -60,7 +60,7 @@ class StepsFile:
     def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]) -> None:
         self.path = path
         self._dtype = np.dtype(dtype)
-        self._length, self._width = shape[1:]
+        self._width = shape[-1]
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
         mapping = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
@@ -68,8 +68,8 @@ class StepsFile:
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         self.array = np.frombuffer(mapping, self._dtype).reshape(shape)
 
-    def blocks(self, row: np.ndarray, step: np.ndarray, count: int) -> Iterator[tuple[slice, np.ndarray]]:
-        """Blocks of ``count`` steps that begin at step ``step`` [B] of row ``row`` [B].
+    def blocks(self, first: np.ndarray, count: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Blocks of ``count`` steps that begin at the steps ``first`` [B], counted from the beginning of the file.
 
         Yields:
             Which of the B blocks follow, and their steps [b, count, W], in memory that the next ones overwrite.
@@ -77,7 +77,6 @@ class StepsFile:
         Raises:
             ValueError: if the file ends before a block does.
         """
-        first = row * self._length + step
         size = count * self._width * self._dtype.itemsize
         at_once = max(1, _AT_ONCE // size)
         blocks = np.empty((at_once, count, self._width), self._dtype)

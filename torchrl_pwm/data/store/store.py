@@ -21,12 +21,18 @@ __all__ = ["EpisodeStore"]
 class EpisodeStore:
     """A data set on disk, opened for reading.
 
-    A data set is a folder with ``manifest.json`` and ``steps.bin``, one plain row-major array [N, L + 1, O + A + 1] of
-    steps: observation, action and reward. A *row* holds L transitions and L + 1 observations: transition t is
+    A data set is a folder with ``manifest.json`` and ``steps.bin``, one plain row-major array of steps: observation,
+    action and reward. A *row* holds L transitions and L + 1 observations: transition t is
     ``observation[t], action[t], reward[t], observation[t + 1]``; the action and reward of its last step are zero and
-    mean nothing. All rows are equally long and the rows of a task follow each other, so the place of any transition is
-    arithmetic, and consecutive transitions are one piece of the file. A row is an episode or, where the tasks of a set
-    differ in length, an equal part of one. The return of each row is in ``returns.bin``.
+    mean nothing. The rows of a task follow each other, and consecutive transitions are one piece of the file. The
+    return of each row is in ``returns.bin``. There are two kinds of data sets:
+
+    - *Rows of one length*, as in the published ones: ``steps.bin`` is [N, L + 1, O + A + 1], so the place of any
+      transition is arithmetic. A row is an episode or, where the tasks of a set differ in length, an equal part of one.
+      Nothing terminates.
+    - *Episodes of any length*, as :func:`~torchrl_pwm.write_episodes` writes them: each row is one whole episode of
+      E_i transitions and E_i + 1 steps, one after the other in ``steps.bin`` [S, O + A + 1]. ``lengths.bin`` has the
+      E_i, ``terminated.bin`` which of them ended by termination; the others were cut off.
 
     The arrays are read-only views of memory maps: opening reads the manifest only. The pages of a view that were
     looked at count as memory of the process; :meth:`blocks` reads without.
@@ -37,9 +43,12 @@ class EpisodeStore:
 
     Attributes:
         manifest: the :class:`~torchrl_pwm.data.store.manifest.Manifest`.
-        observation: [N, L + 1, O] array. ``action`` [N, L, A] and ``reward`` [N, L] likewise; ``success`` is bool
-            [N, L] or None.
+        observation: [N, L + 1, O] array, or [S, O] of episodes of any length, whose steps :meth:`episode` finds.
+            ``action`` [N, L, A] or [S - 1, A] and ``reward`` [N, L] or [S - 1] likewise; ``success`` is bool [N, L],
+            of episodes [N] (at their last step), or None.
         returns: undiscounted reward sum of each row, float64 [N].
+        lengths: transitions of each row, int64 [N].
+        terminated: which rows ended by termination, bool [N].
 
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
@@ -61,6 +70,8 @@ class EpisodeStore:
     reward: np.ndarray
     returns: np.ndarray
     success: np.ndarray | None
+    lengths: np.ndarray
+    terminated: np.ndarray
 
     def __init__(self, root: str | os.PathLike[str], *, verify: bool = False) -> None:
         self.root = Path(root)
@@ -73,6 +84,14 @@ class EpisodeStore:
         self._steps = StepsFile(self.root / steps.file, steps.dtype, steps.shape)
         self.observation, self.action, self.reward = split_steps(self._steps.array, self.manifest.action_dim)
         self.returns = self._mapped(fields["returns"])
+        rows, length = self.num_rows, self.row_length
+        if length is None:
+            self.lengths, self.terminated = self._mapped(fields["lengths"]), self._mapped(fields["terminated"])
+            self._check_lengths()
+            self._first = self.lengths.cumsum() - self.lengths + np.arange(rows)
+        else:
+            self.lengths = np.broadcast_to(np.int64(length), (rows,))
+            self.terminated = np.broadcast_to(np.False_, (rows,))
         self.success = self._mapped(fields["success"]) if "success" in fields else None
         if verify:
             self.verify()
@@ -86,6 +105,14 @@ class EpisodeStore:
             raise ValueError(
                 f"{path} has {size} bytes, the manifest says {field.size}; the file was cut or replaced: restore it or "
                 "make the data set again"
+            )
+
+    def _check_lengths(self) -> None:
+        total = self.manifest.num_transitions
+        if self.lengths.min() < 1 or int(self.lengths.sum()) != total:
+            raise ValueError(
+                f"{self.root / self.manifest.fields['lengths'].file} describes {int(self.lengths.sum())} transitions, "
+                f"the file of steps holds {total}; one was changed after it was written: make the data set again"
             )
 
     def _mapped(self, field: FieldRecord) -> np.ndarray:
@@ -126,8 +153,18 @@ class EpisodeStore:
         Raises:
             ValueError: if the file was cut after the data set was opened.
         """
-        for here, steps in self._steps.blocks(row, step, length + 1):
+        first = row * (self.row_length + 1) if self.row_length is not None else self._first[row]
+        for here, steps in self._steps.blocks(first + step, length + 1):
             yield here, split_steps(steps, self.manifest.action_dim)
+
+    def episode(self, row: int) -> Steps:
+        """Views of the steps of one row: observation [E + 1, O], action [E, A] and reward [E]."""
+        if not 0 <= row < self.num_rows:
+            raise IndexError(f"{self.root} has rows 0 to {self.num_rows - 1}, found {row}")
+        if self.row_length is not None:
+            return Steps(self.observation[row], self.action[row], self.reward[row])
+        steps = self._steps.array[self._first[row] : self._first[row] + self.lengths[row] + 1]
+        return split_steps(steps, self.manifest.action_dim)
 
     @property
     def task_set(self) -> TaskSet:
@@ -144,13 +181,18 @@ class EpisodeStore:
         return self.manifest.num_rows
 
     @property
-    def row_length(self) -> int:
-        """Transitions of a row, L."""
+    def row_length(self) -> int | None:
+        """Transitions of a row, L; None for episodes of any length."""
         return self.manifest.row_length
 
     @property
     def num_transitions(self) -> int:
-        return self.num_rows * self.row_length
+        return self.manifest.num_transitions
+
+    @property
+    def terminates(self) -> bool:
+        """Whether any episode ended by termination."""
+        return bool(self.terminated.any())
 
     def select(self, tasks: str | int | Iterable[str | int] | None = None) -> tuple[TaskRows, ...]:
         """Row ranges of tasks, in the order of the store.
@@ -190,7 +232,7 @@ class EpisodeStore:
         return {
             rows.name: {
                 "rows": rows.stop - rows.start,
-                "transitions": (rows.stop - rows.start) * self.row_length,
+                "transitions": int(self.lengths[rows.start : rows.stop].sum()),
                 "behavior_return_mean": rows.behavior_return_mean,
                 "behavior_return_std": rows.behavior_return_std,
                 "success_mean": rows.success_mean,
@@ -202,10 +244,10 @@ class EpisodeStore:
         return type(self), (self.root,)
 
     def __repr__(self) -> str:
-        return (
-            f"EpisodeStore({str(self.root)!r}, {self.manifest.task_set}, {len(self.tasks)} tasks, "
-            f"{self.num_rows} rows of {self.row_length} transitions)"
-        )
+        many = f"{self.num_rows} rows of {self.row_length} transitions"
+        if self.row_length is None:
+            many = f"{self.num_rows} episodes of {self.num_transitions} transitions together"
+        return f"EpisodeStore({str(self.root)!r}, {self.manifest.task_set}, {len(self.tasks)} tasks, {many})"
 
 
 def _shortened(names: tuple[str, ...], limit: int = 8) -> str:

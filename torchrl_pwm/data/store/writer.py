@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
 from torchrl_pwm._utils.files import file_sha256, replace_file, staged_folder
+from torchrl_pwm.data.store.checks import refuse_actions, refuse_non_finite
 from torchrl_pwm.data.store.manifest import MANIFEST_NAME, FieldRecord, Manifest, TaskRows
 from torchrl_pwm.data.store.moments import ObservationMoments
 from torchrl_pwm.data.store.steps import split_steps
@@ -125,8 +126,8 @@ class EpisodeStoreWriter:
             success: bool [n, L]; needed exactly when the data set has the field.
 
         Raises:
-            ValueError: for shapes that do not fit, more rows than announced, or a value that is NaN or infinite (also
-                after the cast to the type on disk), named by task, row, step and key.
+            ValueError: for shapes that do not fit, more rows than announced, a value that is NaN or infinite (also
+                after the cast to the type on disk), or an action outside [-1, 1], named by task, row, step and key.
         """
         if task not in self._start:
             raise ValueError(f"{task!r} was not announced to the writer; its tasks are {list(self._start)}")
@@ -145,6 +146,8 @@ class EpisodeStoreWriter:
             with np.errstate(over="ignore"):  # an overflow of the cast is an infinity, which is named below
                 part[...] = given
             refuse_non_finite(part, name, task, range(first, first + count))
+            if name == "action":
+                refuse_actions(part, task, range(first, first + count))
         if success is not None and self._success is not None:
             _check_shape(success, parts.reward.shape, "success", task)
             self._put("success", task, np.ascontiguousarray(success, dtype=bool))
@@ -181,6 +184,7 @@ class EpisodeStoreWriter:
             fields=fields,
             tasks=tuple(self._task_rows(spec.name) for spec in self._specs),
             source=self.source,
+            task_specs=Manifest.specs_to_keep(self.task_set),
         )
         replace_file(self._stage / MANIFEST_NAME, manifest.to_json().encode())
 
@@ -211,17 +215,3 @@ class EpisodeStoreWriter:
 def _check_shape(array: np.ndarray, shape: tuple[int, ...], name: str, task: str) -> None:
     if np.shape(array) != shape:
         raise ValueError(f"{name} of {task} must have shape {shape}, found {np.shape(array)}")
-
-
-def refuse_non_finite(array: np.ndarray, key: str, task: str, rows: Sequence[int | str]) -> None:
-    """Raises ValueError if ``array`` [n, steps, ...] holds a NaN or infinity; ``rows`` numbers or names its rows."""
-    finite = np.isfinite(array)
-    if finite.all():
-        return
-    place = tuple(np.argwhere(~finite)[0].tolist())
-    row = rows[place[0]]
-    where = row if isinstance(row, str) else f"row {row}"
-    raise ValueError(
-        f"{key} of task {task} is {array[place]} in {where} at step {place[1]}; "
-        "data must be finite: drop the row or find out where the value comes from"
-    )

@@ -49,6 +49,7 @@ class AnalyticSimulator(Simulator):
             self.episode_length = episode_length
         self.stochastic_init = stochastic_init
         self.early_termination = early_termination
+        self.terminates = early_termination and type(self).terminated is not AnalyticSimulator.terminated
         self.reward_timing = reward_timing
         self.state = torch.zeros(num_envs, self.state_size, dtype=self.dtype, device=self.device)
 

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from torchrl_pwm.envs.simulators.base import Simulator, SimulatorStep
 
-_NEEDED = ("num_envs", "num_observations", "num_actions", "episode_length", "device", "no_grad", "progress_buf")
-_METHODS = ("reset", "step", "initialize_trajectory", "clear_grad", "get_checkpoint")
-
 
 class DiffRLSimulator(Simulator):
     """An env that itself resets what is done and draws from torch's global generator.
@@ -31,11 +28,16 @@ class DiffRLSimulator(Simulator):
     """
 
     library: ClassVar[str]
+    #: attributes and methods of the interface.
+    needs: ClassVar[tuple[str, ...]] = (
+        *("num_envs", "num_observations", "num_actions", "episode_length", "device", "no_grad", "progress_buf"),
+        *("reset", "step", "initialize_trajectory", "clear_grad", "get_checkpoint"),
+    )
     #: names of the flags among the extras that a step returns.
     flags: ClassVar[tuple[str, str]]
 
     def __init__(self, env: Any, *, seed: int = 0) -> None:
-        lacking = [name for name in (*_NEEDED, *_METHODS) if not hasattr(env, name)]
+        lacking = [name for name in self.needs if not hasattr(env, name)]
         # rewarped allocates its buffers at the first reset.
         if lacking and not (lacking == ["progress_buf"] and hasattr(env, "initialized")):
             raise TypeError(
@@ -46,6 +48,7 @@ class DiffRLSimulator(Simulator):
         self.observation_size = int(env.num_observations)
         self.action_size = int(env.num_actions)
         self.episode_length = int(env.episode_length)
+        self.terminates = bool(getattr(env, "early_termination", True))
 
     def reset(self, rows: Tensor) -> Tensor:
         with self.running():
@@ -62,6 +65,9 @@ class DiffRLSimulator(Simulator):
         terminated, truncated = (extras[name].bool() for name in self.flags)
         reached = extras.get("obs_before_reset")
         return SimulatorStep(after_reset if reached is None else reached, reward, terminated, truncated, after_reset)
+
+    def skip(self, steps: Tensor) -> None:
+        self.env.progress_buf = steps.to(self.env.progress_buf)
 
     def cut(self) -> None:
         with self.running():

@@ -61,6 +61,7 @@ class Simulator(ABC):
         action_size: length A of an action; its entries lie in [-1, 1].
         episode_length: steps after which an env is truncated, or None for never.
         reward_timing: whether a step is rewarded for the state it reaches, ``"after"``, or leaves, ``"before"``.
+        terminates: whether an episode may end before its time is over.
         reset_cuts_all: whether the reset of some envs cuts the graph of the others, too.
         generator: the simulator's own ``torch.Generator``.
 
@@ -94,6 +95,7 @@ class Simulator(ABC):
     action_size: int
     episode_length: int | None = None
     reward_timing: RewardTiming = "after"
+    terminates: bool = True
     reset_cuts_all: bool = False
 
     def __init__(
@@ -126,6 +128,9 @@ class Simulator(ABC):
     @abstractmethod
     def step(self, actions: Tensor) -> SimulatorStep:
         """Advances every env by one step with ``actions`` [N, A], differentiably."""
+
+    def skip(self, steps: Tensor) -> None:  # noqa: B027
+        """Counts ``steps`` [N] of the present episodes as taken; of a simulator that itself counts them."""
 
     def cut(self) -> None:
         """Cuts the graph of the state at its present values."""

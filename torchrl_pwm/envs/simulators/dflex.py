@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from torchrl_pwm._utils.torchrl_private import classproperty
+from torchrl_pwm.envs.simulators._compiled import import_compiled
+from torchrl_pwm.envs.simulators._dflex_graph import GuardedIntegrator
 from torchrl_pwm.envs.simulators._diffrl import DiffRLSimulator, build_env
 from torchrl_pwm.envs.simulators._workers import check_task
 from torchrl_pwm.envs.simulators.base import RewardTiming
@@ -98,17 +99,28 @@ class DFlexSimulator(DiffRLSimulator):
     """
 
     library = "DFlex"
+    needs = (*DiffRLSimulator.needs, "integrator")
     flags = ("termination", "truncation")
+
+    def __init__(self, env: Any, *, seed: int = 0) -> None:
+        super().__init__(env, seed=seed)
+        self._integrator = GuardedIntegrator(env.integrator)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         config = _dflex().config
         before, config.no_grad = config.no_grad, self.env.no_grad
+        integrator, self.env.integrator = self.env.integrator, self._integrator
         try:
             with super().running():
                 yield
         finally:
             config.no_grad = before
+            self.env.integrator = integrator
+
+    def cut(self) -> None:
+        super().cut()
+        self._integrator.cut()
 
 
 class DFlexWrapper(SimulatorEnv):
@@ -116,8 +128,17 @@ class DFlexWrapper(SimulatorEnv):
 
     DFlex is the simulator of the published SHAC and PWM runs, in PWM's fork; this package holds none of its code.
     Keys, resets and :meth:`truncate_graph` are those of :class:`SimulatorEnv`. A reward belongs to the state that a
-    step *leaves*, r_t = R(s_t, a_t): the last action of a window has a gradient through the terminal value alone.
+    step *leaves*, r_t = R(s_t, a_t): the last action of a window has a gradient through the terminal value and, in
+    tasks that penalise actions (hopper, anymal and both humanoids), through its own penalty, and no other.
     Envs with and without gradients may live side by side, though DFlex has one switch for both; not in two threads.
+    Both observe the same: where ant, anymal and humanoid have their last action, DFlex gives it without gradients and
+    zeros with them, and this env gives zeros, as the published runs had.
+
+    A window can have one backward pass: DFlex empties its tapes in it, and would give zeros in a second, which raises
+    here. DFlex also holds the memory of every step that no backward pass went through, such as the last of a window
+    whose terminal value is not in the loss. :meth:`truncate_graph`, or a full reset, frees those of the window before
+    the one that it ends: a window's backward pass must come before the end of the next. What is never cut is never
+    freed: evaluate under ``torch.no_grad()``, or in an env without gradients.
 
     Args:
         env: an env of ``dflex.envs``.
@@ -126,10 +147,11 @@ class DFlexWrapper(SimulatorEnv):
         requires_grad (bool, optional): whether gradients flow through steps. Default: as the env was built.
         seed (int): of the env's own generator. DFlex draws from torch's global generator, which is left alone.
         non_finite (str): see :class:`SimulatorEnv`. DFlex's own ``nan_state_fix`` comes first.
+        stagger (bool): see :class:`SimulatorEnv`.
         reward_timing (str): what :attr:`reward_timing` says; ``"after"`` describes the original DiffRL.
 
     Raises:
-        ImportError: if DFlex is not installed, with the steps to install it.
+        ImportError: if DFlex is not installed or cannot be compiled, with the steps to install it.
         TypeError: if ``env`` is not a DFlex env.
         ValueError: if gradients are asked of an env built with ``no_grad=True``.
 
@@ -152,6 +174,7 @@ class DFlexWrapper(SimulatorEnv):
         requires_grad: bool | None = None,
         seed: int = 0,
         non_finite: NonFinite = "raise",
+        stagger: bool = False,
         reward_timing: RewardTiming = "before",
     ) -> None:
         _dflex()
@@ -160,7 +183,7 @@ class DFlexWrapper(SimulatorEnv):
             raise ValueError("requires_grad=True needs a DFlex env built with no_grad=False, found no_grad=True")
         simulator.reward_timing = reward_timing
         requires_grad = not env.no_grad if requires_grad is None else requires_grad
-        super().__init__(simulator, requires_grad=requires_grad, non_finite=non_finite)
+        super().__init__(simulator, requires_grad=requires_grad, non_finite=non_finite, stagger=stagger)
 
     @property
     def lib(self) -> Any:
@@ -191,13 +214,13 @@ class DFlexEnv(DFlexWrapper):
         requires_grad (bool): whether gradients flow through steps.
         device (device, optional): default: torch's default device.
         seed (int): of the env's own generator.
-        non_finite (str): see :class:`SimulatorEnv`.
+        non_finite (str), stagger (bool): see :class:`SimulatorEnv`.
         shim (bool): import and build within :func:`compatibility_shim`. Default: ``False``.
         num_workers (int): see :class:`SimulatorEnv`.
         options: of the DFlex env, instead of the published settings.
 
     Raises:
-        ImportError: if DFlex is not installed, with the steps to install it.
+        ImportError: if DFlex is not installed or cannot be compiled, with the steps to install it.
         ValueError: for an unknown task or ``num_envs`` below 1.
 
     Examples:
@@ -221,6 +244,7 @@ class DFlexEnv(DFlexWrapper):
         device: torch.device | str | int | None = None,
         seed: int = 0,
         non_finite: NonFinite = "raise",
+        stagger: bool = False,
         shim: bool = False,
         **options: Any,
     ) -> None:
@@ -232,11 +256,11 @@ class DFlexEnv(DFlexWrapper):
             config = _dflex().config
             before = config.no_grad
             try:
-                kind = getattr(importlib.import_module(module), name)
+                kind = getattr(import_compiled(module, library="DFlex", install=_INSTALL), name)
                 env = build_env(kind, num_envs, device=device, seed=seed, no_grad=not requires_grad, **settings)
             finally:
                 config.no_grad = before
-        super().__init__(env, requires_grad=requires_grad, seed=seed, non_finite=non_finite)
+        super().__init__(env, requires_grad=requires_grad, seed=seed, non_finite=non_finite, stagger=stagger)
         self.task = task
 
 
@@ -247,7 +271,4 @@ def _check_installed() -> None:
 
 def _dflex() -> Any:
     _check_installed()
-    try:
-        return importlib.import_module("dflex")
-    except ImportError as error:
-        raise ImportError(f"DFlex cannot be imported ({error}); {_INSTALL}", name="dflex") from error
+    return import_compiled("dflex", library="DFlex", install=_INSTALL)

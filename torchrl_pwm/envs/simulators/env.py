@@ -121,6 +121,11 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         return self.simulator.episode_length
 
     @property
+    def terminates(self) -> bool:
+        """Whether an episode may end before its time is over."""
+        return self.simulator.terminates or self.non_finite == "terminate"
+
+    @property
     def reward_timing(self) -> RewardTiming:
         """Whether a step is rewarded for the state it reaches, ``"after"``, or for the one it leaves, ``"before"``."""
         return self.simulator.reward_timing
@@ -139,18 +144,15 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
                 self._observation = self.simulator.reset(needed)
         assert self._observation is not None
         self._check_start(started)
-        self._steps = torch.where(started, self._head_start() if mask is None else 0, self._steps)
+        self._steps = torch.where(started, 0, self._steps)
+        if mask is None and self.stagger and self.episode_length is not None:
+            self._steps = ((self.simulator.uniform() + 1) / 2 * self.episode_length).long()
+            self.simulator.skip(self._steps)
         self._already_reset = self._already_reset & ~started
         self._gates.restart(started)
         if everything:
             self._cut()
         return self._pack(self._observation, self._zeros(torch.bool), self._zeros(torch.bool))
-
-    def _head_start(self) -> Tensor:
-        """Steps that count as taken when all envs start, [N]."""
-        if not self.stagger or self.episode_length is None:
-            return self._zeros(torch.int64)
-        return ((self.simulator.uniform() + 1) / 2 * self.episode_length).long()
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         self._check_started("stepped")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from torchrl.data import Composite
 from torchrl.envs.libs.isaacgym import IsaacGymWrapper
 
 from torchrl_pwm._utils.torchrl_private import classproperty
+from torchrl_pwm.envs.simulators._compiled import import_compiled
 from torchrl_pwm.envs.simulators._workers import check_task
 
 if TYPE_CHECKING:
@@ -52,11 +52,12 @@ class IsaacGymEnv(IsaacGymWrapper):
         device (device): of simulation and tensors. Default: ``"cuda:0"``.
         seed (int): given to IsaacGymEnvs as the env is built; ``set_seed`` does nothing.
         headless (bool): whether to open no window.
+        stagger (bool): must be False.
         options: of ``isaacgymenvs.make``.
 
     Raises:
-        ImportError: if isaacgym or isaacgymenvs is not installed, with the steps to install them.
-        ValueError: if gradients are asked for, ``num_envs`` is below 1, or the task is unknown.
+        ImportError: if isaacgym or isaacgymenvs is not installed or cannot be compiled, with the steps to install them.
+        ValueError: if gradients or staggered episodes are asked for, ``num_envs`` is below 1, or the task is unknown.
 
     Examples:
         >>> from torchrl_pwm.envs.simulators import IsaacGymEnv
@@ -82,6 +83,7 @@ class IsaacGymEnv(IsaacGymWrapper):
         device: torch.device | str = "cuda:0",
         seed: int = 0,
         headless: bool = True,
+        stagger: bool = False,
         **options: Any,
     ) -> None:
         if requires_grad:
@@ -89,6 +91,8 @@ class IsaacGymEnv(IsaacGymWrapper):
                 "Isaac Gym has no gradients: expected requires_grad=False. PWM needs none of the simulator; for SHAC "
                 "take AnalyticEnv, NewtonEnv or another differentiable simulator"
             )
+        if stagger:
+            raise ValueError("Isaac Gym itself counts the steps of an episode: expected stagger=False, found True")
         if num_envs < 1:
             raise ValueError(f"num_envs must be an integer of at least 1, found {num_envs!r}")
         for module, installed in (("isaacgym", _has_isaacgym), ("isaacgymenvs", _has_isaacgymenvs)):
@@ -111,8 +115,8 @@ class IsaacGymEnv(IsaacGymWrapper):
     @property
     def lib(self) -> Any:
         """The module ``isaacgymenvs``."""
-        importlib.import_module("isaacgym")  # first: it refuses to be imported after torch's CUDA has started
-        return importlib.import_module("isaacgymenvs")
+        _import("isaacgym")  # first: it refuses to be imported after torch's CUDA has started
+        return _import("isaacgymenvs")
 
     @property
     def gym(self) -> gymapi.Gym:
@@ -154,5 +158,10 @@ class IsaacGymEnv(IsaacGymWrapper):
 
 
 def _tasks() -> dict[str, Any]:
-    importlib.import_module("isaacgym")
-    return importlib.import_module("isaacgymenvs.tasks").isaacgym_task_map
+    _import("isaacgym")
+    tasks: dict[str, Any] = _import("isaacgymenvs.tasks").isaacgym_task_map
+    return tasks
+
+
+def _import(module: str) -> Any:
+    return import_compiled(module, library=module, install=f"it needs a C++ compiler and ninja; {_INSTALL}")

@@ -86,14 +86,15 @@ class RewarpedEnv(SimulatorEnv):
         requires_grad (bool): whether gradients flow through steps.
         device (device, optional): default: torch's default device.
         seed (int): of the env's own generator. rewarped draws from torch's global generator, which is left alone.
-        non_finite (str): see :class:`SimulatorEnv`.
+        non_finite (str), stagger (bool): see :class:`SimulatorEnv`; envs that end together cannot be staggered.
         shim (bool): import and build within :func:`compatibility_shim`. Default: ``False``.
         num_workers (int): see :class:`SimulatorEnv`.
         options: of the rewarped env.
 
     Raises:
         ImportError: if rewarped is not installed, Newton is, or the installed Warp has no ``warp.sim``.
-        ValueError: for an unknown task, a task that does not work, or ``num_envs`` below 1.
+        ValueError: for an unknown task, a task that does not work, ``num_envs`` below 1, or ``stagger`` where all envs
+            end together.
 
     Examples:
         >>> from torchrl_pwm.envs.simulators import RewarpedEnv
@@ -118,6 +119,7 @@ class RewarpedEnv(SimulatorEnv):
         device: torch.device | str | int | None = None,
         seed: int = 0,
         non_finite: NonFinite = "raise",
+        stagger: bool = False,
         shim: bool = False,
         **options: Any,
     ) -> None:
@@ -133,7 +135,13 @@ class RewarpedEnv(SimulatorEnv):
             module = require(f"rewarped.envs.dflex.{task}", extra="rewarped", purpose=purpose)
             kind = getattr(module, TASKS[task])
             env = build_env(kind, num_envs, device=device, seed=seed, no_grad=not requires_grad, **options)
-        super().__init__(RewarpedSimulator(env, seed=seed), requires_grad=requires_grad, non_finite=non_finite)
+        if stagger and not env.early_termination:
+            raise ValueError(
+                f"{TASKS[task]} of rewarped, without early termination, resets all envs or none: expected "
+                "stagger=False, found True"
+            )
+        simulator = RewarpedSimulator(env, seed=seed)
+        super().__init__(simulator, requires_grad=requires_grad, non_finite=non_finite, stagger=stagger)
         self.task = task
 
     @property

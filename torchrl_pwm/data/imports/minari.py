@@ -1,0 +1,164 @@
+"""Minari data sets, the standard of offline reinforcement learning with Gymnasium."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from torchrl_pwm._utils.extras import require
+from torchrl_pwm.data.imports.episodes import Bounds, write_episodes
+from torchrl_pwm.data.store.store import EpisodeStore
+from torchrl_pwm.envs.tasks import TaskSpec
+
+__all__ = ["import_minari"]
+
+
+def import_minari(
+    dataset: Any,
+    root: str | os.PathLike[str],
+    *,
+    observation_keys: Sequence[str] | None = None,
+    name: str | None = None,
+    action_low: Bounds | None = None,
+    action_high: Bounds | None = None,
+    clip_actions: bool = False,
+    download: bool = False,
+    dtype: Literal["float32", "float16"] = "float32",
+    progress: bool = True,
+) -> EpisodeStore:
+    """Converts a Minari data set to one for :class:`~torchrl_pwm.TDMPC2ExperienceReplay`.
+
+    Episodes keep their lengths and terminations. Actions are scaled to [-1, 1] from the bounds of the data set's action
+    space, which the new one keeps (``TaskRows.action_low``); the manifest's ``source`` names the env.
+
+    Args:
+        dataset: id of a Minari data set, or one that is loaded.
+        root: folder of the data set to make.
+        observation_keys: entries of a dict observation, in the order in which they are joined; default: all, in that of
+            the observation space.
+        name: name of the task; default: that of the folder.
+        action_low, action_high: bounds of the actions where the space has none, or in place of its own.
+        clip_actions: clip actions beyond the bounds, as most envs do; else they are refused.
+        download: fetch the data set if it is not there.
+        dtype: floating-point type on disk.
+        progress: whether progress is shown.
+
+    Returns:
+        The opened data set.
+
+    Raises:
+        ImportError: if Minari is not installed.
+        FileNotFoundError: if there is no such data set.
+        FileExistsError: if ``root`` holds anything.
+        ValueError: for actions or observations that are no vectors of numbers, and what
+            :func:`~torchrl_pwm.write_episodes` refuses.
+
+    Examples:
+        >>> from torchrl_pwm import import_minari
+        >>> store = import_minari("mujoco/inverted_pendulum/expert-v0", "data/pendulum")  # doctest: +SKIP
+        >>> store.terminates  # doctest: +SKIP
+        True
+    """
+    minari = require("minari", extra="datasets", purpose="import_minari")
+    if isinstance(dataset, (str, os.PathLike)):
+        dataset = _load(minari, os.fspath(dataset), download)
+    fields = _observation_fields(dataset.observation_space, observation_keys)
+    low, high = _action_space(dataset.action_space, action_low, action_high)
+    label = name or Path(os.path.abspath(root)).name
+    spec = TaskSpec(
+        label,
+        observation_fields=fields,
+        action_dim=dataset.action_space.shape[0],
+        episode_length=max(len(episode) for episode in dataset.iterate_episodes()),
+    )
+    return write_episodes(
+        root,
+        _episodes(dataset, None if fields[0][0] == "observation" else [key for key, _ in fields]),
+        task_specs=[spec],
+        name=label,
+        action_low=low,
+        action_high=high,
+        clip_actions=clip_actions,
+        dtype=dtype,
+        source={"kind": "minari", "dataset": dataset.spec.dataset_id, "env": _env_id(dataset)},
+        progress=progress,
+    )
+
+
+def _load(minari: Any, dataset_id: str, download: bool) -> Any:
+    """A Minari data set by its id.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    if not download and dataset_id not in minari.list_local_datasets():
+        raise FileNotFoundError(
+            f"there is no Minari data set {dataset_id!r} among the local ones, {sorted(minari.list_local_datasets())}; "
+            f"download=True fetches it, as `minari download {dataset_id}` does"
+        )
+    return minari.load_dataset(dataset_id, download=download)
+
+
+def _observation_fields(space: Any, keys: Sequence[str] | None) -> tuple[tuple[str, int], ...]:
+    """Names and sizes of the parts of an observation.
+
+    Raises:
+        ValueError: if they are no vectors of numbers.
+    """
+    parts = getattr(space, "spaces", None)
+    if not isinstance(parts, Mapping):
+        if keys is not None:
+            raise ValueError(f"observation_keys names entries of dict observations, but the space is {space}")
+        parts = {"observation": space}
+    chosen = list(parts) if keys is None else list(keys)
+    if not chosen or any(key not in parts for key in chosen):
+        raise ValueError(f"observation_keys must name entries of the observation, {list(parts)}, found {chosen}")
+    for key in chosen:
+        shape = getattr(parts[key], "shape", None)
+        if shape is None or len(shape) != 1 or not hasattr(parts[key], "low"):
+            raise ValueError(
+                f"the {key!r} of the observations is {parts[key]}, expected a vector (a Box of one dimension): choose "
+                "others with observation_keys, or record the data set with gymnasium's FlattenObservation"
+            )
+    return tuple((key, parts[key].shape[0]) for key in chosen)
+
+
+def _action_space(space: Any, low: Bounds | None, high: Bounds | None) -> tuple[Bounds, Bounds]:
+    """Bounds of the actions: those given, else those of the space.
+
+    Raises:
+        ValueError: for actions that are no vectors within finite bounds.
+    """
+    if not hasattr(space, "low") or len(space.shape) != 1:
+        raise ValueError(f"PWM needs continuous actions, a Box of one dimension; those of the data set are {space}")
+    if low is None and high is None:
+        low, high = space.low, space.high
+        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+            raise ValueError(
+                f"the action space {space} has no finite bounds: pass action_low and action_high, from which actions "
+                "are scaled to [-1, 1]"
+            )
+    assert low is not None and high is not None
+    return low, high
+
+
+def _episodes(dataset: Any, keys: Sequence[str] | None) -> Iterator[Mapping[str, Any]]:
+    for episode in dataset.iterate_episodes():
+        observation = episode.observations
+        if keys is not None:
+            observation = np.concatenate([observation[key] for key in keys], axis=-1)
+        yield {
+            "observation": observation,
+            "action": episode.actions,
+            "reward": episode.rewards,
+            "terminated": episode.terminations,
+        }
+
+
+def _env_id(dataset: Any) -> str | None:
+    """Id of the env that the data set was recorded in, if it says."""
+    return None if dataset.env_spec is None else dataset.env_spec.id

@@ -1,0 +1,262 @@
+"""PWM from recorded episodes alone: world model, a policy per task, and a report of how far both can be trusted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+from torch import Tensor
+from torchrl import torchrl_logger
+from torchrl.data import TensorDictReplayBuffer, TensorStorage
+
+from torchrl_pwm._utils.checkpoint import save_tensors
+from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.extras import require
+from torchrl_pwm._utils.stopwatch import Stopwatch
+from torchrl_pwm._utils.tensor_files import read_tensors
+from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, split_episodes, start_states
+from torchrl_pwm.data.store.statistics import observation_statistics
+from torchrl_pwm.envs.random_policy import RandomPolicy
+from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
+from torchrl_pwm.objectives import PWMLoss
+from torchrl_pwm.runs.evaluator import BestPolicy, Evaluator, check_select
+from torchrl_pwm.runs.extraction import make_loss
+from torchrl_pwm.runs.folder import claim_folder, make_logger
+from torchrl_pwm.runs.offline_report import measure_trust, write_offline_report
+from torchrl_pwm.runs.world_model import train_world_model
+from torchrl_pwm.trainers.averaging import PolicyAverage
+from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """The data of a run.
+
+    Args:
+        store: the data set.
+        tasks: names of the tasks that the run is of.
+        kept, held_out: numbers of the episodes that are learned from, and of the others.
+    """
+
+    store: EpisodeStore
+    tasks: tuple[str, ...]
+    kept: Any
+    held_out: Any
+
+    def replay(self, batch_size: int, slice_len: int, **options: Any) -> TDMPC2ExperienceReplay:
+        """Slices of the episodes that are learned from, or of ``episodes=``; short episodes are padded."""
+        options = {"episodes": self.kept, "tasks": self.tasks, **options}
+        return TDMPC2ExperienceReplay(self.store.root, batch_size, slice_len=slice_len, strict_length=False, **options)
+
+
+def run_offline(config: DictConfig, folder: Path) -> Path:
+    """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``.
+
+    The folder then holds the configuration, with the sizes of the data, ``world_model.pt`` and ``policy.pt`` (state
+    dicts, as online runs write them; of data of several tasks ``policies/TASK/policy.pt``), the summary, and
+    ``report.md``: errors of the model and the critics on episodes that were held out, how far imagined states lie from
+    the data, and the returns of whole episodes where there is an env.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: if something that the configuration names is missing, unknown or
+            does not fit, before the folder is made.
+        FloatingPointError: if a number is not finite.
+    """
+    summary = folder / "summary.json"
+    if summary.exists():
+        return summary
+    start, device = time.perf_counter(), choose_device(config.device)
+    recordings = open_recordings(config)
+    complete_config(config, recordings)
+    evaluator = make_evaluator(config, recordings, device)
+    claim_folder(config, folder)
+    model = prepare_model(config, folder, recordings).to(device)
+    results = {}
+    for task in recordings.tasks:
+        place = folder if len(recordings.tasks) == 1 else folder / "policies" / task
+        loss, outcomes = extract(config, place, recordings, task, model, evaluator, device)
+        results[task] = measure_trust(config, recordings, task, model, loss)
+        if outcomes:
+            results[task]["outcomes"] = outcomes
+    save_tensors(folder / "world_model.pt", model.cpu().state_dict())
+    return write_offline_report(config, folder, recordings, results, seconds=time.perf_counter() - start)
+
+
+def open_recordings(config: DictConfig) -> Recordings:
+    """The data of a run, its tasks, and the episodes that are held out.
+
+    Raises:
+        FileNotFoundError, ValueError: if there are none, or a task has none.
+    """
+    if not config.data.root:
+        raise ValueError(
+            "data=FOLDER names the folder of a data set: write_episodes makes one from arrays, import_minari and "
+            "import_d4rl from data sets of others"
+        )
+    store = EpisodeStore(config.data.root)
+    names = None if config.task == "all" else config.task.split(",") if isinstance(config.task, str) else config.task
+    tasks = tuple(rows.name for rows in store.select(names if names is None else list(names)))
+    return Recordings(store, tasks, *split_episodes(store, config.held_out, seed=config.seed))
+
+
+def complete_config(config: DictConfig, recordings: Recordings) -> None:
+    """Puts the sizes of the data into the configuration, so that it makes the networks without them."""
+    store = recordings.store
+    table = store.task_set
+    several = len(table) > 1
+    bounds = {rows.name: (rows.action_low, rows.action_high) for rows in store.select(list(recordings.tasks))}
+    with open_dict(config):
+        config.model.update(
+            observation_dim=table.observation_dim,
+            action_dim=table.action_dim,
+            num_tasks=len(table) if several else 0,
+            task_dim=config.model.task_dim if several else 0,
+            action_dims=list(table.action_dims) if several else None,
+        )
+        if "termination" in config.model:  # a head that ends imagined episodes as the recorded ones end
+            config.model.termination = store.terminates
+        config.actor.update(latent_dim=config.model.latent_dim, action_dim=table.action_dim)
+        config.value.latent_dim = config.model.latent_dim
+        config.loss.mask_actions = several
+        # From these the actions of a policy, in [-1, 1], are scaled back; null: they are as they are.
+        config.action_bounds = {
+            task: None if low is None else {"low": list(low), "high": list(high or ())}
+            for task, (low, high) in bounds.items()
+        }
+
+
+def make_evaluator(config: DictConfig, recordings: Recordings, device: str) -> Evaluator | None:
+    """Evaluates in the env that the configuration names; None where it names none.
+
+    Raises:
+        ValueError: for data of several tasks, and an env whose observations or actions are not those of the data.
+    """
+    check_select(config.extraction.select, "extraction.select")
+    if config.env.task is None:
+        if config.extraction.select != "last":
+            raise ValueError(
+                f"extraction.select={config.extraction.select} chooses by returns in an env: name one with env=, or "
+                "leave it at last"
+            )
+        return None
+    if config.model.num_tasks:
+        raise ValueError(f"env= evaluates data of one task, found those of {list(recordings.store.task_set.names)}")
+    if config.env._target_.endswith("make_gym_env"):
+        _check_action_bounds(config.env.task, recordings.store)
+    env = instantiate(config.env, num_envs=1)
+    sizes = (env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1])
+    env.close()
+    if sizes != (config.model.observation_dim, config.model.action_dim):
+        raise ValueError(
+            f"env={config.env.task} has observations of {sizes[0]} and actions of {sizes[1]} entries, the data in "
+            f"{recordings.store.root} have {config.model.observation_dim} and {config.model.action_dim}: is it another "
+            "env, or are its observations built in another way?"
+        )
+    return Evaluator(config, device)
+
+
+def _check_action_bounds(env_id: str, store: EpisodeStore) -> None:
+    """Raises ValueError if actions of [-1, 1] mean another thing in the env than in the data."""
+    gymnasium: Any = require("gymnasium", extra="gym", purpose=f"env={env_id}")
+    with gymnasium.make(env_id) as env:
+        space = env.action_space
+    (rows,) = store.manifest.tasks
+    low, high = (-1.0, 1.0) if rows.action_low is None else (list(rows.action_low), list(rows.action_high or ()))
+    if hasattr(space, "low") and not (np.allclose(space.low, low) and np.allclose(space.high, high)):
+        raise ValueError(
+            f"the actions of {env_id} go from {space.low.tolist()} to {space.high.tolist()}, those of the data from "
+            f"{low} to {high}, of which [-1, 1] was made: write the data with action_low and action_high of the env"
+        )
+
+
+def prepare_model(config: DictConfig, folder: Path, recordings: Recordings) -> PWMWorldModel:
+    """The frozen world model, trained where the run has not trained it yet."""
+    torch.manual_seed(config.seed)
+    model: PWMWorldModel = instantiate(config.model)
+    model.set_observation_statistics(*data_statistics(recordings.store), min_std=0.0)
+    file = folder / "world_model" / "world_model.pt"
+    if not file.exists():
+        settings = config.world_model
+        replay = recordings.replay(settings.batch_size, settings.slice_len, seed=config.seed)
+        torchrl_logger.info(
+            f"world model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(recordings.kept):,} "
+            f"episodes and {len(recordings.held_out):,} held out"
+        )
+        train_world_model(config, file.parent, model, replay, iterations=settings.iterations)
+    model.load_state_dict(read_tensors(file, what="world model")["model"])
+    return model.requires_grad_(False)
+
+
+def data_statistics(store: EpisodeStore) -> tuple[Tensor, Tensor]:
+    """Mean and spread of each observation entry [number of tasks, O]; a spread of 1 for entries that are constant."""
+    mean, std = observation_statistics(store)
+    return mean, torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), std, 1.0)
+
+
+def extract(
+    config: DictConfig,
+    folder: Path,
+    recordings: Recordings,
+    task: str,
+    model: PWMWorldModel,
+    evaluator: Evaluator | None,
+    device: str,
+) -> tuple[PWMLoss, dict[str, Any]]:
+    """A policy of one task, whose file it writes; its loss, and what it earned in the env, if there is one."""
+    settings = config.extraction
+    torch.manual_seed(1_000_003 * config.seed + recordings.store.task_set[task].index)
+    loss = make_loss(config, model, model.action_dim).to(device)
+    starts = start_states(recordings.store, task, episodes=recordings.kept, seed=config.seed, **settings.starts)
+    replay = TensorDictReplayBuffer(
+        storage=TensorStorage(starts),
+        batch_size=settings.batch_size,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    stepper = instantiate(config.stepper, loss, iterations=settings.iterations)
+    average, best = PolicyAverage(loss.actor_network, settings.average), BestPolicy(loss.actor_network)
+    policy = WorldModelPolicy(model, loss.actor_network)
+
+    def evaluate() -> dict[str, float]:
+        assert evaluator is not None
+        with average.applied():
+            result = evaluator.run(policy, settings.eval_episodes, config.evaluation.seed + 1).return_mean
+            best.offer(result, result)
+        return {"real_return": result}
+
+    trainer = PWMTrainer(
+        loss,
+        replay,
+        iterations=settings.iterations,
+        optimization_stepper=stepper,
+        average=average,
+        device=device,
+        logger=make_logger(config, folder),
+        log_interval=settings.log_interval,
+        evaluate=None if evaluator is None else evaluate,
+        eval_interval=settings.eval_interval,
+        stopwatch=Stopwatch(),
+        save_folder=folder / "checkpoint",
+        save_interval=settings.save_interval,
+        progress_bar=config.progress,
+    )
+    trainer.components["best_policy"] = best
+    trainer.resume(required=False)
+    if trainer.iteration == 0:
+        torchrl_logger.info(f"{task}: the policy begins with the behaviour of the data")
+        warm_start(loss, stepper, replay, **settings.warm_start, device=device)
+        average.restart()
+    trainer.train()
+    average.restore()
+    outcomes: dict[str, Any] = {}
+    if evaluator is not None:
+        both = best.choose(settings.select, lambda: evaluator.outcome(policy))
+        outcomes = {"policy": both[settings.select], **{f"{which} policy": found for which, found in both.items()}}
+        outcomes["random actions"] = evaluator.outcome(RandomPolicy(model.action_dim, config.seed))
+    save_tensors(folder / "policy.pt", loss.actor_network.state_dict())
+    return loss, outcomes
