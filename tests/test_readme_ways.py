@@ -34,6 +34,7 @@ SHORTENED = {
     "own_simulator.py": ("WINDOWS = 60", "WINDOWS = 21"),
     "own_env.py": ("ITERATIONS = 300", "ITERATIONS = 2"),
     "own_data.py": ("EPISODES, UPDATES = 240, 3_000", "EPISODES, UPDATES = 8, 10"),
+    "pixels.py": ("ITERATIONS, SIZE = 200, 24", "ITERATIONS, SIZE = 2, 24"),
 }
 
 
@@ -106,6 +107,14 @@ def test_a_simulator_of_ones_own_trains_a_policy(tmp_path, monkeypatch, capsys):
     assert found["rollout"].shape == (64, 16) and found["rollout"]["next", "reward"].requires_grad
 
 
+def test_pictures_train_an_encoder_model_and_policy(tmp_path, monkeypatch, capsys):
+    found = execute("pixels.py", tmp_path, monkeypatch)
+    assert found["trainer"].env_steps == 1024 + 2 * 128
+    assert found["trainer"].collection.replay_buffer[:]["pixels"].dtype == torch.uint8
+    assert all(parameter.grad.abs().sum() > 0 for parameter in found["encoder"].parameters())
+    assert float(capsys.readouterr().out.splitlines()[-1].rsplit(" ", 1)[1]) < 0
+
+
 def test_an_env_of_ones_own_trains_a_policy(tmp_path, monkeypatch, capsys):
     found = execute("own_env.py", tmp_path, monkeypatch)
     assert found["trainer"].env_steps == 2048 + 2 * 128
@@ -133,7 +142,7 @@ def pendulum():
     torch.manual_seed(0)
     model = PWMWorldModel(observation_dim=3, action_dim=1, latent_dim=64, units=(128, 128))
     actor, value = make_pwm_actor(64, 1), make_value_ensemble(64)
-    env = TransformedEnv(GymEnv("Pendulum-v1"), WorldModelWrapper(model))
+    env = TransformedEnv(GymEnv("Pendulum-v1"), Compose(ActionScaling(), WorldModelWrapper(model)))
     data = env.rollout(40)
     sampler = SliceSampler(slice_len=17, end_key=("next", "done"))
     replay_buffer = ReplayBuffer(storage=LazyTensorStorage(40), sampler=sampler, batch_size=4 * 17)
@@ -166,13 +175,28 @@ def test_the_lines_of_a_user_with_an_env_work_as_typed(pendulum):
 
 
 def test_an_action_outside_the_unit_box_names_the_transform_to_add(pendulum):
-    model, actor, _, env, _ = pendulum
+    model, actor, _, scaled, _ = pendulum
+    env = TransformedEnv(GymEnv("Pendulum-v1"), WorldModelWrapper(model))
     with pytest.raises(ValueError, match=r"ActionScaling\(\)"):
         env.transform.imagined_env(batch_size=[2])
-    scaled = TransformedEnv(GymEnv("Pendulum-v1"), Compose(ActionScaling(), WorldModelWrapper(model)))
-    scaled.reset()
+    with pytest.raises(ValueError, match=r"ActionScaling\(\)"):
+        PWMWorldModelLoss(model)(env.rollout(40).unsqueeze(0))
     imagined = scaled.transform[1].imagined_env(batch_size=[2])
     assert imagined.rollout(3, actor).shape == (2, 3)
+
+
+def test_an_env_of_float64_observations_goes_through_the_loop_as_it_is():
+    pytest.importorskip("mujoco")
+    model = PWMWorldModel(observation_dim=11, action_dim=3, latent_dim=16, units=(16,))
+    actor, critics = make_pwm_actor(16, 3), make_value_ensemble(16)
+    env = TransformedEnv(GymEnv("Hopper-v5"), WorldModelWrapper(model))
+    with torch.no_grad():
+        rollout = env.rollout(10, actor)
+    assert rollout["observation"].dtype == torch.float64
+    model_loss, loss = PWMWorldModelLoss(model), PWMLoss(actor, critics, model, horizon=2)
+    losses = model_loss(rollout[:8].reshape(2, 4)).update(loss(rollout[:4]))
+    sum(value for name, value in losses.items() if name.startswith("loss_")).backward()
+    assert all(value.dtype == torch.float32 for value in losses.values())
 
 
 def test_the_sampled_slices_are_left_unchanged(pendulum):

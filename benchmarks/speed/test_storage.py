@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.speed.stores import HotReplay, in_turn, start_reader, wait_for_line, write_sparse_store
-from torchrl_pwm._utils.devices import one_thread
+from torchrl_pwm._utils.devices import one_thread, torch_threads
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, collect_dataset
 
 ROWS_PER_TASK = {"1 M": 125, "20 M": 2475, "550 M": 68_125}
@@ -60,10 +59,10 @@ def test_sampling_at_any_size(benchmark: Any, stores: dict[str, Path], batches: 
 
 
 def test_sampling_with_two_threads(benchmark: Any, stores: dict[str, Path]) -> None:
-    torch.set_num_threads(2)
-    hot = HotReplay(stores["550 M"])
-    (measured,) = in_turn([hot.round])
-    benchmark.pedantic(hot.replay.sample, rounds=3)
+    with torch_threads(2):
+        hot = HotReplay(stores["550 M"])
+        (measured,) = in_turn([hot.round])
+        benchmark.pedantic(hot.replay.sample, rounds=3)
     report(benchmark, {"550 M": rounded(measured)})
 
 

@@ -37,6 +37,7 @@ optimizer = torch.optim.Adam([*model.parameters(), *loss.parameters()], lr=1e-3)
 for episode in range(EPISODES):
     with torch.no_grad():
         rollout = env.rollout(200, actor if episode >= 10 else None)
+    rollout["next", "done"][-1] = True  # here ends a longer episode, too: no slice goes on in the next rollout
     replay_buffer.extend(rollout.exclude("latent", ("next", "latent"), "loc", "scale"))
     for _ in range(UPDATES):
         batch = replay_buffer.sample().reshape(-1, T)  # [B, T] sequences

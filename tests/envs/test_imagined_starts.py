@@ -192,7 +192,7 @@ def test_actions_outside_the_unit_box_are_refused_with_the_transform_to_add(base
 def test_an_action_of_another_size_is_refused():
     model = PWMWorldModel(5, 3, latent_dim=16)
     env = real_env(model)
-    with pytest.raises(ValueError, match=r"actions of size 3, the env's have shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"actions of size 3, found action of shape \(2,\)"):
         env.transform.imagined_env(batch_size=4)
 
 

@@ -14,11 +14,18 @@ def choose_device(device: str | None) -> str:
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Computes with one thread: the same sums in the same order, whatever else runs and in whichever process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Computes with so many threads in the block, as before after it; ``None`` or 0 changes nothing."""
+    before = torch.get_num_threads()
+    if threads:
+        torch.set_num_threads(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        if threads:
+            torch.set_num_threads(before)
+
+
+def one_thread() -> contextlib.AbstractContextManager[None]:
+    """Computes with one thread: the same sums in the same order, whatever else runs and in whichever process."""
+    return torch_threads(1)

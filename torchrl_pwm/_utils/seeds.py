@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
@@ -10,10 +11,31 @@ import torch
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's global generator for the block; after it, the CPU's is where it was."""
+    """Seeds torch's global generator of the CPU for the block; after it, it is where it was.
+
+    ``torch.manual_seed`` would seed those of the GPUs too, now or when CUDA starts, and nothing would put them back.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def kept_generators() -> Iterator[None]:
+    """Draws inside leave no trace in torch's global generators, those of the GPUs included."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def seed_worker_process(seed: int, parent: int) -> None:
+    """Seeds torch's global generator, if this process is not the one with the id ``parent``.
+
+    Processes that are started anew all begin with the same generator: without a seed of its own each worker of a
+    collector would draw the same random actions.
+    """
+    if os.getpid() != parent:
+        torch.manual_seed(seed)
 
 
 def uniform_actions(*shape: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> torch.Tensor:

@@ -45,6 +45,11 @@ class ParallelSliceSampler(Sampler):
         self.slice_len = int(slice_len)
         self._newest = -1
 
+    @property
+    def newest(self) -> int:
+        """Where in time the newest step lies."""
+        return self._newest
+
     def extend(self, index: torch.Tensor) -> None:
         """Notes where the newest step lies; called by the replay buffer."""
         self._newest = int(index.reshape(-1, index.shape[-1])[-1, 0])

@@ -27,8 +27,14 @@ def encode(model: Any, observation: Tensor, task: Tensor | int | None) -> Tensor
     """
     at_model = observation.to(reference_tensor(model))
     if isinstance(task, Tensor):
-        task = align_task(task, observation.shape[:-1]).to(at_model.device)
+        batch = observation.shape[: observation.ndim - len(observation_shape(model, observation.shape[-1:]))]
+        task = align_task(task, batch).to(at_model.device)
     return model.encode_observation(at_model, task).to(observation.device)
+
+
+def observation_shape(model: Any, default: torch.Size) -> torch.Size:
+    """The shape of one observation of a model, or ``default`` of one that does not tell."""
+    return torch.Size(getattr(model, "observation_shape", default))
 
 
 def align_task(task: Tensor, batch: torch.Size) -> Tensor:
@@ -54,4 +60,9 @@ def reference_tensor(model: nn.Module) -> Tensor:
 
 def needs_task(model: Any) -> bool:
     """Whether the model has several tasks."""
-    return bool(getattr(model, "num_tasks", 0))
+    return num_tasks(model) > 0
+
+
+def num_tasks(model: Any) -> int:
+    """Tasks of a model; 0 of one without."""
+    return int(getattr(model, "num_tasks", 0) or 0)

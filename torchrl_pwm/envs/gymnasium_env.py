@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
 from typing import Any
 
 import torch
 from torchrl.data import Bounded
-from torchrl.envs import ActionScaling, Compose, DoubleToFloat, EnvBase, GymEnv, ParallelEnv, SerialEnv, TransformedEnv
+from torchrl.envs import (
+    ActionScaling,
+    Compose,
+    DoubleToFloat,
+    DTypeCastTransform,
+    EnvBase,
+    GymEnv,
+    GymWrapper,
+    ParallelEnv,
+    SerialEnv,
+    StepCounter,
+    Transform,
+    TransformedEnv,
+)
 
 from torchrl_pwm._utils.extras import require
 
-__all__ = ["make_gym_env"]
+__all__ = ["has_time_limit", "is_gym_env", "is_gym_task", "make_gym_env", "wrap_gym_env"]
 
 
 def make_gym_env(
@@ -25,7 +39,8 @@ def make_gym_env(
 ) -> EnvBase:
     """A Gymnasium task with continuous actions, as a batched TorchRL env ready for PWM.
 
-    TorchRL's ``GymEnv``, ``num_envs`` times side by side, with ``DoubleToFloat`` and ``ActionScaling``.
+    TorchRL's ``GymEnv``, ``num_envs`` times side by side, with ``DoubleToFloat`` and ``ActionScaling``; whole numbers
+    are cast to float32.
 
     Args:
         task (str): id of the task, such as ``"Pendulum-v1"``.
@@ -35,7 +50,7 @@ def make_gym_env(
         seed (int): seed of the envs.
         device: where the entries are put.
         parallel (bool): a process for each env (``ParallelEnv``) instead of all in this one (``SerialEnv``).
-        options: of the task, passed on to ``gymnasium.make``.
+        options: of the task, passed on to ``gymnasium.make``, such as ``max_episode_steps``.
 
     Returns:
         An env that reads ``action`` [N, A] in [-1, 1] and writes ``observation`` [N, O], ``reward``, ``done``,
@@ -43,7 +58,7 @@ def make_gym_env(
 
     Raises:
         ImportError: if Gymnasium is not installed.
-        ValueError: if the actions are not a bounded vector, or the observation is not one.
+        ValueError: if the actions are not a bounded vector, the observation is not one, or the task has no time limit.
 
     Examples:
         >>> env = make_gym_env("Pendulum-v1", 2)
@@ -53,19 +68,108 @@ def make_gym_env(
     require("gymnasium", extra="gym", purpose=f"make_gym_env({task!r})")
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, found {num_envs}.")
+    _check_time_limit(task, options)
     make = partial(GymEnv, task, categorical_action_encoding=False, **options)
     with torch.device("cpu"):
         envs = (ParallelEnv if parallel else SerialEnv)(num_envs, make, device=device)
-    action = envs.action_spec_unbatched
-    if not isinstance(action, Bounded) or action.ndim != 1 or not action.space.low.isfinite().all():
-        raise ValueError(f"PWM needs continuous actions within finite bounds, found {action} in {task}.")
-    observation = envs.observation_spec_unbatched
-    if list(observation.keys()) != ["observation"] or observation["observation"].ndim != 1:
+    return _as_read(envs, task, seed)
+
+
+def wrap_gym_env(env: Any, *, seed: int = 0, device: torch.device | str | None = None) -> EnvBase:
+    """A Gymnasium env that is there already, as :func:`make_gym_env` gives a task: one env, without a batch.
+
+    Raises:
+        ValueError: as there, but for the time limit.
+
+    Examples:
+        >>> import gymnasium
+        >>> wrap_gym_env(gymnasium.make("Pendulum-v1")).rollout(3)["observation"].shape
+        torch.Size([3, 3])
+    """
+    return _as_read(GymWrapper(env, categorical_action_encoding=False, device=device), str(env), seed)
+
+
+def is_gym_env(value: Any) -> bool:
+    """Whether this is an env of Gymnasium's own class."""
+    if importlib.util.find_spec("gymnasium") is None:
+        return False
+    import gymnasium
+
+    return isinstance(value, gymnasium.Env)
+
+
+def is_gym_task(name: str) -> bool:
+    """Whether Gymnasium knows a task of this id."""
+    if importlib.util.find_spec("gymnasium") is None:
+        return False
+    import gymnasium
+
+    try:
+        gymnasium.spec(name)
+    except (gymnasium.error.Error, ImportError):
+        return False
+    return True
+
+
+def has_time_limit(env: EnvBase) -> bool:
+    """Whether an episode of a Gymnasium env is cut after some number of steps; True for envs of other kinds."""
+    while isinstance(env, TransformedEnv):
+        transforms = env.transform if isinstance(env.transform, Compose) else [env.transform]
+        if any(isinstance(part, StepCounter) and part.max_steps is not None for part in transforms):
+            return True
+        env = env.base_env
+    if not isinstance(env, GymWrapper):
+        return True
+    import gymnasium
+
+    layer: Any = env._env
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, gymnasium.wrappers.TimeLimit):
+            return True
+        layer = layer.env
+    return not isinstance(layer, gymnasium.Env)
+
+
+def _check_time_limit(task: str, options: dict[str, Any]) -> None:
+    import gymnasium
+
+    limit = options.get("max_episode_steps")
+    if limit is None:
+        limit = gymnasium.spec(task).max_episode_steps
+    if limit is None or limit < 1:
         raise ValueError(
-            f"Expected one vector 'observation' in {task}, found {list(observation.keys())} of shapes "
-            f"{[list(spec.shape) for spec in observation.values()]}: build the env yourself, with CatTensors or "
-            "FlattenObservation of torchrl.envs."
+            f"{task} has no time limit, so that an episode, and an evaluation with it, may never end: give one with "
+            f"make_gym_env({task!r}, max_episode_steps=1000), on the command line +env.max_episode_steps=1000."
         )
-    env = TransformedEnv(envs, Compose(DoubleToFloat(), ActionScaling()))
+
+
+def _as_read(envs: EnvBase, task: str, seed: int) -> EnvBase:
+    action = envs.full_action_spec_unbatched["action"]
+    if not isinstance(action, Bounded) or not action.dtype.is_floating_point or action.ndim != 1:
+        raise ValueError(
+            f"PWM needs continuous actions within finite bounds, one vector, found {action} in {task}. "
+            "gymnasium.wrappers.FlattenAction helps with several axes, gymnasium.spaces.Box(low, high) with bounds."
+        )
+    space = action.space
+    if not space.low.isfinite().all() or not space.high.isfinite().all():
+        raise ValueError(
+            f"PWM needs continuous actions within finite bounds, found actions from {space.low.min():g} to "
+            f"{space.high.max():g} in {task}: wrap it so that its action_space is a Box with the bounds that matter, "
+            "e.g. gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(0, 10, (2,)))."
+        )
+    observation = envs.observation_spec_unbatched
+    found = list(observation.keys())
+    vectors = [key for key in found if key != "pixels" or len(found) == 1]
+    if vectors != ["observation"] or observation["observation"].ndim != 1:
+        raise ValueError(
+            f"Expected one vector 'observation' in {task}, found {found} of shapes "
+            f"{[list(spec.shape) for spec in observation.values()]}: build the env yourself, with CatTensors or "
+            "FlattenObservation of torchrl.envs, or for pictures with ToTensorImage and a model with encoder=."
+        )
+    dtype = observation["observation"].dtype
+    casts: list[Transform] = [DoubleToFloat()]
+    if not dtype.is_floating_point:
+        casts.append(DTypeCastTransform(dtype, torch.float32, in_keys=["observation"]))
+    env = TransformedEnv(envs, Compose(*casts, ActionScaling()))
     env.set_seed(seed)
     return env

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import ModelBasedEnvBase
 
-from torchrl_pwm.envs._encoding import align_task, check_model, encode, needs_task, reference_tensor
+from torchrl_pwm.envs._encoding import align_task, check_model, encode, needs_task, num_tasks, reference_tensor
 from torchrl_pwm.modules.frozen import frozen
+from torchrl_pwm.modules.multitask import check_range, known_task
+from torchrl_pwm.modules.own_encoder import wrong_size
 from torchrl_pwm.modules.two_hot import RewardSpace
 
 
@@ -89,6 +91,8 @@ class ImaginedEnv(ModelBasedEnvBase):
             raise ValueError(f"max_steps must be at least 1, found {max_steps}.")
         if task is not None and not needs_task(world_model):
             raise ValueError(f"task={task} was given, but this world model has no tasks (num_tasks=0).")
+        if task is not None:
+            known_task(task, num_tasks(world_model))
         weight = reference_tensor(world_model)
         batch_size = torch.Size([batch_size] if isinstance(batch_size, int) else batch_size)
         super().__init__(world_model, device=weight.device, batch_size=batch_size)
@@ -192,7 +196,12 @@ class ImaginedEnv(ModelBasedEnvBase):
                 f"This world model has {self.world_model.num_tasks} tasks: put each start state's task index under "
                 f"{self._task_key!r}, or give imagined_env(task=...)."
             )
-        return align_task(torch.as_tensor(task, dtype=torch.int64, device=self.device), batch).clone()
+        if isinstance(task, Tensor):
+            task = known_task(task, self.world_model.num_tasks)
+        task = align_task(torch.as_tensor(task, dtype=torch.int64, device=self.device), batch).clone()
+        if not task.is_cuda:
+            check_range(task, self.world_model.num_tasks)
+        return task
 
     def _no_start_message(self, given: TensorDictBase | None) -> str:
         entries = "nothing" if given is None else f"the entries {sorted(map(str, given.keys()))}"
@@ -219,6 +228,12 @@ class ImaginedEnv(ModelBasedEnvBase):
         """Nothing is drawn at random here."""
 
 
+def _range(spec: TensorSpec) -> str:
+    if isinstance(spec, Unbounded):
+        return "an unbounded action spec"
+    return f"an action spec from {spec.space.low.min().item():g} to {spec.space.high.max().item():g}"
+
+
 def _unit_action_spec(spec: TensorSpec | None, model: Any) -> TensorSpec:
     """``spec`` if it is one action ``[A]`` of the model within -1 and 1, else an error that says what to add."""
     if spec is None:
@@ -228,7 +243,7 @@ def _unit_action_spec(spec: TensorSpec | None, model: Any) -> TensorSpec:
     space = spec.space
     if isinstance(spec, Unbounded) or not (space.low.isfinite().all() and space.high.isfinite().all()):
         raise ValueError(
-            "Expected actions in [-1, 1], found an unbounded action spec. Give the env a Bounded action spec, then "
+            f"Expected actions in [-1, 1], found {_range(spec)}. Give the env a Bounded action spec, then "
             "add torchrl.envs.transforms.ActionScaling(), which scales it to [-1, 1]."
         )
     if max((space.low + 1).abs().max(), (space.high - 1).abs().max()) > 1e-5:
@@ -238,8 +253,5 @@ def _unit_action_spec(spec: TensorSpec | None, model: Any) -> TensorSpec:
             "TransformedEnv(env, Compose(ActionScaling(), WorldModelWrapper(model)))."
         )
     if spec.shape != (model.action_dim,):
-        raise ValueError(
-            f"The world model was built for actions of size {model.action_dim}, the env's have shape "
-            f"{tuple(spec.shape)}. Build the model for this env, or pad the env (make_task_env(..., task_set=...))."
-        )
+        raise ValueError(wrong_size("action", spec.shape, (model.action_dim,)))
     return spec

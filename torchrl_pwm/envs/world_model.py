@@ -10,11 +10,12 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
-from torchrl.data import Composite, Unbounded
+from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, Transform
 
-from torchrl_pwm.envs._encoding import check_model, encode, needs_task
+from torchrl_pwm.envs._encoding import check_model, encode, needs_task, num_tasks, observation_shape
 from torchrl_pwm.envs.imagined import ImaginedEnv
+from torchrl_pwm.modules.multitask import known_task
 from torchrl_pwm.modules.two_hot import RewardSpace
 
 __all__ = ["ImaginedEnv", "WorldModelWrapper"]
@@ -43,6 +44,8 @@ class WorldModelWrapper(Transform):
             :class:`torchrl.envs.CatTensors` in front.
         out_keys (sequence of NestedKey): where the latent ``[*, D]`` goes, one entry.
         task_key (NestedKey): task index ``[*]`` (int64), read if the model has tasks.
+        task (int, optional): index of the task of an env that has no entry for it; written under ``task_key``, so that
+            losses and policies find it.
 
     Raises:
         TypeError: if ``world_model`` cannot encode.
@@ -71,8 +74,14 @@ class WorldModelWrapper(Transform):
         in_keys: Sequence[NestedKey] = ("observation",),
         out_keys: Sequence[NestedKey] = ("latent",),
         task_key: NestedKey = "task",
+        task: int | None = None,
     ) -> None:
         check_model(world_model, "encode_observation")
+        if task is not None and not needs_task(world_model):
+            raise ValueError(f"task={task} was given, but this world model has no tasks (num_tasks=0).")
+        if task is not None:
+            known_task(task, num_tasks(world_model))
+        self.task = task
         in_keys, out_keys = (
             [keys] if isinstance(keys, str) else [unravel_key(key) for key in keys] for keys in (in_keys, out_keys)
         )
@@ -82,7 +91,11 @@ class WorldModelWrapper(Transform):
                 "Join several observations with torchrl.envs.CatTensors in front."
             )
         self._observation_key, self._latent_key, self._task_key = in_keys[0], out_keys[0], unravel_key(task_key)
-        super().__init__(in_keys=[*in_keys, self._task_key] if needs_task(world_model) else in_keys, out_keys=out_keys)
+        if task is not None:
+            out_keys = [*out_keys, self._task_key]
+        elif needs_task(world_model):
+            in_keys = [*in_keys, self._task_key]
+        super().__init__(in_keys=in_keys, out_keys=out_keys)
         # A submodule would be moved by TransformedEnv to the env's device, away from the losses that share it.
         self.__dict__["_world_model"] = (world_model,)
 
@@ -113,15 +126,18 @@ class WorldModelWrapper(Transform):
     def _write(self, tensordict: TensorDictBase, fallback: TensorDictBase) -> TensorDictBase:
         if self.missing_tolerance and tensordict.get(self._observation_key, None) is None:
             return tensordict
-        return tensordict.set(self._latent_key, self._encode(tensordict, fallback))
+        latent = self._encode(tensordict, fallback)
+        if self.task is not None:
+            tensordict.set(self._task_key, torch.full(latent.shape[:-1], self.task, device=latent.device))
+        return tensordict.set(self._latent_key, latent)
 
     def _encode(self, tensordict: TensorDictBase, fallback: TensorDictBase) -> Tensor:
         """The latent of a TensorDict; an env that writes its task at the reset only has it in ``fallback``."""
         observation = tensordict.get(self._observation_key, None)
         if observation is None:
             raise ValueError(self._missing("observation", self._observation_key, tensordict))
-        task = None
-        if needs_task(self.world_model):
+        task = self.task
+        if task is None and needs_task(self.world_model):
             task = tensordict.get(self._task_key, None)
             task = fallback.get(self._task_key, None) if task is None else task
             if task is None:
@@ -131,7 +147,7 @@ class WorldModelWrapper(Transform):
     def _missing(self, what: str, key: NestedKey, given: TensorDictBase | Composite) -> str:
         hint = (
             f"This world model has {self.world_model.num_tasks} tasks: make_task_env(..., task_set=...) writes the "
-            "index, or name yours with task_key=..."
+            "index, or name yours with task_key=..., or say which one this env is with WorldModelWrapper(model, task=0)"
             if key == self._task_key
             else "Name yours with in_keys=..."
         )
@@ -144,12 +160,28 @@ class WorldModelWrapper(Transform):
             if self.missing_tolerance:
                 return observation_spec
             raise ValueError(self._missing("observation", self._observation_key, observation_spec))
-        leaf = observation_spec[self._observation_key]
-        one = torch.zeros(1, leaf.shape[-1], dtype=leaf.dtype)
+        leaf, path = observation_spec[self._observation_key], self._observation_key
+        batch = (observation_spec[path[:-1]] if isinstance(path, tuple) else observation_spec).shape
+        shape = leaf.shape[len(batch) :]
+        expected = observation_shape(self.world_model, shape[-1:])
+        if len(shape) != len(expected):
+            raise ValueError(
+                f"The world model reads observations of shape {list(expected)}, found {path!r} of shape {list(shape)}: "
+                "put torchrl.envs.FlattenObservation in front, or build the model with an encoder= for this shape."
+            )
+        one = torch.zeros(1, *shape, dtype=leaf.dtype)
         latent = encode(self.world_model, one, 0 if needs_task(self.world_model) else None)
         observation_spec[self._latent_key] = Unbounded(
-            (*leaf.shape[:-1], latent.shape[-1]), dtype=latent.dtype, device=leaf.device
+            (*batch, latent.shape[-1]), dtype=latent.dtype, device=leaf.device
         )
+        if self.task is not None:
+            if self._task_key in observation_spec.keys(True, True):
+                raise ValueError(
+                    f"The env writes its task under {self._task_key!r}, and task={self.task} was given: leave one out."
+                )
+            observation_spec[self._task_key] = Categorical(
+                self.world_model.num_tasks, batch, dtype=torch.int64, device=leaf.device
+            )
         return observation_spec
 
     def imagined_env(
@@ -190,7 +222,7 @@ class WorldModelWrapper(Transform):
             observation_key=self._observation_key,
             latent_key=self._latent_key,
             task_key=self._task_key,
-            task=task,
+            task=self.task if task is None else task,
             reward_space=reward_space,
             max_steps=max_steps,
             **action,

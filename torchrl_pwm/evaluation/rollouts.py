@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, overload
 
@@ -15,9 +16,13 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import nn
 from torchrl.envs import EnvBase, InitTracker, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
+from torchrl.modules.utils import get_primers_from_module
 from tqdm import tqdm
 
+from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm.envs import WorldModelWrapper, make_task_env, make_task_envs
+from torchrl_pwm.envs.action_bounds import check_action, check_policy_bounds
+from torchrl_pwm.envs.gymnasium_env import has_time_limit, is_gym_env, is_gym_task, make_gym_env, wrap_gym_env
 from torchrl_pwm.envs.multitask import innermost_env
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
 from torchrl_pwm.evaluation.results import EpisodeStatistics, EvaluationResult
@@ -26,6 +31,7 @@ from torchrl_pwm.evaluation.scores import find_task_spec
 __all__ = ["EvaluationResult", "evaluate_policy"]
 
 if TYPE_CHECKING:
+    import gymnasium
     from typing_extensions import Unpack
 
 Policy: TypeAlias = Callable[[TensorDictBase], TensorDictBase]
@@ -48,7 +54,9 @@ class _Options(TypedDict, total=False):
 
 
 @overload
-def evaluate_policy(policy: Policy, env_or_task: str | EnvBase, **options: Unpack[_Options]) -> EvaluationResult: ...
+def evaluate_policy(
+    policy: Policy, env_or_task: str | EnvBase | gymnasium.Env[Any, Any], **options: Unpack[_Options]
+) -> EvaluationResult: ...
 @overload
 def evaluate_policy(
     policy: Policy | Mapping[str, Policy], env_or_task: list[str] | tuple[str, ...], **options: Unpack[_Options]
@@ -83,7 +91,9 @@ def evaluate_policy(
     Args:
         policy: a TensorDictModule that writes the env's action, or any callable from TensorDict to TensorDict. For
             several tasks also a mapping from task name to policy.
-        env_or_task: a task name, an env (left open; its ``set_seed`` is called), or several task names.
+        env_or_task: a task name, an env (left open; its ``set_seed`` is called), or several task names. A name that
+            is no task of the tables may be the id of a Gymnasium task, and an env one of Gymnasium's: both are built as
+            :func:`~torchrl_pwm.make_gym_env` does, with actions in [-1, 1].
         episodes: number of episodes per task.
         seed: seed of the env. Same seed, same ``num_envs``: same episodes.
         task_set: ``"mt30"``, ``"mt80"`` or a table, for task names: the env is padded to it and carries ``task``.
@@ -107,8 +117,9 @@ def evaluate_policy(
         An :class:`EvaluationResult`; for several task names a dict of them by name.
 
     Raises:
-        ValueError: for an unknown task, an input of the policy that the env does not write, or a reward,
-            observation or action that is not finite (task, episode and step are named).
+        ValueError: for an unknown task, an input of the policy that the env does not write, an action of another
+            shape or outside the env's bounds at the first step, a policy of [-1, 1] in an env of other bounds, or a
+            reward, observation or action that is not finite (task, episode and step are named).
         RuntimeError: if an episode does not end within ``max_steps``.
 
     Examples:
@@ -133,6 +144,11 @@ def evaluate_policy(
         max_steps=max_steps,
         progress=progress,
     )
+    if is_gym_env(env_or_task):
+        place = _device_of(policy) if device is None else device
+        label = task or (env_or_task.spec.id if env_or_task.spec else type(env_or_task.unwrapped).__name__)
+        env = _as_read(wrap_gym_env(env_or_task, seed=seed, device=place), policy, world_model)
+        return run(policy, env, label=label, spec=_task_spec_of(env, task, task_set))
     if isinstance(env_or_task, EnvBase):
         env = _as_read(env_or_task, policy, world_model)
         spec = _task_spec_of(env, task, task_set)
@@ -143,8 +159,17 @@ def evaluate_policy(
     results = {}
     for name in names:
         task_policy = _policy_for(policy, name)
-        spec = get_task_set("mt80" if task_set is None else task_set)[name]
         place = _device_of(task_policy) if device is None else device
+        table = get_task_set("mt80" if task_set is None else task_set)
+        if task_set is None and name not in table and is_gym_task(name):
+            frames = {"from_pixels": True, "pixels_only": False} if record else {}
+            env = make_gym_env(name, num_envs, seed=seed, device=place, parallel=parallel, **frames)
+            try:
+                results[name] = run(task_policy, _as_read(env, task_policy, world_model), label=name, spec=None)
+            finally:
+                env.close(raise_if_closed=False)
+            continue
+        spec = table[name]
         make: Callable[..., EnvBase] = make_task_env
         if num_envs > 1:
             make = functools.partial(make_task_envs, num_envs=num_envs, parallel=parallel)
@@ -178,11 +203,18 @@ def _evaluate(
     with (
         torch.no_grad(),
         set_exploration_type(ExplorationType.DETERMINISTIC),
-        _kept_generators(),
+        kept_generators(),
         _eval_mode(policy, world_model),
         tqdm(total=episodes, desc=label, unit="episode", disable=not progress) as bar,
     ):
-        done_key = _done_key(env)
+        check_policy_bounds(policy, env)
+        if not has_time_limit(env):
+            warnings.warn(
+                f"{label} has no time limit: an episode that does not end is an error after max_steps={max_steps} "
+                "steps. Add torchrl.envs.StepCounter(max_steps) or gymnasium.wrappers.TimeLimit.",
+                stacklevel=4,
+            )
+        done_key, first = _done_key(env), True
         env.set_seed(seed)
         state = env.reset()
         _check_inputs(policy, state, record)
@@ -193,6 +225,9 @@ def _evaluate(
                 statistics.add_frames(state)
             state = policy(state)
             statistics.check_finite(state, env.action_keys, "action")
+            if first:
+                check_action(state, env)
+                first = False
             step, state = env.step_and_maybe_reset(state)
             bar.update(statistics.add_step(step, env.reward_key, done_key, success_key))
             statistics.check_length(max_steps)
@@ -215,10 +250,19 @@ def _as_read(env: EnvBase, policy: Policy, world_model: nn.Module | None) -> Env
     # auto_unwrap would take the transforms out of the caller's env
     if "is_init" in getattr(policy, "in_keys", ()) and "is_init" not in written:
         env = TransformedEnv(env, InitTracker(), auto_unwrap=False)
+    if isinstance(policy, nn.Module) and _hidden_states(policy) - written:
+        # so that the hidden states of a recurrent policy go along, and begin anew with each episode
+        env = TransformedEnv(env, get_primers_from_module(policy, warn=False), auto_unwrap=False)
     reads_latent = "latent" in getattr(policy, "in_keys", ("latent",))
     if world_model is None or "latent" in written or not reads_latent:
         return env
     return TransformedEnv(env, WorldModelWrapper(world_model), auto_unwrap=False)
+
+
+def _hidden_states(policy: nn.Module) -> set[NestedKey]:
+    """What a recurrent policy reads of the step before."""
+    written = {unravel_key(key) for key in getattr(policy, "out_keys", ())}
+    return {unravel_key(key) for key in getattr(policy, "in_keys", ()) if unravel_key(("next", key)) in written}
 
 
 def _check_inputs(policy: Policy, state: TensorDictBase, record: int) -> None:
@@ -277,11 +321,3 @@ def _eval_mode(*modules: Any) -> Iterator[None]:
     finally:
         for part, flag in flags:
             part.training = flag
-
-
-@contextlib.contextmanager
-def _kept_generators() -> Iterator[None]:
-    """Draws inside leave no trace in torch's global generators, so that an evaluation does not change a training."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        yield

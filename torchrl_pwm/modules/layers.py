@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 _SMALLEST = 1e-8
 
@@ -135,9 +136,25 @@ def make_mlp(
     return nn.Sequential(*layers)
 
 
-def initialize(network: nn.Module) -> None:
-    """TD-MPC2's first values: truncated normal weights (std 0.02), zero biases, embeddings in [-0.02, 0.02]."""
+def require_initialized(network: nn.Module, name: str) -> None:
+    """Raises ValueError if a network has lazy layers that have not run yet, and so no weights."""
+    lazy = [key for key, value in network.named_parameters() if is_lazy(value)]
+    if lazy:
+        raise ValueError(
+            f"{name} has lazy layers that have not run, so that {lazy[0]!r} has no shape yet: call it once on a batch "
+            "before you pass it on, or give its layers their input sizes."
+        )
+
+
+def initialize(network: nn.Module, leave: nn.Module | None = None) -> None:
+    """TD-MPC2's first values: truncated normal weights (std 0.02), zero biases, embeddings in [-0.02, 0.02].
+
+    The layers of ``leave``, a part of the network, stay as they are.
+    """
+    left = set() if leave is None else set(leave.modules())
     for layer in network.modules():
+        if layer in left:
+            continue
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)

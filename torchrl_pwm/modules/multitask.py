@@ -31,3 +31,50 @@ def action_masks(action_dims: Sequence[int] | None, num_tasks: int, action_dim: 
             f"found {list(action_dims)}."
         )
     return (torch.arange(action_dim) < torch.tensor(action_dims)[:, None]).float()
+
+
+_INDICES, _SMALL_INDICES = (torch.int64, torch.int32), (torch.uint8, torch.int8, torch.int16)
+
+
+def known_task(task: Tensor | int, num_tasks: int, batch: torch.Size | None = None) -> Tensor | int:
+    """``task`` as an index that tables of tasks can be read with, checked as far as that reads no numbers of a GPU.
+
+    Args:
+        task: an index, or indices whose shape broadcasts to ``batch``.
+        num_tasks: tasks of the model.
+        batch: batch of the states; default: any.
+
+    Raises:
+        ValueError: for another dtype or shape, or an index that is not below ``num_tasks``.
+    """
+    if not isinstance(task, Tensor):
+        if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < num_tasks:
+            raise ValueError(f"`task` is an index from 0 to {num_tasks - 1} of this model's tasks, found {task!r}.")
+        return task
+    if task.dtype in _SMALL_INDICES:
+        # As an index of a tensor uint8 would be a mask.
+        task = task.long()
+    if task.dtype not in _INDICES:
+        raise ValueError(f"`task` needs integers (int64), found {task.dtype}: take the index itself, with task.long().")
+    if batch is not None and not _broadcasts(task.shape, batch):
+        raise ValueError(
+            f"`task` needs one index per state: expected the shape {list(batch)}, found {list(task.shape)}"
+            f"{'; drop its last axis with task.squeeze(-1)' if task.shape[-1:] == (1,) else ''}."
+        )
+    return task
+
+
+def check_range(task: Tensor, num_tasks: int) -> None:
+    """Raises ValueError unless all indices are from 0 to ``num_tasks`` - 1; reads them."""
+    if task.numel():
+        low, high = torch.stack(task.aminmax()).tolist()
+        if low < 0 or high >= num_tasks:
+            raise ValueError(
+                f"`task` holds indices from 0 to {num_tasks - 1} of this model's tasks, found {low} to {high}: number "
+                "the tasks from 0, or give the model a new one with model.add_task(...)."
+            )
+
+
+def _broadcasts(shape: torch.Size, batch: torch.Size) -> bool:
+    missing = len(batch) - len(shape)
+    return missing >= 0 and all(size in (1, whole) for size, whole in zip(shape, batch[missing:]))

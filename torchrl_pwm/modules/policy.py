@@ -20,6 +20,9 @@ class WorldModelPolicy(TensorDictModuleBase):
         world_model (PWMWorldModel): its encoder is used, without a gradient.
         actor (TensorDictModule): what acts on ``latent``.
 
+    Keyword Args:
+        task (int, optional): the task of an env that has no entry for it, of a model with tasks.
+
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
@@ -30,17 +33,20 @@ class WorldModelPolicy(TensorDictModuleBase):
         torch.Size([4, 2])
     """
 
-    def __init__(self, world_model: nn.Module, actor: TensorDictModule) -> None:
+    def __init__(self, world_model: nn.Module, actor: TensorDictModule, *, task: int | None = None) -> None:
         super().__init__()
+        self.task = task
         self.world_model, self.actor = world_model, actor
         keys: Any = world_model.tensor_keys
-        self.in_keys = [keys.observation, *([keys.task] if world_model.num_tasks else [])]
+        self.in_keys = [keys.observation, *([keys.task] if world_model.num_tasks and task is None else [])]
+        # A recurrent actor reads what it wrote at the step before.
+        self.in_keys += [key for key in actor.in_keys if key not in (keys.latent, *self.in_keys)]
         self.out_keys = [keys.latent, *actor.out_keys]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the latent and what the actor writes."""
         model: Any = self.world_model
         keys = model.tensor_keys
-        task = tensordict.get(keys.task, None) if model.num_tasks else None
+        task = tensordict.get(keys.task, None) if model.num_tasks and self.task is None else self.task
         latent = model.encode_observation(tensordict.get(keys.observation), task)
         return self.actor(tensordict.set(keys.latent, latent.detach()))

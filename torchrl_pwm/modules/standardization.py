@@ -20,7 +20,8 @@ class Standardization(Rebuildable):
     """
 
     num_tasks: int
-    observation_dim: int
+    observation_dim: Any
+    observation_shape: tuple[int, ...]
     observation_mean: Tensor | None
     observation_std: Tensor | None
     observation_clip: float | None
@@ -47,6 +48,8 @@ class Standardization(Rebuildable):
         Raises:
             ValueError: if the shapes do not fit.
         """
+        if len(self.observation_shape) != 1:
+            raise ValueError("An encoder of your own standardises its observations itself: give no statistics.")
         shape = (max(self.num_tasks, 1), self.observation_dim)
         if mean.numel() != shape[0] * shape[1] or mean.shape != std.shape:
             raise ValueError(

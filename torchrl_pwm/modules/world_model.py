@@ -20,14 +20,16 @@ from torchrl_pwm.modules.layers import (
     make_mlp,
     run_from_first_linear,
 )
-from torchrl_pwm.modules.multitask import TaskContext, action_masks
+from torchrl_pwm.modules.multitask import TaskContext, action_masks, check_range, known_task
+from torchrl_pwm.modules.new_task import GrowingTasks
+from torchrl_pwm.modules.own_encoder import OwnEncoder, observation_shape, wrong_size
 from torchrl_pwm.modules.presets import Preset, preset_sizes
 from torchrl_pwm.modules.standardization import Standardization
 from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
 from torchrl_pwm.modules.world_model_entries import WorldModelEntries
 
 
-class PWMWorldModel(ResetsItself, Pretrained, Standardization, WorldModelEntries):
+class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, WorldModelEntries):
     """The multi-task world model of PWM and TD-MPC2, a :class:`torchrl.modules.WorldModel`.
 
     z = enc(o, e),  z' = dyn(z, e, a),  r = rew(z, e, a), with e the task's embedding (PWM, arXiv 2407.02466,
@@ -37,7 +39,8 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, WorldModelEntries
     has its complement). The state dict has the published layout.
 
     Args:
-        observation_dim (int): size O of ``observation`` [*, O] (padded to the largest task).
+        observation_dim (int): size O of ``observation`` [*, O] (padded to the largest task); with an ``encoder`` of
+            your own the shape of one observation, such as ``(3, 64, 64)``.
         action_dim (int): size A of ``action`` [*, A] in [-1, 1] (padded likewise).
 
     Keyword Args:
@@ -57,9 +60,15 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, WorldModelEntries
             :meth:`set_observation_statistics`). Published single-task runs with statistics: 5. Default: none.
         termination (bool): whether to have a termination head, for tasks that end before their time is over. Default:
             False, as published; :meth:`add_termination_head` adds it later.
+        encoder (nn.Module, optional): your own, from observations ``[n, *shape]`` (and embeddings ``[n, E]`` of a model
+            with tasks) to features ``[n, D]``, which are then normalised as every latent is. It trains with the model.
+            Default: the published MLP with ``encoder_units``.
 
     Raises:
-        ValueError: if sizes do not fit together; at a call, if an input has the wrong size or the task is missing.
+        ValueError: if sizes do not fit together; at a call, if an input has the wrong size or the task is missing, of
+            another shape or dtype, or none of the model's.
+
+    Observations and actions of another dtype are cast to the model's: float64 and whole numbers are read as they are.
 
     Keys (see :meth:`set_keys`): reads ``observation``, ``action`` and, with tasks, ``task`` [*] (int64); writes
     ``latent``, ``("next", "latent")``, ``("next", "reward")`` [*, 1] in raw units, with bins
@@ -78,7 +87,7 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, WorldModelEntries
 
     def __init__(
         self,
-        observation_dim: int,
+        observation_dim: int | Sequence[int],
         action_dim: int,
         *,
         latent_dim: int = 512,
@@ -95,6 +104,7 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, WorldModelEntries
         normalize_rewards: bool = False,
         observation_clip: float | None = None,
         termination: bool = False,
+        encoder: nn.Module | None = None,
     ) -> None:
         # WorldModel's own constructor registers each part three times, which would triple the state dict.
         TensorDictModuleBase.__init__(self)
@@ -111,16 +121,30 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, WorldModelEntries
                 f"normalize_rewards needs a scalar reward head (num_bins=None), found num_bins={num_bins}: bins in "
                 "symlog space cover every scale as they are."
             )
-        self.observation_dim, self.action_dim, self.latent_dim = observation_dim, action_dim, latent_dim
+        self.observation_shape = observation_shape(observation_dim)
+        if encoder is None and len(self.observation_shape) != 1:
+            raise ValueError(
+                f"The published encoder reads vectors, found observation_dim={observation_dim}: give encoder=, a "
+                f"network from [n, {', '.join(map(str, self.observation_shape))}] to [n, {latent_dim}], or put "
+                "TorchRL's FlattenObservation in front."
+            )
+        self.observation_dim: Any = observation_dim if isinstance(observation_dim, int) else self.observation_shape
+        self.action_dim, self.latent_dim = action_dim, latent_dim
         self.num_tasks, self.task_dim = num_tasks, task_dim
         self.num_bins, self.units = num_bins, tuple(units)
         self.codec = TwoHotCodec(num_bins or 0, vmin, vmax)
         joint = latent_dim + task_dim + action_dim
         shape = (lambda: SimNorm(simnorm_dim)) if simnorm_dim else nn.Mish
         self._latents = ResidualLatent(simnorm_dim) if residual else None
+        self._indices_seen = False  # of a task, on a GPU
         # In the published order, so that state dicts and optimiser states line up.
         self._task_emb = nn.Embedding(num_tasks, task_dim, max_norm=1) if num_tasks else None
-        self._encoder = make_mlp(observation_dim + task_dim, encoder_units, latent_dim, None if residual else shape())
+        last = None if residual else shape()
+        if encoder is None:
+            inputs = self.observation_shape[0] + task_dim
+            self._encoder: nn.Module = make_mlp(inputs, encoder_units, latent_dim, last)
+        else:
+            self._encoder = OwnEncoder(encoder, self.observation_shape, latent_dim, last or nn.Identity())
         self._dynamics = make_mlp(joint, units, latent_dim, None if residual else shape())
         self._reward = make_mlp(joint, units, max(num_bins or 0, 1))
         self._termination = make_mlp(latent_dim + task_dim, units, 1) if termination else None
@@ -215,9 +239,9 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, WorldModelEntries
     def reset_parameters(self) -> None:
         """Truncated normal weights (std 0.02), zero biases, embedding in [-0.02, 0.02], last reward weight 0.
 
-        A residual model begins with dynamics that change nothing.
+        A residual model begins with dynamics that change nothing. An encoder of your own stays as it is.
         """
-        initialize(self)
+        initialize(self, leave=self._encoder if isinstance(self._encoder, OwnEncoder) else None)
         for head in (self._reward, self._dynamics) if self._latents is not None else (self._reward,):
             nn.init.zeros_(head.get_parameter(f"{len(head) - 1}.weight"))
 
@@ -236,21 +260,11 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, WorldModelEntries
         return self._termination is not None
 
     @property
-    def constructor_arguments(self) -> dict[str, Any]:
-        """The arguments that build a model like this one as it is now, with the tasks that it was given since."""
-        arguments = super().constructor_arguments
-        if arguments["num_tasks"] != self.num_tasks:
-            masks = self.action_masks
-            sizes = None if masks is None else masks.sum(-1).int().tolist()
-            arguments |= {"num_tasks": self.num_tasks, "action_dims": sizes}
-        return arguments
-
-    @property
     def _untold(self) -> tuple[str, ...]:
         return ("simnorm_dim", "residual", "observation_clip", *(("vmin", "vmax") if self.num_bins else ()))
 
     @property
-    def encoder_network(self) -> nn.Sequential:
+    def encoder_network(self) -> nn.Module:
         """The layers of the encoder, with their parameters."""
         return self._encoder
 
@@ -273,13 +287,19 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, WorldModelEntries
 
     def encode_observation(self, observation: Tensor, task: Tensor | int | None = None) -> Tensor:
         """z = enc(o, e): ``[*, O]`` to ``[*, D]``. ``task`` is an index or indices that broadcast to ``[*]``."""
-        self._check("observation", observation, self.observation_dim)
-        latent = self._encoder(self.join(self.standardize_observation(observation, task), task))
+        observation = self._read("observation", observation, self.observation_shape)
+        if self.num_tasks and task is not None:
+            task = self._known(task, observation.shape[: observation.ndim - len(self.observation_shape)])
+        if isinstance(self._encoder, OwnEncoder):
+            embedding = None if self._task_emb is None else self._embed(task, device=observation.device)
+            latent = self._encoder(observation, embedding)
+        else:
+            latent = self._encoder(self.join(self.standardize_observation(observation, task), task))
         return latent if self._latents is None else self._latents(latent)
 
     def next_latent(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
         """z' = dyn(z, e, a): ``[*, D]`` and ``[*, A]`` to ``[*, D]``."""
-        self._check("action", action, self.action_dim)
+        action = self._read("action", action, (self.action_dim,))
         if isinstance(task, TaskContext):
             joint = torch.cat([latent, action], -1)
             output = run_from_first_linear(self._dynamics, joint, task.dynamics_weight, task.dynamics_bias)
@@ -289,7 +309,7 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, WorldModelEntries
 
     def reward_logits(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
         """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``, which may be normalised."""
-        self._check("action", action, self.action_dim)
+        action = self._read("action", action, (self.action_dim,))
         if isinstance(task, TaskContext):
             joint = torch.cat([latent, action], -1)
             return run_from_first_linear(self._reward, joint, task.reward_weight, task.reward_bias)
@@ -341,22 +361,34 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, WorldModelEntries
         """Input of the encoder (observation first) or a head (latent first, with action), [*, first + E + action]."""
         parts = [first]
         if self._task_emb is not None:
-            parts.append(self._embed(task, first.device).expand(*first.shape[:-1], -1))
+            parts.append(self._embed(task, first.shape[:-1], first.device).expand(*first.shape[:-1], -1))
         if action is not None:
             parts.append(action)
         return torch.cat(parts, -1) if len(parts) > 1 else first
 
-    def _embed(self, task: Tensor | int | None, device: torch.device | None = None) -> Tensor:
+    def _embed(
+        self, task: Tensor | int | None, batch: torch.Size | None = None, device: torch.device | None = None
+    ) -> Tensor:
         assert self._task_emb is not None
         if task is None:
             raise ValueError(f"This model has {self.num_tasks} tasks: give `task`, the index of each state's task.")
+        task = self._known(task, batch)
         if not isinstance(task, Tensor):
             task = torch.tensor(task, device=device or self._task_emb.weight.device)
         return self._task_emb(task)
 
-    def _check(self, name: str, value: Tensor, size: int) -> None:
-        if value.shape[-1] != size:
-            raise ValueError(
-                f"The world model was built for {name}s of size {size}, found {name} of shape "
-                f"{tuple(value.shape)}. Pad the {name} (make_task_env(..., task_set=...)) or rebuild the model."
-            )
+    def _known(self, task: Tensor | int, batch: torch.Size | None) -> Tensor | int:
+        """The task, if it is one of the model's."""
+        task = known_task(task, self.num_tasks, batch)
+        if isinstance(task, Tensor) and not torch.compiler.is_compiling() and not (task.is_cuda and self._indices_seen):
+            # On a GPU an index out of range ends the process, and reading it each time would cost more than the step.
+            check_range(task, self.num_tasks)
+            self._indices_seen = True
+        return task
+
+    def _read(self, name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """An input in the model's dtype, if its last axes have this shape."""
+        if value.shape[-len(shape) :] != shape:
+            raise ValueError(wrong_size(name, value.shape, shape))
+        first: Any = self._dynamics[0]
+        return value if value.dtype == first.weight.dtype else value.to(first.weight.dtype)

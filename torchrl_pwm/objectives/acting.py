@@ -12,7 +12,9 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torchrl.modules import TanhNormal
 
+from torchrl_pwm.objectives.first_batch import FirstBatch
 from torchrl_pwm.objectives.first_order import FirstOrderLoss
+from torchrl_pwm.objectives.memory import Memory
 
 
 class ActingLoss(FirstOrderLoss):
@@ -26,8 +28,11 @@ class ActingLoss(FirstOrderLoss):
         horizon (int): steps H of a rollout.
         options: of :class:`FirstOrderLoss`.
 
+    A recurrent actor (TorchRL's ``GRUModule``, ``LSTMModule``) carries its hidden state along the rollout.
+
     Raises:
-        ValueError: if the horizon is below 1, the actor is not probabilistic, or an option is unknown.
+        ValueError: if the horizon is below 1, the actor is not probabilistic, a network has lazy layers that have not
+            run, the critics are recurrent, or an option is unknown.
     """
 
     @dataclass
@@ -51,6 +56,8 @@ class ActingLoss(FirstOrderLoss):
             )
         super().__init__(actor_network, value_network, **options)
         self.horizon = horizon
+        self.first_batch = FirstBatch()
+        self.memory = Memory(actor_network)
         self._tanh_gaussian = _is_tanh_gaussian(actor_network)
 
     def _check_noise(self, noise: Tensor | None) -> None:
@@ -61,7 +68,7 @@ class ActingLoss(FirstOrderLoss):
         """An action [B, A] at states [B]; TorchRL's losses run in deterministic mode, which would return the mean.
 
         Args:
-            state (TensorDictBase): what the actor reads.
+            state (TensorDictBase): what the actor reads; a recurrent one writes its next hidden state into it.
             noise (Tensor, optional): ``[B, A]``, instead of fresh Gaussian noise.
 
         Raises:

@@ -16,8 +16,10 @@ from torchrl.objectives.value import TDLambdaEstimator, ValueEstimatorBase
 from torchrl.objectives.value.functional import td_lambda_return_estimate
 
 from torchrl_pwm.modules.frozen import frozen, swapped
+from torchrl_pwm.modules.layers import require_initialized
 from torchrl_pwm.modules.running_statistics import RunningMoments
 from torchrl_pwm.objectives.entries import require, require_batch, require_finite, require_reward
+from torchrl_pwm.objectives.memory import Memory
 
 Bootstrap = Literal["standard", "reference"]
 
@@ -51,7 +53,8 @@ class FirstOrderLoss(LossModule):
         reduction (str): ``"mean"``, ``"sum"`` or ``"none"``.
 
     Raises:
-        ValueError: if an option is unknown; at the call, if an entry is missing or the rewards are not ``[*, 1]``.
+        ValueError: if an option is unknown, a network has lazy layers that have not run, or the critics are recurrent;
+            at the call, if an entry is missing or the rewards are not ``[*, 1]``.
 
     Value targets come from :meth:`make_value_estimator`, with TD(lambda) (default; gamma 0.99, lambda 0.95) or TD(0).
 
@@ -111,6 +114,13 @@ class FirstOrderLoss(LossModule):
             raise ValueError(f'bootstrap must be "standard" or "reference", found {bootstrap!r}.')
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f'reduction must be "mean", "sum" or "none", found {reduction!r}.')
+        for name, network in (("actor_network", actor_network), ("value_network", value_network)):
+            require_initialized(network, name)
+        if Memory(value_network):
+            raise ValueError(
+                f"value_network reads {Memory(value_network).keys} of the step before, found a recurrent one: critics "
+                "take a state as it is, see make_value_ensemble."
+            )
         self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
         self.convert_to_functional(value_network, "value_network", create_target_params=delay_value)
         self.normalize_returns = normalize_returns

@@ -15,6 +15,7 @@ from torchrl_pwm.modules.frozen import frozen, swapped
 from torchrl_pwm.modules.two_hot import RewardSpace
 from torchrl_pwm.objectives.acting import ActingLoss
 from torchrl_pwm.objectives.entries import require, require_batch
+from torchrl_pwm.objectives.first_batch import not_representable, out_of_range, outside_unit, own_actions, task_entry
 from torchrl_pwm.objectives.first_order import Bootstrap
 
 
@@ -55,11 +56,13 @@ class PWMLoss(ActingLoss):
 
     Raises:
         ValueError: if an option is unknown or the actor is not probabilistic; at the call, if neither observation nor
-            latent is there.
+            latent is there, or a task of another shape or dtype; at the first batch, if a task is none of the model's,
+            or actions of the behaviour term leave [-1, 1].
 
     Reads ``observation`` [B, O], or else ``latent`` [B, D], ``task`` [B] (int64) for a multi-task model and ``action``
-    [B, A] with a behaviour term. Returns scalars ``loss_actor``, ``loss_value``, ``loss_behavior`` where there is one,
-    and detached metrics.
+    [B, A] with a behaviour term. A recurrent actor (``GRUModule``, ``LSTMModule``) begins with the hidden states of the
+    start states, where they carry some, else with zeros. Returns scalars ``loss_actor``, ``loss_value``,
+    ``loss_behavior`` where there is one, and detached metrics.
 
     Examples:
         >>> import torch
@@ -173,14 +176,20 @@ class PWMLoss(ActingLoss):
             raise ValueError("the behaviour term needs a tanh-Gaussian actor with actions in [-1, 1].")
         keys, model = self.tensor_keys, self.world_model
         wanted = require(tensordict, keys.action, self)
-        task = tensordict.get(keys.task, None)
+        task = self._task(tensordict)
+        if self.first_batch.due("actions", wanted):
+            own = own_actions(model, task)
+            self.first_batch.check(
+                "actions", outside_unit(wanted, keys.action, self, own), not_representable(wanted, keys.action, self)
+            )
         with frozen(model):
             state = TensorDict({keys.latent: self._start(model, tensordict, task)}, tensordict.batch_size)
         if task is not None:
             state.set(keys.task, task)
-        with swapped(self.actor_network, self.actor_network_params):
+        with swapped(self.actor_network, self.actor_network_params), self.memory.stepping():
+            self.memory.recall(state, self.memory.begin(tensordict))
             action = torch.tanh(self.actor_network.get_dist_params(state).get("loc"))
-        distance = (action - wanted).square()
+        distance = (action - wanted.to(action.dtype)).square()
         masks = getattr(model, "action_masks", None)
         if masks is None:
             return self._reduce_loss(distance.mean(-1), None)
@@ -204,19 +213,22 @@ class PWMLoss(ActingLoss):
         """
         self._check_noise(noise)
         keys = self.tensor_keys
-        task = tensordict.get(keys.task, None)
+        task = self._task(tensordict)
         # Time comes first inside, so that entries of the batch broadcast over it.
         model = self.world_model
-        with frozen(model), swapped(self.actor_network, self.actor_network_params):
+        acting = swapped(self.actor_network, self.actor_network_params)
+        with frozen(model), acting, self.memory.stepping():
             latent = self._start(model, tensordict, task)
             context = model.task_context(task) if hasattr(model, "task_context") else task
             mask = model.action_masks[task if task is not None else 0] if self.mask_actions else None
-            latents, actions = [latent], []
+            latents, actions, held = [latent], [], self.memory.begin(tensordict)
             for step in range(self.horizon):
                 state = {keys.latent: latent.detach() if self.detach_latent else latent}
                 if task is not None:
                     state[keys.task] = task
-                action = self._act(TensorDict(state, latent.shape[:-1]), None if noise is None else noise[step])
+                seen = self.memory.recall(TensorDict(state, latent.shape[:-1]), held)
+                action = self._act(seen, None if noise is None else noise[step])
+                held = self.memory.keep(seen)
                 action = action if mask is None else action * mask
                 latent = model.next_latent(latent, action, context)
                 actions.append(action)
@@ -245,6 +257,22 @@ class PWMLoss(ActingLoss):
         for key, entry in entries:
             rollout.set(unravel_key(key), entry.movedim(0, len(batch)))
         return rollout
+
+    def _task(self, tensordict: TensorDictBase) -> Tensor | None:
+        """The task of each start state, checked; numbers are read at the first batch."""
+        keys, model = self.tensor_keys, self.world_model
+        observation, latent = tensordict.get(keys.observation, None), tensordict.get(keys.latent, None)
+        start, axes = (
+            (latent, 1) if observation is None else (observation, len(getattr(model, "observation_shape", "O")))
+        )
+        if start is None:
+            return tensordict.get(keys.task, None)
+        task = task_entry(tensordict, keys.task, model, self, start.shape[: start.ndim - axes])
+        if self.first_batch.due("starts", start, task):
+            observed = None if observation is None else not_representable(observation, keys.observation, self)
+            known = out_of_range(task, getattr(model, "num_tasks", 0), keys.task, self)
+            self.first_batch.check("starts", observed, known)
+        return task
 
     @torch.no_grad()
     def _start(self, model: Any, tensordict: TensorDictBase, task: Tensor | None) -> Tensor:

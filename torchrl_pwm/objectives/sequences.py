@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,29 @@ from torch import Tensor
 from torchrl.objectives.common import LossModule
 
 from torchrl_pwm.modules.world_model import PWMWorldModel
-from torchrl_pwm.objectives.entries import require_batch
+from torchrl_pwm.objectives.entries import require, require_batch, require_reward
+from torchrl_pwm.objectives.first_batch import (
+    FirstBatch,
+    as_model,
+    joined,
+    not_representable,
+    out_of_range,
+    outside_unit,
+    own_actions,
+    several_tasks,
+    states,
+    task_entry,
+)
+
+
+class SequenceEntries(NamedTuple):
+    """Entries of sequences [B, T] that a loss reads."""
+
+    observation: Tensor
+    action: Tensor
+    next_observation: Tensor
+    reward: Tensor  # [B, T, 1]
+    task: Tensor | None  # [B, T]
 
 
 class SequenceLoss(LossModule):
@@ -45,6 +67,7 @@ class SequenceLoss(LossModule):
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f'reduction must be "mean", "sum" or "none", found {reduction!r}.')
         self.reduction = reduction
+        self.first_batch = FirstBatch()
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         self._set_in_keys()
@@ -58,6 +81,37 @@ class SequenceLoss(LossModule):
                 given = given.reshape(tensordict.shape)
                 mask = given if mask is None else mask & given
         return mask
+
+    def _entries(self, tensordict: TensorDictBase, model: PWMWorldModel) -> SequenceEntries:
+        """What is read of sequences [B, T], in the model's dtypes, its numbers checked at the first batch.
+
+        Raises:
+            ValueError: if the batch is not ``[B, T]``, an entry is missing, or of another shape or dtype; at the first
+                batch if actions leave [-1, 1], a task is none of the model's, numbers do not fit into float32, or rows
+                were joined of several episodes.
+        """
+        require_sequences(tensordict, self)
+        keys, batch = self.tensor_keys, tensordict.batch_size
+        next_observation, next_reward = (unravel_key(("next", key)) for key in (keys.observation, keys.reward))
+        observation, action = require(tensordict, keys.observation, self), require(tensordict, keys.action, self)
+        following, reward = require(tensordict, next_observation, self), require_reward(tensordict, next_reward, self)
+        states(observation, keys.observation, model, self, batch)
+        states(following, next_observation, model, self, batch)
+        task = task_entry(tensordict, keys.task, model, self, batch) if model.num_tasks else None
+        if self.first_batch.due("sequences", observation, action):
+            mask = self._mask(tensordict)
+            own = own_actions(model, task)
+            self.first_batch.check(
+                "sequences",
+                out_of_range(task, model.num_tasks, keys.task, self),
+                outside_unit(action, keys.action, self, own),
+                not_representable(observation, keys.observation, self),
+                not_representable(action, keys.action, self),
+                not_representable(reward, next_reward, self),
+                several_tasks(task, keys.task, self, mask),
+                joined(observation, following, self, mask),
+            )
+        return SequenceEntries(observation, as_model(action, model), following, as_model(reward, model), task)
 
     def _reduced(self, loss: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None and self.reduction == "none":

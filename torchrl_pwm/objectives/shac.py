@@ -134,23 +134,32 @@ class SHACLoss(ActingLoss):
         cut = getattr(env, "truncate_graph", TensorDictBase.detach)
         td = cut(tensordict)
         self._check(env, td, noise)
-        transitions = []
-        with swapped(self.actor_network, self.actor_network_params):
+        transitions, held = [], self.memory.begin(td)
+        td = td.exclude(*self.memory.entries)
+        with swapped(self.actor_network, self.actor_network_params), self.memory.stepping():
             for step in range(self.horizon):
-                action = self._act(self._seen(td), None if noise is None else noise[step])
+                seen = self.memory.recall(self._seen(td), held) if self.memory else self._seen(td)
+                action = self._act(seen, None if noise is None else noise[step])
                 # A copy: the env writes into what it is given.
                 transition, td = env.step_and_maybe_reset(td.copy().set(keys.action, action))
+                held = self.memory.keep(seen, transition.get(("next", keys.done), None)) if self.memory else held
                 transitions.append(transition)
         rollout = TensorDict.stack(transitions, tensordict.ndim)
         self._check_gradient(rollout, action)
         if self.normalizer is not None:
             self.normalizer(rollout)
             self.normalizer(rollout.get("next"))
-        return rollout, td.exclude(keys.action)
+        td = td.exclude(keys.action)
+        for key, value in held.items():
+            td.set(key, value)
+        return rollout, td
 
     def _seen(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The TensorDict with the entries that the actor reads."""
-        return tensordict if self.normalizer is None else self.normalizer(tensordict.copy())
+        if self.normalizer is None and not self.memory:
+            return tensordict
+        # A copy: a recurrent policy writes into what it reads.
+        return tensordict.copy() if self.normalizer is None else self.normalizer(tensordict.copy())
 
     def _scaled_actor_loss(self, negative_returns: Tensor, rollout: TensorDictBase) -> Tensor:
         loss = super()._scaled_actor_loss(negative_returns, rollout)
@@ -164,7 +173,8 @@ class SHACLoss(ActingLoss):
         keys = self.tensor_keys
         self._check_noise(noise)
         for key in self.policy.in_keys:
-            require(td, key, self)
+            if unravel_key(key) not in self.memory.entries:
+                require(td, key, self)
         done = td.get(keys.done, None)
         if done is not None and done.any():
             raise ValueError(

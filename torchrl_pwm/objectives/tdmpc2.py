@@ -12,7 +12,8 @@ from torch import Tensor
 
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.tdmpc2 import EntropyForm, TDMPC2Model
-from torchrl_pwm.objectives.entries import require, require_finite, require_reward
+from torchrl_pwm.objectives.entries import require, require_finite
+from torchrl_pwm.objectives.first_batch import task_entry
 from torchrl_pwm.objectives.sequences import SequenceLoss, require_sequences, step_weights, termination_error, unroll
 
 
@@ -58,8 +59,8 @@ class TDMPC2Loss(SequenceLoss):
     left out, as are steps that TorchRL's samplers mark as padding.
 
     Raises:
-        ValueError: if an option is unknown; at the call, if the batch is not ``[B, T]``, an entry is missing, or
-            rewards or tasks have another shape.
+        ValueError: if an option is unknown; at the call, if the batch is not ``[B, T]``, an entry is missing or of
+            another shape or dtype; at the first batch as :class:`PWMWorldModelLoss`.
 
     Examples:
         >>> import torch
@@ -133,13 +134,11 @@ class TDMPC2Loss(SequenceLoss):
         self, tensordict: TensorDictBase, noise: TDMPC2Noise | None = None
     ) -> tuple[TensorDictBase, Tensor]:
         """All losses but the policy's, with metrics; and the latents z_0 .. z_T, detached [T + 1, B, D]."""
-        noise, keys = noise or TDMPC2Noise(), self.tensor_keys
+        noise = noise or TDMPC2Noise()
         model, world_model = self.model, self.model.world_model
         task = self._task(tensordict)
-        action = require(tensordict, keys.action, self)
-        observation = require(tensordict, keys.observation, self)
-        following = require(tensordict, unravel_key(("next", keys.observation)), self).transpose(0, 1)
-        reward = require_reward(tensordict, unravel_key(("next", keys.reward)), self).transpose(0, 1)
+        observation, action, following, reward, _ = self._entries(tensordict, world_model)
+        following, reward = following.transpose(0, 1), reward.transpose(0, 1)
         terminated = self._terminated(tensordict, reward)
         with torch.no_grad():
             encoded = world_model.encode_observation(following, task)
@@ -209,15 +208,13 @@ class TDMPC2Loss(SequenceLoss):
     def _task(self, tensordict: TensorDictBase) -> Tensor | None:
         """The sequences' tasks, [B]."""
         require_sequences(tensordict, self)
-        if not self.model.world_model.num_tasks:
+        world_model = self.model.world_model
+        if not world_model.num_tasks:
             return None
-        task = require(tensordict, self.tensor_keys.task, self)
-        if task.shape != tensordict.shape:
-            raise ValueError(
-                f"TDMPC2Loss needs task indices of shape {list(tensordict.shape)} under {self.tensor_keys.task!r}, "
-                f"found {list(task.shape)}."
-            )
-        return task[:, 0]
+        key = self.tensor_keys.task
+        require(tensordict, key, self)
+        task = task_entry(tensordict, key, world_model, self, tensordict.batch_size)
+        return None if task is None else task[:, 0]
 
     def _terminated(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
         """[T, B, 1], as numbers."""

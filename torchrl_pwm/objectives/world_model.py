@@ -12,14 +12,8 @@ from tensordict.utils import unravel_key
 from torch import Tensor
 
 from torchrl_pwm.modules.world_model import PWMWorldModel
-from torchrl_pwm.objectives.entries import require, require_finite, require_reward
-from torchrl_pwm.objectives.sequences import (
-    SequenceLoss,
-    require_sequences,
-    step_weights,
-    termination_error,
-    unroll,
-)
+from torchrl_pwm.objectives.entries import require, require_finite
+from torchrl_pwm.objectives.sequences import SequenceLoss, step_weights, termination_error, unroll
 
 _REWARD_CLIP = 5.0  # published
 
@@ -53,8 +47,9 @@ class PWMWorldModelLoss(SequenceLoss):
     TorchRL's samplers mark as padding.
 
     Raises:
-        ValueError: if an option is unknown; at the call, if the batch is not ``[B, T]``, an entry is missing or the
-            rewards are not ``[*, 1]``.
+        ValueError: if an option is unknown; at the call, if the batch is not ``[B, T]``, an entry is missing or of
+            another shape or dtype; at the first batch, if actions leave [-1, 1], a task is none of the model's, whole
+            numbers or float64 do not fit into float32, or sequences join steps of several episodes.
 
     Examples:
         >>> import torch
@@ -117,12 +112,8 @@ class PWMWorldModelLoss(SequenceLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses and detached metrics of sequences ``[B, T]``, which are left unchanged."""
-        require_sequences(tensordict, self)
-        keys, model = self.tensor_keys, self.world_model
-        observation, action = require(tensordict, keys.observation, self), require(tensordict, keys.action, self)
-        next_observation = require(tensordict, unravel_key(("next", keys.observation)), self)
-        reward = require_reward(tensordict, unravel_key(("next", keys.reward)), self)
-        task = tensordict.get(keys.task, None) if model.num_tasks else None
+        model = self.world_model
+        observation, action, next_observation, reward, task = self._entries(tensordict, model)
         with torch.no_grad():
             target = model.encode_observation(next_observation, task)
 

@@ -125,7 +125,7 @@ class TDMPC2Planner(TensorDictModuleBase):
         """Writes the action; ``noise`` replaces all random draws, with B the number of envs."""
         world_model, keys = self.model.world_model, self.model.world_model.tensor_keys
         batch = tensordict.batch_size
-        observation = self._read(tensordict, keys.observation, (world_model.observation_dim,))
+        observation = self._read(tensordict, keys.observation, world_model.observation_shape)
         task = self._read(tensordict, keys.task, ()) if world_model.num_tasks else None
         latent = world_model.encode_observation(observation, task)
         if self.plan:

@@ -22,9 +22,10 @@ from torchrl.objectives.utils import ValueEstimators
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.devices import choose_device, torch_threads
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
+from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
@@ -84,7 +85,12 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     """
     if job.result_file.exists():
         return json.loads(job.result_file.read_text())
-    torch.set_num_threads(job.threads)
+    # What follows in this process must not depend on whether jobs run in it.
+    with torch_threads(job.threads), kept_generators():
+        return _extract(job, report)
+
+
+def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
     config = OmegaConf.create(job.config)
     task_set = get_task_set(config.task_set)
     index = task_set[job.task].index

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from torchrl_pwm._utils.devices import torch_threads
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart
 from torchrl_pwm.runs.baselines import baseline_settings
@@ -32,13 +33,16 @@ def run_pipeline(config: DictConfig, folder: Path) -> Path:
         FileNotFoundError, ValueError, ImportError: if something that the configuration names is missing, unknown or
             does not fit, before the folder is made.
     """
+    with torch_threads(config.threads):
+        return _run_stages(config, folder)
+
+
+def _run_stages(config: DictConfig, folder: Path) -> Path:
     start = time.perf_counter()
     tasks = check_config(config)
     source = config.data.source
     store = open_data(config, tasks) if source in ("published", "open") else None
     claim_folder(config, folder)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     if source == "collect":
         store = collect_data(config, folder, tasks)
     model_file = prepare_world_model(config, folder, store, tasks)

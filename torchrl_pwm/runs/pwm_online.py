@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,11 @@ from torchrl.objectives import ValueEstimators
 
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm._utils.seeds import seed_worker_process
 from torchrl_pwm.data import extend_with_recorded, make_online_replay, read_memmap, store_transitions
 from torchrl_pwm.data.store.manifest import MANIFEST_NAME
 from torchrl_pwm.envs.multitask import innermost_env
-from torchrl_pwm.envs.tasks import find_task_spec
+from torchrl_pwm.evaluation.scores import find_task_spec
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
@@ -122,7 +124,9 @@ def make_training_env(
 
 def make_losses(config: DictConfig, env: EnvBase, device: str) -> tuple[PWMWorldModel, PWMLoss, PWMWorldModelLoss]:
     """A new world model and networks of the env's sizes, and the objectives, as configured."""
-    observation, action = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
+    # Of pictures, which a model with an encoder of one's own reads, the whole shape.
+    shape, action = env.observation_spec_unbatched["observation"].shape, env.action_spec.shape[-1]
+    observation = shape[0] if len(shape) == 1 else tuple(shape)
     termination = may_terminate(config.model.get("termination", False), config.task, env)
     sizes = {"observation_dim": observation, "action_dim": action, "termination": termination}
     model = instantiate(config.model, **sizes).to(device)
@@ -182,12 +186,19 @@ def make_collector(
         return Collector(env, policy, **settings)
     if num_envs % workers:
         raise ValueError(f"collector.workers must divide the {num_envs} envs, found {workers}.")
-    env.close()
+    env.close(raise_if_closed=False)
     make = [
-        partial(make_training_env, config, device, num_envs=num_envs // workers, seed=config.seed + worker)
-        for worker in range(workers)
+        partial(_make_worker_env, config, device, num_envs // workers, worker, os.getpid()) for worker in range(workers)
     ]
     return MultiSyncCollector(make, policy, **settings, cat_results=0)
+
+
+def _make_worker_env(config: DictConfig, device: str, num_envs: int, worker: int, parent: int) -> EnvBase:
+    """The envs of one worker. Env n of a worker has seed + n, so that the next worker's begin beyond them."""
+    seed = config.seed + worker * num_envs
+    # Apart from the seeds of envs, whose generators would draw the same numbers.
+    seed_worker_process(1_000_003 * (seed + 1), parent)
+    return make_training_env(config, device, num_envs=num_envs, seed=seed)
 
 
 def _learn_from_recordings(

@@ -16,7 +16,7 @@ from torchrl import torchrl_logger
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.devices import choose_device, torch_threads
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
@@ -51,6 +51,11 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
             does not fit, before the folder is made.
         FloatingPointError: if a number is not finite.
     """
+    with torch_threads(config.threads):
+        return _run_stages(config, folder)
+
+
+def _run_stages(config: DictConfig, folder: Path) -> Path:
     start = time.perf_counter()
     task_set = get_task_set(config.task_set)
     tasks = select_tasks(config.task, task_set)
@@ -68,8 +73,6 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
             "data=collect, or evaluate a model with checkpoint=..."
         )
     claim_folder(config, folder)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     if not file:
         store = store or collect_data(config, folder, tasks)
         file = train_tdmpc2(config, folder / "model", store, tasks)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchrl.data import ReplayBuffer
 from tqdm import tqdm
 
+from torchrl_pwm._utils.seeds import seeded
 from torchrl_pwm.data import ReplayMixture
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
 from torchrl_pwm.trainers.steppers import raise_non_finite
@@ -35,8 +36,7 @@ def train_disagreement(
     Raises:
         FloatingPointError: if the loss is not finite.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         ensemble = DynamicsEnsemble(world_model).to(next(world_model.parameters()).device)
     optimizer = torch.optim.Adam(ensemble.parameters(), lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(iterations, 1))
@@ -57,4 +57,5 @@ def _transitions(model: PWMWorldModel, batch: TensorDictBase) -> tuple[Tensor, T
     task = batch["task"] if model.num_tasks else None
     latent = model.encode_observation(batch["observation"], task)
     following = model.encode_observation(batch["next", "observation"], task)
-    return latent, batch["action"], following, batch["next", "reward"], task
+    action, reward = batch["action"].to(latent.dtype), batch["next", "reward"].to(latent.dtype)
+    return latent, action, following, reward, task

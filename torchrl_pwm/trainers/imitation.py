@@ -13,6 +13,7 @@ from torchrl.modules import MLP, Actor
 from torchrl.objectives import BCLoss
 
 from torchrl_pwm._utils.seeds import seeded
+from torchrl_pwm.objectives.first_batch import FirstBatch, outside_unit
 from torchrl_pwm.trainers.steppers import raise_non_finite
 
 __all__ = ["clone_behavior"]
@@ -36,7 +37,7 @@ class Standardize(nn.Module):
         self.register_buffer("std", std.clamp_min(_MIN_STD))
 
     def forward(self, observation: Tensor) -> Tensor:
-        return ((observation - self.mean) / self.std).clamp(-_CLIP, _CLIP)
+        return ((observation.to(self.mean.dtype) - self.mean) / self.std).clamp(-_CLIP, _CLIP)
 
 
 class _Loss(BCLoss):
@@ -82,7 +83,7 @@ def clone_behavior(
         A deterministic TorchRL actor, ``observation`` [*, O] to ``action`` [*, A] in [-1, 1].
 
     Raises:
-        ValueError: if the data are smaller than the task, or a number is out of range.
+        ValueError: if the data are smaller than the task, their actions leave [-1, 1], or a number is out of range.
         FloatingPointError: if a loss is not finite.
 
     Examples:
@@ -104,7 +105,9 @@ def clone_behavior(
     ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}")
-    observation = _pairs(replay, statistics_size, observation_dim, action_dim)["observation"]
+    pairs, checks = _pairs(replay, statistics_size, observation_dim, action_dim), FirstBatch()
+    observation = pairs["observation"]
+    checks.check("actions", outside_unit(pairs["action"], "action", clone_behavior))
     with seeded(seed):
         network = nn.Sequential(
             Standardize(observation.mean(0), observation.std(0, correction=0)),
@@ -138,7 +141,5 @@ def _pairs(replay: ReplayBuffer, size: int, observation_dim: int, action_dim: in
             f"the data have observations and actions of sizes {sizes}, the task of {(observation_dim, action_dim)}: "
             "they are of another task"
         )
-    return TensorDict(
-        {"observation": batch["observation"][:, :observation_dim], "action": batch["action"][:, :action_dim]},
-        batch.batch_size,
-    )
+    own = {"observation": observation_dim, "action": action_dim}
+    return TensorDict({key: batch[key][:, :size].float() for key, size in own.items()}, batch.batch_size)

@@ -156,7 +156,8 @@ class SimulatorWindows:
             return td
         self.restarted += int(lost.sum())
         torchrl_logger.warning(f"{_named(lost)} of the simulator not finite: reset ({self.restarted} so far)")
-        return self.env.reset(td.detach().set("_reset", lost.unsqueeze(-1))).exclude("_reset")
+        td = self.loss_module.memory.forget(td.detach(), lost)
+        return self.env.reset(td.set("_reset", lost.unsqueeze(-1))).exclude("_reset")
 
     def state_dict(self) -> dict[str, Any]:
         return {**save_env(self.env, self.td), "restarted": self.restarted}

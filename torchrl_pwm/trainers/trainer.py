@@ -282,6 +282,11 @@ class OnlineTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(loss_module, optimization_stepper, iterations=iterations, **kwargs)
+        if normalize_observations and len(self.world_model.observation_shape) != 1:
+            raise ValueError(
+                "normalize_observations needs vectors, found a model with an encoder of your own for observations of "
+                f"shape {self.world_model.observation_shape}: leave it out, the encoder scales what it reads."
+            )
         keys = self.model_loss.tensor_keys
         kept = dict.fromkeys([*self.model_loss.in_keys, ("next", keys.done), ("next", "terminated")])
         self.collection = OnlineCollection(collector, replay_buffer, list(kept), episode_seed=episode_seed)

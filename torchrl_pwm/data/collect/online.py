@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tensordict import TensorDictBase
-from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector
+from torchrl.collectors import BaseCollector, Collector
 from torchrl.data import ReplayBuffer
 
 from torchrl_pwm._utils.torchrl_private import collector_td, set_collector_td
+from torchrl_pwm.data.collect.rows import as_rows, check_collector, end_newest_steps, end_rows
+from torchrl_pwm.envs.action_bounds import check_bounds
 from torchrl_pwm.envs.simulators.state import has_state, load_env, save_env
 
 __all__ = ["OnlineCollection"]
@@ -19,10 +21,10 @@ class OnlineCollection:
     """The newest steps of a collector, which go into a replay buffer first.
 
     The buffer's contents are saved with a checkpoint. The envs' states are not, since envs in general cannot be saved:
-    a resumed run begins new episodes. With an ``episode_seed`` it repeats the rest of the run, in one of two ways. The
-    state of a simulator (:class:`~torchrl_pwm.SimulatorEnv`) is saved. Any other env is seeded anew, from
-    ``episode_seed`` and the number of times, whenever a batch ends with the episodes of all its envs; a checkpoint of
-    such a moment (:attr:`repeats`) needs no state.
+    a resumed run begins new episodes, and those before it end in the buffer where they were. With an ``episode_seed``
+    it repeats the rest of the run, in one of two ways. The state of a simulator (:class:`~torchrl_pwm.SimulatorEnv`) is
+    saved. Any other env is seeded anew, from ``episode_seed`` and the number of times, whenever a batch ends with the
+    episodes of all its envs; a checkpoint of such a moment (:attr:`repeats`) needs no state.
 
     Args:
         collector (BaseCollector): a TorchRL collector in this process, or a synchronous one in several.
@@ -33,8 +35,10 @@ class OnlineCollection:
         episode_seed (int, optional): see above.
 
     Raises:
-        ValueError: for an asynchronous collector, or one that splits trajectories; with an ``episode_seed``, for one in
-            several processes.
+        ValueError: for an env whose actions are not in [-1, 1], an asynchronous collector, one whose workers add
+            different numbers of steps, or one that splits trajectories; with an ``episode_seed``, for one in several
+            processes; in :meth:`collect`, where a row of a batch holds several trajectories without an end between
+            them.
     """
 
     def __init__(
@@ -45,11 +49,10 @@ class OnlineCollection:
         *,
         episode_seed: int | None = None,
     ) -> None:
-        if isinstance(collector, MultiAsyncCollector):
-            raise ValueError(
-                "Online training needs the steps of all envs in every batch, in the same order: use Collector or "
-                "MultiSyncCollector, found MultiAsyncCollector."
-            )
+        check_collector(collector)
+        if isinstance(collector, Collector):
+            for key in collector.env.action_keys:
+                check_bounds(collector.env, key)
         if episode_seed is not None and not isinstance(collector, Collector):
             raise ValueError(
                 "episode_seed, by which a resumed run repeats the rest, needs a Collector in this process, found "
@@ -86,14 +89,12 @@ class OnlineCollection:
                 f"The collector ended after {self.env_steps} steps: build it with total_frames=-1, the trainer's "
                 "iterations say when to stop."
             )
-        if ("collector", "mask") in batch.keys(True):
-            raise ValueError("The collector splits trajectories: build it with split_trajs=False.")
-        if batch.ndim != 2:
-            # One env, or several processes with batched envs: time is last.
-            batch = batch.unsqueeze(0) if batch.ndim == 1 else batch.reshape(-1, batch.shape[-1])
+        batch = as_rows(batch, self.collector)
         self.env_steps += batch.numel()
         self._note_ends(batch)
-        self.replay_buffer.extend(batch.select(*self.keys, strict=False).copy())
+        steps = batch.select(*self.keys, strict=False).copy()
+        # A collector that resets its envs before each batch leaves the episodes before it without an end.
+        self.replay_buffer.extend(end_rows(steps) if self.collector.reset_at_each_iter else steps)
         return batch
 
     def _begin_episodes(self) -> None:
@@ -123,12 +124,15 @@ class OnlineCollection:
         self.replay_buffer.load_state_dict(state_dict["replay_buffer"])
         self.env_steps = state_dict["env_steps"]
         if self.episode_seed is None:
+            end_newest_steps(self.replay_buffer)
             return
         if "starts" not in state_dict:
             raise ValueError("The checkpoint is of a run without episode_seed: resume it without one.")
         self.collector.load_state_dict(state_dict["collector"], strict=False)
         self.starts, self._at_start = state_dict["starts"], state_dict["at_start"]
-        if state_dict["env"] is not None:
+        if state_dict["env"] is None:
+            end_newest_steps(self.replay_buffer)
+        else:
             td = load_env(self.collector.env, state_dict["env"])
             assert td is not None
             set_collector_td(self.collector, td)
