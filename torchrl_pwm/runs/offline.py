@@ -106,8 +106,6 @@ def make_evaluator(config: DictConfig, recordings: Recordings, device: str) -> E
                 "leave it at last"
             )
         return None
-    if config.extraction.select not in ("last", "best"):
-        raise ValueError(f"extraction.select must be last or best, found {config.extraction.select!r}")
     if config.model.num_tasks:
         raise ValueError(f"env= evaluates data of one task, found those of {list(recordings.store.task_set.names)}")
     if config.env._target_.endswith("make_gym_env"):
@@ -218,13 +216,8 @@ def extract(
     average.restore()
     outcomes: dict[str, Any] = {}
     if evaluator is not None:
-        outcomes["last policy"] = evaluator.outcome(policy)
-        last = {name: value.clone() for name, value in loss.actor_network.state_dict().items()}
-        best.restore()
-        outcomes["best policy"] = evaluator.outcome(policy)
-        if settings.select == "last":
-            loss.actor_network.load_state_dict(last)
-        outcomes = {"policy": outcomes[f"{settings.select} policy"], **outcomes}
+        both = best.choose(settings.select, lambda: evaluator.outcome(policy))
+        outcomes = {"policy": both[settings.select], **{f"{which} policy": found for which, found in both.items()}}
         outcomes["random actions"] = evaluator.outcome(RandomPolicy(model.action_dim, config.seed))
     save_tensors(folder / "policy.pt", loss.actor_network.state_dict())
     return loss, outcomes
