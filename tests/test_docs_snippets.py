@@ -6,6 +6,7 @@ import importlib.util
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def named(page: Path) -> str:
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder that holds a published checkpoint, agent and data set, and recorded DFlex data, all tiny."""
+    """A folder with a published checkpoint, agent and data set, recorded DFlex data and a finished run, all tiny."""
     import numpy as np
     from tensordict import TensorDict
 
@@ -55,6 +56,7 @@ def workplace(tmp_path, monkeypatch):
     action[:, 0], reward[:, 0] = torch.nan, torch.nan
     recorded = TensorDict({"obs": torch.randn(4, 21, 5), "action": action, "reward": reward}, [4, 21])
     torch.save(recorded, tmp_path / "ant_data.pt")
+    shutil.copytree(ROOT / "tests/golden/runs/finished/pwm_online", tmp_path / "runs/2026-11-28_cartpole_swingup")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
 

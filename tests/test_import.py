@@ -36,6 +36,7 @@ LIGHT = [
     "convert_shards",
     "collect_dataset",
     "evaluate_policy",
+    "export_policy",
 ]
 
 # Not found, rather than refused: torch and others ask whether a package is there before they import it.
@@ -123,6 +124,24 @@ except ImportError as error:
 """
     message = run(code)
     assert "pip install" in message and "torchrl-pwm[mt80]" in message
+
+
+@pytest.mark.parametrize(
+    ("call", "extra"),
+    [
+        ("torchrl_pwm.load_policy('runs/mine')", "hydra"),
+        ("torchrl_pwm.export_policy(torchrl_pwm.make_pwm_actor(3, 1), 'policy.onnx')", "export"),
+    ],
+)
+def test_taking_a_policy_away_names_the_extra_that_it_needs(call, extra):
+    code = f"""
+import json, torchrl_pwm
+try:
+    {call}
+except ImportError as error:
+    print(json.dumps(str(error)))
+"""
+    assert f'pip install "torchrl-pwm[{extra}]"' in run(code)
 
 
 @pytest.mark.parametrize("name", ["NewtonEnv", "DFlexEnv", "RewarpedEnv", "IsaacGymEnv"])

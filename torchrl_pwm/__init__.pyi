@@ -36,6 +36,7 @@ from .modules import SimNorm as SimNorm
 from .modules import TDMPC2Model as TDMPC2Model
 from .modules import TwoHotCodec as TwoHotCodec
 from .modules import WorldModelPolicy as WorldModelPolicy
+from .modules import export_policy as export_policy
 from .modules import load_world_model as load_world_model
 from .modules import make_pwm_actor as make_pwm_actor
 from .modules import make_value_ensemble as make_value_ensemble
@@ -45,6 +46,7 @@ from .objectives import PWMWorldModelLoss as PWMWorldModelLoss
 from .objectives import SHACLoss as SHACLoss
 from .objectives import TDMPC2Loss as TDMPC2Loss
 from .planners import TDMPC2Planner as TDMPC2Planner
+from .runs import load_policy as load_policy
 from .trainers import OnlinePWMTrainer as OnlinePWMTrainer
 from .trainers import OnlineTDMPC2Trainer as OnlineTDMPC2Trainer
 from .trainers import PWMTrainer as PWMTrainer

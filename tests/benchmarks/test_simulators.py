@@ -16,9 +16,8 @@ from benchmarks.learning.jobs import Job
 from benchmarks.learning.studies import ant_progress
 from benchmarks.learning.studies.gradients import compare, table
 from benchmarks.learning.studies.simulators import main
-from torchrl_pwm import PWMWorldModel
+from torchrl_pwm import PWMWorldModel, load_policy
 from torchrl_pwm.envs.simulators import AnalyticEnv
-from torchrl_pwm.runs.load import load_policy
 
 COMMON = ["env.num_envs=4", "+env.episode_length=10", "actor.units=[8]", "value.units=[8]", "eval_interval=1"]
 COMMON += ["stepper.critic_iterations=1", "eval_episodes=2", "evaluation.episodes=2"]
@@ -49,7 +48,7 @@ def test_the_report_shows_runs_of_own_and_of_recorded_steps(tmp_path):
         assert f" {float(row['best']):.0f} ({float(row['best']):.0f}) | {float(row['last']):.0f} (" in page
     assert (tmp_path / "simulators.png").stat().st_size > 10_000
     runs = {method: tmp_path / "runs" / method / "cartpole_swingup" / "seed-0" for method in ("shac", "pwm")}
-    lines = table(load_policy(runs["pwm"])[0].world_model, [runs["shac"]], 4).splitlines()
+    lines = table(load_policy(runs["pwm"], "cpu").world_model, [runs["shac"]], 4).splitlines()
     assert lines[0].startswith("| states of | windows | 1 ahead | 2 ahead | 4 ahead | R2")
     assert all(-1 <= float(cell) <= 1 for cell in lines[2].split("|")[3:6])
 

@@ -9,8 +9,25 @@ import torch
 
 
 def choose_device(device: str | None) -> str:
-    """The device asked for, or the best there is."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """The device asked for, or the best there is.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    if not device:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda or another of torch's, found {device!r}.") from error
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted.type == "cuda" and (wanted.index or 0) >= there:
+        found = f"finds {there} GPU{'s' * (there != 1)}" if there else "finds no GPU"
+        raise ValueError(
+            f"device={device}, but this PyTorch ({torch.__version__}) {found}: leave device out for the best there is, "
+            "or install a build with CUDA from pytorch.org."
+        )
+    return device
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.data.replay_buffers import Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
+from torchrl_pwm._utils.ranges import COUNT, check_range
 from torchrl_pwm._utils.torchrl_private import sampler_generator
 
 __all__ = ["ParallelSliceSampler", "extend_with_recorded", "make_online_replay"]
@@ -114,7 +115,7 @@ def make_online_replay(
         device: where the steps are kept.
 
     Raises:
-        ValueError: if the capacity is below one slice.
+        ValueError: if the capacity is below one slice, or a slice or a batch below one step.
 
     Examples:
         >>> from torchrl.collectors import Collector
@@ -125,6 +126,7 @@ def make_online_replay(
         >>> replay.sample().shape
         torch.Size([4, 8])
     """
+    check_range(COUNT, slice_len=slice_len, batch_size=batch_size)
     if capacity < slice_len:
         raise ValueError(f"capacity must be at least slice_len={slice_len} steps, found {capacity}.")
     return ReplayBuffer(

@@ -15,6 +15,7 @@ from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter, Writer
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.files import default_root
+from torchrl_pwm._utils.ranges import COUNT, check_range
 from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm._utils.torchrl_private import map_prefetched, prefetch_in_one_thread
 from torchrl_pwm.data.sampler import EpisodeSliceSampler
@@ -69,7 +70,7 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
     Raises:
         FileNotFoundError: if there is no such data set.
         ValueError: if the data set is damaged or of another task set, a task is unknown or has no data, or no slice
-            of ``slice_len`` fits.
+            of ``slice_len`` fits, or ``batch_size`` is below one.
         ConnectionError: if a download stops.
         ImportError: for a download without the ``hub`` extra.
 
@@ -111,6 +112,8 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
         verify: bool = False,
         check_finite: bool = True,
     ) -> None:
+        if batch_size is not None:
+            check_range(COUNT, batch_size=batch_size)
         self.dataset_id = os.fspath(dataset_id)
         self._pins = pin_memory
         self.root = Path(root) if root is not None else default_root()

@@ -14,7 +14,7 @@ from torchrl.envs import ModelBasedEnvBase
 
 from torchrl_pwm.envs._encoding import align_task, check_model, encode, needs_task, num_tasks, reference_tensor
 from torchrl_pwm.modules.frozen import frozen
-from torchrl_pwm.modules.multitask import check_range, known_task
+from torchrl_pwm.modules.multitask import check_tasks, known_task
 from torchrl_pwm.modules.own_encoder import wrong_size
 from torchrl_pwm.modules.two_hot import RewardSpace
 
@@ -200,7 +200,7 @@ class ImaginedEnv(ModelBasedEnvBase):
             task = known_task(task, self.world_model.num_tasks)
         task = align_task(torch.as_tensor(task, dtype=torch.int64, device=self.device), batch).clone()
         if not task.is_cuda:
-            check_range(task, self.world_model.num_tasks)
+            check_tasks(task, self.world_model.num_tasks)
         return task
 
     def _no_start_message(self, given: TensorDictBase | None) -> str:

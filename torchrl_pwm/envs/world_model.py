@@ -113,7 +113,7 @@ class WorldModelWrapper(Transform):
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
         return self._write(next_tensordict, next_tensordict)
 
-    @dispatch(source="in_keys", dest="out_keys")
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes ``latent`` and, beside ``("next", "observation")``, ``("next", "latent")``."""
         following = tensordict.get("next", None)

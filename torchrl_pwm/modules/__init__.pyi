@@ -5,6 +5,7 @@ from .actor_critic import make_pwm_actor as make_pwm_actor
 from .actor_critic import make_value_ensemble as make_value_ensemble
 from .agents import PWMAgent as PWMAgent
 from .disagreement import DynamicsEnsemble as DynamicsEnsemble
+from .export import export_policy as export_policy
 from .layers import NormedLinear as NormedLinear
 from .layers import SimNorm as SimNorm
 from .layers import make_mlp as make_mlp
@@ -21,6 +22,7 @@ from .running_statistics import PercentileScale as PercentileScale
 from .running_statistics import RunningMoments as RunningMoments
 from .tdmpc2 import PolicySample as PolicySample
 from .tdmpc2 import TDMPC2Model as TDMPC2Model
+from .trained_policy import TrainedPolicy as TrainedPolicy
 from .two_hot import TwoHotCodec as TwoHotCodec
 from .two_hot import symexp as symexp
 from .two_hot import symlog as symlog

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
+from torchrl_pwm._utils.ranges import COUNT, check_range
 from torchrl_pwm.modules.large_batches import mlp
 from torchrl_pwm.modules.layers import ResetsItself, stacked_mlps
 
@@ -61,8 +62,9 @@ class GaussianHead(nn.Module):
         last.bias.mul_(self.output_gain)
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            self.logstd.clamp_(min=self.min_log_std)
+        if not torch.compiler.is_exporting():  # an exported program changes none of its weights
+            with torch.no_grad():
+                self.logstd.clamp_(min=self.min_log_std)
         loc = self.mu_net(latent)
         return loc, self.logstd.exp().expand_as(loc)
 
@@ -116,6 +118,7 @@ def make_pwm_actor(
         >>> actor(TensorDict({"latent": torch.randn(4, 16)}, [4]))["action"].shape
         torch.Size([4, 2])
     """
+    check_range(COUNT, latent_dim=latent_dim, action_dim=action_dim)
     head = GaussianHead(latent_dim, action_dim, units, init_log_std, min_log_std, output_gain)
     return PWMActor(
         TensorDictModule(head, in_keys=[in_key], out_keys=["loc", "scale"]),
@@ -213,4 +216,5 @@ def make_value_ensemble(
         >>> make_value_ensemble(16)(torch.randn(5, 16)).shape
         torch.Size([3, 5, 1])
     """
+    check_range(COUNT, latent_dim=latent_dim, num_nets=num_nets)
     return ValueEnsemble(latent_dim, units, num_nets, in_key, out_key)

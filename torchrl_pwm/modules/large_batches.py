@@ -1,6 +1,6 @@
 """An MLP on large batches on a CPU: Linear -> Mish -> LayerNorm in blocks of rows that stay in its cache.
 
-Torch's own functions give the same to within rounding, in 1.5 to 1.8 times the time (AMD EPYC with AVX-512, one thread).
+Torch's own functions give the same to within rounding, in 1.5 to 1.8 times the time (AMD EPYC, AVX-512, one thread).
 Its Mish takes three transcendental functions and three more on the way back, here there is one exponential: with
 n = e^x,
 

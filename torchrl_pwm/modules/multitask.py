@@ -64,7 +64,7 @@ def known_task(task: Tensor | int, num_tasks: int, batch: torch.Size | None = No
     return task
 
 
-def check_range(task: Tensor, num_tasks: int) -> None:
+def check_tasks(task: Tensor, num_tasks: int) -> None:
     """Raises ValueError unless all indices are from 0 to ``num_tasks`` - 1; reads them."""
     if task.numel():
         low, high = torch.stack(task.aminmax()).tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from torch import nn
 
 
@@ -43,6 +43,7 @@ class WorldModelPolicy(TensorDictModuleBase):
         self.in_keys += [key for key in actor.in_keys if key not in (keys.latent, *self.in_keys)]
         self.out_keys = [keys.latent, *actor.out_keys]
 
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the latent and what the actor writes."""
         model: Any = self.world_model

@@ -368,14 +368,18 @@ class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
         self.in_keys = [names.observation, *([names.task] if self.world_model.num_tasks else [])]
         self.out_keys = [names.latent, names.action]
 
-    @dispatch
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the latent and the policy prior's action."""
         model, keys = self.world_model, self.world_model.tensor_keys
         task = tensordict.get(keys.task, None) if model.num_tasks else None
         latent = model.encode_observation(tensordict.get(keys.observation), task)
-        sample = self.act(latent, task)
-        return tensordict.set(keys.latent, latent).set(keys.action, sample.mean if is_greedy() else sample.action)
+        if is_greedy():
+            # Nothing is drawn for what needs no noise; exported programs could not.
+            action = self.act(latent, task, latent.new_zeros(()).expand(*latent.shape[:-1], model.action_dim)).mean
+        else:
+            action = self.act(latent, task).action
+        return tensordict.set(keys.latent, latent).set(keys.action, action)
 
 
 def is_greedy() -> bool:

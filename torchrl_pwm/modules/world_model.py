@@ -10,6 +10,7 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
+from torchrl_pwm._utils.ranges import COUNT, check_range
 from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model, untold_arguments
 from torchrl_pwm.modules.hub import Pretrained
 from torchrl_pwm.modules.layers import (
@@ -20,7 +21,7 @@ from torchrl_pwm.modules.layers import (
     make_mlp,
     run_from_first_linear,
 )
-from torchrl_pwm.modules.multitask import TaskContext, action_masks, check_range, known_task
+from torchrl_pwm.modules.multitask import TaskContext, action_masks, check_tasks, known_task
 from torchrl_pwm.modules.new_task import GrowingTasks
 from torchrl_pwm.modules.own_encoder import OwnEncoder, observation_shape, wrong_size
 from torchrl_pwm.modules.presets import Preset, preset_sizes
@@ -109,6 +110,7 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
         # WorldModel's own constructor registers each part three times, which would triple the state dict.
         TensorDictModuleBase.__init__(self)
         self._remember_arguments(locals())
+        check_range(COUNT, action_dim=action_dim, latent_dim=latent_dim)
         if simnorm_dim and latent_dim % simnorm_dim:
             raise ValueError(f"latent_dim must be a multiple of simnorm_dim={simnorm_dim}, found {latent_dim}.")
         if bool(num_tasks) != bool(task_dim):
@@ -382,7 +384,7 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
         task = known_task(task, self.num_tasks, batch)
         if isinstance(task, Tensor) and not torch.compiler.is_compiling() and not (task.is_cuda and self._indices_seen):
             # On a GPU an index out of range ends the process, and reading it each time would cost more than the step.
-            check_range(task, self.num_tasks)
+            check_tasks(task, self.num_tasks)
             self._indices_seen = True
         return task
 

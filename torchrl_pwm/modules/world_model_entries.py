@@ -6,7 +6,7 @@ from abc import abstractmethod
 from dataclasses import dataclass, fields
 
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictSequential
+from tensordict.nn import TensorDictModule, TensorDictSequential, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.modules import WorldModel
@@ -85,6 +85,7 @@ class WorldModelEntries(WorldModel):
         """Writes ``("next", "latent")`` and ``("next", "reward")`` from ``latent`` and ``action`` (and ``task``)."""
         return self.step_module(tensordict)
 
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """:meth:`encode`, then :meth:`step`."""
         return self.step(self.encode(tensordict))

@@ -15,6 +15,7 @@ from torchrl.objectives.utils import ValueEstimators, default_value_kwargs, disp
 from torchrl.objectives.value import TDLambdaEstimator, ValueEstimatorBase
 from torchrl.objectives.value.functional import td_lambda_return_estimate
 
+from torchrl_pwm._utils.ranges import SHARE, check_choice, check_range
 from torchrl_pwm.modules.frozen import frozen, swapped
 from torchrl_pwm.modules.layers import require_initialized
 from torchrl_pwm.modules.running_statistics import RunningMoments
@@ -114,6 +115,7 @@ class FirstOrderLoss(LossModule):
             raise ValueError(f'bootstrap must be "standard" or "reference", found {bootstrap!r}.')
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f'reduction must be "mean", "sum" or "none", found {reduction!r}.')
+        check_choice(("l1", "l2", "smooth_l1"), loss_function=loss_function)
         for name, network in (("actor_network", actor_network), ("value_network", value_network)):
             require_initialized(network, name)
         if Memory(value_network):
@@ -148,6 +150,7 @@ class FirstOrderLoss(LossModule):
 
         Raises:
             NotImplementedError: for another estimator.
+            ValueError: for a gamma or lambda that is not between 0 and 1.
         """
         if value_type is None:
             value_type = self.default_value_estimator
@@ -155,6 +158,7 @@ class FirstOrderLoss(LossModule):
             super().make_value_estimator(value_type, **hyperparams)
         else:
             hyperparams = {**default_value_kwargs(value_type), **hyperparams}
+            check_range(SHARE, **{key: float(hyperparams[key]) for key in ("gamma", "lmbda") if key in hyperparams})
             dispatch_value_estimator(self, value_type, supported=self.SUPPORTED_VALUE_ESTIMATORS, **hyperparams)
         if isinstance(self.value_estimator, TDLambdaEstimator):
             # The vectorised form splits trajectories by their dones, which is no static graph; H steps are few.

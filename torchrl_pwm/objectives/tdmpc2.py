@@ -10,6 +10,7 @@ from tensordict.nn import dispatch
 from tensordict.utils import unravel_key
 from torch import Tensor
 
+from torchrl_pwm._utils.ranges import NOT_NEGATIVE, SOME_SHARE, check_range
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.tdmpc2 import EntropyForm, TDMPC2Model
 from torchrl_pwm.objectives.entries import require, require_finite
@@ -94,6 +95,9 @@ class TDMPC2Loss(SequenceLoss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(reduction)
+        check_range(NOT_NEGATIVE, consistency_coef=consistency_coef, reward_coef=reward_coef, value_coef=value_coef)
+        check_range(NOT_NEGATIVE, termination_coef=termination_coef, entropy_coef=entropy_coef)
+        check_range(SOME_SHARE, rho=rho)
         if entropy not in ("current", "mid-2024"):
             raise ValueError(f'entropy must be "current" or "mid-2024", found {entropy!r}.')
         self.model = model

@@ -11,6 +11,7 @@ from tensordict.nn import dispatch
 from tensordict.utils import unravel_key
 from torch import Tensor
 
+from torchrl_pwm._utils.ranges import NOT_NEGATIVE, SOME_SHARE, check_range
 from torchrl_pwm.modules.world_model import PWMWorldModel
 from torchrl_pwm.objectives.entries import require, require_finite
 from torchrl_pwm.objectives.sequences import SequenceLoss, step_weights, termination_error, unroll
@@ -78,6 +79,8 @@ class PWMWorldModelLoss(SequenceLoss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(reduction)
+        check_range(NOT_NEGATIVE, consistency_coef=consistency_coef, reward_coef=reward_coef)
+        check_range(SOME_SHARE, rho=rho)
         self.world_model = world_model
         self.register_coeff_buffer("consistency_coef", consistency_coef)
         self.register_coeff_buffer("reward_coef", reward_coef)

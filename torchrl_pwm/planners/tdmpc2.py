@@ -95,6 +95,20 @@ class TDMPC2Planner(TensorDictModuleBase):
         self.in_keys = [*model.in_keys, *([self.init_key] if plan else [])]
         self.out_keys = [keys.action]
 
+    @property
+    def exported_form(self) -> TDMPC2Model:
+        """What :func:`~torchrl_pwm.export_policy` exports in place of it: the policy prior.
+
+        Raises:
+            ValueError: for a planner that plans.
+        """
+        if self.plan:
+            raise ValueError(
+                "TD-MPC2's planner searches with random numbers at every step and is not exported; export its policy "
+                "prior instead: planner.model, or load_policy(run, plan=False)."
+            )
+        return self.model
+
     def reset(self) -> None:
         """Forgets all plans."""
         self.previous_mean = None
@@ -119,26 +133,25 @@ class TDMPC2Planner(TensorDictModuleBase):
             self.generator.set_state(state["generator"])
         self.previous_mean = None if state["previous"] is None else state["previous"].clone()
 
-    @dispatch
+    @dispatch(auto_batch_size=False)
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase, noise: PlannerNoise | None = None) -> TensorDictBase:
         """Writes the action; ``noise`` replaces all random draws, with B the number of envs."""
         world_model, keys = self.model.world_model, self.model.world_model.tensor_keys
-        batch = tensordict.batch_size
-        observation = self._read(tensordict, keys.observation, world_model.observation_shape)
-        task = self._read(tensordict, keys.task, ()) if world_model.num_tasks else None
+        batch = self._batch(tensordict)
+        observation = self._read(tensordict, keys.observation, batch, world_model.observation_shape)
+        task = self._read(tensordict, keys.task, batch, ()) if world_model.num_tasks else None
         latent = world_model.encode_observation(observation, task)
         if self.plan:
-            action = self._search(tensordict, latent, task, noise)
+            begins = self._read(tensordict, self.init_key, batch, (1,))
+            action = self._search(begins, latent, task, noise)
         else:
             sample = self.model.act(latent, task, self._policy_noise(latent, noise))
             action = sample.mean if is_greedy() else sample.action
         return tensordict.set(keys.action, action.reshape(*batch, -1))
 
-    def _search(
-        self, tensordict: TensorDictBase, latent: Tensor, task: Tensor | None, noise: PlannerNoise | None
-    ) -> Tensor:
-        previous = self._warm_start(tensordict, latent)
+    def _search(self, begins: Tensor, latent: Tensor, task: Tensor | None, noise: PlannerNoise | None) -> Tensor:
+        previous = self._warm_start(begins, latent)
         if noise is None:
             noise = draw_noise(self.settings, self.model, latent, self.generator)
         greedy, explored, plan = self.plan_actions(self.model, latent, task, previous, noise, self.settings)
@@ -148,9 +161,8 @@ class TDMPC2Planner(TensorDictModuleBase):
         self.previous_mean = plan.mean.clone()
         return greedy if is_greedy() else explored
 
-    def _warm_start(self, tensordict: TensorDictBase, latent: Tensor) -> Tensor:
+    def _warm_start(self, begins: Tensor, latent: Tensor) -> Tensor:
         """The previous plan [H, B, A], zero where an episode begins or nothing is known."""
-        begins = self._read(tensordict, self.init_key, (1,))
         shape = (self.settings.horizon, latent.shape[0], self.model.world_model.action_dim)
         previous = self.previous_mean
         if previous is None or previous.shape != shape:
@@ -163,9 +175,15 @@ class TDMPC2Planner(TensorDictModuleBase):
         shape = (latent.shape[0], self.model.world_model.action_dim)
         return torch.randn(shape, generator=self.generator, dtype=latent.dtype, device=latent.device)
 
-    def _read(self, tensordict: TensorDictBase, key: NestedKey, event: tuple[int, ...]) -> Tensor:
+    def _batch(self, tensordict: TensorDictBase) -> torch.Size:
+        """The batch of envs; plain tensors come in a TensorDict without one."""
+        observation = tensordict.get(self.model.world_model.tensor_keys.observation, None)
+        alone = observation is not None and not tensordict.batch_size
+        return observation.shape[:-1] if alone else tensordict.batch_size
+
+    def _read(self, tensordict: TensorDictBase, key: NestedKey, batch: torch.Size, event: tuple[int, ...]) -> Tensor:
         """The entry [*batch, *event] as [B, *event]."""
-        value, batch = tensordict.get(key, None), tensordict.batch_size
+        value = tensordict.get(key, None)
         if value is None:
             advice = (
                 "append TorchRL's InitTracker() to the env" if key == self.init_key else "model.set_keys renames it"

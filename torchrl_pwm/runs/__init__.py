@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from typing import TYPE_CHECKING, Any
+
+from torchrl_pwm._utils.extras import require
+
+if TYPE_CHECKING:
+    from torchrl_pwm.runs.load import load_policy as load_policy
 
 
 def main() -> None:
@@ -14,3 +20,13 @@ def main() -> None:
 
     sys.path.insert(0, "")  # an env or a task of one's own lies in the current folder
     main()
+
+
+def __getattr__(name: str) -> Any:
+    """:func:`~torchrl_pwm.runs.load.load_policy`, on first use."""
+    if name != "load_policy":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require("hydra", extra="hydra", purpose="load_policy, which reads a run's configuration,")
+    from torchrl_pwm.runs.load import load_policy
+
+    return load_policy

@@ -22,7 +22,7 @@ from torchrl_pwm.envs import TaskSpec, get_task_set
 from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy
 from torchrl_pwm.modules import load_quickstart
-from torchrl_pwm.runs.evaluator import BestPolicy, check_select
+from torchrl_pwm.runs.evaluator import BestPolicy
 from torchrl_pwm.trainers.imitation import clone_behavior
 
 __all__ = ["DEFAULT_BASELINES", "BaselineJob", "measure_baselines"]
@@ -189,7 +189,6 @@ def baseline_settings(config: DictConfig) -> dict[str, Any] | None:
     settings = {**DEFAULT_BASELINES, **named}
     if settings["cloning"]:
         settings["cloning"] = cloning = {**DEFAULT_BASELINES["cloning"], **settings["cloning"]}
-        check_select(cloning["select"], "evaluation.baselines.cloning.select")
         if cloning["top"] is None:
             # policies that stay near the best episodes are to beat their clone, not that of all
             cloning["top"] = OmegaConf.select(config, "extraction.starts.top", default=1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import functools
 import os
 import re
 import sys
@@ -13,15 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
-from hydra.utils import get_method
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+try:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+    from hydra.utils import get_method
+    from omegaconf import DictConfig, OmegaConf, open_dict
+    from omegaconf.errors import OmegaConfBaseException
+except ImportError as error:
+    raise ImportError('a run needs Hydra, which is not installed; pip install "torchrl-pwm[runs]"') from error
 from torchrl import torchrl_logger
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
-from torchrl_pwm.runs.folder import kind_of_run, open_run
+from torchrl_pwm._utils.quiet import quiet_torchrl
+from torchrl_pwm._utils.ranges import check_option
+from torchrl_pwm.runs.folder import check_packages, discard_unstarted, kind_of_run, open_run
 
 CONF = Path(__file__).parent / "conf"
 _DESCRIPTION = """A command composes its configuration from Hydra overrides, key=value, and makes a run in a folder:
@@ -149,7 +155,7 @@ COMMANDS = {
     "record": Command(
         "records steps of a finished run's policy, with more noise from env to env",
         "record_steps",
-        "torchrl_pwm.runs.load.record_run",
+        "torchrl_pwm.runs.record.record_run",
     ),
     "report": Command("prints the result of a finished run: report run=FOLDER", "", ""),
 }
@@ -183,9 +189,16 @@ def run_command(
 ) -> None:
     """Makes a new run, or goes on with the one that ``config.resume`` names, and prints its result."""
     config, folder = open_run(config, overrides)
+    check_packages(config)
     torchrl_logger.info(f"run folder: {folder}")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        show(run(config, folder), table=table)
+        with quiet_torchrl():
+            summary = run(config, folder)
+        show(summary, table=table)
+    except _USER_ERRORS:
+        discard_unstarted(made)
+        raise
     except (KeyboardInterrupt, RuntimeError) as error:
         if not _interrupted(error):
             raise
@@ -248,7 +261,7 @@ def compose_config(name: str, overrides: Sequence[str], folder: Path = CONF) -> 
     """The configuration ``name`` of a folder, where what it includes may lie in ``conf/`` too, with overrides.
 
     Raises:
-        ValueError: for an option that there is none of.
+        ValueError: for an option that there is none of, or a value outside what ``conf/limits.yaml`` allows.
         HydraException: for a choice that there is none of.
     """
     further = [] if folder == CONF else [f"hydra.searchpath=[file://{CONF}]"]
@@ -263,7 +276,50 @@ def compose_config(name: str, overrides: Sequence[str], folder: Path = CONF) -> 
         if "preset" in config.hydra.runtime.choices:
             config.preset = config.hydra.runtime.choices["preset"]
         del config["hydra"]
+    check_options(config)
     return config
+
+
+def check_options(config: DictConfig) -> None:
+    """Compares every option with ``conf/limits.yaml``.
+
+    Raises:
+        ValueError: for the first value outside.
+    """
+    for name, value in option_values(config):
+        rule = option_rule(name)
+        if rule is not None:
+            check_option(name, value, rule)
+
+
+def option_values(config: DictConfig) -> Iterator[tuple[str, Any]]:
+    """Name and value of every option, without those that are missing or refer to others."""
+    nodes: list[tuple[str, Any]] = list(OmegaConf.to_container(config).items())  # type: ignore[union-attr, arg-type]
+    while nodes:
+        name, value = nodes.pop(0)
+        if isinstance(value, dict):
+            nodes += [(f"{name}.{key}", entry) for key, entry in value.items()]
+        elif not (isinstance(value, str) and (value == "???" or value.startswith("${"))):
+            yield name, value
+
+
+def option_rule(name: str) -> dict[str, Any] | None:
+    """What an option may be: the rule of the longest end of its name that has one."""
+    parts = name.split(".")
+    ends = 1 if parts[0] in ("env", "training_env") else len(parts)  # an env's own options may have any name
+    for first in range(ends):
+        for end in (parts[first:], [*parts[first:-1], "*"]):
+            if len(end) > 1 or end != ["*"]:
+                rule = _limits().get(".".join(end))
+                if rule is not None:
+                    return rule
+    return None
+
+
+@functools.cache
+def _limits() -> dict[str, Any]:
+    limits: Any = OmegaConf.to_container(OmegaConf.load(CONF / "limits.yaml"))
+    return limits
 
 
 def _unknown_option(key: str, config: DictConfig) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from torchrl_pwm._utils.extras import how_to_install
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, collect_dataset, convert_shards
 from torchrl_pwm.envs import TaskSet, get_task_set
 
@@ -17,7 +18,7 @@ def check_simulators(tasks: list[str], task_set: TaskSet) -> None:
     """Raises ImportError if the simulator of a task is not installed."""
     for package in sorted({"metaworld" if task_set[task].suite == "metaworld" else "dm_control" for task in tasks}):
         if importlib.util.find_spec(package) is None:
-            raise ImportError(f'these tasks need {package}, which is not installed; pip install "torchrl-pwm[mt80]"')
+            raise ImportError(f"these tasks need {package}, which is not installed; {how_to_install('mt80')}")
 
 
 def select_tasks(task: str | Iterable[str], task_set: TaskSet) -> list[str]:

@@ -18,28 +18,15 @@ from torch import Tensor, nn
 from torchrl.envs import EnvBase
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, save_tensors
-from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.envs.simulators import SwingUpController
 from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy, package_versions, plot_training
-from torchrl_pwm.evaluation.statistics import SELECT
 from torchrl_pwm.runs.folder import claim_folder, make_logger
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
 Outcome = TypeVar("Outcome")
-
-
-def check_select(select: str, name: str = "select") -> str:
-    """Which policy of a training counts, ``"last"`` or ``"best"``.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if select not in SELECT:
-        raise ValueError(f"{name} must be last or best, found {select!r}")
-    return select
 
 
 class BestPolicy:
@@ -150,19 +137,13 @@ class EvaluatedRun:
         evaluator: evaluates.
         policy: what is evaluated.
         networks: what is kept of the best policy.
-
-    Raises:
-        ValueError: for an unknown ``select``.
-        ImportError: if the packages of the picture are missing.
     """
 
     def __init__(
         self, config: DictConfig, folder: Path, evaluator: Evaluator, policy: Any, networks: nn.Module
     ) -> None:
         # Runs of SHAC had none at first, and their last policy counted.
-        self.select = check_select(config.get("select", "last"))
-        if config.logger == "csv":
-            require("matplotlib", extra="plots", purpose="the picture of a run with logger=csv")
+        self.select = config.get("select", "last")
         self.config, self.folder, self.evaluator, self.policy = config, folder, evaluator, policy
         self.first_policy = "untrained policy"
         # Before a resume, so that an interrupted run has the same one.

@@ -191,10 +191,12 @@ def save_policy(loss: PWMLoss, path: Path) -> None:
     save_tensors(path, {name: getattr(loss, f"{name}_network").state_dict() for name in ("actor", "value")})
 
 
-def load_actor(config: Any, model: PWMWorldModel, folder: Path, task: str) -> TensorDictModule:
-    """The first seed's policy of a task, from the folder of a run."""
+def load_actor(
+    config: Any, model: PWMWorldModel, folder: Path, task: str, *, seed: int | None = None
+) -> TensorDictModule:
+    """The policy of a task and seed, by default the first, from the folder of a run."""
     actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=model.action_dim)
-    saved = folder / "policies" / task / f"seed-{config.seed}" / "policy.pt"
+    saved = folder / "policies" / task / f"seed-{config.seed if seed is None else seed}" / "policy.pt"
     actor.load_state_dict(read_tensors(saved, what="policy")["actor"])
     return actor
 

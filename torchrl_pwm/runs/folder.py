@@ -2,27 +2,84 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
+from torchrl import torchrl_logger
 from torchrl.record.loggers import Logger, get_logger
 
+from torchrl_pwm._utils.checkpoint import has_checkpoint
+from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replace_file
 
 _CONFIG = "config.yaml"
+
+
+class Stage(NamedTuple):
+    """A part of a run: where its checkpoints are, and what it makes at its end, as patterns in the folder."""
+
+    checkpoint: str
+    results: tuple[str, ...]
+
+
 # These say where and how fast a run goes on and what its report holds, not what it computes.
 _FREE = ("resume", "folder", "progress", "workers", "threads", "device", "compare", "out")
 _LOGGERS = ("csv", "tensorboard", "wandb")
+# By command: the options that a run may be made longer by. What the run has of its end is set aside then, and the rest
+# goes on from the checkpoints.
+_OF_ONE_ENV = {"iterations": Stage("checkpoint", ("summary.json",))}
+_LONGER = {
+    "online": _OF_ONE_ENV,
+    "shac": _OF_ONE_ENV,
+    "tdmpc2-online": _OF_ONE_ENV,
+    "tdmpc2-mt80": {"training.iterations": Stage("model/checkpoint", ("summary.json", "tasks", "model/model.pt"))},
+    "mt80": {
+        "extraction.iterations": Stage(
+            "policies/*/seed-*/checkpoint", ("summary.json", "policies/*/seed-*/result.json")
+        ),
+        # Policies of another world model begin anew.
+        "world_model.iterations": Stage(
+            "world_model/checkpoint",
+            ("summary.json", "world_model/world_model.pt", "world_model/disagreement.pt", "policies", "rounds"),
+        ),
+    },
+}
+
+
+def check_packages(config: DictConfig) -> None:
+    """Imports what a run needs at its end, so that a package that is missing is named at its start.
+
+    Raises:
+        ImportError: if one is missing.
+        ValueError: if the logger is unknown, or there is no such device.
+    """
+    if config.logger not in _LOGGERS:
+        raise ValueError(f"logger must be one of {', '.join(_LOGGERS)}, found {config.logger!r}")
+    choose_device(config.device)
+    tasks = kind_of_run(config) in ("mt80", "tdmpc2-mt80")
+    needed = [("matplotlib", "plots", "the picture of a run")] if tasks or config.logger == "csv" else []
+    if config.logger != "csv":
+        needed.append((config.logger, config.logger, f"logger={config.logger}"))
+    if kind_of_run(config) == "mt80":
+        needed.append(("jinja2", "plots", "the report of a run"))
+        if OmegaConf.select(config, "evaluation.film"):
+            needed.append(("PIL.Image", "plots", "a film strip (evaluation.film)"))
+    for module, extra, purpose in needed:
+        require(module, extra=extra, purpose=purpose)
 
 
 def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictConfig, Path]:
     """The configuration and the folder of a new run, or of the one that ``config.resume`` names; writes nothing.
 
     A resumed run keeps its own configuration. What the command line sets must agree with it, except where and how
-    fast it runs, and what its report is compared with.
+    fast it runs, what its report is compared with, and a larger number of iterations: it is trained longer then, see
+    :func:`claim_folder`. The learning rates go on as those of a run that was so long from the start.
 
     Args:
         config: the composed configuration.
@@ -49,27 +106,93 @@ def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictCon
     if made != asked:
         raise ValueError(f"The run in {folder} is one of {made}, not of {asked}: go on with `torchrl-pwm {made}`.")
     given = [override.lstrip("+~").split("=")[0] for override in overrides]
+    longer = [key for key in _LONGER.get(made, {}) if key in given and _is_longer(config, saved, key)]
+    for key in longer:
+        _check_checkpoints(folder, _LONGER[made][key], key, saved)
     different = [
         f"{key}: the run has {OmegaConf.select(saved, key)}, the command says {OmegaConf.select(config, key)}"
         for key in given
-        if key not in _FREE and OmegaConf.select(saved, key) != OmegaConf.select(config, key)
+        if key not in (*_FREE, *longer) and OmegaConf.select(saved, key) != OmegaConf.select(config, key)
     ]
     if different:
         raise ValueError(
             f"The run in {folder} has another configuration ({'; '.join(different)}). "
-            "Leave these options out to go on with it, or start a new run without resume=."
+            f"Leave these options out to go on with it, or start a new run without resume=. More "
+            f"{' or '.join(_LONGER.get(made, ['iterations']))} than it has train it longer."
         )
-    for key in _FREE:
+    for key in (*_FREE, *longer):
         if key in given:
-            saved[key] = config[key]
+            OmegaConf.update(saved, key, OmegaConf.select(config, key))
     return saved, folder
 
 
 def claim_folder(config: DictConfig, folder: Path) -> None:
-    """Makes the folder of a new run and writes its configuration there; leaves a resumed run's alone."""
-    if not (folder / _CONFIG).exists():
+    """Makes the folder of a new run and writes its configuration there; leaves a resumed run's alone.
+
+    Of a resumed run that is to have more iterations, the results are moved to ``earlier/<option>-<number>/`` first,
+    from which its training goes on.
+    """
+    file = folder / _CONFIG
+    if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / _CONFIG, OmegaConf.to_yaml(config, resolve=False).encode())
+        replace_file(file, OmegaConf.to_yaml(config, resolve=False).encode())
+        return
+    saved: Any = OmegaConf.load(file)
+    for key, stage in _LONGER.get(kind_of_run(saved), {}).items():
+        if not _is_longer(config, saved, key):
+            continue
+        old = OmegaConf.select(saved, key)
+        _set_aside(folder, stage.results, folder / "earlier" / f"{key}-{old}")
+        OmegaConf.update(saved, key, OmegaConf.select(config, key))
+        torchrl_logger.info(f"{key}: {old} -> {OmegaConf.select(config, key)}; learning rates as of so long a run")
+        replace_file(file, OmegaConf.to_yaml(saved, resolve=False).encode())
+
+
+def finished(config: DictConfig, folder: Path) -> Path | None:
+    """The summary of a run that has ended with this configuration."""
+    if not (folder / "summary.json").exists():
+        return None
+    saved: Any = OmegaConf.load(folder / _CONFIG)
+    longer = any(_is_longer(config, saved, key) for key in _LONGER.get(kind_of_run(saved), {}))
+    return None if longer else folder / "summary.json"
+
+
+def _is_longer(config: DictConfig, saved: DictConfig, key: str) -> bool:
+    return bool(OmegaConf.select(config, key) > OmegaConf.select(saved, key))
+
+
+def _check_checkpoints(folder: Path, stage: Stage, key: str, saved: DictConfig) -> None:
+    """Refuses to make a run longer that has ended and kept no checkpoint to go on from."""
+    place, name = Path(stage.checkpoint).parent, Path(stage.checkpoint).name
+    if OmegaConf.select(saved, "checkpoint") and key in ("training.iterations", "world_model.iterations"):
+        raise ValueError(f"The run in {folder} was given its model and trains none: {key} cannot be larger.")
+    ended = [path for pattern in stage.results for path in folder.glob(pattern)]
+    for part in folder.glob(str(place)) if str(place) != "." else [folder]:
+        if ended and not has_checkpoint(part / name):
+            raise FileNotFoundError(f"The run in {folder} has ended, and {part} holds no checkpoint to go on from.")
+
+
+def _set_aside(folder: Path, patterns: Iterable[str], target: Path) -> None:
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        moved = target / path.relative_to(folder)
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(moved)
+
+
+def discard_unstarted(made: Sequence[Path]) -> None:
+    """Removes what a run that failed made, if it is no more than its configuration and empty files.
+
+    Args:
+        made: the run's folder and those around it that were not there before, from the inside out.
+    """
+    if not made:
+        return
+    files = [file for file in made[0].rglob("*") if file.is_file()]
+    if all(file.name == _CONFIG or not file.stat().st_size for file in files):
+        shutil.rmtree(made[0], ignore_errors=True)
+        for folder in made[1:]:
+            with contextlib.suppress(OSError):  # something else is in it
+                folder.rmdir()
 
 
 def kind_of_run(config: DictConfig) -> str:
@@ -85,13 +208,7 @@ def kind_of_run(config: DictConfig) -> str:
 
 
 def make_logger(config: Any, folder: Path) -> Logger:
-    """The logger of a run, or of a part of it that lives in ``folder``.
-
-    Raises:
-        ValueError: for an unknown one.
-    """
-    if config.logger not in _LOGGERS:
-        raise ValueError(f"logger must be one of {', '.join(_LOGGERS)}, found {config.logger!r}")
+    """The logger of a run, or of a part of it that lives in ``folder``."""
     return get_logger(config.logger, str(folder.parent), folder.name)
 
 

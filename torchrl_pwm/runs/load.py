@@ -1,64 +1,216 @@
-"""Loading of what a finished run left behind: its policy, and steps that it makes."""
+"""Loading of the policy that a finished run left behind, of any kind of run."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from torch import Tensor
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
+from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.tensor_files import read_tensors
-from torchrl_pwm.data import record_steps
-from torchrl_pwm.modules import WorldModelPolicy
-from torchrl_pwm.runs.pwm_online import make_losses
-from torchrl_pwm.runs.shac import make_shac_loss
+from torchrl_pwm.envs import get_task_set
+from torchrl_pwm.modules import TDMPC2Model, TrainedPolicy, WorldModelPolicy, load_world_model
+from torchrl_pwm.runs.folder import kind_of_run
+
+_EPISODE_LENGTH = 500  # of a model whose discounts follow from its file
 
 
-def load_policy(folder: str | os.PathLike[str]) -> tuple[nn.Module, DictConfig]:
-    """The policy of a finished run of SHAC or of online PWM, on the CPU, and the run's configuration.
+def load_policy(
+    run: str | os.PathLike[str],
+    device: torch.device | str | None = None,
+    *,
+    task: str | None = None,
+    seed: int | None = None,
+    plan: bool | None = None,
+) -> TrainedPolicy:
+    """The policy of a finished run, to act with: ``policy(observation=observation)``, or in ``env.rollout``.
+
+    Neither the run's simulator nor its data are needed. Nothing in its files is executed.
+
+    Args:
+        run: the folder of a finished run of any command, or a policy file in it.
+        device: where it acts. Default: the GPU if there is one.
+
+    Keyword Args:
+        task (str, optional): of a run of many tasks, the one whose policy is wanted. May be left out where there is
+            one. A multi-task TD-MPC2 model without it acts in all its tasks, by the entry ``task``.
+        seed (int, optional): of several seeds of a task, the one whose policy is wanted. Default: the first.
+        plan (bool, optional): of a TD-MPC2 run, whether to plan; False acts with the policy prior. Default: as the
+            run was evaluated.
+
+    Returns:
+        A :class:`~torchrl_pwm.modules.TrainedPolicy`, which acts deterministically unless it is asked to explore. Of
+        one of many tasks it reads the task's own observation; beside an entry ``task``, a padded one.
 
     Raises:
-        FileNotFoundError: if no run in ``folder`` has ended with a policy.
+        FileNotFoundError: if there is no run in the folder, or it has not ended with a policy.
+        ValueError: for a task or a seed that the run has not, or several tasks of which none is named.
+
+    Examples:
+        >>> policy = load_policy("runs/2026-11-21_Hopper-v5")  # doctest: +SKIP
+        >>> env.rollout(1000, policy)  # doctest: +SKIP
     """
-    folder = Path(folder)
-    if not (folder / "policy.pt").exists():
-        raise FileNotFoundError(
-            f"No policy in {folder}: expected the folder of a finished run of `torchrl-pwm shac`, simulator or online, "
-            "with policy.pt."
-        )
-    config = OmegaConf.load(folder / "config.yaml")
+    folder, named = _find_run(Path(run))
+    task, seed = named.get("task", task), named.get("seed", seed)
+    config = read_config(folder)
+    kind = kind_of_run(config)
+    if task is not None and kind not in ("mt80", "tdmpc2-mt80") and task != config.task:
+        raise ValueError(f"The run in {folder} is of {config.task} alone, found task={task}.")
+    load = {"mt80": _load_extracted, "tdmpc2-mt80": _load_offline_tdmpc2}.get(kind)
+    if load is not None:
+        policy = load(config, folder, task=task, seed=seed, plan=plan)
+    else:
+        policy = _LOADERS[kind](config, folder, plan)
+    return policy.requires_grad_(False).eval().to(choose_device(None if device is None else str(device)))
+
+
+def read_config(folder: str | os.PathLike[str]) -> DictConfig:
+    """The configuration of the run in a folder.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    file = Path(folder) / "config.yaml"
+    if not file.exists():
+        raise FileNotFoundError(f"No run in {folder}: expected config.yaml there, the folder of a finished run.")
+    config = OmegaConf.load(file)
     assert isinstance(config, DictConfig)
-    env = instantiate(config.env)
-    weights = read_tensors(folder / "policy.pt", what="policy")
-    try:
-        if not (folder / "world_model.pt").exists():
-            policy = make_shac_loss(config, env).policy
-            policy.load_state_dict(weights)
-            return policy, config
-        model, loss, _ = make_losses(config, env, "cpu")
-    finally:
-        if not env.is_closed:
-            env.close()
-    model.load_state_dict(read_tensors(folder / "world_model.pt", what="world model"))
-    loss.actor_network.load_state_dict(weights)
-    return WorldModelPolicy(model, loss.actor_network), config
+    return config
 
 
-def record_run(config: DictConfig) -> str:
-    """Records steps of a finished run's policy as ``config`` says, and returns what was recorded, in words.
+def _find_run(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of the run that a folder or a file of it belongs to; with the task and seed that a file is of."""
+    if not path.is_file():
+        return path, {}
+    for folder in path.parents:
+        if (folder / "config.yaml").exists():
+            parts = path.relative_to(folder).parts
+            if parts[0] == "policies" and len(parts) == 4:
+                return folder, {"task": parts[1], "seed": int(parts[2].removeprefix("seed-"))}
+            return folder, {}
+    raise FileNotFoundError(f"{path} is not in the folder of a run: expected config.yaml in a folder above it.")
 
-    Raises:
-        FileExistsError: if the folder ``config.out`` is there already.
-        FileNotFoundError: if no run in ``config.run`` has ended with a policy.
-    """
-    out = Path(config.out)
-    if out.exists():
-        raise FileExistsError(f"{out} exists: choose another folder with out=...")
-    policy, run = load_policy(Path(config.run))
-    env = instantiate(run.env, num_envs=config.rows, seed=config.seed, **config.env)
-    steps = record_steps(policy, env, config.steps, noise=config.noise, seed=config.seed, progress=True)
-    steps.memmap(str(out))
-    return f"{steps.numel():,} steps, mean reward {float(steps['next', 'reward'].mean()):.3f}\n{out}"
+
+def _read(folder: Path, name: str, config: Any) -> dict[str, Tensor]:
+    """The tensors of a file that a run writes at its end."""
+    if not (folder / name).exists():
+        raise FileNotFoundError(
+            f"No policy in {folder}: expected the folder of a finished run, with {name}. A run that was interrupted "
+            f"goes on with: torchrl-pwm {kind_of_run(config)} resume={folder}"
+        )
+    return read_tensors(folder / name, what="policy")
+
+
+def _load_online(config: DictConfig, folder: Path, plan: bool | None) -> TrainedPolicy:
+    weights = _read(folder, "policy.pt", config)
+    own = {"encoder": instantiate(config.model.encoder)} if config.model.get("encoder") else {}
+    model = load_world_model(folder / "world_model.pt", **own)
+    sizes: Any = {"observation_dim": model.observation_dim, "action_dim": model.action_dim}
+    network = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=sizes["action_dim"])
+    network.load_state_dict(weights)
+    return TrainedPolicy(WorldModelPolicy(model, network), **sizes, task_name=config.task)
+
+
+def _load_shac(config: DictConfig, folder: Path, plan: bool | None) -> TrainedPolicy:
+    weights = _read(folder, "policy.pt", config)
+    first = next(value for name, value in weights.items() if name.endswith("mu_net.0.weight"))
+    sizes: Any = {"observation_dim": first.shape[1], "action_dim": _actions(weights)}
+    normalizer = None
+    if config.normalize_observations:
+        normalizer = instantiate(config.normalizer, observation_dim=sizes["observation_dim"])
+    key = "observation" if normalizer is None else normalizer.out_keys[0]
+    actor = instantiate(config.actor, latent_dim=sizes["observation_dim"], action_dim=sizes["action_dim"], in_key=key)
+    policy: TensorDictModuleBase = actor if normalizer is None else TensorDictSequential(normalizer, actor)
+    policy.load_state_dict(weights)
+    return TrainedPolicy(policy, **sizes, task_name=config.task)
+
+
+def _load_online_tdmpc2(config: DictConfig, folder: Path, plan: bool | None) -> TrainedPolicy:
+    weights = _read(folder, "model.pt", config)
+    last = [value for name, value in weights.items() if name.startswith("policy.") and value.ndim == 2][-1]
+    sizes: Any = {
+        "observation_dim": weights["world_model._encoder.0.weight"].shape[1],
+        "action_dim": last.shape[0] // 2,
+    }
+    options = {
+        "episode_lengths": config.heads.episode_lengths or _EPISODE_LENGTH,
+        "episodic": any("termination" in name for name in weights),
+    }
+    model: TDMPC2Model = instantiate(config.heads, instantiate(config.model, **sizes), **options)
+    model.load_state_dict(weights)
+    planner = instantiate(config.planner, model, plan=config.evaluation.plan if plan is None else plan)
+    return TrainedPolicy(planner, **sizes, task_name=config.task)
+
+
+_LOADERS = {"online": _load_online, "shac": _load_shac, "tdmpc2-online": _load_online_tdmpc2}
+
+
+def _load_extracted(
+    config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None
+) -> TrainedPolicy:
+    """A policy of a run of PWM on many tasks."""
+    from torchrl_pwm.runs.extraction import load_actor
+    from torchrl_pwm.runs.world_model import load_world_model as load_configured
+    from torchrl_pwm.runs.world_model import world_model_of_run
+
+    found = sorted((folder / "policies").glob("*/seed-*/policy.pt"))
+    tasks = list(dict.fromkeys(file.parts[-3] for file in found))
+    if not tasks:
+        raise FileNotFoundError(
+            f"No policy in {folder}: expected the folder of a finished run, with policies/TASK/seed-N/policy.pt. A run "
+            f"that was interrupted goes on with: torchrl-pwm {kind_of_run(config)} resume={folder}"
+        )
+    task = _choose(folder, "task", task, tasks)
+    seeds = sorted(int(file.parts[-2].removeprefix("seed-")) for file in found if file.parts[-3] == task)
+    seed = _choose(folder, "seed", seeds[0] if seed is None else seed, seeds)
+    model = load_configured(config, world_model_of_run(config, folder))
+    actor = load_actor(config, model, folder, task, seed=seed)
+    return _of_task(WorldModelPolicy(model, actor), model, config, task)
+
+
+def _load_offline_tdmpc2(
+    config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None
+) -> TrainedPolicy:
+    """The planner of a multi-task TD-MPC2 run, or its policy prior, for one task or all."""
+    from torchrl_pwm.runs.data import select_tasks
+    from torchrl_pwm.runs.tdmpc2_offline import load_tdmpc2, model_of_run
+
+    tasks = select_tasks(config.task, get_task_set(config.task_set))
+    model = load_tdmpc2(config, model_of_run(config, folder), tasks)
+    if task is not None or len(tasks) == 1:
+        task = _choose(folder, "task", task, tasks)
+    planner = instantiate(config.planner, model, plan=config.plan if plan is None else plan)
+    return _of_task(planner, model.world_model, config, task)
+
+
+def _of_task(policy: TensorDictModuleBase, model: Any, config: DictConfig, task: str | None) -> TrainedPolicy:
+    sizes: Any = {"observation_dim": model.observation_dim, "action_dim": model.action_dim}
+    if task is None or not model.num_tasks:
+        return TrainedPolicy(policy, **sizes, task_name=task)
+    spec = get_task_set(config.task_set)[task]
+    own = (spec.observation_dim, spec.action_dim)
+    return TrainedPolicy(policy, **sizes, task=spec.index, task_name=task, task_sizes=own)
+
+
+def _choose(folder: Path, name: str, wanted: Any, there: list[Any]) -> Any:
+    """The one that is wanted, or the only one there is."""
+    if wanted is None and len(there) == 1:
+        return there[0]
+    if wanted is None:
+        raise ValueError(f"The run in {folder} has several policies: choose one with {name}=, of {there}.")
+    if wanted not in there:
+        raise ValueError(f"The run in {folder} has no policy of {name}={wanted}, only of {there}.")
+    return wanted
+
+
+def _actions(actor: Mapping[str, Tensor]) -> int:
+    """Size of the action that an actor's weights are for: it has a standard deviation for each entry."""
+    return next(value for name, value in actor.items() if name.endswith("logstd")).shape[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +19,19 @@ from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
-from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, split_episodes, start_states
+from torchrl_pwm.data import EpisodeStore, start_states
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss
-from torchrl_pwm.runs.evaluator import BestPolicy, Evaluator, check_select
+from torchrl_pwm.runs.evaluator import BestPolicy, Evaluator
 from torchrl_pwm.runs.extraction import make_loss
 from torchrl_pwm.runs.folder import claim_folder, make_logger
 from torchrl_pwm.runs.offline_report import measure_trust, write_offline_report
+from torchrl_pwm.runs.recordings import Recordings, open_recordings
 from torchrl_pwm.runs.world_model import train_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
-
-
-@dataclass(frozen=True)
-class Recordings:
-    """The data of a run.
-
-    Args:
-        store: the data set.
-        tasks: names of the tasks that the run is of.
-        kept, held_out: numbers of the episodes that are learned from, and of the others.
-    """
-
-    store: EpisodeStore
-    tasks: tuple[str, ...]
-    kept: Any
-    held_out: Any
-
-    def replay(self, batch_size: int, slice_len: int, **options: Any) -> TDMPC2ExperienceReplay:
-        """Slices of the episodes that are learned from, or of ``episodes=``; short episodes are padded."""
-        options = {"episodes": self.kept, "tasks": self.tasks, **options}
-        return TDMPC2ExperienceReplay(self.store.root, batch_size, slice_len=slice_len, strict_length=False, **options)
 
 
 def run_offline(config: DictConfig, folder: Path) -> Path:
@@ -88,23 +67,6 @@ def run_offline(config: DictConfig, folder: Path) -> Path:
     return write_offline_report(config, folder, recordings, results, seconds=time.perf_counter() - start)
 
 
-def open_recordings(config: DictConfig) -> Recordings:
-    """The data of a run, its tasks, and the episodes that are held out.
-
-    Raises:
-        FileNotFoundError, ValueError: if there are none, or a task has none.
-    """
-    if not config.data.root:
-        raise ValueError(
-            "data=FOLDER names the folder of a data set: write_episodes makes one from arrays, import_minari and "
-            "import_d4rl from data sets of others"
-        )
-    store = EpisodeStore(config.data.root)
-    names = None if config.task == "all" else config.task.split(",") if isinstance(config.task, str) else config.task
-    tasks = tuple(rows.name for rows in store.select(names if names is None else list(names)))
-    return Recordings(store, tasks, *split_episodes(store, config.held_out, seed=config.seed))
-
-
 def complete_config(config: DictConfig, recordings: Recordings) -> None:
     """Puts the sizes of the data into the configuration, so that it makes the networks without them."""
     store = recordings.store
@@ -137,7 +99,6 @@ def make_evaluator(config: DictConfig, recordings: Recordings, device: str) -> E
     Raises:
         ValueError: for data of several tasks, and an env whose observations or actions are not those of the data.
     """
-    check_select(config.extraction.select, "extraction.select")
     if config.env.task is None:
         if config.extraction.select != "last":
             raise ValueError(

@@ -6,7 +6,7 @@ import datetime
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +19,7 @@ from torchrl_pwm.evaluation.held_out import distance_from_data, open_loop_ends, 
 from torchrl_pwm.evaluation.trust import PROBED_STEPS
 from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.objectives import PWMLoss
-
-if TYPE_CHECKING:
-    from torchrl_pwm.runs.offline import Recordings
+from torchrl_pwm.runs.recordings import Recordings
 
 _SEQUENCES, _STATES = 1024, 2048  # that are measured, at most
 _ENOUGH, _SMALL = 0.5, 0.05  # of the rewards' variance and size: what counts as predicted

@@ -18,12 +18,17 @@ from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart
 from torchrl_pwm.runs.baselines import baseline_settings
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison
-from torchrl_pwm.runs.evaluator import check_select
 from torchrl_pwm.runs.extraction import extract_policies
 from torchrl_pwm.runs.folder import claim_folder
 from torchrl_pwm.runs.report import write_report
 from torchrl_pwm.runs.rounds import improve_world_model
-from torchrl_pwm.runs.world_model import load_world_model, make_world_model, prepare_disagreement, prepare_world_model
+from torchrl_pwm.runs.world_model import (
+    given_checkpoint,
+    load_world_model,
+    make_world_model,
+    prepare_disagreement,
+    prepare_world_model,
+)
 
 
 def run_pipeline(config: DictConfig, folder: Path) -> Path:
@@ -39,7 +44,7 @@ def run_pipeline(config: DictConfig, folder: Path) -> Path:
 
 def _run_stages(config: DictConfig, folder: Path) -> Path:
     start = time.perf_counter()
-    tasks = check_config(config)
+    tasks = check_config(config, folder)
     source = config.data.source
     store = open_data(config, tasks) if source in ("published", "open") else None
     claim_folder(config, folder)
@@ -55,7 +60,7 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
     return write_report(config, folder, behavior, model_file, results, seconds=time.perf_counter() - start)
 
 
-def check_config(config: DictConfig) -> list[str]:
+def check_config(config: DictConfig, folder: Path) -> list[str]:
     """The run's tasks, if its names, packages and checkpoint are right.
 
     Raises:
@@ -63,9 +68,6 @@ def check_config(config: DictConfig) -> list[str]:
     """
     task_set = get_task_set(config.task_set)
     tasks = select_tasks(config.task, task_set)
-    if config.seeds < 1:
-        raise ValueError(f"seeds is the number of policies per task and at least 1, found {config.seeds}")
-    check_select(config.extraction.select, "extraction.select")
     check_comparison(config)
     baseline_settings(config)
     check_simulators(tasks, task_set)
@@ -74,7 +76,7 @@ def check_config(config: DictConfig) -> list[str]:
     if config.checkpoint == "quickstart":
         load_world_model(config, QUICKSTART_FILE)
     elif config.checkpoint:
-        load_world_model(config, config.checkpoint)
+        load_world_model(config, given_checkpoint(config, folder / "world_model"))
     else:
         with torch.device("meta"):
             make_world_model(config)

@@ -29,6 +29,7 @@ from torchrl_pwm.evaluation.scores import find_task_spec
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
+from torchrl_pwm.runs.folder import finished
 from torchrl_pwm.trainers.pwm import OnlinePWMOptimizationStepper, OnlinePWMTrainer, warm_start
 from torchrl_pwm.trainers.steppers import PWMOptimizationStepper
 
@@ -57,8 +58,7 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         ImportError, ValueError: if a simulator is not installed, or an option is unknown.
         FloatingPointError: if a number is not finite.
     """
-    summary = folder / "summary.json"
-    if summary.exists():
+    if summary := finished(config, folder):
         return summary
     given = None
     if config.get("checkpoint") is not None:
@@ -81,6 +81,8 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         run.first_policy = given.first_policy
         if config.stage == "evaluation":
             return given.evaluate(run, loss, model)
+    if not run.resumed:
+        check_recordings(config)
     replay = make_online_replay(**config.replay, seed=config.seed)
     stepper = make_stepper(config, loss, model_loss, replay)
     if given is not None:
@@ -119,7 +121,7 @@ def make_training_env(
         settings["num_envs"] = num_envs
     env = instantiate(config.env, **settings, device=device)
     # A planner starts afresh where an episode begins.
-    return TransformedEnv(env, InitTracker()) if "planner" in config else env
+    return TransformedEnv(env, InitTracker(), auto_unwrap=True) if "planner" in config else env
 
 
 def make_losses(config: DictConfig, env: EnvBase, device: str) -> tuple[PWMWorldModel, PWMLoss, PWMWorldModelLoss]:
@@ -174,10 +176,11 @@ def make_collector(
 ) -> BaseCollector:
     """The collector of a run: in this process, or with the envs shared out over several."""
     num_envs, workers = env.batch_size.numel(), config.collector.workers
+    batch = num_envs * config.collector.steps
     settings: dict[str, Any] = {
-        "frames_per_batch": num_envs * config.collector.steps,
+        "frames_per_batch": batch,
         "total_frames": -1,
-        "init_random_frames": random_steps,
+        "init_random_frames": -(-random_steps // batch) * batch,  # whole batches, as TorchRL would warn
         "split_trajs": False,
         "auto_register_policy_transforms": False,
         "device": device,
@@ -190,7 +193,7 @@ def make_collector(
     make = [
         partial(_make_worker_env, config, device, num_envs // workers, worker, os.getpid()) for worker in range(workers)
     ]
-    return MultiSyncCollector(make, policy, **settings, cat_results=0)
+    return MultiSyncCollector(make, policy, **settings, cat_results=0, use_buffers=True)
 
 
 def _make_worker_env(config: DictConfig, device: str, num_envs: int, worker: int, parent: int) -> EnvBase:
@@ -207,7 +210,7 @@ def _learn_from_recordings(
     """What precedes the first own step: the world model, then the warm start; and what stays in the replay."""
     settings = config.pretraining
     shown = settings.demonstrations or settings.data
-    if shown or settings.updates or any(settings.warm_start.values()):
+    if _learns_from_recordings(config):
         recorded = open_sequences(config, settings.data)
         trainer.pretrain(recorded, settings.updates)
         demonstrations = open_sequences(config, shown) if settings.demonstrations else recorded
@@ -215,6 +218,24 @@ def _learn_from_recordings(
     if settings.keep:
         kept = open_steps(shown).select(*trainer.collection.keys, strict=False)
         extend_with_recorded(trainer.collection.replay_buffer, kept, num_envs)
+
+
+def check_recordings(config: DictConfig) -> None:
+    """Opens the recorded steps that a run begins with, if it does, so that what is missing is named at once.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`open_steps`.
+    """
+    if _learns_from_recordings(config):
+        open_steps(config.pretraining.data)
+        if config.pretraining.demonstrations:
+            open_steps(config.pretraining.demonstrations)
+
+
+def _learns_from_recordings(config: DictConfig) -> bool:
+    settings = config.pretraining
+    shown = settings.demonstrations or settings.data
+    return bool(shown or settings.updates or settings.keep or any(settings.warm_start.values()))
 
 
 def open_sequences(config: DictConfig, data: str | Sequence[str] | None) -> ReplayBuffer:

@@ -13,6 +13,7 @@ from torchrl.objectives import ValueEstimators
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm.objectives import SHACLoss
 from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
+from torchrl_pwm.runs.folder import finished
 from torchrl_pwm.trainers.shac import SHACTrainer
 
 _PANELS = {"return of an episode": ("real_return",), "reward of a step": ("reward_mean",)}
@@ -30,8 +31,7 @@ def run_shac(config: DictConfig, folder: Path) -> Path:
         ImportError, ValueError: if the simulator is not installed, or an option is unknown.
         FloatingPointError: if a number is not finite, see :class:`SHACOptimizationStepper`.
     """
-    summary = folder / "summary.json"
-    if summary.exists():
+    if summary := finished(config, folder):
         return summary
     torch.manual_seed(config.seed)
     device = choose_device(config.device)

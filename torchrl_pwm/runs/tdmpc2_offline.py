@@ -28,9 +28,15 @@ from torchrl_pwm.modules import PWMWorldModel, TDMPC2Model
 from torchrl_pwm.planners import TDMPC2Planner
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison, other_data, other_size
-from torchrl_pwm.runs.evaluator import BestPolicy, check_select
+from torchrl_pwm.runs.evaluator import BestPolicy
 from torchrl_pwm.runs.folder import claim_folder, make_logger
-from torchrl_pwm.runs.world_model import check_sizes, make_world_model, unsaid_sizes
+from torchrl_pwm.runs.world_model import (
+    check_sizes,
+    given_checkpoint,
+    keep_checkpoint,
+    make_world_model,
+    unsaid_sizes,
+)
 from torchrl_pwm.trainers.tdmpc2 import TDMPC2Trainer
 
 _MODEL = "model.pt"
@@ -61,9 +67,10 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
     tasks = select_tasks(config.task, task_set)
     check_simulators(tasks, task_set)
     check_comparison(config)
-    check_select(config.training.get("select", "last"), "training.select")
-    source, store, file = config.data.source, None, config.checkpoint
-    if file:
+    check_parts(config)
+    source, store, file = config.data.source, None, None
+    if config.checkpoint:
+        file = given_checkpoint(config, folder / "model")
         model = load_tdmpc2(config, file, tasks)
     elif source in ("published", "open"):
         store = open_data(config, tasks)
@@ -73,7 +80,9 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
             "data=collect, or evaluate a model with checkpoint=..."
         )
     claim_folder(config, folder)
-    if not file:
+    if config.checkpoint:
+        keep_checkpoint(config, folder / "model")
+    if file is None:
         store = store or collect_data(config, folder, tasks)
         file = train_tdmpc2(config, folder / "model", store, tasks)
         model = load_tdmpc2(config, file, tasks)
@@ -113,6 +122,18 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
     return path
 
 
+def check_parts(config: Any) -> None:
+    """Builds heads, loss, optimisation and planner around a model of one unit: they fit together, or say why not.
+
+    Raises:
+        ValueError: if a number is out of its range, or they do not fit together.
+    """
+    world_model = PWMWorldModel(1, 1, latent_dim=8, encoder_units=(1,), units=(1,), num_bins=config.model.num_bins)
+    model = instantiate(config.heads, world_model, units=[1], episode_lengths=500)
+    instantiate(config.stepper, instantiate(config.loss, model), iterations=1)
+    instantiate(config.planner, model, plan=config.plan)
+
+
 def load_tdmpc2(config: Any, file: str | Path, tasks: list[str]) -> TDMPC2Model:
     """A model from a checkpoint in one of TD-MPC2's layouts, with the discounts of the configured tasks.
 
@@ -138,6 +159,21 @@ def load_tdmpc2(config: Any, file: str | Path, tasks: list[str]) -> TDMPC2Model:
     check_sizes(world_model, TaskSet(spec.name, [spec]), file, num_tasks=0)
     model = TDMPC2Model.from_checkpoint(file, episode_lengths=spec.episode_length, **unsaid)
     return model.requires_grad_(False)
+
+
+def model_of_run(config: Any, folder: Path) -> Path:
+    """The file of the model that a run trained or was given.
+
+    Raises:
+        FileNotFoundError: if it has not ended its training.
+    """
+    file = given_checkpoint(config, folder / "model") if config.checkpoint else folder / "model" / _MODEL
+    if not file.exists():
+        raise FileNotFoundError(
+            f"No policy in {folder}: expected the folder of a finished run, with its model {file}. A run that was "
+            f"interrupted goes on with: torchrl-pwm tdmpc2-mt80 resume={folder}"
+        )
+    return file
 
 
 def _other_model(file: Path) -> tuple[str | None, str, Path | None]:

@@ -18,6 +18,7 @@ from torchrl_pwm.modules import TDMPC2Model
 from torchrl_pwm.objectives import TDMPC2Loss
 from torchrl_pwm.planners import TDMPC2Planner
 from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
+from torchrl_pwm.runs.folder import finished
 from torchrl_pwm.runs.pwm_online import make_collector, make_training_env, may_terminate
 from torchrl_pwm.trainers.tdmpc2 import OnlineTDMPC2OptimizationStepper, OnlineTDMPC2Trainer
 
@@ -45,8 +46,7 @@ def run_online_tdmpc2(config: DictConfig, folder: Path) -> Path:
         ImportError, ValueError: if a simulator is not installed, or an option is unknown.
         FloatingPointError: if a number is not finite.
     """
-    summary = folder / "summary.json"
-    if summary.exists():
+    if summary := finished(config, folder):
         return summary
     torch.manual_seed(config.seed)
     device = choose_device(config.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.files import replaced_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay
@@ -84,7 +86,7 @@ def prepare_world_model(config: DictConfig, folder: Path, store: EpisodeStore | 
     if config.checkpoint == "quickstart":
         return QUICKSTART_FILE
     if config.checkpoint:
-        return Path(config.checkpoint).absolute()
+        return keep_checkpoint(config, folder / "world_model")
     assert store is not None
     file = folder / "world_model" / "world_model.pt"
     if file.exists():
@@ -151,6 +153,35 @@ def prepare_disagreement(config: DictConfig, store: EpisodeStore, file: Path, ta
         progress=config.progress,
     )
     save_disagreement(ensemble, target)
+
+
+def given_checkpoint(config: Any, folder: Path) -> Path:
+    """The checkpoint that a run was given: the copy in ``folder`` that it keeps, or the file itself before that."""
+    kept = folder / Path(config.checkpoint).name
+    return kept if kept.exists() else Path(config.checkpoint).absolute()
+
+
+def keep_checkpoint(config: Any, folder: Path) -> Path:
+    """Copies the checkpoint that a run was given to ``folder``, so that the run can be opened wherever it is."""
+    source = given_checkpoint(config, folder)
+    kept = folder / source.name
+    if source != kept:
+        with replaced_file(kept) as temporary:
+            shutil.copyfile(source, temporary)
+    return kept
+
+
+def world_model_of_run(config: Any, folder: Path) -> Path:
+    """The file of the world model that a run's policies were extracted from.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    if not config.checkpoint or config.rounds.count:
+        return latest_world_model(folder)
+    if config.checkpoint == "quickstart":
+        return QUICKSTART_FILE
+    return given_checkpoint(config, folder / "world_model")
 
 
 def latest_world_model(folder: Path) -> Path:

@@ -9,6 +9,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 
+from torchrl_pwm._utils.ranges import COUNT_OR_NONE, check_range
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.trainers.steppers import (
     PWMOptimizationStepper,
@@ -328,7 +329,7 @@ class OnlinePWMTrainer(OnlineTrainer):
             self.log_steps(steps, metrics)
             self.log_evaluation()
             self.save()
-        self.collection.collector.shutdown()
+        self.close()
 
     def pretrain(self, replay_buffer: ReplayBuffer, updates: int) -> None:
         """World-model updates from a data set, before any step of the env.
@@ -373,8 +374,10 @@ def warm_start(
         device: where batches go.
 
     Raises:
+        ValueError: if a number of updates is negative.
         FloatingPointError: if a loss is not finite.
     """
+    check_range(COUNT_OR_NONE, behavior_updates=behavior_updates, value_updates=value_updates)
     optimizer = torch.optim.Adam(stepper.actor_params, lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(behavior_updates, 1))
     for update in range(behavior_updates):

@@ -10,6 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.trainers import OptimizationStepper
 
+from torchrl_pwm._utils.ranges import COUNT, NORM, NOT_NEGATIVE, POSITIVE, check_range
 from torchrl_pwm.modules import RunningMoments
 from torchrl_pwm.objectives import FirstOrderLoss, PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.objectives.entries import all_finite, describe_batch
@@ -46,6 +47,7 @@ class FirstOrderOptimizationStepper(UpdateStepper):
             default it raises instead.
 
     Raises:
+        ValueError: if a number is out of range.
         FloatingPointError: if a loss, value target or gradient is not finite. Neither parameters nor the running
             moments have changed then, unless it is a critic minibatch alone that overflows, after the actor's step.
     """
@@ -65,6 +67,10 @@ class FirstOrderOptimizationStepper(UpdateStepper):
         critic_batches: int = 4,
         skip_non_finite: bool = False,
     ) -> None:
+        check_range(COUNT, iterations=iterations, critic_iterations=critic_iterations, critic_batches=critic_batches)
+        check_range(POSITIVE, actor_lr=actor_lr, critic_lr=critic_lr)
+        check_range(NOT_NEGATIVE, final_lr=final_lr)
+        check_range(NORM, actor_clip=actor_clip, critic_clip=critic_clip)
         self.loss_module = loss_module
         self.actor_params = list(loss_module.actor_network_params.parameters())
         self.critic_params = list(loss_module.value_network_params.parameters())
@@ -163,7 +169,7 @@ class FirstOrderOptimizationStepper(UpdateStepper):
         self.actor_optimizer.load_state_dict(state_dict["actor_optimizer"])
         self.critic_optimizer.load_state_dict(state_dict["critic_optimizer"])
         for scheduler, state in zip(self.schedulers, state_dict["schedulers"]):
-            scheduler.load_state_dict(state)
+            load_schedule(scheduler, state)
         self.skipped = state_dict["skipped"]
 
 
@@ -219,6 +225,7 @@ class WorldModelOptimizationStepper(UpdateStepper):
         clip (float): largest gradient norm.
 
     Raises:
+        ValueError: if a number is out of range.
         FloatingPointError: if the loss or the gradient is not finite.
 
     Source: TD-MPC2 (arXiv 2310.16828), appendix; PWM (arXiv 2407.02466), appendix.
@@ -234,6 +241,10 @@ class WorldModelOptimizationStepper(UpdateStepper):
         encoder_lr_scale: float = 0.3,
         clip: float = 20.0,
     ) -> None:
+        check_range(COUNT, iterations=iterations)
+        check_range(POSITIVE, lr=lr)
+        check_range(NOT_NEGATIVE, final_lr=final_lr or 0.0, encoder_lr_scale=encoder_lr_scale)
+        check_range(NORM, clip=clip)
         self.loss_module = loss_module
         self.params = list(loss_module.world_model.parameters())
         encoder = list(loss_module.world_model.encoder_network.parameters())
@@ -272,7 +283,7 @@ class WorldModelOptimizationStepper(UpdateStepper):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state_dict["optimizer"])
-        self.scheduler.load_state_dict(state_dict["scheduler"])
+        load_schedule(self.scheduler, state_dict["scheduler"])
 
 
 def first_states(batch: TensorDictBase) -> TensorDictBase:
@@ -290,6 +301,17 @@ def linear_schedule(
         return lambda n: 1.0 + (end - 1.0) * min(n / max(iterations, 1), 1.0)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
+
+
+def load_schedule(scheduler: torch.optim.lr_scheduler.LambdaLR, state: Mapping[str, Any]) -> None:
+    """Goes on where a saved schedule was, after its optimiser was loaded.
+
+    The rates are those of this schedule: of one that is longer than the saved one, as if it had been so from the start.
+    """
+    rates = [base * factor(state["last_epoch"]) for base, factor in zip(state["base_lrs"], scheduler.lr_lambdas)]
+    scheduler.load_state_dict({**state, "_last_lr": rates})
+    for group, rate in zip(scheduler.optimizer.param_groups, rates):
+        group["lr"] = rate
 
 
 def raise_non_finite(

@@ -10,9 +10,16 @@ from torch import Tensor, nn
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 
+from torchrl_pwm._utils.ranges import COUNT, NORM, NOT_NEGATIVE, POSITIVE, check_range
 from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.objectives.tdmpc2 import TDMPC2Loss, TDMPC2Noise
-from torchrl_pwm.trainers.steppers import UpdateStepper, all_finite, linear_schedule, raise_non_finite
+from torchrl_pwm.trainers.steppers import (
+    UpdateStepper,
+    all_finite,
+    linear_schedule,
+    load_schedule,
+    raise_non_finite,
+)
 from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
 
 
@@ -34,6 +41,7 @@ class TDMPC2OptimizationStepper(UpdateStepper):
         tau (float): how far the target Q functions move: target = lerp(target, Q, tau).
 
     Raises:
+        ValueError: if a number is out of range.
         FloatingPointError: if data, a loss or a gradient are not finite, naming the update, the entry of the batch and
             its tasks. Parameters and running range have not changed then, unless it is the policy's part alone, after
             the model's step.
@@ -64,6 +72,10 @@ class TDMPC2OptimizationStepper(UpdateStepper):
     ) -> None:
         if not 0.0 < tau <= 1.0:
             raise ValueError(f"tau must be above 0 and at most 1, found {tau}.")
+        check_range(COUNT, iterations=iterations)
+        check_range(POSITIVE, lr=lr, policy_eps=policy_eps)
+        check_range(NOT_NEGATIVE, final_lr=final_lr or 0.0, encoder_lr_scale=encoder_lr_scale)
+        check_range(NORM, clip=clip)
         self.loss_module = loss_module
         model = loss_module.model
         self.policy_params = list(model.policy.parameters())
@@ -138,7 +150,7 @@ class TDMPC2OptimizationStepper(UpdateStepper):
         self.model_optimizer.load_state_dict(state_dict["model_optimizer"])
         self.policy_optimizer.load_state_dict(state_dict["policy_optimizer"])
         for scheduler, state in zip(self.schedulers, state_dict["schedulers"]):
-            scheduler.load_state_dict(state)
+            load_schedule(scheduler, state)
 
 
 class TDMPC2Trainer(ReplayTrainer):
@@ -331,7 +343,7 @@ class OnlineTDMPC2Trainer(OnlineTrainer):
             self.log_steps(steps, metrics)
             self.log_evaluation()
             self.save()
-        self.collection.collector.shutdown()
+        self.close()
 
     @property
     def world_model(self) -> PWMWorldModel:

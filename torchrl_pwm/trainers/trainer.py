@@ -14,12 +14,14 @@ from torchrl import torchrl_logger
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 from torchrl.objectives import LossModule
-from torchrl.record.loggers import CSVLogger, Logger
+from torchrl.record.loggers import Logger
 from torchrl.trainers import OptimizationStepper
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
-from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm._utils.csv_logs import rewind_metrics
+from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, check_range
+from torchrl_pwm._utils.seeds import TorchGenerators
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data.collect.online import OnlineCollection
 from torchrl_pwm.data.sampling import ReplaySampling
@@ -60,8 +62,12 @@ class Trainer:
         progress_bar (bool): show one, with ``progress_keys`` and the evaluation's numbers.
         on_log (callable, optional): called with the iteration and the latest number of every metric at each log.
 
+    Raises:
+        ValueError: if a number is out of range.
+
     Attributes:
         iteration (int): iterations begun so far.
+        iterations (int): number of iterations; may be raised to train longer.
         components (dict): the parts of a checkpoint by name; further ones may be added before :meth:`resume`.
     """
 
@@ -83,6 +89,8 @@ class Trainer:
         progress_bar: bool = True,
         on_log: Callable[[int, Metrics], object] | None = None,
     ) -> None:
+        intervals = {"log_interval": log_interval, "eval_interval": eval_interval, "save_interval": save_interval}
+        check_range(COUNT, iterations=iterations, **intervals)
         self.loss_module, self.optimization_stepper = loss_module, optimization_stepper
         self.iteration, self.iterations = 0, iterations
         self.logger, self.log_interval = logger, log_interval
@@ -104,11 +112,20 @@ class Trainer:
         self._bar = tqdm(disable=True)
 
     def train(self) -> None:
-        """Runs the iterations that are left."""
+        """Runs the iterations that are left.
+
+        When none are, it says so and does nothing. With a larger number in :attr:`iterations` it goes on; the learning
+        rates then stay where their schedules ended. A trainer built anew with more iterations has longer schedules: on
+        :meth:`resume` its rates are those of a training that was as long from the start.
+        """
         raise NotImplementedError
 
     def remaining(self) -> Iterator[int]:
         """The numbers of the iterations that are left, from 1 on, with the progress bar."""
+        if self.iteration >= self.iterations:
+            torchrl_logger.info(
+                f"All {self.iterations} iterations are done, none are left to train: to go on, give the trainer more."
+            )
         disable = not self.progress_bar or self.iteration >= self.iterations
         with tqdm(total=self.iterations, initial=self.iteration, disable=disable) as self._bar:
             while self.iteration < self.iterations:
@@ -281,6 +298,7 @@ class OnlineTrainer(Trainer):
         episode_seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        check_range(COUNT_OR_NONE, warmup_steps=warmup_steps, warmup_updates=warmup_updates)
         super().__init__(loss_module, optimization_stepper, iterations=iterations, **kwargs)
         if normalize_observations and len(self.world_model.observation_shape) != 1:
             raise ValueError(
@@ -293,7 +311,7 @@ class OnlineTrainer(Trainer):
         self.components["collected_steps"] = self.collection
         self.warmup_steps, self.warmup_updates = warmup_steps, warmup_updates
         self.normalize_observations = normalize_observations
-        self._warned = False
+        self._warned = self._closed = False
 
     @property
     def world_model(self) -> PWMWorldModel:
@@ -304,6 +322,25 @@ class OnlineTrainer(Trainer):
     def env_steps(self) -> int:
         """Steps collected so far, of all envs together."""
         return self.collection.env_steps
+
+    def remaining(self) -> Iterator[int]:
+        """As of every trainer.
+
+        Raises:
+            RuntimeError: if iterations are left, but the collector was closed.
+        """
+        if self._closed and self.iteration < self.iterations:
+            raise RuntimeError(
+                f"The collector was closed when train() ended after {self.iteration} iterations. To train longer, "
+                "build collector and trainer anew with more iterations, and resume() from the checkpoint of this one."
+            )
+        return super().remaining()
+
+    def close(self) -> None:
+        """Closes the collector and its envs, after which there are no more iterations."""
+        if not self._closed:
+            self._closed = True
+            self.collection.collector.shutdown()
 
     def warm_up(self) -> None:
         """Collects the first steps, sets the statistics, and makes the first updates of the model."""
@@ -349,36 +386,3 @@ class OnlineTrainer(Trainer):
                     "begins new episodes. Choose batches whose steps divide an episode's to have it repeat the rest."
                 )
         super().save()
-
-
-class TorchGenerators:
-    """The global torch generators as one component of a checkpoint."""
-
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state_all()
-        return state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        torch.set_rng_state(state_dict["cpu"])
-        if "cuda" in state_dict and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state_dict["cuda"])
-
-
-def rewind_metrics(logger: Logger | None, step: int) -> None:
-    """Removes the rows of steps after ``step``, and a last row cut short, from a CSVLogger's files.
-
-    Other loggers keep what they were told; their backends show the later value of a step.
-    """
-    if not isinstance(logger, CSVLogger):
-        return
-    open_files = logger.experiment.files
-    for file in Path(logger.experiment.log_dir).glob("scalars/**/*.csv"):
-        rows = file.read_text().splitlines(keepends=True)
-        kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
-        if len(kept) < len(rows):
-            # An open file would go on writing to the one that is replaced.
-            if (stream := open_files.pop(str(file), None)) is not None:
-                stream.close()
-            replace_file(file, "".join(kept).encode())

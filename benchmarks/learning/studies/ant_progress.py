@@ -27,9 +27,9 @@ from benchmarks.learning.groups import METHODS
 from benchmarks.learning.jobs import RESULTS
 from benchmarks.learning.results import write_csv
 from benchmarks.machine import processor
-from torchrl_pwm import WorldModelPolicy, evaluate_policy
+from torchrl_pwm import WorldModelPolicy, evaluate_policy, load_policy
 from torchrl_pwm.envs.random_policy import RandomPolicy
-from torchrl_pwm.runs.load import load_policy
+from torchrl_pwm.runs.load import read_config
 from torchrl_pwm.runs.pwm_online import make_losses, make_stepper, open_sequences
 from torchrl_pwm.trainers.pwm import warm_start
 
@@ -63,7 +63,7 @@ def forward_progress(policy: Any, config: Any) -> float:
 
 def progress(folder: Path, points: int = POINTS) -> Iterator[dict[str, Any]]:
     """Policy updates and metres forward in an episode, of the clone first and then ``points`` times."""
-    finished, config = load_policy(folder)
+    finished, config = load_policy(folder, "cpu"), read_config(folder)
     if config.online.model_updates or config.online.recent_share:
         raise ValueError(f"{folder} learnt from its own steps: expected a run with pwm=newton/ant_recorded.")
     torch.manual_seed(config.seed)

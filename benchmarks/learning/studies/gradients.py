@@ -20,8 +20,9 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from benchmarks.learning.results import markdown_table
+from torchrl_pwm import load_policy
 from torchrl_pwm.data import NoisyPolicy
-from torchrl_pwm.runs.load import load_policy
+from torchrl_pwm.runs.load import read_config
 
 ENVS, BLOCKS, BETWEEN, NOISE = 64, 3, 40, 0.6
 
@@ -70,7 +71,7 @@ def table(model: Any, policies: Sequence[Path], horizon: int) -> str:
     ahead = [steps for steps in (1, 2, 4, 6, 8, 12, 16, 24, 32) if steps <= horizon]
     rows = []
     for folder in policies:
-        policy, config = load_policy(folder)
+        policy, config = load_policy(folder, "cpu"), read_config(folder)
         truth = simulated(config, policy, horizon)
         cosine, explained = compare(model, truth)
         cells = [f"{float(cosine[-steps]):.2f}" for steps in ahead]
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=16)
     options = parser.parse_args()
     torch.manual_seed(0)
-    print(table(load_policy(options.model)[0].world_model, options.policies, options.horizon))
+    print(table(load_policy(options.model, "cpu").world_model, options.policies, options.horizon))
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ from benchmarks.learning.records import env_steps_curve
 from benchmarks.learning.results import markdown_table, write_csv
 from benchmarks.learning.studies.ant_progress import forward_progress, random_progress
 from benchmarks.machine import processor
+from torchrl_pwm import load_policy
 from torchrl_pwm.evaluation import read_metrics
 from torchrl_pwm.runs.cli import user_errors
-from torchrl_pwm.runs.load import load_policy
 from torchrl_pwm.runs.pwm_online import open_steps
 
 SHOWN = ("shac", "pwm")
@@ -82,7 +82,7 @@ def read_run(folder: Path, method: str) -> dict[str, Any]:
     record["controller"] = returns.get("hand-written controller")
     record |= {"progress": None, "random progress": None}
     if record["task"] == "ant":
-        record["progress"] = forward_progress(load_policy(folder)[0], config)
+        record["progress"] = forward_progress(load_policy(folder, "cpu"), config)
         record["random progress"] = random_progress(record["seed"], config)
     taken, _, score = env_steps_curve(read_metrics(folder), summary)
     record |= {"recorded": 0, "cloned": returns.get("cloned behaviour")}

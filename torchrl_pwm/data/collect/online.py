@@ -11,6 +11,7 @@ from torchrl.data import ReplayBuffer
 
 from torchrl_pwm._utils.torchrl_private import collector_td, set_collector_td
 from torchrl_pwm.data.collect.rows import as_rows, check_collector, end_newest_steps, end_rows
+from torchrl_pwm.data.filled import filled_state, whole_state
 from torchrl_pwm.envs.action_bounds import check_bounds
 from torchrl_pwm.envs.simulators.state import has_state, load_env, save_env
 
@@ -20,11 +21,12 @@ __all__ = ["OnlineCollection"]
 class OnlineCollection:
     """The newest steps of a collector, which go into a replay buffer first.
 
-    The buffer's contents are saved with a checkpoint. The envs' states are not, since envs in general cannot be saved:
-    a resumed run begins new episodes, and those before it end in the buffer where they were. With an ``episode_seed``
-    it repeats the rest of the run, in one of two ways. The state of a simulator (:class:`~torchrl_pwm.SimulatorEnv`) is
-    saved. Any other env is seeded anew, from ``episode_seed`` and the number of times, whenever a batch ends with the
-    episodes of all its envs; a checkpoint of such a moment (:attr:`repeats`) needs no state.
+    The buffer's contents, as far as it is filled, are saved with a checkpoint. The envs' states are not, since envs in
+    general cannot be saved: a resumed run begins new episodes, and those before it end in the buffer where they were.
+    With an ``episode_seed`` it repeats the rest of the run, in one of two ways. The state of a simulator
+    (:class:`~torchrl_pwm.SimulatorEnv`) is saved. Any other env is seeded anew, from ``episode_seed`` and the number of
+    times, whenever a batch ends with the episodes of all its envs; a checkpoint of such a moment (:attr:`repeats`)
+    needs no state.
 
     Args:
         collector (BaseCollector): a TorchRL collector in this process, or a synchronous one in several.
@@ -111,7 +113,7 @@ class OnlineCollection:
         self._apart |= bool(done.any()) and not self._at_start
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"replay_buffer": self.replay_buffer.state_dict(), "env_steps": self.env_steps}
+        state: dict[str, Any] = {"replay_buffer": filled_state(self.replay_buffer), "env_steps": self.env_steps}
         if self.episode_seed is None:
             return state
         env = self.collector.env
@@ -121,7 +123,7 @@ class OnlineCollection:
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.replay_buffer.load_state_dict(state_dict["replay_buffer"])
+        self.replay_buffer.load_state_dict(whole_state(state_dict["replay_buffer"]))
         self.env_steps = state_dict["env_steps"]
         if self.episode_seed is None:
             end_newest_steps(self.replay_buffer)

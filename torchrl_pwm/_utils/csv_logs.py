@@ -1,0 +1,28 @@
+"""Metrics in CSV files, which a resumed run goes on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchrl.record.loggers import Logger
+from torchrl.record.loggers.csv import CSVLogger
+
+from torchrl_pwm._utils.files import replace_file
+
+
+def rewind_metrics(logger: Logger | None, step: int) -> None:
+    """Removes the rows of steps after ``step``, and a last row cut short, from a CSVLogger's files.
+
+    Other loggers keep what they were told; their backends show the later value of a step.
+    """
+    if not isinstance(logger, CSVLogger):
+        return
+    open_files = logger.experiment.files
+    for file in Path(logger.experiment.log_dir).glob("scalars/**/*.csv"):
+        rows = file.read_text().splitlines(keepends=True)
+        kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
+        if len(kept) < len(rows):
+            # An open file would go on writing to the one that is replaced.
+            if (stream := open_files.pop(str(file), None)) is not None:
+                stream.close()
+            replace_file(file, "".join(kept).encode())

@@ -1,0 +1,170 @@
+"""A trained policy by itself: what it reads and writes, for one task or all, on any device."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import InteractionType, TensorDictModuleBase, dispatch, set_interaction_type
+from tensordict.nn.probabilistic import interaction_type
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+
+
+class TrainedPolicy(TensorDictModuleBase):
+    """A policy to act with: ``observation`` [*, O] to ``action`` [*, A] in [-1, 1].
+
+    It acts deterministically unless TorchRL's ``set_exploration_type`` asks for something else, in the dtype and on the
+    device of its networks; observations travel there, actions back. Nothing has a gradient.
+
+    Of many tasks, one can be fixed. The policy then reads observations of that task's own size and writes actions of
+    its own size, as ``make_task_env(name)`` has them. Where an entry ``task`` stands beside the observation, as in
+    ``make_task_env(name, task_set=...)``, both are padded.
+
+    Args:
+        policy (TensorDictModuleBase): what acts, such as a :class:`~torchrl_pwm.WorldModelPolicy`, an actor that reads
+            the observation, a :class:`~torchrl_pwm.TDMPC2Model` or its planner.
+
+    Keyword Args:
+        observation_dim, action_dim (int): sizes O and A that it reads and writes.
+        task (int, optional): index of the fixed task.
+        task_name (str, optional): its name, or of the env that the policy was trained in.
+        task_sizes (tuple of int, optional): of the fixed task's own observation and action. Default: O and A.
+        observation_key, action_key, task_key, init_key (NestedKey): the entries.
+
+    Raises:
+        ValueError: if a fixed task's sizes do not fit; at a call, for an observation of another size, or of another
+            task than the fixed one.
+
+    A TD-MPC2 planner keeps its plan from step to step. It reads ``is_init`` for that, which TorchRL's ``InitTracker``
+    writes; without the entry every step is planned afresh.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_pwm import PWMWorldModel, WorldModelPolicy, make_pwm_actor
+        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
+        >>> inner = WorldModelPolicy(model, make_pwm_actor(16, 2))
+        >>> policy = TrainedPolicy(inner, observation_dim=5, action_dim=2)
+        >>> policy(observation=torch.randn(4, 5)).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        policy: TensorDictModuleBase,
+        *,
+        observation_dim: int,
+        action_dim: int,
+        task: int | None = None,
+        task_name: str | None = None,
+        task_sizes: tuple[int, int] | None = None,
+        observation_key: NestedKey = "observation",
+        action_key: NestedKey = "action",
+        task_key: NestedKey = "task",
+        init_key: NestedKey = "is_init",
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.observation_dim, self.action_dim = observation_dim, action_dim
+        self.task, self.task_name = task, task_name
+        self.task_sizes = (observation_dim, action_dim) if task_sizes is None else task_sizes
+        if self.task_sizes[0] > observation_dim or self.task_sizes[1] > action_dim:
+            raise ValueError(
+                f"The task's sizes must be at most those of the policy, {(observation_dim, action_dim)}, found "
+                f"{self.task_sizes}."
+            )
+        self.observation_key, self.action_key = observation_key, action_key
+        self.task_key, self.init_key = task_key, init_key
+        reads = list(policy.in_keys)
+        self._reads_task, self._reads_init = task_key in reads, init_key in reads
+        self.in_keys = [
+            observation_key,
+            *([task_key] if self._reads_task and task is None else []),
+            *([init_key] if self._reads_init else []),
+        ]
+        self.out_keys = [action_key]
+
+    @property
+    def world_model(self) -> Any:
+        """The world model that the policy encodes with.
+
+        Raises:
+            AttributeError: if it has none.
+        """
+        inner: Any = self.policy
+        return inner.model.world_model if hasattr(inner, "plan") else inner.world_model
+
+    @property
+    def exported_form(self) -> TrainedPolicy:
+        """What :func:`~torchrl_pwm.export_policy` exports in place of it."""
+        inner = getattr(self.policy, "exported_form", None)
+        if inner is None:
+            return self
+        return TrainedPolicy(
+            inner,
+            observation_dim=self.observation_dim,
+            action_dim=self.action_dim,
+            task=self.task,
+            task_name=self.task_name,
+            task_sizes=self.task_sizes,
+            observation_key=self.observation_key,
+            action_key=self.action_key,
+            task_key=self.task_key,
+        )
+
+    def reset(self) -> None:
+        """Forgets what a planner keeps from step to step."""
+        if callable(reset := getattr(self.policy, "reset", None)):
+            reset()
+
+    @dispatch(auto_batch_size=False)
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes the action."""
+        observation = tensordict.get(self.observation_key)
+        task = tensordict.get(self.task_key, None) if self._reads_task else None
+        padded = task is not None or observation.shape[-1] != self.task_sizes[0]
+        self._check(observation, task)
+        batch, like = observation.shape[:-1], self._reference()
+        entries = TensorDict({}, batch, device=like.device)
+        fitting = nn.functional.pad(observation.to(like), (0, self.observation_dim - observation.shape[-1]))
+        entries.set(self.observation_key, fitting)
+        if self._reads_task:
+            index = torch.tensor(self.task) if task is None else task
+            entries.set(self.task_key, index.to(like.device).expand(batch))
+        if self._reads_init:
+            begins = tensordict.get(self.init_key, None)
+            begins = torch.ones((*batch, 1), dtype=torch.bool) if begins is None else begins
+            entries.set(self.init_key, begins.to(like.device))
+        with _deterministic_unless_told():
+            action = self.policy(entries).get(self.action_key)
+        size = self.action_dim if padded else self.task_sizes[1]
+        return tensordict.set(self.action_key, action[..., :size].to(observation.device))
+
+    def _check(self, observation: Tensor, task: Tensor | None) -> None:
+        if observation.shape[-1] not in (self.task_sizes[0], self.observation_dim):
+            named = f" of {self.task_name}" if self.task_name else ""
+            padded = f" (padded: {self.observation_dim})" if self.task_sizes[0] != self.observation_dim else ""
+            raise ValueError(
+                f"The policy{named} reads {self.observation_key!r} of shape [*, {self.task_sizes[0]}]{padded}, found "
+                f"{tuple(observation.shape)}."
+            )
+        if self._reads_task and self.task is None and task is None:
+            raise ValueError(
+                f"The policy acts in several tasks and needs the entry {self.task_key!r}, which make_task_env(..., "
+                "task_set=...) writes; or load it with task=NAME."
+            )
+        if task is not None and self.task is not None and bool((task != self.task).any()):
+            found = sorted(set(task.flatten().tolist()))
+            raise ValueError(f"The policy is of task {self.task} ({self.task_name}) alone, found task {found}.")
+
+    def _reference(self) -> Tensor:
+        """A tensor with the dtype and device of the networks."""
+        return next(tensor for tensor in self.policy.parameters() if tensor.is_floating_point())
+
+
+def _deterministic_unless_told() -> contextlib.AbstractContextManager:
+    asked = interaction_type() is not None
+    return contextlib.nullcontext() if asked else set_interaction_type(InteractionType.DETERMINISTIC)
