@@ -62,9 +62,9 @@ def load_policy(
     task, seed = named.get("task", task), named.get("seed", seed)
     config = read_config(folder)
     kind = kind_of_run(config)
-    if task is not None and kind not in ("mt80", "tdmpc2-mt80") and task != config.task:
+    if task is not None and kind not in ("mt80", "tdmpc2-mt80", "offline") and task != config.task:
         raise ValueError(f"The run in {folder} is of {config.task} alone, found task={task}.")
-    load = {"mt80": _load_extracted, "tdmpc2-mt80": _load_offline_tdmpc2}.get(kind)
+    load = {"mt80": _load_extracted, "tdmpc2-mt80": _load_offline_tdmpc2, "offline": _load_recorded}.get(kind)
     if load is not None:
         policy = load(config, folder, task=task, seed=seed, plan=plan)
     else:
@@ -95,6 +95,8 @@ def _find_run(path: Path) -> tuple[Path, dict[str, Any]]:
             parts = path.relative_to(folder).parts
             if parts[0] == "policies" and len(parts) == 4:
                 return folder, {"task": parts[1], "seed": int(parts[2].removeprefix("seed-"))}
+            if parts[0] == "policies" and len(parts) == 3:
+                return folder, {"task": parts[1]}
             return folder, {}
     raise FileNotFoundError(f"{path} is not in the folder of a run: expected config.yaml in a folder above it.")
 
@@ -174,6 +176,23 @@ def _load_extracted(
     model = load_configured(config, world_model_of_run(config, folder))
     actor = load_actor(config, model, folder, task, seed=seed)
     return _of_task(WorldModelPolicy(model, actor), model, config, task)
+
+
+def _load_recorded(
+    config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None
+) -> TrainedPolicy:
+    """A policy of a run on recorded data."""
+    task = _choose(folder, "task", task, list(config.tasks))
+    several = len(config.tasks) > 1
+    weights = _read(folder, f"policies/{task}/policy.pt" if several else "policy.pt", config)
+    model = load_world_model(folder / "world_model.pt")
+    network = instantiate(config.actor)
+    network.load_state_dict(weights)
+    sizes: Any = {"observation_dim": model.observation_dim, "action_dim": model.action_dim}
+    if model.num_tasks:
+        own = config.tasks[task]
+        sizes |= {"task": own.index, "task_sizes": (own.observation_dim, own.action_dim)}
+    return TrainedPolicy(WorldModelPolicy(model, network), **sizes, task_name=task)
 
 
 def _load_offline_tdmpc2(
