@@ -54,10 +54,11 @@ def test_a_run_on_recorded_data_goes_on_with_more_iterations(option, run):
 
 def test_of_several_recorded_tasks_one_is_chosen_with_its_own_sizes(tmp_path):
     def episodes():
+        draw = np.random.default_rng(0).random
         for number in range(8):
             size = 2 + number % 2
-            entries = {"observation": np.random.rand(12, size), "action": np.random.rand(11, size - 1) - 0.5}
-            yield {**entries, "reward": np.random.rand(11), "task": ("lift", "turn")[number % 2]}
+            entries = {"observation": draw((12, size)), "action": draw((11, size - 1)) - 0.5}
+            yield {**entries, "reward": draw(11), "task": ("lift", "turn")[number % 2]}
 
     write_episodes(tmp_path / "both", episodes())
     main(["offline", f"data={tmp_path / 'both'}", *TINY, f"folder={tmp_path / 'run'}", "device=cpu"])
