@@ -73,6 +73,7 @@ def test_a_run_leaves_summary_policy_metrics_and_picture(tmp_path, monkeypatch, 
     assert out.strip().splitlines()[-1] == str(folder / "summary.json") and "random actions" in out
     summary = json.loads((folder / "summary.json").read_text())
     expected = ["policy", "untrained policy", "random actions", "no action", "hand-written controller"]
+    expected += ["last policy", "best policy"]
     assert list(summary["outcomes"]) == expected
     assert all(len(found["returns"]) == 3 for found in summary["outcomes"].values())
     assert (summary["iterations"], summary["steps"], summary["skipped"]) == (6, 6 * 4 * 4, 0)

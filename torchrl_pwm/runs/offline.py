@@ -219,13 +219,8 @@ def extract(
     average.restore()
     outcomes: dict[str, Any] = {}
     if evaluator is not None:
-        outcomes["last policy"] = evaluator.outcome(policy)
-        last = {name: value.clone() for name, value in loss.actor_network.state_dict().items()}
-        best.restore()
-        outcomes["best policy"] = evaluator.outcome(policy)
-        if settings.select == "last":
-            loss.actor_network.load_state_dict(last)
-        outcomes = {"policy": outcomes[f"{settings.select} policy"], **outcomes}
+        both = best.choose(settings.select, lambda: evaluator.outcome(policy))
+        outcomes = {"policy": both[settings.select], **{f"{which} policy": found for which, found in both.items()}}
         outcomes["random actions"] = evaluator.outcome(RandomPolicy(model.action_dim, config.seed))
     save_tensors(folder / "policy.pt", loss.actor_network.state_dict())
     return loss, outcomes
