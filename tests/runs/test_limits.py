@@ -17,7 +17,18 @@ from torchrl_pwm.runs.cli import COMMANDS, command_config, limits, main
 
 #: What may be anything: paths, names that are looked up elsewhere, and entries of a TensorDict.
 FREE = {"_target_", "in_key", "out_key", "init_key", "task", "task_set", "preset", "checkpoint", "root", "folder"}
-FREE |= {"run", "resume", "out", "device", "demonstrations", "data", "generator", "disagreement", "normalizer"}
+FREE |= {
+    "run",
+    "resume",
+    "out",
+    "device",
+    "demonstrations",
+    "data",
+    "encoder",
+    "generator",
+    "disagreement",
+    "normalizer",
+}
 FREE |= {"model_stepper", "policy_stepper", "stepper"}
 VARIANTS = {
     "mt80": [[], ["preset=from_scratch"], ["data=collect"], ["data=published"], ["data=open", "data.root=x"]],

@@ -30,6 +30,7 @@ class ModelConfig:
     normalize_rewards: bool = False
     observation_clip: Any = None
     termination: Any = False
+    encoder: Any = None
 
 
 @dataclass
