@@ -29,7 +29,7 @@ FREE |= {
     "disagreement",
     "normalizer",
 }
-FREE |= {"model_stepper", "policy_stepper", "stepper"}
+FREE |= {"normalizer", "model_stepper", "policy_stepper", "stepper"}
 VARIANTS = {
     "mt80": [[], ["preset=from_scratch"], ["data=collect"], ["data=published"], ["data=open", "data.root=x"]],
     "tdmpc2-mt80": [[], ["data=published"], ["checkpoint=mt80.pt"]],
