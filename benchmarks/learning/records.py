@@ -17,10 +17,14 @@ from benchmarks.learning.plans import MODEL_FILES, MODELS, RUNS, SCRIPTS
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation import read_metrics
+from torchrl_pwm.evaluation.statistics import SELECT
 
-#: Of the CSV. Seconds are wall-clock ones of one thread, without evaluations; all tasks of a run share the model's.
+#: Of the CSV. The policy that counts is the last or the best, as select says; both have a return and a score, the best
+#: having been chosen on other start states or seeds than these. Seconds are wall-clock ones of one thread, without
+#: evaluations; all tasks of a run share the model's.
 COLUMNS = (
     *("group", "method", "task", "seed", "return_mean", "return_std", "success", "score", "episodes"),
+    *("select", "return_last", "score_last", "return_best", "score_best"),
     *("model_updates", "policy_updates", "transitions", "env_steps", "seconds_model", "seconds_policy"),
     *("ms_per_decision", "ms_per_decision_of_8", "made"),
 )
@@ -72,7 +76,10 @@ class Records:
         """A row, from the returns of its episodes."""
         row = {"method": method, "task": task, "seed": seed, "episodes": len(returns)}
         row |= {"return_mean": float(np.mean(returns)), "return_std": float(np.std(returns))}
-        self.rows.append({**dict.fromkeys(COLUMNS), **row, **further})
+        row = {**dict.fromkeys(COLUMNS), **row, **further}
+        if select := row["select"]:
+            row |= {f"return_{select}": row["return_mean"], f"score_{select}": row["score"]}
+        self.rows.append(row)
 
     def methods(self) -> list[str]:
         """Those that have rows, in the order of tables."""
@@ -87,12 +94,17 @@ class Records:
         rows = [row for row in self.rows if (row["method"], row["task"]) == (method, task) and row[key] is not None]
         return [row[key] for row in sorted(rows, key=lambda row: row["seed"])]
 
-    def matrix(self, method: str) -> np.ndarray | None:
+    def select(self, method: str) -> str | None:
+        """Which of a method's policies counts; None where there is no choice, or another one from run to run."""
+        found = {row["select"] for row in self.rows if row["method"] == method}
+        return found.pop() if len(found) == 1 else None
+
+    def matrix(self, method: str, key: str = "score") -> np.ndarray | None:
         """Scores [seeds, tasks] of the seeds that have every task; None if there are none."""
         seeds: dict[int, dict[str, float]] = {}
         for row in self.rows:
-            if row["method"] == method and row["score"] is not None:
-                seeds.setdefault(row["seed"], {})[row["task"]] = row["score"]
+            if row["method"] == method and row[key] is not None:
+                seeds.setdefault(row["seed"], {})[row["task"]] = row[key]
         tasks = self.tasks()
         whole = [[scores[task] for task in tasks] for _, scores in sorted(seeds.items()) if len(scores) == len(tasks)]
         return np.array(whole) if whole else None
@@ -168,6 +180,7 @@ def _read_pwm(records: Records, run: Path, name: str, config: Any, summary: Mapp
         records.add(
             *(name, result["task"], result["seed"], result["returns"]),
             **success_and_score(task_set[result["task"]], result),
+            **_last_and_best(task_set[result["task"]], result, config.extraction.select),
             model_updates=model_updates,
             policy_updates=config.extraction.iterations,
             transitions=transitions,
@@ -182,6 +195,9 @@ def _read_pwm(records: Records, run: Path, name: str, config: Any, summary: Mapp
                 learned = {"transitions": transitions, "policy_updates": config.evaluation.baselines.cloning.updates}
             for result in results:
                 outcome = success_and_score(task_set[file.stem], result)
+                if method == "cloning":
+                    select = OmegaConf.select(config, "evaluation.baselines.cloning.select") or "last"
+                    outcome |= _last_and_best(task_set[file.stem], result, select)
                 records.add(method, file.stem, config.seed, result["returns"], **outcome, **learned, made=made)
     for row in summary["tasks"]:
         if row.get("baselines", {}).get("data"):
@@ -209,11 +225,20 @@ def _read_tdmpc2(records: Records, run: Path, name: str, config: Any, summary: M
     task_set, source = get_task_set(config.task_set), _source(run, name)
     trained: Any = OmegaConf.load(source / "config.yaml")
     training, metrics = trained.training, read_metrics(source / MODEL_FILES["tdmpc2"].parent)
+    rows = {row["task"]: row for row in summary["tasks"]}
     for file in sorted(run.glob("tasks/*.json")):
         result = json.loads(file.read_text())
         records.add(
             *(name, result["task"], config.seed, result["returns"]),
             **success_and_score(task_set[result["task"]], result),
+            **{
+                f"{key}_{which}": rows[result["task"]][which][entry]
+                for which in SELECT
+                if which in rows[result["task"]]
+                for key, entry in (("return", "return_mean"), ("score", "score"))
+            },
+            # Before there was a choice, the last one counted.
+            select=summary.get("select", "last"),
             model_updates=training.iterations,
             policy_updates=training.iterations,
             transitions=_transitions(trained.data.root, trained.task),
@@ -245,6 +270,16 @@ def success_and_score(spec: Any, result: Mapping[str, Any]) -> dict[str, Any]:
     return {"success": success, "score": float(np.mean(spec.score(returns, successes)))}
 
 
+def _last_and_best(spec: Any, result: Mapping[str, Any], select: str) -> dict[str, Any]:
+    """Mean return and score of a result's ``last`` and ``best`` policy, as far as it has them, and which counts."""
+    found: dict[str, Any] = {"select": select}
+    for which in SELECT:
+        if result.get(which):
+            found[f"return_{which}"] = float(np.mean(result[which]["returns"]))
+            found[f"score_{which}"] = success_and_score(spec, result[which])["score"]
+    return found
+
+
 def _transitions(root: str, tasks: Sequence[str]) -> int | None:
     """Transitions of the tasks in a data set, if it is still there."""
     if not (Path(root) / "manifest.json").exists():
@@ -259,9 +294,13 @@ def _read_online(records: Records, run: Path, name: str, config: Any, summary: M
     seconds = float(metrics["training_seconds"][1][-1]) if "training_seconds" in metrics else summary["seconds"]
     common = {"env_steps": summary["steps"], "made": summary["made"], "policy_updates": _policy_updates(name, config)}
     common |= {"seconds_model": 0.0, "seconds_policy": seconds}
-    records.add(name, task, seed, outcomes["policy"]["returns"], **common)
-    if "policy without planning" in outcomes:
-        records.add("tdmpc2_prior", task, seed, outcomes["policy without planning"]["returns"], **common)
+    # The first runs of SHAC had no choice: the last one counted.
+    common["select"] = config.get("select", "last")
+    for method, policy in ((name, "policy"), ("tdmpc2_prior", "policy without planning")):
+        if policy in outcomes:
+            known = {which: outcomes[f"{which} {policy}"] for which in SELECT if f"{which} {policy}" in outcomes}
+            both = {f"return_{which}": outcome["return_mean"] for which, outcome in known.items()}
+            records.add(method, task, seed, outcomes[policy]["returns"], **common, **both)
     if not any((row["method"], row["task"], row["seed"]) == ("random", task, seed) for row in records.rows):
         records.add("random", task, seed, outcomes["random actions"]["returns"])
     levels = records.references.setdefault(task, {})
@@ -313,9 +352,11 @@ def _normalize(records: Records, known_scale: float | None) -> None:
             low = max(means.get("random", -np.inf), levels["no action"])
             top = levels.get("hand-written controller", -np.inf)
             scale = (top if top > low else max(means.values())) - low or 1.0
-        for row in records.rows:
-            if row["task"] == task:
-                row["score"] = (row["return_mean"] - low) / scale
+        for row in (row for row in records.rows if row["task"] == task):
+            row["score"] = (row["return_mean"] - low) / scale
+            for which in SELECT:
+                if row[f"return_{which}"] is not None:
+                    row[f"score_{which}"] = (row[f"return_{which}"] - low) / scale
         for curve in records.curves:
             if curve.task == task:
                 curve.score = (curve.score - low) / scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib.ticker import EngFormatter
 from benchmarks.learning.groups import METHODS, Group
 from benchmarks.learning.records import Curve, Records
 from benchmarks.learning.results import markdown_table
+from benchmarks.learning.selection import pick, selection, shown_policies
 from torchrl_pwm.evaluation import plot_aggregates, plot_profiles
 from torchrl_pwm.evaluation.html_report import template_environment
 from torchrl_pwm.evaluation.plots import new_figure, save_figure, tidy_axes
@@ -199,8 +201,12 @@ def write_page(group: Group, content: Mapping[str, Any], pictures: Sequence[Pict
         headline=headline({"tasks": len(content["tasks"])}),
         tiles={method: entry for method, entry in content["methods"].items() if method != "random" and entry["seeds"]},
         levels=list(dict.fromkeys(level for levels in content["references"].values() for level in levels)),
-        best={task: _best(scores) for task, scores in content["tasks"].items()},
-        notes=group.notes,
+        policies=shown_policies(content),
+        pick=functools.partial(pick, content),
+        best=lambda task, which: _best(
+            {method: pick(content, method, entry, which) for method, entry in content["tasks"][task].items()}
+        ),
+        notes=[*filter(None, [selection(content)]), *group.notes],
         losses=list(loss_sentences(content)),
         equal=[
             ("minutes of training", "minutes", [_equal(table, "minutes") for table in content["equal_minutes"]]),
@@ -257,7 +263,8 @@ def _below_pwm(values: Mapping[str, float | None], spec: str, unit: str = "") ->
 
 def markdown(group: Group, content: Mapping[str, Any]) -> str:
     """The short table: mean scores with intervals, time and milliseconds of a decision."""
-    methods = content["methods"]
+    head = ["task", *(["policy"] if shown_policies(content)[0] else [])]
+    head += [entry["label"] for entry in content["methods"].values()]
     lines = [
         f"# {group.title[0].upper()}{group.title[1:]}",
         "",
@@ -265,8 +272,10 @@ def markdown(group: Group, content: Mapping[str, Any]) -> str:
         f"{content['machine']['processor']}, one thread a run. Normalised score: {content['score']}; mean of "
         f"{count_seeds(content)} and its 95 % bootstrap interval.",
         "",
-        markdown_table(["task", *(entry["label"] for entry in methods.values())], _table_rows(content)),
+        markdown_table(head, _table_rows(content)),
     ]
+    if text := selection(content):
+        lines += ["", text]
     if sentences := list(loss_sentences(content)):
         lines += ["", "## Where PWM loses", "", *(f"- {sentence}" for sentence in sentences)]
     budgets = [f"- {_named(name)}: {text}" for name, text in content["budgets"].items()]
@@ -279,16 +288,23 @@ def markdown(group: Group, content: Mapping[str, Any]) -> str:
 
 def _table_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
     """Tasks first, then what sums them up, then times."""
-    methods = content["methods"]
-    for task, scores in content["tasks"].items():
-        shown = {method: _cell(scores.get(method), "mean") for method in methods}
-        yield [task, *(f"**{cell}**" if method in _best(scores) else cell for method, cell in shown.items())]
+    methods, policies = content["methods"], shown_policies(content)
+    for task, found in content["tasks"].items():
+        for which in policies:
+            scores = {method: pick(content, method, entry, which) for method, entry in found.items()}
+            cells = {method: _cell(scores.get(method), "mean") for method in methods}
+            marked = (f"**{cell}**" if method in _best(scores) else cell for method, cell in cells.items())
+            yield [task, *filter(None, [which]), *marked]
     for key, name in (("mean", "mean"), ("iqm", "interquartile mean")):
-        yield [name, *(_cell(entry[key], "value") for entry in methods.values())]
+        for which in policies:
+            aggregates = [pick(content, method, entry, which) for method, entry in methods.items()]
+            cells = [_cell(entry and entry[key], "value") for entry in aggregates]
+            yield [name, *filter(None, [which]), *cells]
+    gap = [""] if policies[0] else []
     minutes = [_number(_minutes(entry), ".1f") for entry in methods.values()]
-    yield [f"minutes of training, {content['minutes_of']}", *minutes]
+    yield [f"minutes of training, {content['minutes_of']}", *gap, *minutes]
     for envs, name in (("1", "ms per decision"), ("8", "ms per decision, of 8 at once")):
-        yield [name, *(_number(content["decisions"].get(method, {}).get(envs), ".2f") for method in methods)]
+        yield [name, *gap, *(_number(content["decisions"].get(method, {}).get(envs), ".2f") for method in methods)]
 
 
 def _more(entry: Mapping[str, Any]) -> str:
@@ -298,9 +314,12 @@ def _more(entry: Mapping[str, Any]) -> str:
     return f"{entry['difference']:+.2f}, interval {entry['low']:+.2f} to {entry['high']:+.2f}, {sure}"
 
 
-def _best(scores: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    top = max(entry["mean"] for entry in scores.values())
-    return {method for method, entry in scores.items() if entry["mean"] >= top - 1e-9}
+def _best(scores: Mapping[str, Mapping[str, Any] | None]) -> set[str]:
+    """The methods of the highest mean; none where one was not recorded."""
+    means = {method: entry["mean"] for method, entry in scores.items() if entry}
+    if len(means) < len(scores):
+        return set()
+    return {method for method, mean in means.items() if mean >= max(means.values()) - 1e-9}
 
 
 def _cell(entry: Mapping[str, Any] | None, key: str) -> str:

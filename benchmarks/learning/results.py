@@ -16,10 +16,12 @@ from benchmarks.learning.jobs import commit
 from benchmarks.learning.records import COLUMNS, Curve, Records
 from benchmarks.machine import machine
 from torchrl_pwm.evaluation import aggregate_scores, package_versions
+from torchrl_pwm.evaluation.statistics import SELECT
 
 CONFIDENCE = 0.95
 _DRAWS = 10_000
 _DIGITS = {"return_mean": 2, "return_std": 2, "score": 4, "seconds_model": 3, "seconds_policy": 3}
+_DIGITS |= {key: 2 if key.startswith("return") else 4 for key in COLUMNS if key.endswith(SELECT)}
 
 
 def summarize(
@@ -67,13 +69,15 @@ def summarize(
 def _method(group: Group, records: Records, method: str, matrix: np.ndarray | None) -> dict[str, Any]:
     """Aggregates of a method's scores, and what its training took: offline for all tasks, online for each.
 
-    Where no seed has every task, there are no aggregates.
+    Where no seed has every task, there are no aggregates. ``select`` says of which policy they are, ``last`` and
+    ``best`` have those of both, as far as they were recorded.
     """
     rows = [row for row in records.rows if row["method"] == method]
-    aggregates: dict[str, Any] = {key: {"value": None, "low": None, "high": None} for key in ("iqm", "mean", "median")}
-    aggregates |= {"seeds": 0, "tasks": len({row["task"] for row in rows})}
-    if matrix is not None:
-        aggregates = aggregate_scores(matrix, confidence=CONFIDENCE).to_dict()
+    aggregates = _aggregates(matrix, len({row["task"] for row in rows}))
+    aggregates["select"] = records.select(method)
+    for which in SELECT:
+        other = records.matrix(method, f"score_{which}")
+        aggregates[which] = None if other is None else _aggregates(other)
     totals: dict[str, float | None] = {"minutes_model": None, "minutes_policies": None}
     if all(row["seconds_policy"] is not None for row in rows):
         runs = len({row["seed"] for row in rows}) if group.offline else len(rows)
@@ -83,14 +87,31 @@ def _method(group: Group, records: Records, method: str, matrix: np.ndarray | No
     return {"label": METHODS[method][0], **aggregates, **totals}
 
 
+def _aggregates(matrix: np.ndarray | None, tasks: int = 0) -> dict[str, Any]:
+    if matrix is not None:
+        return aggregate_scores(matrix, confidence=CONFIDENCE).to_dict()
+    none: dict[str, Any] = {key: {"value": None, "low": None, "high": None} for key in ("iqm", "mean", "median")}
+    return {**none, "seeds": 0, "tasks": tasks}
+
+
 def _task(records: Records, task: str) -> dict[str, Any]:
-    """By method: the mean score of its seeds, the interval of that mean, and each seed's."""
-    by_method = {}
+    """By method: the mean score of its seeds, the interval of that mean, and each seed's.
+
+    ``last`` and ``best`` have the same of these policies, as far as they were recorded.
+    """
+    by_method: dict[str, Any] = {}
     for method in records.methods():
         if scores := records.values(method, task):
-            low, high = interval(scores) if len(scores) > 1 else (None, None)
-            by_method[method] = {"mean": float(np.mean(scores)), "low": low, "high": high, "each": scores}
+            by_method[method] = _scores(scores)
+            for which in SELECT:
+                other = records.values(method, task, f"score_{which}")
+                by_method[method][which] = _scores(other) if other else None
     return by_method
+
+
+def _scores(each: list[float]) -> dict[str, Any]:
+    low, high = interval(each) if len(each) > 1 else (None, None)
+    return {"mean": float(np.mean(each)), "low": low, "high": high, "each": each}
 
 
 def interval(scores: Sequence[float]) -> tuple[float, float]:

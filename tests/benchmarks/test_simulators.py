@@ -43,6 +43,9 @@ def test_the_report_shows_runs_of_own_and_of_recorded_steps(tmp_path):
     ]
     page = (tmp_path / "simulators.md").read_text()
     assert "| 0.00 M recorded |" in page and "their clones -" in page and "controller" in page
+    assert all(row["select"] == "best" and row["return"] == row["best"] and row["last"] for row in rows)
+    for row in rows:
+        assert f" {float(row['best']):.0f} ({float(row['best']):.0f}) | {float(row['last']):.0f} (" in page
     assert (tmp_path / "simulators.png").stat().st_size > 10_000
     runs = {method: tmp_path / "runs" / method / "cartpole_swingup" / "seed-0" for method in ("shac", "pwm")}
     lines = table(load_policy(runs["pwm"], "cpu").world_model, [runs["shac"]], 4).splitlines()

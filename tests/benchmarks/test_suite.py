@@ -35,7 +35,7 @@ PLANNER = "planner={num_samples: 8, num_policy_rollouts: 2, num_elites: 4, itera
 OFFLINE = [
     *MODEL,
     *(f"{run}:{setting}" for run in ("pwm", "pwm_plain", "pwm_tdmpc2") for setting in PWM),
-    "pwm:++evaluation.baselines={cloning: {updates: 4}}",
+    "pwm:evaluation.baselines.cloning.updates=4",
     f"tdmpc2:{PLANNER}",
     f"tdmpc2_prior:{PLANNER}",
     *("tdmpc2:training.eval_interval=2", "tdmpc2:training.eval_episodes=1", "tdmpc2:training.log_interval=2"),
@@ -87,6 +87,14 @@ def read(folder, group):
     return rows, content
 
 
+def check_selection(rows, key):
+    """Every method but random actions has both policies, and the best one counts for all."""
+    learned = [row for row in rows if row["method"] != "random"]
+    assert {row["select"] for row in learned} == {"best"}
+    counts = "return_mean" if key == "return" else "score"
+    assert all(row[f"{key}_best"] == row[counts] and row[f"{key}_last"] != "" for row in learned)
+
+
 @with_tasks
 def test_every_offline_method_runs_and_is_reported(data, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
@@ -103,6 +111,7 @@ def test_every_offline_method_runs_and_is_reported(data, tmp_path, monkeypatch):
     assert all(float(by_method[method]["seconds_model"]) > 0 for method in expected[:5])
     assert all(float(by_method[method]["ms_per_decision"]) > 0 for method in ("pwm", "tdmpc2", "tdmpc2_prior"))
     assert all(row["success"] == row["score"] and row["episodes"] == "1" for row in rows)
+    check_selection(rows, "score")
     assert content["versions"]["torch"] and content["machine"]["processor"] and content["made"]
     assert set(content["equal_minutes"][0]["methods"]) == {"pwm", "pwm_plain", "pwm_tdmpc2", "tdmpc2_prior"}
     assert "world model of the TD-MPC2 run" in content["budgets"]["pwm_tdmpc2"]
@@ -151,6 +160,7 @@ def test_every_online_method_runs_and_is_reported(tmp_path, monkeypatch):
     assert all(int(row["env_steps"]) > 0 for row in rows[:-1])
     low = max(float(rows[-1]["score"]), content["references"]["cartpole_swingup"]["no action"])
     assert low == pytest.approx(0.0, abs=1e-4)
+    check_selection(rows, "return")
     assert "hand-written controller" in content["references"]["cartpole_swingup"]
     assert {"pwm", "shac", "tdmpc2", "tdmpc2_prior", "sac", "ppo"} == set(content["decisions"])
     assert content["equal_steps"][0]["task"] == "cartpole_swingup"

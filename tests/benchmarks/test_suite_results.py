@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rliable")
 
+from torchrl.record.loggers import CSVLogger
+
 from benchmarks.learning.groups import Group, groups
 from benchmarks.learning.plans import Plan
-from benchmarks.learning.records import Curve, Records, env_steps_curve, progress_to_controller
+from benchmarks.learning.records import Curve, Records, env_steps_curve, progress_to_controller, read_records
 from benchmarks.learning.report import loss_sentences, markdown, write_page
 from benchmarks.learning.results import equal, interval, losses, summarize
 
@@ -123,3 +127,57 @@ def test_overrides_go_to_all_methods_or_to_one():
     plan = Plan(groups()["mini"], (), (), (), None, overrides=("a=b:c", "pwm:d=1", "tdmpc2:e=2"))
     assert plan.overrides_of("pwm") == ["a=b:c", "d=1"]
     assert plan.overrides_of("cloning") == ["a=b:c"]
+
+
+def make_selected() -> Records:
+    """PWM whose best policy counts, cloning whose last one does, and random actions; one task, two seeds."""
+    records = Records()
+    for seed in (0, 1):
+        records.add("pwm", "a", seed, [0.9], score=0.9, select="best", return_last=0.7, score_last=0.7 + 0.1 * seed)
+        records.add("cloning", "a", seed, [0.6], score=0.6, select="last")
+        records.add("random", "a", seed, [0.1], score=0.1)
+    return records
+
+
+def test_the_table_has_a_line_of_the_best_and_of_the_last_policies_with_their_intervals(tmp_path):
+    content = summarize(GROUP, make_selected(), {})
+    assert [content["methods"][name]["select"] for name in ("pwm", "cloning", "random")] == ["best", "last", None]
+    lines = markdown(GROUP, content).splitlines()
+    assert "| task | policy | PWM | behaviour cloning | random actions |" in lines
+    # cloning's best one was not recorded, so that none is the highest, and random actions have no choice
+    assert "| a | best | 0.90 [0.90, 0.90] | - | 0.10 [0.10, 0.10] |" in lines
+    assert "| a | last | **0.75 [0.70, 0.80]** | 0.60 [0.60, 0.60] | 0.10 [0.10, 0.10] |" in lines
+    assert "| mean | last | 0.75 [0.70, 0.80] | 0.60 [0.60, 0.60] | 0.10 [0.10, 0.10] |" in lines
+    (said,) = [line for line in lines if line.startswith("Best: ")]
+    assert said.endswith("unequal policies: the best one of PWM; the last one of behaviour cloning.")
+    write_page(GROUP, content, [], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<td>best</td>" in page and "<td>last</td>" in page and "0.70 to 0.80" in page and said in page
+
+
+def test_equal_policies_are_said_to_be_equal():
+    records = Records()
+    for method in ("pwm", "cloning"):
+        records.add(method, "a", 0, [0.9], score=0.9, select="best", return_last=0.7, score_last=0.7)
+    text = markdown(GROUP, summarize(GROUP, records, {}))
+    assert "Figures and sentences are of the best policies." in text
+
+
+def test_both_returns_of_an_online_run_are_normalised_alike(tmp_path):
+    outcomes = {"policy": 4.0, "last policy": 2.0, "best policy": 4.0, "random actions": -7.0, "no action": 0.0}
+    outcomes |= {"hand-written controller": 8.0}
+    content = {
+        **{"task": "cartpole_swingup", "seed": 0, "iterations": 1, "steps": 10, "seconds": 1.0, "made": "2026-11-28"},
+        "outcomes": {name: {"return_mean": value, "returns": [value]} for name, value in outcomes.items()},
+    }
+    folder = tmp_path / "shac" / "cartpole_swingup" / "seed-0"
+    logger = CSVLogger("seed-0", log_dir=str(folder.parent))
+    logger.log_scalar("real_return", 3.0, step=1)
+    for settings, expected in (("select: best\n", ("best", 0.25, 0.5)), ("", ("last", 0.5, 0.5))):
+        (folder / "config.yaml").write_text(f"{settings}iterations: 1\n")
+        if not settings:  # a run of before there was a choice
+            content["outcomes"] = {name: value for name, value in content["outcomes"].items() if "t policy" not in name}
+        (folder / "summary.json").write_text(json.dumps(content))
+        row = read_records(groups()["closed_form"], tmp_path).rows[0]
+        assert (row["select"], row["score_last"], row["score"]) == expected
+        assert row["score_best"] == (0.5 if expected[0] == "best" else None)

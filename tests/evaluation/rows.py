@@ -46,3 +46,15 @@ TWO_SEEDS = [full_row("walker-run", [0.2, 0.6], [0.5, 0.3]), full_row("mw-reach"
 def scores(seeds: int = 5, tasks: int = 8, seed: int = 0) -> np.ndarray:
     """Uniform scores [seeds, tasks]."""
     return np.random.default_rng(seed).uniform(size=(seeds, tasks))
+
+
+def selected(row: dict[str, Any], select: str, less: float) -> dict[str, Any]:
+    """A row with the last and the best policy, of behaviour cloning too; the other one scores less in each seed."""
+
+    def both(entry: dict[str, Any]) -> dict[str, Any]:
+        own = {key: entry[key] for key in ("return_mean", "return_std", "success", "score", "episodes", "seeds")}
+        other = seeded(row["task"], [run["score"] - less for run in entry["seeds"]])
+        return {**entry, select: own, "last" if select == "best" else "best": other}
+
+    baselines = {**row["baselines"], "cloning": both(row["baselines"]["cloning"])}
+    return {**both(row), "baselines": baselines}

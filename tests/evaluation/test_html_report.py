@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("jinja2")
 
-from tests.evaluation.rows import full_row, outcome
+from tests.evaluation.rows import full_row, outcome, selected
 from torchrl_pwm.envs import MT80
 from torchrl_pwm.evaluation import Film, compare_with_published, film_pictures, make_summary, write_html_report
 from torchrl_pwm.evaluation.html_report import template_environment
@@ -231,3 +231,14 @@ def test_an_empty_summary_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no task"):
         write_html_report(make_summary([], seed=0, seconds_total=1), tmp_path / "a.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_shows_the_last_and_the_best_policies_and_says_which_count(tmp_path):
+    rows = [selected(row, "best", 0.1) for row in ROWS]
+    pytest.importorskip("rliable")
+    summary = make_summary(rows, seed=0, seconds_total=100.0, select="best")
+    text = Page(write_html_report(summary, tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "this run (best) PWM, last" in text and "cloning, last" in text and "The best one counts" in text
+    for which in ("last", "best"):
+        for method in ("policy", "cloning"):
+            assert f"{summary[which]['statistics'][method]['mean']['value']:.3f}" in text

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import torchrl_pwm
-from tests.evaluation.rows import TWO_SEEDS, full_row, outcome
+from tests.evaluation.rows import TWO_SEEDS, full_row, outcome, selected
 from torchrl_pwm.evaluation import (
     compare_with_published,
     format_table,
@@ -251,3 +251,34 @@ def test_table_without_rliable_says_what_to_install(monkeypatch):
     monkeypatch.undo()
     assert summary["statistics"]["policy"]["iqm"]["low"] is None
     assert 'pip install "torchrl-pwm[stats]"' in format_table(summary)
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_table_and_summary_have_the_last_and_the_best_policies(select, tmp_path):
+    rows = [selected(row, select, 0.1) for row in TWO_SEEDS]
+    summary = write_summary(tmp_path, rows, seed=0, seconds_total=1.0, select=select)
+    assert read_summary(tmp_path) == summary
+    other = "last" if select == "best" else "best"
+    assert (summary["select"], summary["score_mean"]) == (select, summary[select]["score_mean"])
+    assert summary[other]["score_mean"] == pytest.approx(summary["score_mean"] - 0.1)
+    assert summary[select]["statistics"] == summary["statistics"]
+    gap = summary["statistics"]["cloning"]["iqm"]["value"] - summary[other]["statistics"]["cloning"]["iqm"]["value"]
+    assert gap == pytest.approx(0.1)
+    lines = format_table(summary, references=()).splitlines()
+    head = [select, other, "by", "seed", "BC", select, "BC", other, "data", "random"]
+    assert lines[0].split()[6:] == head
+    assert lines[2].split()[-7:] == ["0.400", "0.300", "0.20-0.60", "0.400", "0.300", "0.300", "0.050"]
+    assert lines[5].split() == ["mean", "0.650", "0.550", "0.650", "0.550", "0.300", "0.050"]
+    assert f"The {select} one counts (select={select})." in "\n".join(lines)
+
+
+def test_summaries_without_a_selection_are_read_and_a_wrong_one_is_refused(tmp_path):
+    write_summary(tmp_path, TWO_SEEDS, seed=0, seconds_total=1.0)
+    old = read_summary(tmp_path)
+    assert not {"select", "last", "best"} & set(old) and "counts" not in format_table(old)
+    with pytest.raises(ValueError, match=r"select of the summary must be one of last, best, found 'first'"):
+        make_summary(TWO_SEEDS, seed=0, seconds_total=1.0, select="first")
+    broken = selected(TWO_SEEDS[0], "best", 0.1)
+    del broken["last"]["score"]
+    with pytest.raises(ValueError, match=r"the last policy of walker-run in the summary .*missing \['score'\]"):
+        make_summary([broken], seed=0, seconds_total=1.0)

@@ -44,7 +44,10 @@ ROW = {
     "seeds",
     "baselines",
     "published",
+    "last",
+    "best",
 }
+OUTCOME = ("return_mean", "return_std", "success", "score", "episodes")
 
 
 def without_times(summary):
@@ -89,7 +92,8 @@ def test_the_last_line_is_the_path_of_the_summary(whole):
 
 def test_the_summary_has_exactly_the_promised_entries(whole):
     summary = read_summary(whole[0])
-    assert set(summary) == {"tasks", "score_mean", "statistics", "notes", "seconds_total", "seed", "versions"}
+    expected = {"tasks", "score_mean", "statistics", "notes", "seconds_total", "seed", "versions"}
+    assert set(summary) == expected | {"select", "last", "best"}
     assert [row["task"] for row in summary["tasks"]] == list(TASKS)
     for row in summary["tasks"]:
         assert set(row) == ROW
@@ -100,6 +104,18 @@ def test_the_summary_has_exactly_the_promised_entries(whole):
     assert reach["success"] == reach["score"] and reach["return_mean"] > 0
     assert summary["seed"] == 0 and summary["seconds_total"] > 0
     assert {"torch", "torchrl", "mujoco", "metaworld", "dm_control"} <= set(summary["versions"])
+
+
+def test_policies_and_clones_have_a_last_and_a_best_one_of_which_the_same_counts(whole):
+    summary = read_summary(whole[0])
+    assert summary["select"] == "best" and summary["score_mean"] == summary["best"]["score_mean"]
+    for row in summary["tasks"]:
+        for entry in (row, row["baselines"]["cloning"]):
+            assert set(entry["last"]) == set(entry["best"]) == {*OUTCOME, "seeds"}
+            assert {key: entry[key] for key in OUTCOME} == {key: entry["best"][key] for key in OUTCOME}
+    head = next(line for line in whole[1].splitlines() if line.startswith("task ")).split()
+    assert head[6:] == ["best", "last", "BC", "best", "BC", "last", "data", "random", "PWM*", "TD-MPC2*"]
+    assert "The best one counts (select=best)" in whole[1]
 
 
 def test_a_run_leaves_its_configuration_metrics_policies_and_pictures(whole):

@@ -167,7 +167,7 @@ def test_several_folders_of_recorded_steps_are_joined(tmp_path, monkeypatch):
         (["pretraining.warm_start.behavior_updates=1"], r"pretraining.data=None: expected the folder"),
         (["collector.workers=3"], "collector.workers must divide the 4 envs, found 3"),
         (["env.task=cartpol"], "cartpole_swingup"),
-        (["online.recent_share=2"], "recent_share must be between 0 and 1"),
+        (["online.recent_share=2"], "recent_share must be a number of at least 0 and at most 1"),
     ],
 )
 def test_a_wrong_option_says_what_to_do(arguments, message, tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ def test_a_frozen_model_of_recorded_steps_teaches_a_policy(recorded, tmp_path, m
 
 
 def test_what_is_missing_or_in_the_way_is_named(recorded, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match=r"No policy in .*expected the folder of a finished run"):
+    with pytest.raises(SystemExit, match=r"No run in .*expected config.yaml there, the folder of a finished run"):
         call(monkeypatch, "record_steps", f"run={tmp_path}", f"out={tmp_path / 'steps'}")
     with pytest.raises(SystemExit, match="exists: choose another folder"):
         call(monkeypatch, "record_steps", f"run={recorded / 'run'}", f"out={recorded / 'steps'}")

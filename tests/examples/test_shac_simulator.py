@@ -73,6 +73,7 @@ def test_a_run_leaves_summary_policy_metrics_and_picture(tmp_path, monkeypatch, 
     assert out.strip().splitlines()[-1] == str(folder / "summary.json") and "random actions" in out
     summary = json.loads((folder / "summary.json").read_text())
     expected = ["policy", "untrained policy", "random actions", "no action", "hand-written controller"]
+    expected += ["last policy", "best policy"]
     assert list(summary["outcomes"]) == expected
     assert all(len(found["returns"]) == 3 for found in summary["outcomes"].values())
     assert (summary["iterations"], summary["steps"], summary["skipped"]) == (6, 6 * 4 * 4, 0)
@@ -167,7 +168,7 @@ def test_without_the_simulator_a_run_ends_with_one_line(env, tmp_path, monkeypat
 def test_a_wrong_option_says_what_to_do_and_leaves_no_folder(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="cartpole_swingup"):
         call(monkeypatch, *TINY, "env.task=cartpol", f"folder={tmp_path / 'run'}")
-    with pytest.raises(SystemExit, match="horizon must be at least 1"):
+    with pytest.raises(SystemExit, match=r"loss\.horizon must be a whole number of at least 1"):
         call(monkeypatch, *TINY, "loss.horizon=0", f"folder={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 

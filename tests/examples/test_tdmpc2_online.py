@@ -110,9 +110,9 @@ def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["env.task=cartpol-swingup"], "cartpole-swingup"),
-        (["online.updates=0"], "updates must be at least 1"),
+        (["online.updates=0"], "online.updates must be a whole number of at least 1"),
         (["planner.num_elites=100"], "num_elites .* at most num_samples"),
-        (["env.num_envs=0"], "num_envs must be at least 1"),
+        (["env.num_envs=0"], "env.num_envs must be a whole number of at least 1"),
     ],
 )
 @needs_dm_control

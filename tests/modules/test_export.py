@@ -49,7 +49,8 @@ def tdmpc2(**tasks):
 
 
 def of_one_task(policy):
-    return TrainedPolicy(policy, observation_dim=5, action_dim=2, task=1, task_name="swing", task_sizes=(3, 1))
+    sizes = {"observation_dim": 5, "action_dim": 2, "task": 1, "task_name": "swing", "task_sizes": (3, 1)}
+    return TrainedPolicy(policy, **sizes, action_bounds=([-4.0], [4.0]))
 
 
 POLICIES = {
@@ -99,7 +100,10 @@ def test_a_file_says_what_it_reads_and_writes(suffix, tmp_path):
     content = read_metadata(export_policy(of_one_task(pwm(**TASKS)), tmp_path / f"policy{suffix}"))
     assert content == {
         "inputs": [{"name": "observation", "shape": ["batch", 3], "dtype": "float32"}],
-        "action": {"name": "action", "shape": ["batch", 1], "dtype": "float32", "low": [-1.0], "high": [1.0]},
+        "action": {
+            **{"name": "action", "shape": ["batch", 1], "dtype": "float32", "low": [-1.0], "high": [1.0]},
+            **{"data_low": [-4.0], "data_high": [4.0]},
+        },
         "deterministic": True,
         "task": 1,
         "task_name": "swing",
@@ -137,6 +141,18 @@ def test_a_policy_of_another_library_is_exported_by_an_example(tmp_path):
     action = onnxruntime.InferenceSession(path).run(None, {"pixels": pixels.numpy()})[0]
     torch.testing.assert_close(torch.as_tensor(action), network(pixels), rtol=0, atol=1e-5)
     assert read_metadata(path)["inputs"][0]["shape"] == ["batch", 3, 8, 8]
+
+
+def test_a_policy_on_pictures_is_exported_with_their_shape(tmp_path):
+    encoder = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 6 * 6, 16))
+    model = PWMWorldModel((3, 8, 8), 2, latent_dim=16, units=(32,), encoder=encoder)
+    inner = WorldModelPolicy(model, make_pwm_actor(16, 2))
+    policy = TrainedPolicy(inner, observation_dim=(3, 8, 8), action_dim=2)
+    pixels = torch.rand(5, 3, 8, 8)
+    for exported in (inner, policy):
+        path = export_policy(exported, tmp_path / "policy.pt2")
+        assert read_metadata(path)["inputs"][0]["shape"] == ["batch", 3, 8, 8]
+        torch.testing.assert_close(run_exported(path, pixels), policy(observation=pixels), rtol=0, atol=1e-5)
 
 
 def recurrent():

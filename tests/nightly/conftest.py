@@ -15,7 +15,8 @@ _HEAD = [
     "# Nightly learning runs",
     "",
     "Written by `make nightly`, which fails where a value is below its threshold. A score of cart-pole is the share of "
-    "the way from the better of random actions and none to the hand-written controller. Lines are of the newest runs.",
+    "the way from the better of random actions and none to the hand-written controller. The best policy of a run "
+    "counts, chosen by evaluations along the training on other start states or seeds. Lines are of the newest runs.",
     "",
     "| value of | measured | threshold | minutes of the run | date | machine | command |",
     "|---" * 7 + "|",

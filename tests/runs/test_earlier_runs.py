@@ -39,7 +39,8 @@ def measured(summary: Path) -> dict[str, list[float]]:
 )
 def test_an_interrupted_run_resumes_to_the_numbers_of_the_version_that_began_it(name, finished):
     returns, expected = measured(finished(name) / "summary.json"), measured(RUNS / name / "expected.json")
-    assert returns.keys() == expected.keys()
+    # Since then a summary has the last and the best policy beside the one that counts.
+    assert all(key.startswith(("last ", "best ")) for key in returns.keys() - expected.keys())
     for key, values in expected.items():
         assert returns[key] == pytest.approx(values, rel=1e-4), key
 

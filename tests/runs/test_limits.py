@@ -9,17 +9,33 @@ import pytest
 
 pytest.importorskip("hydra")
 
+from omegaconf import OmegaConf
+
 from torchrl_pwm._utils.extras import how_to_install
-from torchrl_pwm.runs.cli import COMMANDS, command_config, main, option_rule, option_values
+from torchrl_pwm._utils.ranges import option_rule, option_values
+from torchrl_pwm.runs.cli import COMMANDS, command_config, limits, main
 
 #: What may be anything: paths, names that are looked up elsewhere, and entries of a TensorDict.
 FREE = {"_target_", "in_key", "out_key", "init_key", "task", "task_set", "preset", "checkpoint", "root", "folder"}
-FREE |= {"run", "resume", "out", "device", "demonstrations", "data", "generator", "disagreement", "normalizer"}
-FREE |= {"model_stepper", "policy_stepper", "stepper"}
+FREE |= {
+    "run",
+    "resume",
+    "out",
+    "device",
+    "demonstrations",
+    "data",
+    "encoder",
+    "generator",
+    "disagreement",
+    "normalizer",
+}
+FREE |= {"normalizer", "model_stepper", "policy_stepper", "stepper"}
 VARIANTS = {
     "mt80": [[], ["preset=from_scratch"], ["data=collect"], ["data=published"], ["data=open", "data.root=x"]],
     "tdmpc2-mt80": [[], ["data=published"], ["checkpoint=mt80.pt"]],
     "record": [["run=runs/mine"]],
+    "simulator": [[], ["checkpoint=ant.pt"]],
+    "offline": [["data=arm"]],
 }
 CONFIGURED = [name for name, command in COMMANDS.items() if command.config]
 
@@ -40,8 +56,10 @@ def refused(arguments):
 @pytest.mark.parametrize("command", CONFIGURED)
 def test_every_option_of_every_command_has_a_limit(command):
     for overrides in VARIANTS.get(command, [[]]):
-        options = [name for name, _ in option_values(command_config(command, overrides))]
-        open_ones = [name for name in options if option_rule(name) is None and name.split(".")[-1] not in FREE]
+        options = [name for name, _ in option_values(OmegaConf.to_container(command_config(command, overrides)))]
+        open_ones = [
+            name for name in options if option_rule(name, limits()) is None and name.split(".")[-1] not in FREE
+        ]
         assert open_ones == [] and len(options) > 5
 
 
@@ -96,6 +114,9 @@ def test_every_option_of_every_command_has_a_limit(command):
         "tdmpc2-mt80 evaluation.num_envs=0 -> evaluation.num_envs must be",
         "tdmpc2-mt80 planner.num_elites=500 -> num_elites (at least 1) and num_policy_rollouts",
         "make-quickstart world_model.slice_len=0 -> world_model.slice_len must be",
+        "offline data=arm held_out=1 -> held_out must be a number of at least 0 and below 1, found 1",
+        "offline data=arm extraction.select=bests -> extraction.select must be last or best",
+        "simulator stage=test -> stage must be one of evaluation, extraction, online, found 'test'",
         "record run=x rows=0 -> rows must be a whole number of at least 1, found 0",
         "record run=x noise=2 -> noise must be a number of at least 0 and at most 1, found 2",
     ],

@@ -100,7 +100,7 @@ def test_the_policy_of_a_task_earns_what_its_run_says(finished):
 @needs_mt80
 def test_a_policy_of_a_task_reads_the_sizes_of_the_task_and_no_other_task(finished):
     policy = load_policy(finished("mt80"), "cpu", task="pendulum-swingup")
-    assert policy.in_keys == ["observation"] and policy.task_sizes == (3, 1)
+    assert policy.in_keys == ["observation"] and (policy.task_shape, policy.task_action_dim) == ((3,), 1)
     assert policy(observation=torch.zeros(4, 3)).shape == (4, 1)
     td = make_task_env("pendulum-swingup", task_set="mt80").reset()
     assert policy(td.clone())["action"].shape == (6,)
@@ -154,7 +154,7 @@ def test_of_several_tasks_one_is_to_be_chosen(finished, tmp_path):
         ValueError, match=r"several policies: choose one with task=, of \['pendulum-swingup', 'walker-run'\]"
     ):
         load_policy(tmp_path / "run")
-    assert load_policy(tmp_path / "run", "cpu", task="walker-run").task_sizes == (24, 6)
+    assert load_policy(tmp_path / "run", "cpu", task="walker-run").task_shape == (24,)
 
 
 def test_another_task_than_that_of_the_run_is_refused(finished):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,3 +108,40 @@ def check_option(name: str, value: Any, rule: dict[str, Any]) -> None:
     elif value not in (allowed := Range(**rule)):
         further = "".join([", or null" if optional else "", f", or {word}" if word else ""])
         raise ValueError(f"{name} must be {allowed}{further}, found {value!r}.")
+
+
+def check_options(options: Mapping[str, Any], limits: Mapping[str, dict[str, Any]]) -> None:
+    """Compares the options of a configuration with what they may be.
+
+    Args:
+        options: nested by the dots in their names.
+        limits: rules, see :func:`option_rule`.
+
+    Raises:
+        ValueError: for the first value outside.
+    """
+    for name, value in option_values(options):
+        if (rule := option_rule(name, limits)) is not None:
+            check_option(name, value, rule)
+
+
+def option_values(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Name and value of every option, without those that are missing or refer to others."""
+    nodes: list[tuple[str, Any]] = list(options.items())
+    while nodes:
+        name, value = nodes.pop(0)
+        if isinstance(value, Mapping):
+            nodes += [(f"{name}.{key}", entry) for key, entry in value.items()]
+        elif not (isinstance(value, str) and (value == "???" or value.startswith("${"))):
+            yield name, value
+
+
+def option_rule(name: str, limits: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """What an option may be: the rule of the longest end of its name that has one, with ``*`` for its last part."""
+    parts = name.split(".")
+    ends = 1 if parts[0] in ("env", "training_env") else len(parts)  # an env's own options may have any name
+    for first in range(ends):
+        for end in (parts[first:], [*parts[first:-1], "*"]):
+            if end != ["*"] and (rule := limits.get(".".join(end))) is not None:
+                return rule
+    return None

@@ -19,6 +19,8 @@ class Stopwatch:
         True
     """
 
+    optional = True  # in a checkpoint: a run that began without one counts from there
+
     def __init__(self) -> None:
         self._before, self._start, self._evaluations = 0.0, time.perf_counter(), 0.0
 

@@ -14,11 +14,11 @@ from .scores import reference_score as reference_score
 from .scores import reference_scores as reference_scores
 from .statistics import aggregate_scores as aggregate_scores
 from .statistics import performance_profile as performance_profile
-from .summary import format_table as format_table
 from .summary import make_summary as make_summary
 from .summary import package_versions as package_versions
 from .summary import read_summary as read_summary
 from .summary import write_summary as write_summary
+from .table import format_table as format_table
 from .video import Film as Film
 from .video import FilmStrip as FilmStrip
 from .video import film_pictures as film_pictures

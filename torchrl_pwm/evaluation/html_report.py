@@ -19,7 +19,8 @@ from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 from torchrl_pwm.evaluation.curves import Series, mean_curve
 from torchrl_pwm.evaluation.plots import new_figure
-from torchrl_pwm.evaluation.statistics import METHODS, compare_methods, headline, method_scores
+from torchrl_pwm.evaluation.statistics import METHODS, SELECT, compare_methods, headline, method_scores, with_policy
+from torchrl_pwm.evaluation.table import selection_sentence
 from torchrl_pwm.evaluation.video import FilmStrip
 
 __all__ = ["write_html_report"]
@@ -89,6 +90,8 @@ def write_html_report(
             beaten=_beaten(rows),
             tasks=[_task(row, (curves or {}).get(row["task"], {}), (films or {}).get(row["task"])) for row in rows],
             open_tasks=len(rows) <= _OPEN_TASKS,
+            other=_other(summary),
+            selection=selection_sentence(summary["select"]) if "select" in summary else None,
             comparison=summary.get("comparison"),
             published=get_task_set(task_set).name.upper(),
             config=config,
@@ -122,6 +125,19 @@ def _read_template(name: str) -> str:
 
 def _data_uri(picture: bytes, kind: str = "jpeg") -> str:
     return f"data:image/{kind};base64," + base64.b64encode(picture).decode()
+
+
+def _other(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The policies that do not count, the last or the best: ``which``, scores by method and task, and statistics."""
+    which = next((name for name in SELECT if name != summary.get("select", name) and name in summary), None)
+    if which is None:
+        return None
+    rows = [with_policy(row, which) or {} for row in summary["tasks"]]
+    scores = {
+        method: [float(np.mean(found)) if (found := method_scores(row, method)) else None for row in rows]
+        for method in ("policy", "cloning")
+    }
+    return {"which": which, "scores": scores, "statistics": summary[which].get("statistics") or compare_methods(rows)}
 
 
 def _beaten(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

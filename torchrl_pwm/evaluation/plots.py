@@ -24,7 +24,7 @@ from torchrl_pwm.evaluation.statistics import (
     performance_profile,
     possible_reps,
 )
-from torchrl_pwm.evaluation.summary import format_interval
+from torchrl_pwm.evaluation.table import format_interval
 
 __all__ = ["plot_aggregates", "plot_profiles", "plot_scores"]
 

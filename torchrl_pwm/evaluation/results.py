@@ -101,6 +101,8 @@ class EvaluationResult(Mapping[str, Any]):
         seeds: Sequence[Mapping[str, Any]] | None = None,
         baselines: Mapping[str, Mapping[str, Any]] | None = None,
         published: Mapping[str, float] | None = None,
+        last: Mapping[str, Any] | None = None,
+        best: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """The row of this task in ``summary.json``.
 
@@ -110,6 +112,8 @@ class EvaluationResult(Mapping[str, Any]):
             seeds: ``seed`` and :meth:`outcome` of each policy, where these episodes are those of several.
             baselines: by name, :meth:`outcome` of each baseline; of several policies with ``seeds`` likewise.
             published: by method, the published score.
+            last, best: :meth:`outcome` of the last and of the best policy, where both were evaluated; these episodes
+                are those of the one that counts. Of several policies with ``seeds`` likewise.
         """
         row = {
             "task": self.task,
@@ -122,6 +126,7 @@ class EvaluationResult(Mapping[str, Any]):
             "seconds_extraction": seconds_extraction,
         }
         more = {"seeds": seeds, "baselines": baselines, "published": published}
+        more |= {"last": last, "best": best}
         return {**row, **{key: value for key, value in more.items() if value is not None}}
 
     def __getitem__(self, key: str) -> Any:

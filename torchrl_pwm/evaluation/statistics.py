@@ -15,6 +15,7 @@ from torchrl_pwm._utils.extras import require
 
 __all__ = [
     "METHODS",
+    "SELECT",
     "Aggregate",
     "PerformanceProfile",
     "ScoreStatistics",
@@ -23,6 +24,7 @@ __all__ = [
     "headline",
     "method_scores",
     "performance_profile",
+    "with_policy",
 ]
 
 # In the order of tables and charts. The first is the run itself, the published ones were trained on other data.
@@ -34,6 +36,8 @@ METHODS: Mapping[str, str] = {
     "pwm": "published PWM",
     "tdmpc2": "published TD-MPC2",
 }
+#: Which policy of a training counts: the one at its end, or the one that did best in an evaluation along the way.
+SELECT = ("last", "best")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +257,25 @@ def method_scores(row: Mapping[str, Any], method: str) -> list[float]:
     if entry is None or entry["score"] is None:
         return []
     return [run["score"] for run in entry["seeds"]] if entry.get("seeds") else [entry["score"]]
+
+
+def with_policy(row: Mapping[str, Any], which: str) -> dict[str, Any] | None:
+    """A row with the numbers of the last or the best policy, of behaviour cloning too, in place of those that count.
+
+    Args:
+        row: of a summary.
+        which: one of :data:`SELECT`.
+
+    Returns:
+        None where the policy's were not recorded; where behaviour cloning's were not, it is left out.
+    """
+    if which not in row:
+        return None
+    kept = {key: value for key, value in row.items() if key not in ("seeds", *SELECT)}
+    baselines = dict(row.get("baselines", {}))
+    if cloned := baselines.pop("cloning", {}).get(which):
+        baselines["cloning"] = cloned
+    return {**kept, **row[which], "baselines": baselines}
 
 
 def compare_methods(rows: Sequence[Mapping[str, Any]], *, seed: int = 0) -> dict[str, dict[str, Any]]:

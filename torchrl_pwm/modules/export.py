@@ -24,6 +24,7 @@ from torchrl_pwm._utils.files import replaced_file
 from torchrl_pwm.modules.normalizer import ObservationNormalizer
 from torchrl_pwm.modules.tdmpc2 import TDMPC2Model
 from torchrl_pwm.modules.trained_policy import TrainedPolicy
+from torchrl_pwm.modules.world_model import PWMWorldModel
 
 __all__ = ["export_policy"]
 
@@ -135,6 +136,7 @@ class _TensorForm(nn.Module):
         self.names = ["_".join(key) if isinstance(key, tuple) else key for key in self.keys]
         self.task_name = getattr(policy, "task_name", None)
         self.bounds = _bounds(policy, action_key)
+        self.stands_for = getattr(policy, "action_bounds", None)
         self.examples = self._examples(policy, example)
         batch = torch.export.Dim("batch")
         self.dynamic_shapes = (tuple({0: batch} for _ in self.keys),)
@@ -163,6 +165,8 @@ class _TensorForm(nn.Module):
                 "dtype": dtype[action],
                 "low": _of_entries(low, action),
                 "high": _of_entries(high, action),
+                "data_low": None if self.stands_for is None else list(self.stands_for[0]),
+                "data_high": None if self.stands_for is None else list(self.stands_for[1]),
             },
             "deterministic": True,
             "task": self.task,
@@ -173,13 +177,13 @@ class _TensorForm(nn.Module):
         """Inputs of a batch of 2: one of 1 would be taken for a constant."""
         if example is not None:
             return tuple(_two(example.get(key).cpu()) for key in self.keys)
-        size = _observation_size(policy)
-        if len(self.keys) != 1 or size is None:
+        shape = _observation_shape(policy)
+        if len(self.keys) != 1 or shape is None:
             raise ValueError(
                 f"What the policy reads, {self.keys}, cannot be told from its networks: give example=..., a TensorDict "
                 "of them, such as env.reset()."
             )
-        return (torch.zeros(2, size),)
+        return (torch.zeros(2, *shape),)
 
 
 def _settle_embeddings(policy: nn.Module) -> None:
@@ -194,17 +198,17 @@ def _two(value: Tensor) -> Tensor:
     return torch.cat([value, value])[:2].contiguous()
 
 
-def _observation_size(policy: Any) -> int | None:
-    """Size O of the observation that a policy reads, from what it is made of."""
+def _observation_shape(policy: Any) -> tuple[int, ...] | None:
+    """Shape of an observation that a policy reads, from what it is made of."""
     for module in policy.modules():
         if isinstance(module, TrainedPolicy):
-            return module.task_sizes[0]
-        if isinstance(size := getattr(module, "observation_dim", None), int):
-            return size
+            return module.task_shape
+        if isinstance(module, PWMWorldModel):
+            return tuple(module.observation_shape)
         if isinstance(module, ObservationNormalizer):
-            return module.moments.mean.shape[0]
+            return tuple(module.moments.mean.shape)
         if isinstance(module, nn.Linear):
-            return module.in_features
+            return (module.in_features,)
     return None
 
 

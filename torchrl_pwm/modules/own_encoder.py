@@ -41,11 +41,12 @@ class OwnEncoder(nn.Module):
         inputs = [observation.reshape(-1, *self.shape)]
         if embedding is not None:
             inputs.append(embedding.expand(*batch, -1).reshape(-1, embedding.shape[-1]))
+        count = inputs[0].shape[0]  # len() would make a constant of it in an exported program
         features = self.network(*inputs)
-        if features.shape != (len(inputs[0]), self.latent_dim):
+        if features.shape != (count, self.latent_dim):
             raise ValueError(
                 f"The encoder must give features of shape [n, latent_dim], expected "
-                f"{[len(inputs[0]), self.latent_dim]}, found {list(features.shape)}: end it with a linear layer of "
+                f"{[count, self.latent_dim]}, found {list(features.shape)}: end it with a linear layer of "
                 "latent_dim outputs, or build the model with another latent_dim."
             )
         return self.normalization(features).reshape(*batch, self.latent_dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,10 +29,13 @@ class TrainedPolicy(TensorDictModuleBase):
             the observation, a :class:`~torchrl_pwm.TDMPC2Model` or its planner.
 
     Keyword Args:
-        observation_dim, action_dim (int): sizes O and A that it reads and writes.
+        observation_dim, action_dim (int): sizes O and A that it reads and writes. Of a policy that reads pictures,
+            their shape, a tuple.
         task (int, optional): index of the fixed task.
         task_name (str, optional): its name, or of the env that the policy was trained in.
         task_sizes (tuple of int, optional): of the fixed task's own observation and action. Default: O and A.
+        action_bounds (tuple of sequences, optional): lowest and highest action in the units of the data that the policy
+            was made from, which -1 and 1 stand for; see :meth:`unscaled`.
         observation_key, action_key, task_key, init_key (NestedKey): the entries.
 
     Raises:
@@ -55,11 +59,12 @@ class TrainedPolicy(TensorDictModuleBase):
         self,
         policy: TensorDictModuleBase,
         *,
-        observation_dim: int,
+        observation_dim: int | tuple[int, ...],
         action_dim: int,
         task: int | None = None,
         task_name: str | None = None,
         task_sizes: tuple[int, int] | None = None,
+        action_bounds: tuple[Sequence[float], Sequence[float]] | None = None,
         observation_key: NestedKey = "observation",
         action_key: NestedKey = "action",
         task_key: NestedKey = "task",
@@ -67,14 +72,17 @@ class TrainedPolicy(TensorDictModuleBase):
     ) -> None:
         super().__init__()
         self.policy = policy
-        self.observation_dim, self.action_dim = observation_dim, action_dim
+        shape = (observation_dim,) if isinstance(observation_dim, int) else tuple(observation_dim)
+        #: Shape of one observation, of the networks and of the fixed task.
+        self.observation_shape, self.action_dim = shape, action_dim
         self.task, self.task_name = task, task_name
-        self.task_sizes = (observation_dim, action_dim) if task_sizes is None else task_sizes
-        if self.task_sizes[0] > observation_dim or self.task_sizes[1] > action_dim:
+        if task_sizes is not None and (len(shape) > 1 or task_sizes[0] > shape[0] or task_sizes[1] > action_dim):
             raise ValueError(
-                f"The task's sizes must be at most those of the policy, {(observation_dim, action_dim)}, found "
-                f"{self.task_sizes}."
+                f"The task's sizes must be at most those of the policy, {(*shape, action_dim)}, found {task_sizes}."
             )
+        self.task_shape = shape if task_sizes is None else (task_sizes[0],)
+        self.task_action_dim = action_dim if task_sizes is None else task_sizes[1]
+        self.action_bounds = action_bounds
         self.observation_key, self.action_key = observation_key, action_key
         self.task_key, self.init_key = task_key, init_key
         reads = list(policy.in_keys)
@@ -104,15 +112,26 @@ class TrainedPolicy(TensorDictModuleBase):
             return self
         return TrainedPolicy(
             inner,
-            observation_dim=self.observation_dim,
+            observation_dim=self.observation_shape,
             action_dim=self.action_dim,
             task=self.task,
             task_name=self.task_name,
-            task_sizes=self.task_sizes,
+            task_sizes=None if self.task is None else (*self.task_shape, self.task_action_dim),  # type: ignore[arg-type]
+            action_bounds=self.action_bounds,
             observation_key=self.observation_key,
             action_key=self.action_key,
             task_key=self.task_key,
         )
+
+    def unscaled(self, action: Tensor) -> Tensor:
+        """An action [*, A] in [-1, 1] in the units of the data: low + (action + 1) / 2 * (high - low).
+
+        Without bounds of the data it stays as it is.
+        """
+        if self.action_bounds is None:
+            return action
+        low, high = (torch.tensor(bound).to(action) for bound in self.action_bounds)
+        return low + (action + 1) / 2 * (high - low)
 
     def reset(self) -> None:
         """Forgets what a planner keeps from step to step."""
@@ -125,11 +144,15 @@ class TrainedPolicy(TensorDictModuleBase):
         """Writes the action."""
         observation = tensordict.get(self.observation_key)
         task = tensordict.get(self.task_key, None) if self._reads_task else None
-        padded = task is not None or observation.shape[-1] != self.task_sizes[0]
-        self._check(observation, task)
-        batch, like = observation.shape[:-1], self._reference()
+        shape = observation.shape[-len(self.observation_shape) :]
+        padded = task is not None or shape != self.task_shape
+        self._check(observation, shape, task)
+        batch, like = observation.shape[: -len(shape)], self._reference()
         entries = TensorDict({}, batch, device=like.device)
-        fitting = nn.functional.pad(observation.to(like), (0, self.observation_dim - observation.shape[-1]))
+        if len(shape) == 1:
+            fitting = nn.functional.pad(observation.to(like), (0, self.observation_shape[0] - shape[0]))
+        else:
+            fitting = observation.to(like.device)  # pictures of bytes, too
         entries.set(self.observation_key, fitting)
         if self._reads_task:
             index = torch.tensor(self.task) if task is None else task
@@ -140,15 +163,16 @@ class TrainedPolicy(TensorDictModuleBase):
             entries.set(self.init_key, begins.to(like.device))
         with _deterministic_unless_told():
             action = self.policy(entries).get(self.action_key)
-        size = self.action_dim if padded else self.task_sizes[1]
+        size = self.action_dim if padded else self.task_action_dim
         return tensordict.set(self.action_key, action[..., :size].to(observation.device))
 
-    def _check(self, observation: Tensor, task: Tensor | None) -> None:
-        if observation.shape[-1] not in (self.task_sizes[0], self.observation_dim):
+    def _check(self, observation: Tensor, shape: torch.Size, task: Tensor | None) -> None:
+        if tuple(shape) not in (self.task_shape, self.observation_shape):
             named = f" of {self.task_name}" if self.task_name else ""
-            padded = f" (padded: {self.observation_dim})" if self.task_sizes[0] != self.observation_dim else ""
+            padded = f" (padded: {self.observation_shape[0]})" if self.task_shape != self.observation_shape else ""
+            expected = ", ".join(map(str, self.task_shape))
             raise ValueError(
-                f"The policy{named} reads {self.observation_key!r} of shape [*, {self.task_sizes[0]}]{padded}, found "
+                f"The policy{named} reads {self.observation_key!r} of shape [*, {expected}]{padded}, found "
                 f"{tuple(observation.shape)}."
             )
         if self._reads_task and self.task is None and task is None:

@@ -26,7 +26,7 @@ class PWMWorldModelLoss(SequenceLoss):
 
         loss_consistency = c_z mean_t rho^t MSE(z_{t+1}, sg[enc(o_{t+1})])
         loss_reward      = c_r mean_t rho^t CE(rew(z_t, a_t), r_t)
-        loss_termination = c_e mean_t BCE(end(z_{t+1}), terminated_t)             with a termination head
+        loss_termination = c_e mean_t BCE(end(z_{t+1} + noise), terminated_t)     with a termination head
 
     where CE is the soft cross entropy with two-hot targets, or the squared error for a scalar head. A model with
     ``normalize_rewards`` is trained on clip((r - mean) / std, -5, 5), after its moments took in the batch's rewards
@@ -39,6 +39,9 @@ class PWMWorldModelLoss(SequenceLoss):
     Keyword Args:
         consistency_coef, reward_coef, termination_coef (float): c_z, c_r and c_e, applied to the losses returned.
         rho (float): weight of each further step.
+        termination_noise (float): standard deviation of the noise on the latents that the termination head learns from,
+            in units of their spread in the batch. An end is a step in the state, whose gradient is nothing but at the
+            step; the head learns the probability under noise, which has one around it.
         divide_reward_by_horizon (bool): divide the reward loss by T once more; see :meth:`single_task`.
         reduction (str): ``"mean"``, ``"sum"`` or ``"none"`` (``[B, T]``).
 
@@ -75,6 +78,7 @@ class PWMWorldModelLoss(SequenceLoss):
         reward_coef: float = 0.1,
         termination_coef: float = 1.0,
         rho: float = 0.99,
+        termination_noise: float = 0.6,
         divide_reward_by_horizon: bool = False,
         reduction: str = "mean",
     ) -> None:
@@ -86,7 +90,7 @@ class PWMWorldModelLoss(SequenceLoss):
         self.register_coeff_buffer("reward_coef", reward_coef)
         # Without a head the state dict stays as it was.
         self.register_coeff_buffer("termination_coef", termination_coef if world_model.termination else None)
-        self.rho = rho
+        self.rho, self.termination_noise = rho, termination_noise
         self.divide_reward_by_horizon = divide_reward_by_horizon
         self._unseen_ends = not world_model.termination
         ends = ["loss_termination"] if world_model.termination else []
@@ -155,6 +159,9 @@ class PWMWorldModelLoss(SequenceLoss):
             raise ValueError("The world model has a new termination head: build the loss after add_termination_head().")
         terminated = require(tensordict, unravel_key(("next", self.tensor_keys.terminated)), self)
         terminated, task = terminated.transpose(0, 1).to(latent.dtype), None if task is None else task[:, 0]
+        if self.training and self.termination_noise:
+            spread = latent.detach().flatten(0, 1).std(0)
+            latent = latent + self.termination_noise * spread * torch.randn_like(latent)
         return self.termination_coef * self._reduced(
             termination_error(self.world_model, latent, terminated, task).T, mask
         )

@@ -76,8 +76,6 @@ def open_given(config: DictConfig) -> Given:
     Raises:
         FileNotFoundError, DamagedFileError, ValueError: if it cannot be read, or does not fit the stage.
     """
-    if config.stage not in STAGES:
-        raise ValueError(f"stage must be one of {', '.join(STAGES)}, found {config.stage!r}")
     agent, model = _open(Path(config.checkpoint))
     if model.num_tasks:
         raise ValueError(

@@ -18,21 +18,28 @@ from torchrl_pwm._utils.devices import one_thread
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
-from torchrl_pwm.envs import get_task_set
+from torchrl_pwm.envs import TaskSpec, get_task_set
 from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy
 from torchrl_pwm.modules import load_quickstart
+from torchrl_pwm.runs.evaluator import BestPolicy
 from torchrl_pwm.trainers.imitation import clone_behavior
 
 __all__ = ["DEFAULT_BASELINES", "BaselineJob", "measure_baselines"]
 
 # Options of clone_behavior; updates=0 leaves behaviour cloning out. top is the share of the episodes, those of the
-# highest return, that are cloned; by default that of the run's start states, all where it has none.
+# highest return, that are cloned; by default that of the run's start states, all where it has none. evaluations along
+# the way, by default as many as those of the policies, of eval_episodes each, find the best clone; select says whether
+# that one counts or the last.
 DEFAULT_BASELINES: dict[str, Any] = {
     "random": True,
-    "cloning": {"updates": 2000, "batch_size": 256, "units": [256, 256], "lr": 1e-3, "top": None},
+    "cloning": {
+        **{"updates": 2000, "batch_size": 256, "units": [256, 256], "lr": 1e-3, "top": None},
+        **{"evaluations": None, "eval_episodes": 8, "select": "last"},
+    },
 }
 _CHOSEN = 30_000  # transitions of the best episodes
+_EVALUATIONS = 5  # along the way, where there are no policies to be compared with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +71,8 @@ class BaselineJob:
 
         Returns:
             For ``"random"`` and ``"cloning"``, where they are wanted, a list of runs with ``seed``, ``returns`` and
-            ``successes``.
+            ``successes``; those of ``"cloning"`` with ``last`` and ``best`` too, see
+            :func:`~torchrl_pwm.runs.extraction.extract_policy`.
         """
         if self.file.exists():
             return json.loads(self.file.read_text())
@@ -81,12 +89,35 @@ class BaselineJob:
         options = dict(self.settings["cloning"] or {"updates": 0})
         top = options.pop("top", None)
         if options["updates"]:
-            runs = []
-            for seed in self.seeds:
-                replay = self.replay(seed, 1.0 if top is None else top)
-                actor = clone_behavior(replay, spec.observation_dim, spec.action_dim, seed=seed, **options)
-                runs.append({**self._evaluate(actor).record(), "seed": seed})
-            yield "cloning", runs
+            yield "cloning", [self._clone(spec, seed, 1.0 if top is None else top, **options) for seed in self.seeds]
+
+    def _clone(
+        self,
+        spec: TaskSpec,
+        seed: int,
+        top: float,
+        *,
+        select: str = "last",
+        evaluations: int | None = None,
+        eval_episodes: int = 8,
+        **options: Any,
+    ) -> dict[str, Any]:
+        best: list[BestPolicy] = []
+
+        def evaluate(actor: Any) -> None:
+            # On the start states of the policies' evaluations along the way.
+            result = evaluate_policy(actor, self.task, episodes=eval_episodes, seed=self.seed + 1)
+            if not best:
+                best.append(BestPolicy(actor))
+            best[0].offer(0.0 if result.score is None else result.score, result.return_mean)
+
+        interval = -(-options["updates"] // (evaluations or _EVALUATIONS))
+        sizes = spec.observation_dim, spec.action_dim
+        actor = clone_behavior(
+            self.replay(seed, top), *sizes, seed=seed, evaluate=evaluate, eval_interval=interval, **options
+        )
+        both = best[0].choose(select, lambda: self._evaluate(actor).record())
+        return {**(both[select] or {}), "seed": seed, **both}
 
     def _evaluate(self, policy: Any) -> EvaluationResult:
         # without the task set: these policies read the task's own observation and write its own action
@@ -154,13 +185,17 @@ def baseline_settings(config: DictConfig) -> dict[str, Any] | None:
         return None
     if unknown := sorted(set(given) - set(DEFAULT_BASELINES)):
         raise ValueError(f"evaluation.baselines has {sorted(DEFAULT_BASELINES)}, not {unknown}")
-    named: Any = OmegaConf.to_container(OmegaConf.create(given), resolve=True)
+    named: Any = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
     settings = {**DEFAULT_BASELINES, **named}
     if settings["cloning"]:
-        settings["cloning"] = {**DEFAULT_BASELINES["cloning"], **settings["cloning"]}
-        if settings["cloning"]["top"] is None:
+        settings["cloning"] = cloning = {**DEFAULT_BASELINES["cloning"], **settings["cloning"]}
+        if cloning["top"] is None:
             # policies that stay near the best episodes are to beat their clone, not that of all
-            settings["cloning"]["top"] = OmegaConf.select(config, "extraction.starts.top", default=1.0)
+            cloning["top"] = OmegaConf.select(config, "extraction.starts.top", default=1.0)
+        if cloning["evaluations"] is None and "eval_interval" in config.get("extraction", {}):
+            # Policies that begin as a clone are evaluated before their first update too.
+            begins = bool(OmegaConf.select(config, "extraction.warm_start.behavior_updates"))
+            cloning["evaluations"] = begins + -(-config.extraction.iterations // config.extraction.eval_interval)
     return settings
 
 

@@ -26,7 +26,7 @@ from torchrl import torchrl_logger
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from torchrl_pwm._utils.quiet import quiet_torchrl
-from torchrl_pwm._utils.ranges import check_option
+from torchrl_pwm._utils.ranges import check_options
 from torchrl_pwm.runs.folder import check_packages, discard_unstarted, kind_of_run, open_run
 
 CONF = Path(__file__).parent / "conf"
@@ -276,50 +276,15 @@ def compose_config(name: str, overrides: Sequence[str], folder: Path = CONF) -> 
         if "preset" in config.hydra.runtime.choices:
             config.preset = config.hydra.runtime.choices["preset"]
         del config["hydra"]
-    check_options(config)
+    check_options(OmegaConf.to_container(config), limits())  # type: ignore[arg-type]
     return config
 
 
-def check_options(config: DictConfig) -> None:
-    """Compares every option with ``conf/limits.yaml``.
-
-    Raises:
-        ValueError: for the first value outside.
-    """
-    for name, value in option_values(config):
-        rule = option_rule(name)
-        if rule is not None:
-            check_option(name, value, rule)
-
-
-def option_values(config: DictConfig) -> Iterator[tuple[str, Any]]:
-    """Name and value of every option, without those that are missing or refer to others."""
-    nodes: list[tuple[str, Any]] = list(OmegaConf.to_container(config).items())  # type: ignore[union-attr, arg-type]
-    while nodes:
-        name, value = nodes.pop(0)
-        if isinstance(value, dict):
-            nodes += [(f"{name}.{key}", entry) for key, entry in value.items()]
-        elif not (isinstance(value, str) and (value == "???" or value.startswith("${"))):
-            yield name, value
-
-
-def option_rule(name: str) -> dict[str, Any] | None:
-    """What an option may be: the rule of the longest end of its name that has one."""
-    parts = name.split(".")
-    ends = 1 if parts[0] in ("env", "training_env") else len(parts)  # an env's own options may have any name
-    for first in range(ends):
-        for end in (parts[first:], [*parts[first:-1], "*"]):
-            if len(end) > 1 or end != ["*"]:
-                rule = _limits().get(".".join(end))
-                if rule is not None:
-                    return rule
-    return None
-
-
 @functools.cache
-def _limits() -> dict[str, Any]:
-    limits: Any = OmegaConf.to_container(OmegaConf.load(CONF / "limits.yaml"))
-    return limits
+def limits() -> dict[str, Any]:
+    """What the options of all commands may be, by the ends of their names."""
+    table: Any = OmegaConf.to_container(OmegaConf.load(CONF / "limits.yaml"))
+    return table
 
 
 def _unknown_option(key: str, config: DictConfig) -> str:

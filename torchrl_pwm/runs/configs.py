@@ -30,6 +30,7 @@ class ModelConfig:
     normalize_rewards: bool = False
     observation_clip: Any = None
     termination: Any = False
+    encoder: Any = None
 
 
 @dataclass
@@ -87,6 +88,7 @@ class PWMWorldModelLossConfig:
     reward_coef: float = 0.1
     termination_coef: float = 1.0
     rho: float = 0.99
+    termination_noise: float = 0.6
     divide_reward_by_horizon: bool = False
     reduction: str = "mean"
 

@@ -7,8 +7,10 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
@@ -24,10 +26,16 @@ from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy, package_ve
 from torchrl_pwm.runs.folder import claim_folder, make_logger
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
+Outcome = TypeVar("Outcome")
 
 
 class BestPolicy:
-    """The networks that did best in the real env so far; part of the checkpoint."""
+    """The networks that did best in the real env so far; part of the checkpoint.
+
+    In the checkpoint of an earlier version there may be none: then those count that are evaluated from there on.
+    """
+
+    optional = True
 
     def __init__(self, networks: nn.Module) -> None:
         self.networks = networks
@@ -41,6 +49,26 @@ class BestPolicy:
     def restore(self) -> None:
         """Puts the best weights back into the networks."""
         self.networks.load_state_dict(self.weights)
+
+    def choose(self, select: str, evaluate: Callable[[], Outcome]) -> dict[str, Outcome | None]:
+        """Evaluates the networks with their last weights and with the best ones, and leaves those that count in place.
+
+        Args:
+            select: ``"last"`` or ``"best"``.
+            evaluate: called with the networks in place, once where both are the same.
+
+        Returns:
+            What it returned of the ``"last"`` and of the ``"best"``, which is None where none was evaluated before.
+        """
+        last = _copy_state(self.networks)
+        outcomes: dict[str, Outcome | None] = {"last": evaluate(), "best": None}
+        if self.result[0] > -math.inf:
+            same = all(torch.equal(weight, self.weights[name].to(weight.device)) for name, weight in last.items())
+            self.restore()
+            outcomes["best"] = outcomes["last"] if same else evaluate()
+            if select == "last":
+                self.networks.load_state_dict(last)
+        return outcomes
 
     def state_dict(self) -> dict[str, Any]:
         return {"result": self.result, "weights": self.weights}
@@ -82,17 +110,11 @@ class Evaluator:
         spread = float(result.returns.std())
         return {"return_mean": result.return_mean, "return_std": spread, "returns": result.returns.tolist()}
 
-    def outcomes(self, policy: Any, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """The final evaluation: the policy, and what it is to be compared with, from the same start states.
-
-        Args:
-            policy: what is evaluated, unless that is among the ``known`` outcomes.
-            known: outcomes that are there already.
-        """
+    def outcomes(self, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The final evaluation: what was evaluated, and what it is to be compared with, from the same start states."""
         spec = self.envs[self.settings.episodes].action_spec
         uniform = RandomPolicy(spec.shape[-1], self.config.seed, dtype=spec.dtype)
         outcomes = {
-            "policy": known.get("policy") or self.outcome(policy),
             **known,
             "random actions": self.outcome(uniform),
             "no action": self.outcome(lambda td: td.set("action", spec.zero())),
@@ -106,24 +128,27 @@ class EvaluatedRun:
     """A run in its folder, whose policy is evaluated along the way.
 
     With ``config.select == "best"`` the networks that did best in an evaluation during training count, on start states
-    that the final evaluation does not see, else the last ones. The untrained policy is evaluated first.
+    that the final evaluation does not see, else the last ones; the summary has both. The untrained policy is evaluated
+    first.
 
     Args:
         config: of the run.
         folder: where it lives.
         evaluator: evaluates.
         policy: what is evaluated.
-        networks: what is kept of the best policy; None keeps the last ones.
+        networks: what is kept of the best policy.
     """
 
     def __init__(
-        self, config: DictConfig, folder: Path, evaluator: Evaluator, policy: Any, networks: nn.Module | None = None
+        self, config: DictConfig, folder: Path, evaluator: Evaluator, policy: Any, networks: nn.Module
     ) -> None:
+        # Runs of SHAC had none at first, and their last policy counted.
+        self.select = config.get("select", "last")
         self.config, self.folder, self.evaluator, self.policy = config, folder, evaluator, policy
         self.first_policy = "untrained policy"
         # Before a resume, so that an interrupted run has the same one.
         self.untrained = evaluator.outcome(policy)
-        self.best = None if networks is None else BestPolicy(networks)
+        self.best = BestPolicy(networks)
         self.stopwatch = Stopwatch()
         self.resumed = has_checkpoint(folder / "checkpoint")
 
@@ -159,8 +184,7 @@ class EvaluatedRun:
     def resume(self, trainer: Any) -> None:
         """Claims the folder, and goes on from its checkpoint, if there is one."""
         claim_folder(self.config, self.folder)
-        if self.best is not None:
-            trainer.components["best_policy"] = self.best
+        trainer.components["best_policy"] = self.best
         trainer.resume(required=False)
 
     def finish(
@@ -170,7 +194,8 @@ class EvaluatedRun:
         steps: int,
         panels: Mapping[str, Sequence[str]],
         xlabel: str = "iteration",
-        outcomes: Callable[[], dict[str, Any]] = dict,
+        policies: Mapping[str, Any] = MappingProxyType({}),
+        outcomes: Mapping[str, Any] = MappingProxyType({}),
         **further: Any,
     ) -> Path:
         """Chooses among the networks, saves them, and returns the path of ``summary.json``, which it writes.
@@ -183,20 +208,23 @@ class EvaluatedRun:
         Keyword Args:
             steps: steps of the env, all envs together.
             panels, xlabel: of the picture, see :func:`~torchrl_pwm.evaluation.plot_training`.
-            outcomes: called with the chosen networks in place; what they are compared with beside the usual.
+            policies: further ones of the same networks, by name.
+            outcomes: what the policy is compared with beside the usual.
             further: entries of the summary.
         """
         config, folder, seconds = self.config, self.folder, self.stopwatch.seconds
-        last = {}
-        if self.best is not None and steps:
-            last["last policy"] = self.evaluator.outcome(self.policy)
-            if config.select == "best":
-                self.best.restore()
+        # Where nothing was trained, it is the policy itself that was evaluated first.
+        known, both = {"policy": self.untrained}, {}
+        if steps:
+            policies = {"policy": self.policy, **policies}
+            both = self.best.choose(
+                self.select, lambda: {name: self.evaluator.outcome(policy) for name, policy in policies.items()}
+            )
+            known = {**(both[self.select] or {}), self.first_policy: self.untrained}
         for name, module in files.items():
             save_tensors(folder / name, module.state_dict())
-        # Where nothing was trained, it is the policy itself that was evaluated first.
-        known = {self.first_policy if steps else "policy": self.untrained}
-        results = {**self.evaluator.outcomes(self.policy, known), **outcomes(), **last}
+        results = {**self.evaluator.outcomes(known), **outcomes}
+        results |= {f"{which} {name}": found for which in both for name, found in (both[which] or {}).items()}
         if config.logger == "csv" and steps:
             drawn = ("random actions", "no action", "hand-written controller")
             references = {name: results[name]["return_mean"] for name in drawn if name in results}
@@ -211,6 +239,7 @@ class EvaluatedRun:
             "iterations": config.iterations,
             "steps": steps,
             "seconds": round(seconds, 1),
+            "select": self.select,
             **further,
             "outcomes": results,
             "versions": package_versions(),
@@ -221,8 +250,7 @@ class EvaluatedRun:
 
     def _evaluate(self) -> dict[str, float]:
         metrics = self.evaluator.during_training(self.policy)
-        if self.best is not None:
-            self.best.offer(metrics["real_return"], metrics["real_return"])
+        self.best.offer(metrics["real_return"], metrics["real_return"])
         return metrics
 
 
@@ -235,6 +263,8 @@ def format_outcomes(summary: Path) -> str:
     ]
     episodes = len(content["outcomes"]["policy"]["returns"])
     head = f"{content['task']}: return of {episodes} episodes, mean +- standard deviation"
+    if "select" in content and "last policy" in content["outcomes"]:
+        head += f"; policy: the {content['select']} one, select={content['select']}"
     pace = content["seconds"] / max(content["iterations"], 1)
     tail = (
         f"{content['iterations']} iterations, {content['steps']} steps, {content['seconds']:.0f} s ({pace:.2f} s each)"

@@ -80,7 +80,8 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
     """Extracts and evaluates one policy; goes on where an interrupted run stopped, and returns at once when done.
 
     Returns:
-        ``task``, ``seed``, ``returns`` and ``successes`` of the evaluation's episodes, and ``seconds``.
+        ``task``, ``seed``, ``returns`` and ``successes`` of the evaluation's episodes, ``last`` and ``best`` with these
+        of the last and of the best policy, of which ``extraction.select`` counts, and ``seconds``.
     """
     if job.result_file.exists():
         return json.loads(job.result_file.read_text())
@@ -134,22 +135,21 @@ def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
     if trainer.iteration == 0:
         warm_start(loss, stepper, replay, **config.extraction.warm_start, device=job.device)
         average.restart()
-        if config.extraction.warm_start.behavior_updates and config.extraction.select == "best":
+        if config.extraction.warm_start.behavior_updates:
             trainer.log_evaluation(now=True)
     trainer.train()
     seconds = stopwatch.seconds
-    (best if config.extraction.select == "best" else average).restore()
-    save_policy(loss, job.folder / "policy.pt")
-
-    evaluation = evaluate_policy(
-        loss.actor_network,
-        job.task,
-        task_set=task_set,
-        world_model=model,
-        episodes=config.evaluation.episodes,
-        seed=config.evaluation.seed,
+    average.restore()
+    episodes = {"episodes": config.evaluation.episodes, "seed": config.evaluation.seed}
+    both = best.choose(
+        config.extraction.select,
+        lambda: evaluate_policy(
+            loss.actor_network, job.task, task_set=task_set, world_model=model, **episodes
+        ).record(),
     )
-    result = {"task": job.task, **evaluation.record(), "seed": job.seed, "seconds": seconds}
+    save_policy(loss, job.folder / "policy.pt")
+    chosen = both[config.extraction.select] or {}
+    result = {"task": job.task, **chosen, "seed": job.seed, "seconds": seconds, **both}
     replace_file(job.result_file, json.dumps(result, indent=2).encode())
     return result
 

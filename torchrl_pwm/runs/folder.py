@@ -24,7 +24,7 @@ _CONFIG = "config.yaml"
 class Stage(NamedTuple):
     """A part of a run: where its checkpoints are, and what it makes at its end, as patterns in the folder."""
 
-    checkpoint: str
+    checkpoints: tuple[str, ...]
     results: tuple[str, ...]
 
 
@@ -33,20 +33,27 @@ _FREE = ("resume", "folder", "progress", "workers", "threads", "device", "compar
 _LOGGERS = ("csv", "tensorboard", "wandb")
 # By command: the options that a run may be made longer by. What the run has of its end is set aside then, and the rest
 # goes on from the checkpoints.
-_OF_ONE_ENV = {"iterations": Stage("checkpoint", ("summary.json",))}
+_OF_ONE_ENV = {"iterations": Stage(("checkpoint",), ("summary.json",))}
 _LONGER = {
     "online": _OF_ONE_ENV,
     "shac": _OF_ONE_ENV,
     "tdmpc2-online": _OF_ONE_ENV,
-    "tdmpc2-mt80": {"training.iterations": Stage("model/checkpoint", ("summary.json", "tasks", "model/model.pt"))},
+    "tdmpc2-mt80": {"training.iterations": Stage(("model/checkpoint",), ("summary.json", "tasks", "model/model.pt"))},
     "mt80": {
         "extraction.iterations": Stage(
-            "policies/*/seed-*/checkpoint", ("summary.json", "policies/*/seed-*/result.json")
+            ("policies/*/seed-*/checkpoint",), ("summary.json", "policies/*/seed-*/result.json")
         ),
         # Policies of another world model begin anew.
         "world_model.iterations": Stage(
-            "world_model/checkpoint",
+            ("world_model/checkpoint",),
             ("summary.json", "world_model/world_model.pt", "world_model/disagreement.pt", "policies", "rounds"),
+        ),
+    },
+    "offline": {
+        "extraction.iterations": Stage(("checkpoint", "policies/*/checkpoint"), ("summary.json",)),
+        "world_model.iterations": Stage(
+            ("world_model/checkpoint",),
+            ("summary.json", "world_model.pt", "world_model/world_model.pt", "policy.pt", "checkpoint", "policies"),
         ),
     },
 }
@@ -63,7 +70,8 @@ def check_packages(config: DictConfig) -> None:
         raise ValueError(f"logger must be one of {', '.join(_LOGGERS)}, found {config.logger!r}")
     choose_device(config.device)
     tasks = kind_of_run(config) in ("mt80", "tdmpc2-mt80")
-    needed = [("matplotlib", "plots", "the picture of a run")] if tasks or config.logger == "csv" else []
+    drawn = tasks or (config.logger == "csv" and kind_of_run(config) != "offline")
+    needed = [("matplotlib", "plots", "the picture of a run")] if drawn else []
     if config.logger != "csv":
         needed.append((config.logger, config.logger, f"logger={config.logger}"))
     if kind_of_run(config) == "mt80":
@@ -163,13 +171,12 @@ def _is_longer(config: DictConfig, saved: DictConfig, key: str) -> bool:
 
 def _check_checkpoints(folder: Path, stage: Stage, key: str, saved: DictConfig) -> None:
     """Refuses to make a run longer that has ended and kept no checkpoint to go on from."""
-    place, name = Path(stage.checkpoint).parent, Path(stage.checkpoint).name
     if OmegaConf.select(saved, "checkpoint") and key in ("training.iterations", "world_model.iterations"):
         raise ValueError(f"The run in {folder} was given its model and trains none: {key} cannot be larger.")
-    ended = [path for pattern in stage.results for path in folder.glob(pattern)]
-    for part in folder.glob(str(place)) if str(place) != "." else [folder]:
-        if ended and not has_checkpoint(part / name):
-            raise FileNotFoundError(f"The run in {folder} has ended, and {part} holds no checkpoint to go on from.")
+    ended = any(any(folder.glob(pattern)) for pattern in stage.results)
+    places = [place for pattern in stage.checkpoints for place in folder.glob(pattern)]
+    if ended and not (places and all(map(has_checkpoint, places))):
+        raise FileNotFoundError(f"The run in {folder} has ended, and it holds no checkpoint to go on from.")
 
 
 def _set_aside(folder: Path, patterns: Iterable[str], target: Path) -> None:

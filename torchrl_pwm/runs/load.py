@@ -62,9 +62,9 @@ def load_policy(
     task, seed = named.get("task", task), named.get("seed", seed)
     config = read_config(folder)
     kind = kind_of_run(config)
-    if task is not None and kind not in ("mt80", "tdmpc2-mt80", "offline") and task != config.task:
+    load = _OF_MANY_TASKS.get(kind)
+    if load is None and task not in (None, config.task):
         raise ValueError(f"The run in {folder} is of {config.task} alone, found task={task}.")
-    load = {"mt80": _load_extracted, "tdmpc2-mt80": _load_offline_tdmpc2, "offline": _load_recorded}.get(kind)
     if load is not None:
         policy = load(config, folder, task=task, seed=seed, plan=plan)
     else:
@@ -93,11 +93,10 @@ def _find_run(path: Path) -> tuple[Path, dict[str, Any]]:
     for folder in path.parents:
         if (folder / "config.yaml").exists():
             parts = path.relative_to(folder).parts
-            if parts[0] == "policies" and len(parts) == 4:
-                return folder, {"task": parts[1], "seed": int(parts[2].removeprefix("seed-"))}
-            if parts[0] == "policies" and len(parts) == 3:
-                return folder, {"task": parts[1]}
-            return folder, {}
+            named: dict[str, Any] = {"task": parts[1]} if parts[0] == "policies" else {}
+            if len(parts) == 4:
+                named["seed"] = int(parts[2].removeprefix("seed-"))
+            return folder, named
     raise FileNotFoundError(f"{path} is not in the folder of a run: expected config.yaml in a folder above it.")
 
 
@@ -178,23 +177,6 @@ def _load_extracted(
     return _of_task(WorldModelPolicy(model, actor), model, config, task)
 
 
-def _load_recorded(
-    config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None
-) -> TrainedPolicy:
-    """A policy of a run on recorded data."""
-    task = _choose(folder, "task", task, list(config.tasks))
-    several = len(config.tasks) > 1
-    weights = _read(folder, f"policies/{task}/policy.pt" if several else "policy.pt", config)
-    model = load_world_model(folder / "world_model.pt")
-    network = instantiate(config.actor)
-    network.load_state_dict(weights)
-    sizes: Any = {"observation_dim": model.observation_dim, "action_dim": model.action_dim}
-    if model.num_tasks:
-        own = config.tasks[task]
-        sizes |= {"task": own.index, "task_sizes": (own.observation_dim, own.action_dim)}
-    return TrainedPolicy(WorldModelPolicy(model, network), **sizes, task_name=task)
-
-
 def _load_offline_tdmpc2(
     config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None
 ) -> TrainedPolicy:
@@ -208,6 +190,33 @@ def _load_offline_tdmpc2(
         task = _choose(folder, "task", task, tasks)
     planner = instantiate(config.planner, model, plan=config.plan if plan is None else plan)
     return _of_task(planner, model.world_model, config, task)
+
+
+def _load_recorded(
+    config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None
+) -> TrainedPolicy:
+    """A policy of a run on recorded data."""
+    tasks = list(config.action_bounds)
+    several = len(tasks) > 1
+    task = _choose(folder, "task", task, tasks)
+    weights = _read(folder, f"policies/{task}/policy.pt" if several else "policy.pt", config)
+    model = load_world_model(folder / "world_model.pt")
+    actor = instantiate(config.actor)
+    actor.load_state_dict(weights)
+    bounds = config.action_bounds[task]
+    own = config.task_table[task] if model.num_tasks else None
+    return TrainedPolicy(
+        WorldModelPolicy(model, actor),
+        observation_dim=model.observation_dim,
+        action_dim=model.action_dim,
+        task=None if own is None else own.index,
+        task_name=task,
+        task_sizes=None if own is None else (own.observation_dim, own.action_dim),
+        action_bounds=None if bounds is None else (list(bounds.low), list(bounds.high)),
+    )
+
+
+_OF_MANY_TASKS = {"mt80": _load_extracted, "tdmpc2-mt80": _load_offline_tdmpc2, "offline": _load_recorded}
 
 
 def _of_task(policy: TensorDictModuleBase, model: Any, config: DictConfig, task: str | None) -> TrainedPolicy:

@@ -26,7 +26,7 @@ from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.runs.evaluator import BestPolicy, Evaluator
 from torchrl_pwm.runs.extraction import make_loss
-from torchrl_pwm.runs.folder import claim_folder, make_logger
+from torchrl_pwm.runs.folder import claim_folder, finished, make_logger
 from torchrl_pwm.runs.offline_report import measure_trust, write_offline_report
 from torchrl_pwm.runs.recordings import Recordings, open_recordings
 from torchrl_pwm.runs.world_model import train_world_model
@@ -47,8 +47,7 @@ def run_offline(config: DictConfig, folder: Path) -> Path:
             does not fit, before the folder is made.
         FloatingPointError: if a number is not finite.
     """
-    summary = folder / "summary.json"
-    if summary.exists():
+    if summary := finished(config, folder):
         return summary
     start, device = time.perf_counter(), choose_device(config.device)
     recordings = open_recordings(config)
@@ -72,6 +71,7 @@ def complete_config(config: DictConfig, recordings: Recordings) -> None:
     store = recordings.store
     table = store.task_set
     several = len(table) > 1
+    bounds = {rows.name: (rows.action_low, rows.action_high) for rows in store.select(list(recordings.tasks))}
     with open_dict(config):
         config.model.update(
             observation_dim=table.observation_dim,
@@ -84,17 +84,14 @@ def complete_config(config: DictConfig, recordings: Recordings) -> None:
         config.actor.update(latent_dim=config.model.latent_dim, action_dim=table.action_dim)
         config.value.latent_dim = config.model.latent_dim
         config.loss.mask_actions = several
-        # What a policy needs to act without the data. From the bounds its actions, in [-1, 1], are scaled back; null:
-        # they are as they are.
-        config.tasks = {
-            rows.name: {
-                "index": rows.index,
-                "observation_dim": table[rows.name].observation_dim,
-                "action_dim": table[rows.name].action_dim,
-                "action_low": None if rows.action_low is None else list(rows.action_low),
-                "action_high": None if rows.action_high is None else list(rows.action_high),
-            }
-            for rows in store.select(list(recordings.tasks))
+        config.task_table = {
+            task.name: {"index": task.index, "observation_dim": task.observation_dim, "action_dim": task.action_dim}
+            for task in (table[name] for name in recordings.tasks)
+        }
+        # From these the actions of a policy, in [-1, 1], are scaled back; null: they are as they are.
+        config.action_bounds = {
+            task: None if low is None else {"low": list(low), "high": list(high or ())}
+            for task, (low, high) in bounds.items()
         }
 
 
@@ -111,8 +108,6 @@ def make_evaluator(config: DictConfig, recordings: Recordings, device: str) -> E
                 "leave it at last"
             )
         return None
-    if config.extraction.select not in ("last", "best"):
-        raise ValueError(f"extraction.select must be last or best, found {config.extraction.select!r}")
     if config.model.num_tasks:
         raise ValueError(f"env= evaluates data of one task, found those of {list(recordings.store.task_set.names)}")
     if config.env._target_.endswith("make_gym_env"):
@@ -223,13 +218,8 @@ def extract(
     average.restore()
     outcomes: dict[str, Any] = {}
     if evaluator is not None:
-        outcomes["last policy"] = evaluator.outcome(policy)
-        last = {name: value.clone() for name, value in loss.actor_network.state_dict().items()}
-        best.restore()
-        outcomes["best policy"] = evaluator.outcome(policy)
-        if settings.select == "last":
-            loss.actor_network.load_state_dict(last)
-        outcomes = {"policy": outcomes[f"{settings.select} policy"], **outcomes}
+        both = best.choose(settings.select, lambda: evaluator.outcome(policy))
+        outcomes = {"policy": both[settings.select], **{f"{which} policy": found for which, found in both.items()}}
         outcomes["random actions"] = evaluator.outcome(RandomPolicy(model.action_dim, config.seed))
     save_tensors(folder / "policy.pt", loss.actor_network.state_dict())
     return loss, outcomes

@@ -85,6 +85,7 @@ def write_offline_report(
         "data": str(recordings.store.root),
         "seed": config.seed,
         "evaluation_seed": config.evaluation.seed,
+        "select": config.extraction.select,
         "seconds": round(seconds, 1),
         "tasks": results,
         "versions": package_versions(),
@@ -116,7 +117,8 @@ def _head(recordings: Recordings) -> str:
 def _section(config: DictConfig, task: str, result: dict[str, Any]) -> str:
     """What is said of one task."""
     lines = [f"## {task}\n"]
-    lines += _returns(result["outcomes"], result["behavior_return_mean"]) if "outcomes" in result else []
+    if "outcomes" in result:
+        lines += _returns(result["outcomes"], result["behavior_return_mean"], config.extraction.select)
     count = f"{result['held_out']:,} of {result['held_out'] + result['kept']:,} episodes, which were held out"
     where = count if result["held_out"] else "the episodes that it learned from, as none was held out"
     lines.append(f"How far to trust the model, by {where} ({result['transitions']:,} steps):\n")
@@ -151,8 +153,8 @@ def _section(config: DictConfig, task: str, result: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _returns(outcomes: dict[str, Any], behavior: float) -> list[str]:
-    head = f"Return of {len(outcomes['policy']['returns'])} episodes in the env:\n"
+def _returns(outcomes: dict[str, Any], behavior: float, select: str) -> list[str]:
+    head = f"Return of {len(outcomes['policy']['returns'])} episodes in the env; the {select} policy counts:\n"
     rows = [f"| {name} | {found['return_mean']:.1f} +- {found['return_std']:.1f} |" for name, found in outcomes.items()]
     return [head, "| | mean +- standard deviation |", "|---|---|", *rows, f"| the data | {behavior:.1f} |", ""]
 

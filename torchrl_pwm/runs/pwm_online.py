@@ -48,10 +48,10 @@ def run_online(config: DictConfig, folder: Path) -> Path:
     With ``select=best`` the networks that did best in an evaluation during training count, on start states that the
     final evaluation does not see, else the last ones. The folder then holds the configuration, the metrics, the
     checkpoint, ``policy.pt`` and ``world_model.pt`` (state dicts of the :class:`~torchrl_pwm.WorldModelPolicy`'s actor
-    and of the model), ``training.png`` and the summary: returns of whole episodes of the policy, of the last and the
-    untrained one, of the clone of recorded behaviour that it began with, if it did, of random actions, of none (zeros)
-    and of the hand-written controller where there is one, all from the same start states. With ``config.checkpoint``
-    the run begins with what that holds, and ``config.stage`` says what is done with it.
+    and of the model), ``training.png`` and the summary: returns of whole episodes of the policy, of the last, the best
+    and the untrained one, of the clone of recorded behaviour that it began with, if it did, of random actions, of none
+    (zeros) and of the hand-written controller where there is one, all from the same start states. With
+    ``config.checkpoint`` the run begins with what that holds, and ``config.stage`` says what is done with it.
 
     Raises:
         FileNotFoundError, DamagedFileError: if a checkpoint or recorded steps cannot be read.
@@ -107,7 +107,7 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         {"policy.pt": loss.actor_network, "world_model.pt": model},
         steps=trainer.env_steps,
         panels=_PANELS,
-        outcomes=lambda: {"cloned behaviour": json.loads(cloned.read_text())} if cloned.exists() else {},
+        outcomes={"cloned behaviour": json.loads(cloned.read_text())} if cloned.exists() else {},
         skipped=stepper.policy_stepper.skipped,
     )
 

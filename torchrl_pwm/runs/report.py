@@ -31,6 +31,7 @@ from torchrl_pwm.evaluation import (
     write_summary,
 )
 from torchrl_pwm.evaluation.curves import Series
+from torchrl_pwm.evaluation.statistics import SELECT
 from torchrl_pwm.modules import Quickstart
 from torchrl_pwm.runs.baselines import baseline_settings, measure_baselines
 from torchrl_pwm.runs.deviations import protocol_deviations
@@ -76,16 +77,23 @@ def write_report(
                 "data": _data_outcome(spec, behavior[task]),
             },
             published={method: reference_score(task, task_set, method) for method in ("pwm", "tdmpc2")},
+            **_last_and_best(spec, runs),
         )
         rows.append(row)
     path = folder / "summary.json"
-    notes = _notes(config, store, any("cloning" in found for found in baselines.values()))
+    notes = _notes(config, store, rows)
     comparison = None
     if OmegaConf.select(config, "compare"):
         remarks = protocol_deviations(config, store, model_file)
         comparison = compare_with_published(rows, task_set, remarks=remarks)
     summary = write_summary(
-        path, rows, seed=config.seed, seconds_total=round(seconds, 1), notes=notes, comparison=comparison
+        path,
+        rows,
+        seed=config.seed,
+        seconds_total=round(seconds, 1),
+        notes=notes,
+        comparison=comparison,
+        select=config.extraction.select,
     )
     plot_scores(summary, folder / "scores.png", task_set=task_set)
     write_html_report(
@@ -101,20 +109,23 @@ def write_report(
     return path
 
 
-def _notes(config: DictConfig, store: EpisodeStore | Quickstart, cloning: bool) -> list[str]:
+def _notes(config: DictConfig, store: EpisodeStore | Quickstart, rows: list[dict[str, Any]]) -> list[str]:
     """What the policies had and the baselines did not."""
-    notes = []
-    if OmegaConf.select(config, "extraction.select") == "best":
+    notes, cloned = [], [row["baselines"]["cloning"] for row in rows if "cloning" in row["baselines"]]
+    cloning, settings = bool(cloned), (baseline_settings(config) or {}).get("cloning") or {}
+    counts = settings.get("select") if all("best" in entry for entry in cloned) else "last"
+    select = config.extraction.select
+    if cloning and counts != select:
         notes.append(
-            "Each policy is the best of its evaluations in the environment along the way (extraction.select=best), on "
-            "seeds apart from those of the score; the baselines had no such choice."
+            f"Of the policies the {select} one counts (extraction.select={select}), of behaviour cloning the {counts} "
+            "one: compare columns of one name."
         )
     if cloning and OmegaConf.select(config, "rounds.count"):
         notes.append(
             f"The world model also saw {config.rounds.count} round(s) of its policies' own episodes; behaviour cloning "
             "has the data before them."
         )
-    top = ((baseline_settings(config) or {}).get("cloning") or {}).get("top", 1.0)
+    top = settings.get("top", 1.0)
     if cloning and not isinstance(store, EpisodeStore):
         notes.append(
             "Behaviour cloning has the start states and actions of good episodes that come with the world model, not "
@@ -130,8 +141,18 @@ def _by_seed(spec: TaskSpec, runs: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def _outcome(spec: TaskSpec, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The episodes of a baseline together, and by seed."""
-    return {**EvaluationResult.from_records(spec, runs).outcome(), "seeds": _by_seed(spec, runs)}
+    """The episodes of several policies together, and by seed; those of the last and the best ones too."""
+    outcome = {**EvaluationResult.from_records(spec, runs).outcome(), "seeds": _by_seed(spec, runs)}
+    return {**outcome, **_last_and_best(spec, runs)}
+
+
+def _last_and_best(spec: TaskSpec, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last and the best policies of all runs, where both were evaluated."""
+    return {
+        which: _outcome(spec, [{**run[which], "seed": run["seed"]} for run in runs])
+        for which in SELECT
+        if all(run.get(which) for run in runs)
+    }
 
 
 def _data_outcome(spec: TaskSpec, behavior: dict[str, Any]) -> dict[str, Any]:

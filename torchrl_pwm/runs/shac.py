@@ -23,9 +23,9 @@ def run_shac(config: DictConfig, folder: Path) -> Path:
     """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``.
 
     The folder then holds the configuration, the metrics, the checkpoint, ``policy.pt`` (the state dict of the loss's
-    ``policy``), ``training.png`` and the summary: returns of whole episodes of the policy, of the untrained
-    one, of random actions, of none (zeros) and of the hand-written controller where there is one, all from the same
-    start states.
+    ``policy``), ``training.png`` and the summary: returns of whole episodes of the policy, of the last and the best
+    one in an evaluation during training (``select`` says which counts), of the untrained one, of random actions, of
+    none (zeros) and of the hand-written controller where there is one, all from the same start states.
 
     Raises:
         ImportError, ValueError: if the simulator is not installed, or an option is unknown.
@@ -40,7 +40,7 @@ def run_shac(config: DictConfig, folder: Path) -> Path:
         env = TransformedEnv(env, RewardScaling(loc=0.0, scale=config.reward_scale))
     evaluator = Evaluator(config, device)
     loss = make_shac_loss(config, env).to(device)
-    run = EvaluatedRun(config, folder, evaluator, loss.policy)
+    run = EvaluatedRun(config, folder, evaluator, loss.policy, loss.policy)
     trainer = SHACTrainer(
         loss,
         env,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import filecmp
 import json
 import time
 from pathlib import Path
@@ -21,10 +23,12 @@ from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
 from torchrl_pwm.evaluation import EvaluationResult, compare_with_published, evaluate_policy, plot_scores, write_summary
+from torchrl_pwm.evaluation.statistics import SELECT
 from torchrl_pwm.modules import PWMWorldModel, TDMPC2Model
 from torchrl_pwm.planners import TDMPC2Planner
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison, other_data, other_size
+from torchrl_pwm.runs.evaluator import BestPolicy
 from torchrl_pwm.runs.folder import claim_folder, make_logger
 from torchrl_pwm.runs.world_model import (
     check_sizes,
@@ -35,14 +39,18 @@ from torchrl_pwm.runs.world_model import (
 )
 from torchrl_pwm.trainers.tdmpc2 import TDMPC2Trainer
 
+_MODEL = "model.pt"
+
 
 def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
     """Runs what is left of the run in ``folder`` and returns the path of its ``summary.json``.
 
     With a ``checkpoint`` it is evaluated. Without, a model is trained on the configured data first; the folder then
     holds ``model/model.pt``, a checkpoint in TD-MPC2's current layout (with ``training.normalize_observations`` of
-    statistics too, which only this package reads), beside metrics and what a resume needs. The summary has return,
-    success and normalised score of every task.
+    statistics too, which only this package reads), beside metrics and what a resume needs. It is the last model or,
+    with ``training.select=best``, the one whose policy prior did best in an evaluation during training; the other one
+    is kept beside it, as ``last.pt`` or ``best.pt``. The summary has return, success and normalised score of every
+    task, of both models.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: if something that the configuration names is missing, unknown or
@@ -60,9 +68,10 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
     check_simulators(tasks, task_set)
     check_comparison(config)
     check_parts(config)
-    source, store, model = config.data.source, None, None
+    source, store, file = config.data.source, None, None
     if config.checkpoint:
-        model = load_tdmpc2(config, given_checkpoint(config, folder / "model"), tasks)
+        file = given_checkpoint(config, folder / "model")
+        model = load_tdmpc2(config, file, tasks)
     elif source in ("published", "open"):
         store = open_data(config, tasks)
     elif source != "collect":
@@ -73,28 +82,41 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
     claim_folder(config, folder)
     if config.checkpoint:
         keep_checkpoint(config, folder / "model")
-    if model is None:
-        if store is None:
-            store = collect_data(config, folder, tasks)
-        model = load_tdmpc2(config, train_tdmpc2(config, folder / "model", store, tasks), tasks)
+    if file is None:
+        store = store or collect_data(config, folder, tasks)
+        file = train_tdmpc2(config, folder / "model", store, tasks)
+        model = load_tdmpc2(config, file, tasks)
     results = evaluate_tasks(config, folder / "tasks", model, tasks)
+    select, which, other = _other_model(Path(file))
+    both = {select: results, which: results} if select else {}
+    if other is not None and not filecmp.cmp(file, other, shallow=False):
+        both[which] = evaluate_tasks(config, folder / "tasks" / which, load_tdmpc2(config, other, tasks), tasks)
     behavior = {} if store is None else store.statistics()
-    rows = [
-        EvaluationResult.from_records(task_set[result["task"]], [result]).summary_row(
-            behavior_return_mean=behavior[result["task"]]["behavior_return_mean"] if behavior else None
-        )
-        for result in results
-    ]
+    rows = []
+    for number, result in enumerate(results):
+        spec = task_set[result["task"]]
+        data_mean = behavior[spec.name]["behavior_return_mean"] if behavior else None
+        row = EvaluationResult.from_records(spec, [result]).summary_row(behavior_return_mean=data_mean)
+        further = {name: EvaluationResult.from_records(spec, [found[number]]) for name, found in both.items()}
+        rows.append({**row, **{name: evaluation.outcome() for name, evaluation in further.items()}})
     way = "Planned actions" if config.plan else "Actions of the policy prior, without planning"
     path = folder / "summary.json"
     seconds = round(time.perf_counter() - start, 1)
     comparison = None
     if OmegaConf.select(config, "compare"):
         remarks = [*(other_data(store) if store else []), *other_size(config, model.world_model)]
+        if select == "best":
+            remarks.append("The best of the evaluations counts (training.select=best), of the published runs the last.")
         comparison = compare_with_published(rows, task_set, remarks=remarks)
     notes = [f"TD-MPC2. {way}."]
     summary = write_summary(
-        path, rows, seed=config.evaluation.seed, seconds_total=seconds, notes=notes, comparison=comparison
+        path,
+        rows,
+        seed=config.evaluation.seed,
+        seconds_total=seconds,
+        notes=notes,
+        comparison=comparison,
+        select=select,
     )
     plot_scores(summary, folder / "scores.png", task_set=task_set)
     return path
@@ -145,7 +167,7 @@ def model_of_run(config: Any, folder: Path) -> Path:
     Raises:
         FileNotFoundError: if it has not ended its training.
     """
-    file = given_checkpoint(config, folder / "model") if config.checkpoint else folder / "model" / "model.pt"
+    file = given_checkpoint(config, folder / "model") if config.checkpoint else folder / "model" / _MODEL
     if not file.exists():
         raise FileNotFoundError(
             f"No policy in {folder}: expected the folder of a finished run, with its model {file}. A run that was "
@@ -154,9 +176,22 @@ def model_of_run(config: Any, folder: Path) -> Path:
     return file
 
 
+def _other_model(file: Path) -> tuple[str | None, str, Path | None]:
+    """Whether a model is the last or the best of its training, and the other one that is kept beside it, if there is.
+
+    Returns:
+        The first is None where that is not known.
+    """
+    for own, which in (SELECT, SELECT[::-1]):
+        other = file.with_name(f"{which}.pt")
+        if file.name == _MODEL and other.exists():
+            return own, which, other
+    return None, "", None
+
+
 def train_tdmpc2(config: DictConfig, folder: Path, store: EpisodeStore, tasks: list[str]) -> Path:
-    """Trains a model, or goes on where that was interrupted, and returns its file ``model.pt``."""
-    file = folder / "model.pt"
+    """Trains a model, or goes on where that was interrupted, and returns the file of the one that counts."""
+    file = folder / _MODEL
     if file.exists():
         return file
     settings, task_set = config.training, get_task_set(config.task_set)
@@ -168,6 +203,13 @@ def train_tdmpc2(config: DictConfig, folder: Path, store: EpisodeStore, tasks: l
         model.world_model.set_observation_statistics(*observation_statistics(store))
     device = choose_device(config.device)
     loss = instantiate(config.loss, model.to(device))
+    best = BestPolicy(model)
+
+    def evaluate() -> dict[str, float]:
+        metrics = _scores(config, model, tasks)
+        best.offer(metrics["real_score"], metrics["real_score"])
+        return metrics
+
     replay = TDMPC2ExperienceReplay(
         store.root, settings.batch_size, slice_len=settings.slice_len, tasks=tasks, seed=config.seed
     )
@@ -180,16 +222,23 @@ def train_tdmpc2(config: DictConfig, folder: Path, store: EpisodeStore, tasks: l
         device=device,
         logger=make_logger(config, folder),
         log_interval=settings.log_interval,
-        evaluate=lambda: _scores(config, model, tasks),
+        evaluate=evaluate,
         eval_interval=settings.eval_interval,
         stopwatch=Stopwatch(),
         save_folder=folder / "checkpoint",
         save_interval=settings.save_interval,
         progress_bar=config.progress,
     )
+    trainer.components["best_policy"] = best
     trainer.resume(required=False)
     trainer.train()
-    save_tensors(file, model.cpu().to_checkpoint("new", statistics=normalized))
+    model.cpu()
+    select = settings.get("select", "last")
+    both = best.choose(select, lambda: copy.deepcopy(model.to_checkpoint("new", statistics=normalized)))
+    # The one that counts comes last: once it is there, the training is done.
+    for which, state in sorted(both.items(), key=lambda item: item[0] == select):
+        if state is not None:
+            save_tensors(file if which == select else folder / f"{which}.pt", state)
     return file
 
 

@@ -36,8 +36,9 @@ def run_online_tdmpc2(config: DictConfig, folder: Path) -> Path:
     With ``select=best`` the model that did best in an evaluation during training counts, on start states that the
     final evaluation does not see, else the last one. The folder then holds the configuration, the metrics, the
     checkpoint, ``model.pt`` (state dict of the :class:`~torchrl_pwm.TDMPC2Model`), ``training.png`` and the summary:
-    returns of whole episodes of the planner, of the policy prior alone, of the last and the untrained model, of random
-    actions, of none (zeros) and of the hand-written controller where there is one, all from the same start states.
+    returns of whole episodes of the planner and of the policy prior alone, of both with the last and with the best
+    model, of the untrained model, of random actions, of none (zeros) and of the hand-written controller where there is
+    one, all from the same start states.
 
     A run in this process that is interrupted and resumed ends with the numbers of one that was not.
 
@@ -54,9 +55,9 @@ def run_online_tdmpc2(config: DictConfig, folder: Path) -> Path:
     model = make_model(config, env).to(device)
     loss: TDMPC2Loss = instantiate(config.loss, model)
     # Every batch of envs has a planner of its own, which keeps its plans.
-    acting, evaluated, prior = (
-        make_planner(config, model, plan) for plan in (config.collector.plan, config.evaluation.plan, False)
-    )
+    acting, evaluated = (make_planner(config, model, plan) for plan in (config.collector.plan, config.evaluation.plan))
+    # With a generator of its own, its evaluation changes no draw of the planner's.
+    prior = make_planner(config, model, False, torch.Generator(device))
     run = EvaluatedRun(config, folder, evaluator, evaluated, model)
     replay = make_online_replay(**config.replay, seed=config.seed)
     updates = config.iterations * config.online.updates + config.warmup_updates
@@ -78,7 +79,7 @@ def run_online_tdmpc2(config: DictConfig, folder: Path) -> Path:
         {"model.pt": model},
         steps=trainer.env_steps,
         panels=_PANELS,
-        outcomes=lambda: {"policy without planning": evaluator.outcome(prior)} if config.evaluation.plan else {},
+        policies={"policy without planning": prior} if config.evaluation.plan else {},
     )
 
 
@@ -100,6 +101,8 @@ def episode_length(task: str, env: EnvBase) -> int:
     return length or _EPISODE_LENGTH
 
 
-def make_planner(config: DictConfig, model: TDMPC2Model, plan: bool) -> TDMPC2Planner:
+def make_planner(
+    config: DictConfig, model: TDMPC2Model, plan: bool, generator: torch.Generator | None = None
+) -> TDMPC2Planner:
     """A planner with the configured settings, or with ``plan=False`` the policy prior in its place."""
-    return instantiate(config.planner, model, plan=plan)
+    return instantiate(config.planner, model, plan=plan, generator=generator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -55,6 +55,8 @@ def clone_behavior(
     lr: float = 1e-3,
     statistics_size: int = 10_000,
     seed: int = 0,
+    evaluate: Callable[[Actor], object] | None = None,
+    eval_interval: int = 400,
 ) -> Actor:
     """Regresses the data's actions on its standardised observations.
 
@@ -74,6 +76,8 @@ def clone_behavior(
         statistics_size: transitions that mean and standard deviation of the observations are taken from.
         seed: seed of the network's first weights; the samples are the replay's. Torch's global generator is left as
             it was found.
+        evaluate: called with the actor as it is every ``eval_interval`` updates, and at the end.
+        eval_interval: updates between these calls.
 
     Returns:
         A deterministic TorchRL actor, ``observation`` [*, O] to ``action`` [*, A] in [-1, 1].
@@ -93,7 +97,12 @@ def clone_behavior(
         >>> actor(TensorDict({"observation": torch.tensor([[2.0, 0.0, 0.0]])}, [1]))["action"].item() > 0.8
         True
     """
-    for name, value in (("updates", updates), ("batch_size", batch_size), ("statistics_size", statistics_size)):
+    for name, value in (
+        ("updates", updates),
+        ("batch_size", batch_size),
+        ("statistics_size", statistics_size),
+        ("eval_interval", eval_interval),
+    ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}")
     pairs, checks = _pairs(replay, statistics_size, observation_dim, action_dim), FirstBatch()
@@ -118,6 +127,8 @@ def clone_behavior(
         error.backward()
         optimizer.step()
         schedule.step()
+        if evaluate is not None and ((update + 1) % eval_interval == 0 or update + 1 == updates):
+            evaluate(actor)
     return actor.requires_grad_(False)
 
 

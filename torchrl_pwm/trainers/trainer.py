@@ -32,7 +32,7 @@ _STATISTICS_SAMPLES = 100  # batches
 
 
 class Component(Protocol):
-    """A part of a checkpoint."""
+    """A part of a checkpoint; one whose attribute ``optional`` is True begins anew where a checkpoint has none."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -193,18 +193,15 @@ class Trainer:
             raise ValueError("resume() needs a folder, or a trainer that was given save_folder.")
         saved = required or has_checkpoint(source)
         if saved:
-            state = load_checkpoint(source)
-            if self.stopwatch is not None:
-                # A run that began without one counts from here.
-                state.setdefault("stopwatch", self.stopwatch.state_dict())
-            self.load_state_dict(state)
+            self.load_state_dict(load_checkpoint(source))
         rewind_metrics(self.logger, self.iteration if saved else -1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"iteration": self.iteration, **{name: part.state_dict() for name, part in self.components.items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        if missing := sorted(self.components.keys() - state_dict.keys()):
+        absent = self.components.keys() - state_dict.keys()
+        if missing := sorted(name for name in absent if not getattr(self.components[name], "optional", False)):
             raise ValueError(
                 f"The checkpoint was saved by another kind of trainer: it has no {', '.join(missing)}. Resume with a "
                 "trainer that is built as the run began."
@@ -213,7 +210,8 @@ class Trainer:
         old = state_dict.get("state", {}).get("collected_frames")
         self.iteration = self._saved = state_dict["iteration"] if old is None else old
         for name, part in self.components.items():
-            part.load_state_dict(state_dict[name])
+            if name in state_dict:
+                part.load_state_dict(state_dict[name])
 
 
 class ReplayTrainer(Trainer):

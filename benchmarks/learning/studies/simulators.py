@@ -47,14 +47,16 @@ _LEVELS = {
     "none": ("no action", "tab:brown"),
     "cloned": ("clone of seed 0", "tab:olive"),
 }
-_HEAD = ("task", "method", "return, mean of the seeds (each)", "controller", "random", "none", "solved from")
+_HEAD = ("task", "method", "best policy, mean of the seeds (each)", "last policy", "controller", "random", "none")
+_HEAD += ("counts", "solved from")
 _HEAD += ("seeds solved", "steps", "minutes")
 _PAGE = """# SHAC and online PWM in simulators
 
 Made with `python -m benchmarks.learning.studies.simulators run` and `report`, {made}; {machine}; one thread a run, no
-GPU. Returns are means over 64 episodes of the mean action, from start states that training does not see. A task counts
-as solved where the mean return is at least nine tenths of the way from the better of random actions and none to the
-hand-written controller.
+GPU. Returns are means over 64 episodes of the mean action, from start states that training does not see; the best
+policy is that of the best evaluation during training, from other start states than these; - where it was not recorded.
+A task counts as solved where the mean return of the policy that counts is at least nine tenths of the way from the
+better of random actions and none to the hand-written controller.
 
 {table}
 
@@ -72,6 +74,9 @@ def read_run(folder: Path, method: str) -> dict[str, Any]:
     config: Any = OmegaConf.load(folder / "config.yaml")
     returns = {name: outcome["return_mean"] for name, outcome in summary["outcomes"].items()}
     record = {"method": method, "task": summary["task"], "seed": summary["seed"], "return": returns["policy"]}
+    select = config.get("select", "last")  # of the first runs of SHAC the last one counted
+    record |= {"select": select, "last": returns.get("last policy"), "best": returns.get("best policy")}
+    record[select] = returns["policy"]
     record |= {key: summary[key] for key in ("steps", "seconds", "iterations", "made")}
     record |= {"random": returns["random actions"], "none": returns["no action"]}
     record["controller"] = returns.get("hand-written controller")
@@ -121,6 +126,7 @@ def report(folder: Path, results: Path) -> None:
 def _cells(task: str, method: str, seeds: list[dict[str, Any]]) -> list[str]:
     first, least = seeds[0], threshold(seeds[0])
     returns = [record["return"] for record in seeds]
+    policies = [_each([record[which] for record in seeds]) for which in ("best", "last")]
     levels = ["-" if first[name] is None else f"{first[name]:.0f}" for name in ("controller", "random", "none")]
     if least is not None:
         solved = [f"{least:.0f}", f"{sum(value >= least for value in returns)} of {len(seeds)}"]
@@ -134,9 +140,16 @@ def _cells(task: str, method: str, seeds: list[dict[str, Any]]) -> list[str]:
         clones = [f"{record['cloned']:.0f}" for record in seeds if record["cloned"] is not None]
         name += " from recorded steps" + (f"; their clones {', '.join(clones)}" if clones else "")
         steps = f"{first['recorded'] / 1e6:.2f} M recorded"
-    mean = f"{np.mean(returns):.0f} ({', '.join(f'{value:.0f}' for value in returns)})"
     minutes = f"{np.mean([record['seconds'] for record in seeds]) / 60:.1f}"
-    return [task, name, mean, *levels, *solved, steps, minutes]
+    return [task, name, *policies, *levels, first["select"], *solved, steps, minutes]
+
+
+def _each(returns: list[float | None]) -> str:
+    """Their mean and each of them; a dash where one is missing."""
+    known = [value for value in returns if value is not None]
+    if len(known) < len(returns):
+        return "-"
+    return f"{np.mean(known):.0f} ({', '.join(f'{value:.0f}' for value in known)})"
 
 
 def draw(runs: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
