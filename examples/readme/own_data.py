@@ -44,5 +44,5 @@ updates = [f"world_model.iterations={2 * UPDATES}", f"extraction.warm_start.beha
 updates += [f"extraction.iterations={UPDATES // 5}", f"extraction.warm_start.value_updates={UPDATES // 6}"]
 main(["offline", "data=data/pendulum", f"env={TASK}", "folder=runs/pendulum", *updates])
 
-# What the robot's computer runs. Its actions are in [-1, 1] of the env's bounds, which runs/pendulum/config.yaml has.
+# What the robot's computer runs, with actions in the units of the recordings.
 export_policy(load_policy("runs/pendulum"), "pendulum.onnx")
