@@ -17,6 +17,7 @@ from torchrl.envs import ActionScaling, Compose, GymEnv, TransformedEnv
 from torchrl.envs.utils import check_env_specs
 from torchrl.objectives import ValueEstimators
 
+import torchrl_pwm
 from torchrl_pwm import (
     PWMLoss,
     PWMWorldModel,
@@ -33,7 +34,7 @@ SHORTENED = {
     "torchrl_trainer.py": ("FRAMES, UPDATES = 8_000, 40", "FRAMES, UPDATES = 2_400, 1"),
     "own_simulator.py": ("WINDOWS = 60", "WINDOWS = 21"),
     "own_env.py": ("ITERATIONS = 300", "ITERATIONS = 2"),
-    "own_data.py": ("EPISODES, UPDATES = 240, 3_000", "EPISODES, UPDATES = 8, 10"),
+    "own_data.py": ("EPISODES, UPDATES = 240, 1_500", "EPISODES, UPDATES = 8, 10"),
     "pixels.py": ("ITERATIONS, SIZE = 200, 24", "ITERATIONS, SIZE = 2, 24"),
 }
 
@@ -134,6 +135,11 @@ def test_recorded_data_become_a_policy_that_is_evaluated(tmp_path, monkeypatch, 
     (result,) = summary["tasks"].values()
     assert len(result["outcomes"]["policy"]["returns"]) == 32
     assert "| steps ahead | reward" in capsys.readouterr().out
+    session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "pendulum.onnx")
+    observation = torch.randn(5, 4)
+    (action,) = session.run(None, {"observation": observation.numpy()})
+    policy = torchrl_pwm.load_policy(tmp_path / "runs" / "pendulum", "cpu")
+    torch.testing.assert_close(torch.from_numpy(action), policy(observation=observation), rtol=0, atol=1e-5)
 
 
 @pytest.fixture

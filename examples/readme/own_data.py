@@ -9,10 +9,10 @@ import minari
 import numpy as np
 from minari.data_collector import EpisodeBuffer
 
-from torchrl_pwm import import_minari
+from torchrl_pwm import export_policy, import_minari, load_policy
 from torchrl_pwm.runs.cli import main
 
-EPISODES, UPDATES = 240, 3_000
+EPISODES, UPDATES = 240, 1_500
 TASK = "InvertedPendulum-v5"
 
 
@@ -43,3 +43,6 @@ print(store, f"{store.terminated.mean():.0%} terminated", store.statistics()["pe
 updates = [f"world_model.iterations={2 * UPDATES}", f"extraction.warm_start.behavior_updates={UPDATES}"]
 updates += [f"extraction.iterations={UPDATES // 5}", f"extraction.warm_start.value_updates={UPDATES // 6}"]
 main(["offline", "data=data/pendulum", f"env={TASK}", "folder=runs/pendulum", *updates])
+
+# What the robot's computer runs. Its actions are in [-1, 1] of the env's bounds, which runs/pendulum/config.yaml has.
+export_policy(load_policy("runs/pendulum"), "pendulum.onnx")

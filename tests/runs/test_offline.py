@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -11,11 +12,10 @@ import torch
 
 pytest.importorskip("hydra")
 
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 
-from torchrl_pwm import PWMWorldModel, WorldModelPolicy, make_value_ensemble, write_episodes
+from torchrl_pwm import PWMWorldModel, load_policy, make_value_ensemble, write_episodes
 from torchrl_pwm.evaluation.held_out import distance_from_data, open_loop_errors, value_gaps
 from torchrl_pwm.runs.cli import main
 from torchrl_pwm.runs.offline import data_statistics
@@ -57,14 +57,13 @@ def test_data_alone_make_a_model_a_policy_and_a_report(tmp_path, capsys):
     assert all(math.isfinite(number) for number in (*result["reward"]["error"].values(), *result["value_gap"].values()))
     assert result["distance_from_data"] > 0
     assert "2 of 6 episodes, which were held out" in printed and "no env was given" in printed
-    # What is left behind acts without the data.
-    config = OmegaConf.load("run/config.yaml")
-    model, actor = instantiate(config.model), instantiate(config.actor)
-    model.load_state_dict(torch.load("run/world_model.pt", weights_only=True))
-    actor.load_state_dict(torch.load("run/policy.pt", weights_only=True))
-    td = TensorDict({"observation": torch.tensor([[0.5, 1.7e9]])}, [1])
-    assert WorldModelPolicy(model, actor)(td)["action"].isfinite().all()
-    assert config.action_bounds.arm == {"low": [-4.0], "high": [4.0]}
+    assert 0 < result["ends"]["where_ended"] < 1 and "really ended one" in printed
+    shutil.rmtree("arm")
+    policy = load_policy("run", device="cpu")
+    observation = torch.tensor([[0.5, 1.7e9]])
+    assert policy.world_model.termination and policy(observation=observation).shape == (1, 1)
+    own = OmegaConf.load("run/config.yaml").tasks.arm
+    assert (own.action_low, own.action_high) == ([-4.0], [4.0]), "the machine's action can be told"
 
 
 def test_a_run_is_named_after_its_data_and_goes_on_where_it_was_interrupted(tmp_path, capsys):
@@ -92,7 +91,11 @@ def test_each_task_of_a_data_set_gets_a_policy(tmp_path):
     run("folder=both")
     summary = json.loads((tmp_path / "both" / "summary.json").read_text())
     assert set(summary["tasks"]) == {"lift", "turn"}
-    assert all((tmp_path / "both" / "policies" / task / "policy.pt").exists() for task in ("lift", "turn"))
+    for task, size in (("lift", 4), ("turn", 2)):
+        for policy in (load_policy("both", "cpu", task=task), load_policy(f"both/policies/{task}/policy.pt", "cpu")):
+            assert policy(observation=torch.zeros(3, size)).shape == (3, 1)
+    with pytest.raises(ValueError, match=r"several policies: choose one with task=, of \['lift', 'turn'\]"):
+        load_policy("both", "cpu")
     run("folder=one", "task=turn")
     assert set(json.loads((tmp_path / "one" / "summary.json").read_text())["tasks"]) == {"turn"}
     assert (tmp_path / "one" / "policy.pt").exists()

@@ -98,9 +98,8 @@ def open_loop_ends(world_model: PWMWorldModel, sequences: TensorDictBase) -> dic
         Means over the steps that really ended an episode, ``where_ended``, and over those that did not, ``elsewhere``;
         NaN where there are none.
     """
-    model: Any = world_model
     task = sequences["task"] if world_model.num_tasks else None
-    ends = torch.sigmoid(model.termination_logits(_latents(world_model, sequences)[0], task)).squeeze(-1)
+    ends = torch.sigmoid(world_model.termination_logits(_latents(world_model, sequences)[0], task)).squeeze(-1)
     real, counts = sequences["next", "terminated"].squeeze(-1), _counting(sequences)
     return {"where_ended": float(ends[counts & real].mean()), "elsewhere": float(ends[counts & ~real].mean())}
 

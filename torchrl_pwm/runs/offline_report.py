@@ -54,7 +54,7 @@ def measure_trust(
         **sizes,
         "behavior_return_mean": rows.behavior_return_mean,
         "reward": open_loop_errors(model, sequences),
-        "ends": open_loop_ends(model, sequences) if getattr(model, "termination", False) else None,
+        "ends": open_loop_ends(model, sequences) if model.termination else None,
         "value_gap": {"mean": float(gaps.mean()), "std": float(gaps.std())},
         "behavior_distance": float(loss.behavior_distance(sequences[:, 0])) ** 0.5,
         "distance_from_data": _distance(config, recordings, task, model, loss, sequences[:, 0]),

@@ -127,7 +127,7 @@ class EpisodeStorage(Storage):
         else:
             floats = self._read(row.reshape(-1), step.reshape(-1), 1)
         floats = _Floats(*(tensor.reshape(*items.shape, tensor.shape[-1]) for tensor in floats))
-        return self._pack(floats, row, step, step == length - 1)
+        return self._pack(floats, row, step, length)
 
     def _items(self, index: Any) -> np.ndarray:
         if isinstance(index, slice) or index is Ellipsis:
@@ -185,7 +185,7 @@ class EpisodeStorage(Storage):
         """Rows of the store, of numbers of selected rows."""
         return row + self._offsets[self._row_tasks(row)] if self._episodes is None else self._selected[row]
 
-    def _pack(self, floats: _Floats, row: np.ndarray, step: np.ndarray, last: np.ndarray) -> TensorDict:
+    def _pack(self, floats: _Floats, row: np.ndarray, step: np.ndarray, length: int | np.ndarray) -> TensorDict:
         if self.check_finite:
             observation, following, action, reward = floats
             # an action that is not finite is not in its range
@@ -193,7 +193,7 @@ class EpisodeStorage(Storage):
                 self._refuse_non_finite(floats, row, step)
                 self._refuse_action(action.numpy(), row, step)
         task = self._task_ids[self._row_tasks(row)]
-        done = torch.from_numpy(np.asarray(last))[..., None]
+        done = torch.from_numpy(np.asarray(step == length - 1))[..., None]
         if self.row_length is None:
             terminated = done & torch.from_numpy(np.asarray(self.store.terminated[self._store_row(row)]))[..., None]
             truncated = done & ~terminated
