@@ -105,6 +105,8 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
     comparison = None
     if OmegaConf.select(config, "compare"):
         remarks = [*(other_data(store) if store else []), *other_size(config, model.world_model)]
+        if select == "best":
+            remarks.append("The best of the evaluations counts (training.select=best), of the published runs the last.")
         comparison = compare_with_published(rows, task_set, remarks=remarks)
     notes = [f"TD-MPC2. {way}."]
     summary = write_summary(

@@ -56,6 +56,8 @@ class _Entries:
         default_factory=lambda: ["observation", "action", ("next", "observation"), ("next", "reward")]
     )
     tensor_keys: Any = field(default_factory=lambda: SimpleNamespace(done="done"))
+    # There is no model; its place says that observations are vectors, whose statistics can be taken.
+    world_model: Any = field(default_factory=lambda: SimpleNamespace(observation_shape=(0,)))
 
 
 class ModelFreeTrainer(OnlineTrainer):
