@@ -177,6 +177,25 @@ def _load_extracted(
     return _of_task(WorldModelPolicy(model, actor), model, config, task)
 
 
+def _load_recorded(
+    config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None
+) -> TrainedPolicy:
+    """A policy of a run on recorded data."""
+    task = _choose(folder, "task", task, list(config.tasks))
+    several = len(config.tasks) > 1
+    weights = _read(folder, f"policies/{task}/policy.pt" if several else "policy.pt", config)
+    model = load_world_model(folder / "world_model.pt")
+    network = instantiate(config.actor)
+    network.load_state_dict(weights)
+    sizes: Any = {"observation_dim": model.observation_dim, "action_dim": model.action_dim}
+    own = config.tasks[task]
+    if model.num_tasks:
+        sizes |= {"task": own.index, "task_sizes": (own.observation_dim, own.action_dim)}
+    if own.action_low is not None:
+        sizes["action_bounds"] = (list(own.action_low), list(own.action_high))
+    return TrainedPolicy(WorldModelPolicy(model, network), **sizes, task_name=task)
+
+
 def _load_offline_tdmpc2(
     config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None
 ) -> TrainedPolicy:
@@ -190,30 +209,6 @@ def _load_offline_tdmpc2(
         task = _choose(folder, "task", task, tasks)
     planner = instantiate(config.planner, model, plan=config.plan if plan is None else plan)
     return _of_task(planner, model.world_model, config, task)
-
-
-def _load_recorded(
-    config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None
-) -> TrainedPolicy:
-    """A policy of a run on recorded data."""
-    tasks = list(config.action_bounds)
-    several = len(tasks) > 1
-    task = _choose(folder, "task", task, tasks)
-    weights = _read(folder, f"policies/{task}/policy.pt" if several else "policy.pt", config)
-    model = load_world_model(folder / "world_model.pt")
-    actor = instantiate(config.actor)
-    actor.load_state_dict(weights)
-    bounds = config.action_bounds[task]
-    own = config.task_table[task] if model.num_tasks else None
-    return TrainedPolicy(
-        WorldModelPolicy(model, actor),
-        observation_dim=model.observation_dim,
-        action_dim=model.action_dim,
-        task=None if own is None else own.index,
-        task_name=task,
-        task_sizes=None if own is None else (own.observation_dim, own.action_dim),
-        action_bounds=None if bounds is None else (list(bounds.low), list(bounds.high)),
-    )
 
 
 _OF_MANY_TASKS = {"mt80": _load_extracted, "tdmpc2-mt80": _load_offline_tdmpc2, "offline": _load_recorded}

@@ -71,7 +71,6 @@ def complete_config(config: DictConfig, recordings: Recordings) -> None:
     store = recordings.store
     table = store.task_set
     several = len(table) > 1
-    bounds = {rows.name: (rows.action_low, rows.action_high) for rows in store.select(list(recordings.tasks))}
     with open_dict(config):
         config.model.update(
             observation_dim=table.observation_dim,
@@ -84,14 +83,17 @@ def complete_config(config: DictConfig, recordings: Recordings) -> None:
         config.actor.update(latent_dim=config.model.latent_dim, action_dim=table.action_dim)
         config.value.latent_dim = config.model.latent_dim
         config.loss.mask_actions = several
-        config.task_table = {
-            task.name: {"index": task.index, "observation_dim": task.observation_dim, "action_dim": task.action_dim}
-            for task in (table[name] for name in recordings.tasks)
-        }
-        # From these the actions of a policy, in [-1, 1], are scaled back; null: they are as they are.
-        config.action_bounds = {
-            task: None if low is None else {"low": list(low), "high": list(high or ())}
-            for task, (low, high) in bounds.items()
+        # What a policy needs to act without the data. From the bounds its actions, in [-1, 1], are scaled back; null:
+        # they are as they are.
+        config.tasks = {
+            rows.name: {
+                "index": rows.index,
+                "observation_dim": table[rows.name].observation_dim,
+                "action_dim": table[rows.name].action_dim,
+                "action_low": None if rows.action_low is None else list(rows.action_low),
+                "action_high": None if rows.action_high is None else list(rows.action_high),
+            }
+            for rows in store.select(list(recordings.tasks))
         }
 
 
