@@ -62,8 +62,8 @@ def test_data_alone_make_a_model_a_policy_and_a_report(tmp_path, capsys):
     policy = load_policy("run", device="cpu")
     observation = torch.tensor([[0.5, 1.7e9]])
     assert policy.world_model.termination and policy(observation=observation).shape == (1, 1)
-    bounds = OmegaConf.load("run/config.yaml").action_bounds.arm
-    assert (bounds.low, bounds.high) == ([-4.0], [4.0]), "the machine's action can be told"
+    own = OmegaConf.load("run/config.yaml").tasks.arm
+    assert (own.action_low, own.action_high) == ([-4.0], [4.0]), "the machine's action can be told"
 
 
 def test_a_run_is_named_after_its_data_and_goes_on_where_it_was_interrupted(tmp_path, capsys):
