@@ -75,7 +75,7 @@ WRONG = [
         for name in ("critic_iterations", "critic_batches")
     ),
     (lambda **o: PWMOptimizationStepper(pwm_loss(), **o), "final_lr", -1e-5),
-    (lambda **o: PWMOptimizationStepper(pwm_loss(), **o), "iterations", 0),
+    (lambda **o: PWMOptimizationStepper(pwm_loss(), **o), "iterations", -1),
     (lambda **o: SHACOptimizationStepper(shac_loss(), **o), "critic_iterations", 0),
     (lambda **o: WorldModelOptimizationStepper(PWMWorldModelLoss(model()), iterations=1, **o), "lr", math.nan),
     (lambda **o: WorldModelOptimizationStepper(PWMWorldModelLoss(model()), iterations=1, **o), "clip", -1),

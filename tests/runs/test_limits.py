@@ -104,7 +104,7 @@ def test_every_option_of_every_command_has_a_limit(command):
         "mt80 rounds.overrides.extraction.eval_interval=0 -> rounds.overrides.extraction.eval_interval must be",
         "mt80 seeds=0 -> seeds must be a whole number of at least 1, found 0",
         "mt80 workers=0 -> workers must be a whole number of at least 1, or null, found 0",
-        "mt80 compare=paper -> compare must be published, found 'paper'",
+        "mt80 compare=paper -> compare must be null or published, found 'paper'",
         "mt80 data=collect data.noise=[quiet] -> data.noise must be a number of at least 0, or random, found 'quiet'",
         "mt80 data=collect data.behavior.dm_control=walk -> data.behavior.dm_control must be one of random",
         "mt80 data=collect data.episodes.dm_control=0 -> data.episodes.dm_control must be",

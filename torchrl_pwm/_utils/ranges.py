@@ -101,7 +101,7 @@ def check_option(name: str, value: Any, rule: dict[str, Any]) -> None:
         for entry in value:
             check_option(name, entry, {**rule, "or": word})
     elif "choices" in rule:
-        check_choice(rule["choices"], **{name: value})
+        check_choice([*(["null"] if optional else []), *rule["choices"]], **{name: value})
     elif "flag" in rule:
         if not isinstance(value, bool):
             raise ValueError(f"{name} must be true or false, found {value!r}.")

@@ -158,7 +158,7 @@ def prepare_disagreement(config: DictConfig, store: EpisodeStore, file: Path, ta
 def given_checkpoint(config: Any, folder: Path) -> Path:
     """The checkpoint that a run was given: the copy in ``folder`` that it keeps, or the file itself before that."""
     kept = folder / Path(config.checkpoint).name
-    return kept if kept.exists() else Path(config.checkpoint).absolute()
+    return kept if kept.exists() else Path(config.checkpoint)
 
 
 def keep_checkpoint(config: Any, folder: Path) -> Path:

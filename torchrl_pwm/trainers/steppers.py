@@ -10,7 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.trainers import OptimizationStepper
 
-from torchrl_pwm._utils.ranges import COUNT, NORM, NOT_NEGATIVE, POSITIVE, check_range
+from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, NORM, NOT_NEGATIVE, POSITIVE, check_range
 from torchrl_pwm.modules import RunningMoments
 from torchrl_pwm.objectives import FirstOrderLoss, PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.objectives.entries import all_finite, describe_batch
@@ -67,7 +67,8 @@ class FirstOrderOptimizationStepper(UpdateStepper):
         critic_batches: int = 4,
         skip_non_finite: bool = False,
     ) -> None:
-        check_range(COUNT, iterations=iterations, critic_iterations=critic_iterations, critic_batches=critic_batches)
+        check_range(COUNT_OR_NONE, iterations=iterations)  # of a schedule alone
+        check_range(COUNT, critic_iterations=critic_iterations, critic_batches=critic_batches)
         check_range(POSITIVE, actor_lr=actor_lr, critic_lr=critic_lr)
         check_range(NOT_NEGATIVE, final_lr=final_lr)
         check_range(NORM, actor_clip=actor_clip, critic_clip=critic_clip)
@@ -241,7 +242,7 @@ class WorldModelOptimizationStepper(UpdateStepper):
         encoder_lr_scale: float = 0.3,
         clip: float = 20.0,
     ) -> None:
-        check_range(COUNT, iterations=iterations)
+        check_range(COUNT_OR_NONE, iterations=iterations)
         check_range(POSITIVE, lr=lr)
         check_range(NOT_NEGATIVE, final_lr=final_lr or 0.0, encoder_lr_scale=encoder_lr_scale)
         check_range(NORM, clip=clip)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 
-from torchrl_pwm._utils.ranges import COUNT, NORM, NOT_NEGATIVE, POSITIVE, check_range
+from torchrl_pwm._utils.ranges import COUNT_OR_NONE, NORM, NOT_NEGATIVE, POSITIVE, check_range
 from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.objectives.tdmpc2 import TDMPC2Loss, TDMPC2Noise
 from torchrl_pwm.trainers.steppers import (
@@ -72,7 +72,7 @@ class TDMPC2OptimizationStepper(UpdateStepper):
     ) -> None:
         if not 0.0 < tau <= 1.0:
             raise ValueError(f"tau must be above 0 and at most 1, found {tau}.")
-        check_range(COUNT, iterations=iterations)
+        check_range(COUNT_OR_NONE, iterations=iterations)
         check_range(POSITIVE, lr=lr, policy_eps=policy_eps)
         check_range(NOT_NEGATIVE, final_lr=final_lr or 0.0, encoder_lr_scale=encoder_lr_scale)
         check_range(NORM, clip=clip)

@@ -30,7 +30,7 @@ from benchmarks.machine import processor
 from torchrl_pwm import WorldModelPolicy, evaluate_policy, load_policy
 from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.runs.load import read_config
-from torchrl_pwm.runs.pwm_online import make_losses, make_stepper, open_sequences
+from torchrl_pwm.runs.pwm_online import make_losses, make_stepper, make_training_env, open_sequences
 from torchrl_pwm.trainers.pwm import warm_start
 
 POINTS = 10
@@ -67,7 +67,7 @@ def progress(folder: Path, points: int = POINTS) -> Iterator[dict[str, Any]]:
     if config.online.model_updates or config.online.recent_share:
         raise ValueError(f"{folder} learnt from its own steps: expected a run with pwm=newton/ant_recorded.")
     torch.manual_seed(config.seed)
-    model, loss, model_loss = make_losses(config, instantiate(config.env), "cpu")
+    model, loss, model_loss = make_losses(config, make_training_env(config, "cpu"), "cpu")
     model.load_state_dict(finished.world_model.state_dict())
     replay = open_sequences(config, config.pretraining.demonstrations or config.pretraining.data)
     each = config.online.policy_updates
