@@ -187,7 +187,7 @@ def test_published_data_and_a_checkpoint_give_policies_of_several_seeds(tmp_path
     policies = [torch.load(tmp_path / f"run/policies/mw-reach/seed-{seed}/policy.pt") for seed in (0, 1)]
     assert not torch.equal(*(next(iter(policy["actor"].values())) for policy in policies))
     # No model was trained; the given one is kept with what was made of it.
-    assert [file.name for file in (tmp_path / "run" / "world_model").iterdir()] == ["mt80-tiny.pt"]
+    assert [file.name for file in (tmp_path / "run" / "world_model").iterdir()] == ["world_model.pt"]
     # Converted once, beside the shards.
     assert (tmp_path / "mt80" / "episodes" / "manifest.json").is_file()
 

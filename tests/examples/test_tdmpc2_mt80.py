@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 
 from tests.modules.test_checkpoints import as_published
 from tests.trainers.tiny import assert_same, write_store
-from torchrl_pwm import MT80, PWMWorldModel, TDMPC2Loss, TDMPC2Model
+from torchrl_pwm import MT80, PWMWorldModel, TDMPC2Loss, TDMPC2Model, load_policy
 from torchrl_pwm.evaluation import read_summary
 from torchrl_pwm.runs.cli import command_config
 from torchrl_pwm.trainers import has_checkpoint
@@ -154,6 +154,10 @@ def test_a_published_checkpoint_of_one_task_is_evaluated(layout, golden, tmp_pat
     assert "finger-spin" in capsys.readouterr().out
     (returns,) = results(tmp_path / "run").values()
     assert len(returns) == 1 and 0 <= returns[0] <= 1000
+    # The run keeps what it was given, and its policy is loaded from there.
+    file.unlink()
+    policy = load_policy(tmp_path / "run", "cpu")
+    assert policy.task_name == "finger-spin" and policy(observation=torch.zeros(3, 9)).shape == (3, 2)
 
 
 def test_a_checkpoint_brings_all_tasks_and_the_published_planner():

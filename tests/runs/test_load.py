@@ -16,7 +16,7 @@ from tensordict import TensorDict
 from torchrl.envs import InitTracker, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_pwm import evaluate_policy, load_policy, make_task_env
+from torchrl_pwm import evaluate_policy, load_policy, load_world_model, make_task_env
 from torchrl_pwm.runs.cli import main
 from torchrl_pwm.runs.load import read_config
 
@@ -188,14 +188,22 @@ def test_steps_of_many_tasks_are_not_recorded(finished, tmp_path):
 
 
 @needs_mt80
-def test_a_run_that_was_given_its_world_model_keeps_it(finished, tmp_path):
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_a_run_that_was_given_its_world_model_keeps_it(form, finished, tmp_path):
     """A new run from the model of another, which is gone when the policy is loaded."""
-    given = tmp_path / "given.pt"
-    shutil.copy(finished("mt80") / "world_model/world_model.pt", given)
-    data = [f"checkpoint={given}", "data=open", f"data.root={finished('mt80') / 'data'}", "task=pendulum-swingup"]
+    given, source = tmp_path / "given", finished("mt80") / "world_model/world_model.pt"
+    if form == "file":
+        given.mkdir()
+        shutil.copy(source, given / "model.pt")
+    else:
+        load_world_model(source).save_pretrained(given)
+    checkpoint = given / "model.pt" if form == "file" else given
+    data = [f"checkpoint={checkpoint}", "data=open", f"data.root={finished('mt80') / 'data'}", "task=pendulum-swingup"]
     small = ["preset=published", "model=small", "extraction.iterations=1", "extraction.batch_size=2", "loss.horizon=2"]
     small += ["evaluation.episodes=1", "evaluation.film=0", "evaluation.baselines=null", "extraction.eval_episodes=1"]
     main(["mt80", *data, *small, "progress=false", "device=cpu", "workers=1", f"folder={tmp_path / 'run'}"])
-    given.unlink()
-    assert load_policy(tmp_path / "run", "cpu")(observation=torch.zeros(2, 3)).shape == (2, 1)
+    shutil.rmtree(given)
+    policy = load_policy(tmp_path / "run", "cpu")
+    assert policy(observation=torch.zeros(2, 3)).shape == (2, 1)
+    torch.testing.assert_close(policy.world_model.state_dict(), load_world_model(source).state_dict(), rtol=0, atol=0)
     main(["mt80", f"resume={tmp_path / 'run'}"])

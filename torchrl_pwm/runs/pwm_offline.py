@@ -23,7 +23,7 @@ from torchrl_pwm.runs.folder import claim_folder
 from torchrl_pwm.runs.report import write_report
 from torchrl_pwm.runs.rounds import improve_world_model
 from torchrl_pwm.runs.world_model import (
-    given_checkpoint,
+    given_world_model,
     load_world_model,
     make_world_model,
     prepare_disagreement,
@@ -76,7 +76,7 @@ def check_config(config: DictConfig, folder: Path) -> list[str]:
     if config.checkpoint == "quickstart":
         load_world_model(config, QUICKSTART_FILE)
     elif config.checkpoint:
-        load_world_model(config, given_checkpoint(config, folder / "world_model"))
+        load_world_model(config, given_world_model(config, folder))
     else:
         with torch.device("meta"):
             make_world_model(config)

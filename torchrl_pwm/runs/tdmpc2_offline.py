@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import filecmp
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device, torch_threads
-from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm._utils.files import replace_file, replaced_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
 from torchrl_pwm.data.store.statistics import observation_statistics
@@ -32,8 +33,6 @@ from torchrl_pwm.runs.evaluator import BestPolicy
 from torchrl_pwm.runs.folder import claim_folder, make_logger
 from torchrl_pwm.runs.world_model import (
     check_sizes,
-    given_checkpoint,
-    keep_checkpoint,
     make_world_model,
     unsaid_sizes,
 )
@@ -70,7 +69,7 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
     check_parts(config)
     source, store, file = config.data.source, None, None
     if config.checkpoint:
-        file = given_checkpoint(config, folder / "model")
+        file = given_checkpoint(config, folder)
         model = load_tdmpc2(config, file, tasks)
     elif source in ("published", "open"):
         store = open_data(config, tasks)
@@ -81,7 +80,7 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
         )
     claim_folder(config, folder)
     if config.checkpoint:
-        keep_checkpoint(config, folder / "model")
+        keep_checkpoint(config, folder)
     if file is None:
         store = store or collect_data(config, folder, tasks)
         file = train_tdmpc2(config, folder / "model", store, tasks)
@@ -161,13 +160,28 @@ def load_tdmpc2(config: Any, file: str | Path, tasks: list[str]) -> TDMPC2Model:
     return model.requires_grad_(False)
 
 
+def given_checkpoint(config: Any, folder: Path) -> Path:
+    """The checkpoint that a run was given: the copy that it keeps, or before that the file itself."""
+    kept = folder / "model" / Path(config.checkpoint).name
+    return kept if kept.exists() else Path(config.checkpoint)
+
+
+def keep_checkpoint(config: Any, folder: Path) -> None:
+    """Copies the checkpoint that a run was given into its folder, so that the run is opened wherever it is."""
+    source = given_checkpoint(config, folder)
+    kept = folder / "model" / source.name
+    if source != kept:
+        with replaced_file(kept) as temporary:
+            shutil.copyfile(source, temporary)
+
+
 def model_of_run(config: Any, folder: Path) -> Path:
     """The file of the model that a run trained or was given.
 
     Raises:
         FileNotFoundError: if it has not ended its training.
     """
-    file = given_checkpoint(config, folder / "model") if config.checkpoint else folder / "model" / _MODEL
+    file = given_checkpoint(config, folder) if config.checkpoint else folder / "model" / _MODEL
     if not file.exists():
         raise FileNotFoundError(
             f"No policy in {folder}: expected the folder of a finished run, with its model {file}. A run that was "

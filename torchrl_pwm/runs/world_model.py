@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device
-from torchrl_pwm._utils.files import replaced_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay
@@ -86,7 +84,7 @@ def prepare_world_model(config: DictConfig, folder: Path, store: EpisodeStore | 
     if config.checkpoint == "quickstart":
         return QUICKSTART_FILE
     if config.checkpoint:
-        return keep_checkpoint(config, folder / "world_model")
+        return keep_world_model(config, folder)
     assert store is not None
     file = folder / "world_model" / "world_model.pt"
     if file.exists():
@@ -155,19 +153,20 @@ def prepare_disagreement(config: DictConfig, store: EpisodeStore, file: Path, ta
     save_disagreement(ensemble, target)
 
 
-def given_checkpoint(config: Any, folder: Path) -> Path:
-    """The checkpoint that a run was given: the copy in ``folder`` that it keeps, or the file itself before that."""
-    kept = folder / Path(config.checkpoint).name
+def given_world_model(config: Any, folder: Path) -> Path:
+    """The world model that a run was given: as it keeps it, or before that the checkpoint itself."""
+    kept = folder / "world_model" / "world_model.pt"
     return kept if kept.exists() else Path(config.checkpoint)
 
 
-def keep_checkpoint(config: Any, folder: Path) -> Path:
-    """Copies the checkpoint that a run was given to ``folder``, so that the run can be opened wherever it is."""
-    source = given_checkpoint(config, folder)
-    kept = folder / source.name
-    if source != kept:
-        with replaced_file(kept) as temporary:
-            shutil.copyfile(source, temporary)
+def keep_world_model(config: Any, folder: Path) -> Path:
+    """Writes the world model that a run was given into its folder, so that the run is opened wherever it is.
+
+    With all that says how it is built, which may stand beside a checkpoint.
+    """
+    kept = folder / "world_model" / "world_model.pt"
+    if not kept.exists():
+        save_tensors(kept, {"model": load_world_model(config, config.checkpoint).state_dict()})
     return kept
 
 
@@ -181,7 +180,7 @@ def world_model_of_run(config: Any, folder: Path) -> Path:
         return latest_world_model(folder)
     if config.checkpoint == "quickstart":
         return QUICKSTART_FILE
-    return given_checkpoint(config, folder / "world_model")
+    return given_world_model(config, folder)
 
 
 def latest_world_model(folder: Path) -> Path:
