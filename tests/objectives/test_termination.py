@@ -150,6 +150,17 @@ def test_a_head_learns_which_states_end() -> None:
     assert metrics["loss_termination"] < 0.6
 
 
+def test_the_head_learns_under_noise_in_training_alone() -> None:
+    model = make_model()
+    td = sequences().set(("next", "terminated"), torch.rand(BATCH, HORIZON, 1) < 0.3)
+    noisy, plain = PWMWorldModelLoss(model), PWMWorldModelLoss(model, termination_noise=0.0)
+    expected = plain(td)["loss_termination"]
+    torch.testing.assert_close(noisy.eval()(td)["loss_termination"], expected)
+    assert noisy.train()(td)["loss_termination"] != expected
+    for name in ("loss_consistency", "loss_reward"):
+        torch.testing.assert_close(noisy(td)[name], plain(td)[name])
+
+
 def test_a_head_needs_the_flag_and_a_loss_built_after_it() -> None:
     loss = PWMWorldModelLoss(make_model())
     with pytest.raises(ValueError, match=r"'next', 'terminated'"):
