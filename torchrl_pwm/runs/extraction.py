@@ -31,10 +31,10 @@ from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation import evaluate_policy
+from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.evaluation.trust import probe_trust
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart, symexp
 from torchrl_pwm.objectives import PWMLoss
-from torchrl_pwm.runs.evaluator import BestPolicy
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
