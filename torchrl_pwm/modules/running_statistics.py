@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class RunningMoments(nn.Module):
     """Running mean and population variance, merged batch by batch (Chan et al.'s parallel formula).
 
-    Buffers ``mean``, ``var`` [*shape] and ``count`` [] (``independent``: [*shape]) are saved with the module. Source: PWM's published code, which
-    starts at mean 0, variance 1 and a count of 1e-4.
+    Buffers ``mean``, ``var`` [*shape] and ``count`` [], or [*shape] where entries are ``independent``, are saved with
+    the module. Source: PWM's published code, which starts at mean 0, variance 1 and a count of 1e-4.
 
     Args:
         shape (tuple of int): shape of one sample. Default: ``()``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -150,11 +151,12 @@ def stack_actors(actors: Sequence[nn.Module]) -> PWMActor:
     parts = [actor.module[0] for actor in actors if isinstance(actor, PWMActor)]
     if len(parts) != len(actors):
         raise ValueError("policies are trained together with the actors of make_pwm_actor alone, found others.")
-    head = StackedGaussianHead([part.module for part in parts])
+    head, keys = StackedGaussianHead([part.module for part in parts]), list(parts[0].in_keys)
+    last: Any = actors[0].out_keys
     return PWMActor(
-        TensorDictModule(head, in_keys=parts[0].in_keys, out_keys=["loc", "scale"]),
+        TensorDictModule(head, in_keys=keys, out_keys=["loc", "scale"]),
         in_keys=["loc", "scale"],
-        out_keys=[key for key in actors[0].out_keys if key not in ("loc", "scale")][:1],
+        out_keys=last[-1:],
         spec=Bounded(-1.0, 1.0, (head.params[0].shape[-1],)),
         distribution_class=TanhNormal,
     )

@@ -18,7 +18,7 @@ from torchrl_pwm.trainers.steppers import (
     first_states,
     raise_non_finite,
 )
-from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
+from torchrl_pwm.trainers.trainer import Metrics, OnlineTrainer, ReplayTrainer
 
 if TYPE_CHECKING:
     from torchrl_pwm.trainers.averaging import PolicyAverage
@@ -129,12 +129,15 @@ class PWMTrainer(ReplayTrainer):
         """
         for _ in self.remaining():
             starts = self.sample()
-            metrics = self.optimization_stepper.step(self, starts)
-            if self.average is not None:
-                self.average.update()
-            self.log(metrics)
-            self.log_evaluation()
-            self.save()
+            self.after_update(self.optimization_stepper.step(self, starts))
+
+    def after_update(self, metrics: Metrics | TensorDictBase) -> None:
+        """What follows an update: the policy's average, the log, an evaluation and a checkpoint, where they are due."""
+        if self.average is not None:
+            self.average.update()
+        self.log(metrics)
+        self.log_evaluation()
+        self.save()
 
 
 class OnlinePWMOptimizationStepper(UpdateStepper):
