@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from tensordict import TensorDictBase
@@ -31,7 +31,13 @@ def own_generators(trainer: PWMTrainer) -> OwnGenerators:
     return generators
 
 
-def train_together(trainers: Sequence[PWMTrainer], *, check_interval: int | None = None, name: str = "") -> None:
+def train_together(
+    trainers: Sequence[PWMTrainer],
+    *,
+    at_end: Callable[[PWMTrainer], object] = lambda trainer: None,
+    check_interval: int | None = None,
+    name: str = "",
+) -> None:
     """Runs the updates that are left of several trainings, each with the numbers of :meth:`.PWMTrainer.train` alone.
 
     Each has networks, optimiser states, return scale, schedules, start states, generators, log, evaluations and
@@ -45,6 +51,7 @@ def train_together(trainers: Sequence[PWMTrainer], *, check_interval: int | None
             of one size. Each draws from :func:`own_generators`.
 
     Keyword Args:
+        at_end (callable): called with each training that has come to its end, among its own generators.
         check_interval (int, optional): updates after which the device is read for numbers that are not finite; default
             1 on a CPU, 16 elsewhere. Before anything is logged, evaluated or saved it is read in any case.
         name (str): of a progress bar over all updates; empty for none.
@@ -54,9 +61,9 @@ def train_together(trainers: Sequence[PWMTrainer], *, check_interval: int | None
         FloatingPointError: when all others have ended, if a number of some was not finite; names update and task.
     """
     errors: list[FloatingPointError] = []
-    active = [trainer for trainer in trainers if trainer.iteration < trainer.iterations]
-    left = sum(trainer.iterations - trainer.iteration for trainer in active)
+    left = sum(trainer.iterations - trainer.iteration for trainer in trainers)
     with tqdm(total=left, desc=name, unit="update", disable=not name) as bar:
+        active = _still_running(trainers, at_end)
         while active:
             first = min(trainer.iteration for trainer in active)
             group = [trainer for trainer in active if trainer.iteration == first]
@@ -64,11 +71,22 @@ def train_together(trainers: Sequence[PWMTrainer], *, check_interval: int | None
             until = min([*ahead, *(trainer.iterations for trainer in group)])
             failed = _Group(group, check_interval, bar).train(until)
             errors += failed.values()
-            active = [t for t in active if t.iteration < t.iterations and t not in failed]
+            active = _still_running([trainer for trainer in active if trainer not in failed], at_end)
     if len(errors) == 1:
         raise errors[0]
     if errors:
         raise FloatingPointError(f"{len(errors)} of {len(trainers)} trainings stopped. " + " ".join(map(str, errors)))
+
+
+def _still_running(trainers: Iterable[PWMTrainer], at_end: Callable[[PWMTrainer], object]) -> list[PWMTrainer]:
+    running = []
+    for trainer in trainers:
+        if trainer.iteration < trainer.iterations:
+            running.append(trainer)
+        else:
+            with own_generators(trainer):
+                at_end(trainer)
+    return running
 
 
 class _Group:
