@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -27,7 +26,7 @@ class StackedPWMUpdate:
     """The update of :class:`.PWMOptimizationStepper` for T tasks on one world model, as batched matrix products.
 
     Each task has its own actor, critics, optimisers, return scale and schedules, which are those of the steppers it is
-    made of: their weights and states become views of the stacked ones, so that a checkpoint of a stepper is that of a
+    made of: their weights become views of the stacked ones, so that a checkpoint of a stepper is that of a
     single training. Numbers agree with those of single updates up to rounding.
 
     An update reads no number on the host. A task whose numbers are not finite is left out from there on and touches
@@ -58,10 +57,11 @@ class StackedPWMUpdate:
                 raise ValueError(f"tasks that are trained together need the same {name}, found {sorted(values)}.")
             setattr(self, name, values.pop())
         self.loss_module = StackedPWMLoss([stepper.loss_module for stepper in steppers])
-        actor, critics = self.loss_module.actor_network.parameters(), self.loss_module.value_network.parameters()
-        self.actor = StackedAdam(list(actor), [stepper.actor_optimizer for stepper in steppers])
-        self.critics = StackedAdam(list(critics), [stepper.critic_optimizer for stepper in steppers])
-        device = self.actor.params[0].device
+        self.actor_params = list(self.loss_module.actor_network.parameters())
+        self.critic_params = list(self.loss_module.value_network.parameters())
+        self.actor = StackedAdam([stepper.actor_optimizer for stepper in steppers])
+        self.critics = StackedAdam([stepper.critic_optimizer for stepper in steppers])
+        device = self.actor_params[0].device
         self._alive = torch.ones(len(steppers), dtype=torch.bool, device=device)
         # What was not finite first: where, and the numbers there.
         self._report = torch.zeros(len(steppers), 5, device=device)
@@ -86,7 +86,9 @@ class StackedPWMUpdate:
             Detached metrics [T], by the names of a single update's.
         """
         device = self._alive.device
-        rates = torch.tensor([self._rates(stepper) for stepper in self.steppers], dtype=torch.float64)
+        # CUDA's kernels read a rate in single precision, the CPU's in double.
+        dtype = torch.float64 if device.type == "cpu" else torch.float32
+        rates = torch.tensor([self._rates(stepper) for stepper in self.steppers], dtype=dtype)
         self._updates += 1
         self._batches.append(batch)
         if self.skip_non_finite:
@@ -110,7 +112,7 @@ class StackedPWMUpdate:
         before = [buffer.clone() for buffer in loss.return_moments.buffers()]
         actor_loss = loss.actor_loss(rollout)
         total = actor_loss if behavior is None else actor_loss + behavior
-        gradients, norm = self.actor.clipped(torch.autograd.grad(total.sum(), self.actor.params), self.actor_clip)
+        gradients, norm = self.actor.clipped(torch.autograd.grad(total.sum(), self.actor_params), self.actor_clip)
         target = loss.value_target(rollout)
         numbers = (actor_loss.detach(), norm, target.flatten(1).sum(1))
         allowed = self._allow(_ACTOR, self._alive, *numbers)
@@ -137,7 +139,7 @@ class StackedPWMUpdate:
         for _ in range(self.critic_iterations):
             for minibatch in rows.split(size, 1):
                 value_loss = loss.value_loss(minibatch)
-                gradients = torch.autograd.grad(value_loss.sum(), self.critics.params)
+                gradients = torch.autograd.grad(value_loss.sum(), self.critic_params)
                 clipped, norm = self.critics.clipped(gradients, self.critic_clip)
                 losses.append(value_loss.detach())
                 norms.append(norm)
@@ -194,13 +196,10 @@ class StackedPWMUpdate:
             return error
 
     def release(self) -> None:
-        """Gives the tasks weights and states of their own again; this update is of no more use."""
+        """Gives the tasks weights of their own again; this update is of no more use."""
         for stepper in self.steppers:
-            for optimizer in (stepper.actor_optimizer, stepper.critic_optimizer):
-                for param in optimizer.param_groups[0]["params"]:
-                    param.data = param.data.clone()
-                    state: dict[str, Any] = optimizer.state[param]
-                    state |= {key: value.clone() for key, value in state.items()}
+            for param in (*stepper.actor_params, *stepper.critic_params):
+                param.data = param.data.clone()
             moments = stepper.loss_module.return_moments
             for key, buffer in list(moments.named_buffers()):
                 setattr(moments, key, buffer.clone())

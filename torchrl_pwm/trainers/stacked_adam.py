@@ -1,64 +1,56 @@
-"""Adam on parameters of T tasks along a first axis, each with its own steps, rate and gradient norm."""
+"""Adam on parameters of T tasks along a first axis, each with its own state, rate and gradient norm."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 __all__ = ["StackedAdam"]
 
 
 class StackedAdam:
-    """T Adam optimisers as one, without reading a number on the host.
+    """The Adam optimisers of T tasks, on gradients that come stacked; no number is read on the host.
 
-    A task that a flag [T] leaves out keeps parameters, moments and step. State and parameters of the single optimisers
-    become views of the stacked ones, so that their state dicts are at every time what those of T single trainings are.
+    Each task's step is torch's fused one on its slice, whose ``found_inf`` leaves parameters, moments and step alone
+    where a flag of the task says so: one flag for all would stop the others too.
 
     Args:
-        params (sequence of Tensor): stacked parameters [T, ...].
-        optimizers (sequence of torch.optim.Adam): of the T tasks, each with one group of as many parameters.
+        optimizers (sequence of torch.optim.Adam): of the T tasks, each with one group of as many parameters, which are
+            views of the stacked ones.
 
     Raises:
         ValueError: if the optimisers differ in betas or epsilon.
 
     Examples:
-        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
-        >>> singles = [torch.optim.Adam([torch.nn.Parameter(part)], 0.1) for part in weight.data]
-        >>> adam = StackedAdam([weight], singles)
-        >>> gradients, norm = adam.clipped([torch.ones(2, 3)], 1.0)
-        >>> adam.step(gradients, torch.full((2,), 0.1), torch.tensor([True, False]))
-        >>> weight.data[:, 0]
+        >>> weight = torch.ones(2, 3)
+        >>> singles = [torch.optim.Adam([torch.nn.Parameter(part)], 0.1) for part in weight]
+        >>> optimizer = StackedAdam(singles)
+        >>> gradients, norm = optimizer.clipped([torch.ones(2, 3)], 1.0)
+        >>> optimizer.step(gradients, torch.full((2,), 0.1, dtype=torch.float64), torch.tensor([True, False]))
+        >>> weight[:, 0]
         tensor([0.9000, 1.0000])
     """
 
-    def __init__(self, params: Sequence[Tensor], optimizers: Sequence[torch.optim.Adam]) -> None:
+    def __init__(self, optimizers: Sequence[torch.optim.Adam]) -> None:
         groups = [optimizer.param_groups[0] for optimizer in optimizers]
         settings = {(tuple(group["betas"]), group["eps"]) for group in groups}
         if len(settings) != 1:
             raise ValueError(f"tasks that are trained together need one setting of Adam, found {sorted(settings)}.")
         (((self.beta1, self.beta2), self.eps),) = settings
-        self.params = list(params)
-        # A row of steps for each parameter, as torch keeps them.
-        self.steps = torch.zeros(len(self.params), len(groups), device=self.params[0].device)
-        self.averages = [torch.zeros_like(param.data) for param in self.params]
-        self.squares = [torch.zeros_like(param.data) for param in self.params]
-        for task, (optimizer, group) in enumerate(zip(optimizers, groups)):
-            for index, single in enumerate(group["params"]):
-                self._take_over(optimizer.state[single], index, task)
-
-    def _take_over(self, state: dict[str, Any], index: int, task: int) -> None:
-        places = {
-            "step": self.steps[index, task],
-            "exp_avg": self.averages[index][task],
-            "exp_avg_sq": self.squares[index][task],
-        }
-        for name, place in places.items():
-            if name in state:
-                place.copy_(state[name])
-            state[name] = place
+        self.tasks = []
+        for optimizer, group in zip(optimizers, groups):
+            states = [optimizer.state[param] for param in group["params"]]
+            for param, state in zip(group["params"], states):
+                if not state:
+                    state["step"] = torch.zeros((), device=param.device)
+                    state["exp_avg"] = torch.zeros_like(param.data)
+                    state["exp_avg_sq"] = torch.zeros_like(param.data)
+            params = [param.data for param in group["params"]]
+            names = ("exp_avg", "exp_avg_sq", "step")
+            self.tasks.append((params, *([state[name] for state in states] for name in names)))
 
     @torch.no_grad()
     def clipped(self, gradients: Sequence[Tensor], limit: float) -> tuple[list[Tensor], Tensor]:
@@ -66,27 +58,30 @@ class StackedAdam:
         norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
         norm = torch.linalg.vector_norm(norms, dim=0)
         share = (limit / (norm + 1e-6)).clamp(max=1.0)
-        return [gradient * _along(share, gradient) for gradient in gradients], norm
+        clipped = [gradient * share.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
+        # Fused steps read a gradient in the order of its parameter's memory.
+        return [gradient.contiguous() for gradient in clipped], norm
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], rates: Tensor, allowed: Tensor) -> None:
         """A step with rates [T], of the tasks that are ``allowed`` [T]."""
-        self.steps += allowed
-        step = self.steps[0].double()
-        # Of a task without a step yet the corrections are zero; its share below is zero too.
-        first = (1 - self.beta1**step).clamp_min(1 - self.beta1)
-        second = (1 - self.beta2**step).clamp_min(1 - self.beta2)
-        gate = allowed.to(self.params[0].dtype)
-        rate = (rates / first).to(gate) * gate
-        root, weight1, weight2 = second.sqrt().to(gate), (1 - self.beta1) * gate, (1 - self.beta2) * gate
-        for param, gradient, average, square in zip(self.params, gradients, self.averages, self.squares):
-            finite = torch.where(_along(allowed, gradient), gradient, 0.0)
-            average.lerp_(finite, _along(weight1, average))
-            square.mul_(_along(1 - weight2, square)).add_(finite.square_().mul_(_along(weight2, square)))
-            change = average / square.sqrt().div_(_along(root, square)).add_(self.eps)
-            param.sub_(change.mul_(_along(rate, change)))
-
-
-def _along(values: Tensor, like: Tensor) -> Tensor:
-    """[T] as [T, 1, ...]."""
-    return values.view(-1, *[1] * (like.ndim - 1))
+        refused = (~allowed).float().unbind(0)
+        slices = zip(*(gradient.unbind(0) for gradient in gradients))
+        for (params, averages, squares, steps), grads, rate, bad in zip(self.tasks, slices, rates.unbind(0), refused):
+            adam(
+                params,
+                list(grads),
+                averages,
+                squares,
+                [],
+                steps,
+                fused=True,
+                found_inf=bad,
+                amsgrad=False,
+                beta1=self.beta1,
+                beta2=self.beta2,
+                lr=rate,
+                weight_decay=0.0,
+                eps=self.eps,
+                maximize=False,
+            )
