@@ -130,7 +130,7 @@ def interrupt_at(trainer: ReplayTrainer, place: str, count: int, action: Callabl
     owner, name = {
         "sample": (trainer.replay_buffer, "sample"),
         # In the middle of an update: after the actor's step, or before the model's.
-        "update": (stepper, "update_critics") if isinstance(trainer, PWMTrainer) else (stepper.loss_module, "forward"),
+        "update": (stepper, "critic_pass") if isinstance(trainer, PWMTrainer) else (stepper.loss_module, "losses"),
         "evaluate": (trainer, "evaluate"),
         "save": (os, "replace"),
     }[place]

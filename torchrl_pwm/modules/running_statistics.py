@@ -38,14 +38,24 @@ class RunningMoments(nn.Module):
         self.register_buffer("count", torch.tensor(1e-4))
 
     @torch.no_grad()
-    def update(self, batch: Tensor) -> None:
-        """Merges a batch ``[n, *shape]``; one that is empty or not finite changes nothing."""
-        size = batch.shape[0]
-        if size == 0:
+    def update(self, batch: Tensor, mask: Tensor | None = None) -> None:
+        """Merges a batch ``[n, *shape]``; one that is empty or not finite changes nothing.
+
+        ``mask`` [n] says which samples count. No number is read by the host.
+        """
+        if batch.shape[0] == 0:
             return
-        delta = batch.mean(0) - self.mean
+        size: int | Tensor = batch.shape[0]
+        if mask is None:
+            mean, var = batch.mean(0), batch.var(0, correction=0)
+        else:
+            counts = mask.reshape(-1, *[1] * (batch.ndim - 1))
+            size = mask.sum()
+            mean = torch.where(counts, batch, 0.0).sum(0) / size
+            var = torch.where(counts, batch - mean, 0.0).square().sum(0) / size
+        delta = mean - self.mean
         total = self.count + size
-        moment = self.var * self.count + batch.var(0, correction=0) * size
+        moment = self.var * self.count + var * size
         var = (moment + delta.square() * self.count * size / total) / total
         mean = self.mean + delta * size / total
         finite = mean.isfinite().all() & var.isfinite().all()

@@ -119,6 +119,15 @@ class PWMWorldModelLoss(SequenceLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses and detached metrics of sequences ``[B, T]``, which are left unchanged."""
+        out = self.losses(tensordict)
+        require_finite(tensordict.select(*self.in_keys, strict=False), out, self)
+        if not torch.compiler.is_compiling():
+            self.warn_of_ends(tensordict)
+        self._clear_weakrefs(tensordict, out)
+        return out
+
+    def losses(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """What :meth:`forward` returns, without a look at its numbers: nothing waits for the device."""
         model = self.world_model
         observation, action, next_observation, reward, task = self._entries(tensordict, model)
         with torch.no_grad():
@@ -146,10 +155,6 @@ class PWMWorldModelLoss(SequenceLoss):
         )
         if model.termination:
             out.set("loss_termination", self._termination_loss(latents[1:], tensordict, task, mask))
-        require_finite(tensordict.select(*self.in_keys, strict=False), out, self)
-        if self._unseen_ends and not torch.compiler.is_compiling():
-            self._warn_of_ends(tensordict)
-        self._clear_weakrefs(tensordict, out)
         return out
 
     def _termination_loss(
@@ -166,10 +171,13 @@ class PWMWorldModelLoss(SequenceLoss):
             termination_error(self.world_model, latent, terminated, task).T, mask
         )
 
-    def _warn_of_ends(self, tensordict: TensorDictBase) -> None:
-        """Says once that the model cannot know of the ends in its data."""
-        terminated = tensordict.get(unravel_key(("next", self.tensor_keys.terminated)), None)
-        if terminated is None or terminated.is_meta or not terminated.any():
+    def warn_of_ends(self, *batches: TensorDictBase) -> None:
+        """Says once that the model cannot know of the ends in its data; reads a number until it has."""
+        if not self._unseen_ends:
+            return
+        key = unravel_key(("next", self.tensor_keys.terminated))
+        flags = [flag for flag in (batch.get(key, None) for batch in batches) if flag is not None and not flag.is_meta]
+        if not flags or not torch.stack([flag.any() for flag in flags]).any():
             return
         self._unseen_ends = False
         warnings.warn(
@@ -183,5 +191,5 @@ class PWMWorldModelLoss(SequenceLoss):
         if moments is None:
             return reward
         if self.training:
-            moments.update(reward.reshape(-1) if mask is None else reward[mask].reshape(-1))
+            moments.update(reward.reshape(-1), None if mask is None else mask.reshape(-1))
         return moments.normalize(reward, clip=_REWARD_CLIP)

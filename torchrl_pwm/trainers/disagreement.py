@@ -11,7 +11,8 @@ from tqdm import tqdm
 from torchrl_pwm._utils.seeds import seeded
 from torchrl_pwm.data import ReplayMixture
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
-from torchrl_pwm.trainers.steppers import raise_non_finite
+from torchrl_pwm.objectives.entries import describe_batch
+from torchrl_pwm.trainers.update import raise_non_finite
 
 
 def train_disagreement(
@@ -44,7 +45,7 @@ def train_disagreement(
         batch = replay.sample()
         loss = ensemble.loss(*_transitions(world_model, batch))
         if not loss.isfinite():
-            raise_non_finite("disagreement", update + 1, batch, {"loss": loss.detach()})
+            raise_non_finite("disagreement", update + 1, {"loss": loss.detach()}, where=describe_batch(batch))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

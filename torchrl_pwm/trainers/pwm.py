@@ -11,14 +11,10 @@ from torchrl.data import ReplayBuffer
 
 from torchrl_pwm._utils.ranges import COUNT_OR_NONE, check_range
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
-from torchrl_pwm.trainers.steppers import (
-    PWMOptimizationStepper,
-    UpdateStepper,
-    WorldModelOptimizationStepper,
-    first_states,
-    raise_non_finite,
-)
+from torchrl_pwm.objectives.entries import describe_batch
+from torchrl_pwm.trainers.steppers import PWMOptimizationStepper, WorldModelOptimizationStepper, first_states
 from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
+from torchrl_pwm.trainers.update import UpdateStepper, raise_non_finite
 
 if TYPE_CHECKING:
     from torchrl_pwm.trainers.averaging import PolicyAverage
@@ -231,6 +227,10 @@ class OnlinePWMOptimizationStepper(UpdateStepper):
             parts.append(self._to_device(self.replay_buffer.sample()).select(*keys)[:, 0])
         return torch.cat(parts)[: self.start_states]
 
+    def check(self) -> None:
+        self.model_stepper.check()
+        self.policy_stepper.check()
+
     def _to_device(self, batch: TensorDictBase) -> TensorDictBase:
         return batch.to(next(self.model_loss.world_model.parameters()).device)
 
@@ -384,7 +384,7 @@ def warm_start(
         starts = first_states(replay.sample()).to(device)
         distance = loss.behavior_distance(starts)
         if not distance.isfinite():
-            raise_non_finite("behaviour", update + 1, starts, {"loss": distance.detach()})
+            raise_non_finite("behaviour", update + 1, {"loss": distance.detach()}, where=describe_batch(starts))
         optimizer.zero_grad()
         distance.backward()
         optimizer.step()
@@ -394,3 +394,4 @@ def warm_start(
         with torch.no_grad():
             rollout = loss.imagine(starts)
         stepper.update_critics(rollout, loss.value_target(rollout), starts)
+    stepper.check()

@@ -26,6 +26,7 @@ from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data.collect.online import OnlineCollection
 from torchrl_pwm.data.sampling import ReplaySampling
 from torchrl_pwm.modules import PWMWorldModel, RunningMoments
+from torchrl_pwm.trainers.update import UpdateStepper
 
 Metrics = Mapping[str, Any]
 _STATISTICS_SAMPLES = 100  # batches
@@ -132,6 +133,7 @@ class Trainer:
                 self.iteration += 1
                 yield self.iteration
                 self._bar.update()
+        self.check()
 
     def due(self, interval: int) -> bool:
         """Whether something that is done every ``interval`` iterations, and at the last one, is to be done now."""
@@ -140,17 +142,24 @@ class Trainer:
     def log(self, metrics: Metrics | TensorDictBase) -> None:
         """Logs metrics every ``log_interval`` iterations."""
         if self.due(self.log_interval):
+            self.check()
             self._write({str(key): float(value) for key, value in metrics.items()}, self.progress_keys)
             self._report()
 
     def log_evaluation(self, *, now: bool = False) -> None:
         """Calls ``evaluate`` every ``eval_interval`` iterations, or ``now``, and logs what it returns."""
         if self.evaluate is not None and (now or self.due(self.eval_interval)):
+            self.check()
             self._write({}, ())  # the seconds of training before it
             with self.stopwatch.evaluating() if self.stopwatch else contextlib.nullcontext():
                 metrics = {key: float(value) for key, value in self.evaluate().items()}
             self._write(metrics, tuple(metrics))
             self._report()
+
+    def check(self) -> None:
+        """Raises FloatingPointError if a stepper of ours has met a number that is not finite."""
+        if isinstance(self.optimization_stepper, UpdateStepper):
+            self.optimization_stepper.check()
 
     def _report(self) -> None:
         if self.on_log is not None:
@@ -173,6 +182,7 @@ class Trainer:
         at_the_end = self.iteration == self.iterations
         if self.save_folder is not None and (at_the_end or self.iteration - self._saved >= self.save_interval):
             self._saved = self.iteration
+            self.check()
             save_checkpoint(Path(self.save_folder), self.state_dict(), step=self.iteration)
 
     def resume(self, folder: str | os.PathLike[str] | None = None, *, required: bool = True) -> None:
