@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from torchrl_pwm._utils.seeds import make_generator
 from torchrl_pwm.envs.multitask import checked_seed
 
 __all__ = ["RewardTiming", "Simulator", "SimulatorStep"]
@@ -114,8 +115,7 @@ class Simulator(ABC):
         # A new tensor tells the full name of a device such as "cuda", which is "cuda:0".
         self.device = torch.empty(0, device=device).device
         self.dtype = dtype
-        self.generator = torch.Generator(self.device)
-        self.set_seed(seed)
+        self.generator = make_generator(self.device, checked_seed(seed))
 
     @abstractmethod
     def reset(self, rows: Tensor) -> Tensor:
