@@ -33,6 +33,12 @@ def choose_device(device: str | None) -> str:
     return device
 
 
+def device_of(policy: Any) -> torch.device | None:
+    """Where the first parameter of a policy is; ``None`` if it has none."""
+    first = next(policy.parameters(), None) if isinstance(policy, nn.Module) else None
+    return None if first is None else first.device
+
+
 def is_host(device: torch.device | str | None) -> bool:
     """Whether reading a number waits for nothing there; ``None`` is the CPU."""
     return device is None or torch.device(device).type == "cpu"

@@ -150,6 +150,10 @@ class Simulator(ABC):
         """Standard normal draws, [N, \\*size], for all envs."""
         return self._draw(torch.randn, size)
 
+    def numbers(self, *values: float) -> Tensor:
+        """A vector of these numbers, made on the device: one made of a list would be copied to a GPU, which waits."""
+        return torch.stack([torch.full((), value, dtype=self.dtype, device=self.device) for value in values])
+
     def _draw(self, draw: Any, size: tuple[int, ...]) -> Tensor:
         return draw(self.num_envs, *size, generator=self.generator, dtype=self.dtype, device=self.device)
 

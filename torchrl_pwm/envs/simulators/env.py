@@ -54,8 +54,8 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         RuntimeError: at a step before the first reset, or if actions that require gradients, with gradients enabled,
             meet an env without ``requires_grad``: a loss would lose its gradient there unnoticed. Evaluation belongs
             under ``torch.no_grad()``.
-        FloatingPointError: with ``non_finite="raise"``, naming the envs and their step: at that step or, on a GPU, which
-            would have to be waited for, within 32 further ones and before a window or an episode of all envs begins.
+        FloatingPointError: with ``non_finite="raise"``, naming the envs and their step: at that step or, on a GPU,
+            which would have to be waited for, within 32 further ones and before a window or all envs begin anew.
 
     Examples:
         >>> from torchrl_pwm.envs.simulators import AnalyticEnv
@@ -169,7 +169,7 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         return self._pack(self._observation, self._zeros(torch.bool), self._zeros(torch.bool))
 
     def _resets(self, needed: Tensor) -> bool:
-        """Whether the simulator has to reset envs. A GPU is asked only where the simulator may have reset them itself."""
+        """Whether the simulator has to reset envs; a GPU is asked only where it may have reset them itself."""
         asked = self._on_host or self._resets_itself
         return not asked or not readable(needed) or bool(needed.any())
 

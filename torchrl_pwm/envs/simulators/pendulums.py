@@ -74,11 +74,10 @@ class Mechanism(AnalyticSimulator):
 
     def start(self) -> Tensor:
         """Positions within ``start_angle`` of the centre, rates within ``start_rate``."""
-        centres, spreads = (*self.start_centre, 0.0, 0.0), [self.start_angle] * 2 + [self.start_rate] * 2
-        # Entry by entry: a tensor made of a list would be copied to a GPU, which waits for it.
-        drawn = self.uniform(4) if self.stochastic_init else torch.zeros_like(self.state)
-        entries = zip(centres, spreads, drawn.unbind(-1), strict=True)
-        return torch.stack([centre + entry * spread for centre, spread, entry in entries], -1)
+        centre = self.numbers(*self.start_centre, 0.0, 0.0)
+        if not self.stochastic_init:
+            return centre.expand(self.num_envs, 4).clone()
+        return centre + self.uniform(4) * self.numbers(*[self.start_angle] * 2, *[self.start_rate] * 2)
 
     def advance(self, state: Tensor, actions: Tensor) -> Tensor:
         def rate(at: Tensor) -> Tensor:
