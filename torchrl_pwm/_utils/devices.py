@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
+from torchrl.data import Bounded, TensorSpec, Unbounded
 
 
 def choose_device(device: str | None) -> str:
@@ -72,6 +73,13 @@ def send(batch: TensorDictBase, device: torch.device | str | None) -> TensorDict
     leaves = batch.values(True, True)
     pinned = batch.pin_memory() if all(is_host(leaf.device) for leaf in leaves) else batch
     return pinned.to(device, non_blocking=True)
+
+
+def spec_on(spec: TensorSpec, device: torch.device | str | None) -> TensorSpec:
+    """The spec on a device. TorchRL compares the bounds of an env's specs; those of ``meta`` have no numbers."""
+    if device is not None and torch.device(device).type == "meta" and isinstance(spec, Bounded):
+        return Unbounded(spec.shape, device=device, dtype=spec.dtype)
+    return spec if device is None else spec.to(device)
 
 
 def reads_ahead(device: torch.device | str) -> dict[str, Any]:

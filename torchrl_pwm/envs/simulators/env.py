@@ -10,7 +10,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from torchrl_pwm._utils.devices import is_host, readable
+from torchrl_pwm._utils.devices import is_host, readable, spec_on
 from torchrl_pwm.envs.simulators._gates import Gates
 from torchrl_pwm.envs.simulators._watch import NonFiniteWatch
 from torchrl_pwm.envs.simulators._workers import NamedEnvMeta
@@ -110,9 +110,12 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         n, kind = self.num_envs, {"dtype": self.simulator.dtype, "device": self.device}
         batch: dict[str, Any] = {"shape": self.batch_size, "device": self.device}
         self.observation_spec = Composite(observation=Unbounded((n, self.simulator.observation_size), **kind), **batch)
-        self.action_spec = Bounded(-1.0, 1.0, (n, self.simulator.action_size), **kind)
+        unit = Bounded(-1.0, 1.0, (n, self.simulator.action_size), dtype=self.simulator.dtype)
+        self.action_spec = spec_on(unit, self.device)
         self.reward_spec = Unbounded((n, 1), **kind)
-        flags = {key: Binary(1, (n, 1), dtype=torch.bool) for key in ("done", "terminated", "truncated")}
+        flags = {
+            key: Binary(1, (n, 1), dtype=torch.bool, device=self.device) for key in ("done", "terminated", "truncated")
+        }
         self.done_spec = Composite(flags, **batch)
 
     @property
@@ -167,6 +170,9 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         if mask is None or (self._on_host and bool(started.all())):
             self._cut()
         return self._pack(self._observation, self._zeros(torch.bool), self._zeros(torch.bool))
+
+    def _reset_check_done(self, tensordict: Any, tensordict_reset: Any) -> None:
+        """Nothing: no flag is set after a reset, and TorchRL would read each of them to see that."""
 
     def _resets(self, needed: Tensor) -> bool:
         """Whether the simulator has to reset envs; a GPU is asked only where it may have reset them itself."""
