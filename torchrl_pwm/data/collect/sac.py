@@ -14,7 +14,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
-from torchrl_pwm._utils.devices import place_buffers, readable
+from torchrl_pwm._utils.devices import place_buffers, readable, spec_on
 from torchrl_pwm._utils.seeds import seeded, uniform_actions
 from torchrl_pwm.data.store.episodes import Episode, EpisodeRecorder
 
@@ -78,7 +78,7 @@ class SACLearner:
     ) -> None:
         # Drawn on the CPU, so that they are the same everywhere.
         head = MLP(observation_dim, 2 * action_dim, num_cells=config.units, activation_class=nn.ReLU).to(device)
-        spec = Bounded(-1.0, 1.0, (action_dim,), device=device)
+        spec = spec_on(Bounded(-1.0, 1.0, (action_dim,)), device)
         self.actor = ProbabilisticActor(
             TensorDictModule(nn.Sequential(head, NormalParamExtractor()), [observation_key], ["loc", "scale"]),
             in_keys=["loc", "scale"],
