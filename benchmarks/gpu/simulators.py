@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import shutil
 import statistics
 import sys
@@ -44,7 +45,7 @@ def main() -> None:
             sys.exit(ended.code)
     with open(run / "scalars" / "training_seconds.csv", newline="") as file:
         seconds = [float(row[-1]) for row in csv.reader(file)]
-    times = [after - before for before, after in zip(seconds, seconds[1:])][_WARM_UP:]
+    times = [after - before for before, after in itertools.pairwise(seconds)][_WARM_UP:]
     peak = f"{torch.cuda.max_memory_allocated() / 2**30:.2f}" if torch.cuda.is_available() else "-"
     print("| method | envs | iterations | seconds an iteration | fastest, slowest | peak GiB |")
     print("|---|--:|--:|--:|---|--:|")
