@@ -41,21 +41,24 @@ class RunningMoments(nn.Module):
     def update(self, batch: Tensor, mask: Tensor | None = None) -> None:
         """Merges a batch ``[n, *shape]``; one that is empty or not finite changes nothing.
 
-        ``mask`` [n] says which samples count. No number is read by the host.
+        Args:
+            batch (Tensor): samples.
+            mask (Tensor, optional): bool ``[n]``, the samples that count. Default: all.
         """
         if batch.shape[0] == 0:
             return
-        size: int | Tensor = batch.shape[0]
+        size: Tensor | int
         if mask is None:
-            mean, var = batch.mean(0), batch.var(0, correction=0)
+            size, batch_mean, batch_var = batch.shape[0], batch.mean(0), batch.var(0, correction=0)
         else:
+            # By sums: batch[mask] would wait for a GPU to tell its size.
             counts = mask.reshape(-1, *[1] * (batch.ndim - 1))
-            size = mask.sum()
-            mean = torch.where(counts, batch, 0.0).sum(0) / size
-            var = torch.where(counts, batch - mean, 0.0).square().sum(0) / size
-        delta = mean - self.mean
+            size = counts.sum()
+            batch_mean = torch.where(counts, batch, 0.0).sum(0) / size
+            batch_var = torch.where(counts, batch - batch_mean, 0.0).square().sum(0) / size
+        delta = batch_mean - self.mean
         total = self.count + size
-        moment = self.var * self.count + var * size
+        moment = self.var * self.count + batch_var * size
         var = (moment + delta.square() * self.count * size / total) / total
         mean = self.mean + delta * size / total
         finite = mean.isfinite().all() & var.isfinite().all()

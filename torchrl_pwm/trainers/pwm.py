@@ -9,6 +9,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 
+from torchrl_pwm._utils.devices import send
 from torchrl_pwm._utils.ranges import COUNT_OR_NONE, check_range
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.objectives.entries import describe_batch
@@ -232,7 +233,7 @@ class OnlinePWMOptimizationStepper(UpdateStepper):
         self.policy_stepper.check()
 
     def _to_device(self, batch: TensorDictBase) -> TensorDictBase:
-        return batch.to(next(self.model_loss.world_model.parameters()).device)
+        return send(batch, next(self.model_loss.world_model.parameters()).device)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -381,7 +382,7 @@ def warm_start(
     optimizer = torch.optim.Adam(stepper.actor_params, lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(behavior_updates, 1))
     for update in range(behavior_updates):
-        starts = first_states(replay.sample()).to(device)
+        starts = send(first_states(replay.sample()), device)
         distance = loss.behavior_distance(starts)
         if not distance.isfinite():
             raise_non_finite("behaviour", update + 1, {"loss": distance.detach()}, where=describe_batch(starts))
@@ -390,7 +391,7 @@ def warm_start(
         optimizer.step()
         schedule.step()
     for _ in range(value_updates):
-        starts = first_states(replay.sample()).to(device)
+        starts = send(first_states(replay.sample()), device)
         with torch.no_grad():
             rollout = loss.imagine(starts)
         stepper.update_critics(rollout, loss.value_target(rollout), starts)

@@ -8,6 +8,7 @@ from tensordict import TensorDictBase
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 
+from torchrl_pwm._utils.devices import send
 from torchrl_pwm._utils.ranges import COUNT_OR_NONE, NORM, NOT_NEGATIVE, POSITIVE, check_range
 from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.objectives.tdmpc2 import TDMPC2Loss, TDMPC2Noise
@@ -249,7 +250,7 @@ class OnlineTDMPC2OptimizationStepper(UpdateStepper):
     def update_model(self) -> TensorDictBase:
         """One update from the replay."""
         device = next(self.loss_module.model.parameters()).device
-        return self.stepper.update(self.replay_buffer.sample().to(device))
+        return self.stepper.update(send(self.replay_buffer.sample(), device))
 
     def state_dict(self) -> dict[str, Any]:
         return self.stepper.state_dict()

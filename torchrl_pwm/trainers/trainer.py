@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_pwm._utils.csv_logs import rewind_metrics
+from torchrl_pwm._utils.devices import send
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, check_range
 from torchrl_pwm._utils.seeds import TorchGenerators
 from torchrl_pwm._utils.stopwatch import Stopwatch
@@ -257,8 +258,7 @@ class ReplayTrainer(Trainer):
 
     def sample(self) -> TensorDictBase:
         """A batch of the replay buffer, on the device."""
-        batch = self.replay_buffer.sample()
-        return batch if self.device is None else batch.to(self.device)
+        return send(self.replay_buffer.sample(), self.device)
 
 
 class OnlineTrainer(Trainer):
@@ -366,10 +366,11 @@ class OnlineTrainer(Trainer):
         model = self.world_model
         if not self.normalize_observations or model.observation_mean is not None:
             return
-        moments = RunningMoments((model.observation_dim,))
+        device = next(model.parameters()).device
+        moments = RunningMoments((model.observation_dim,)).to(device)
         for _ in range(_STATISTICS_SAMPLES):
             observation = replay_buffer.sample().get(self.model_loss.tensor_keys.observation)
-            moments.update(observation.reshape(-1, observation.shape[-1]))
+            moments.update(observation.reshape(-1, observation.shape[-1]).to(device))
         model.set_observation_statistics(moments.mean, moments.std)
 
     def update_model(self, updates: int, purpose: str) -> None:

@@ -11,6 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.trainers import OptimizationStepper
 
+from torchrl_pwm._utils.devices import readable
 from torchrl_pwm._utils.ranges import COUNT, check_range
 from torchrl_pwm.modules import RunningMoments
 from torchrl_pwm.modules.running_statistics import PercentileScale
@@ -179,7 +180,7 @@ class GatedStepper(UpdateStepper):
 
     def check(self) -> None:
         made, self._made = self._made, []
-        if not made or self.skip_non_finite or made[0].failed.is_meta:
+        if not made or self.skip_non_finite or not readable(made[0].failed):
             return
         for update, failed in zip(made, torch.stack([update.failed for update in made]).tolist()):
             if any(failed):
