@@ -39,13 +39,22 @@ def seed_worker_process(seed: int, parent: int) -> None:
         torch.manual_seed(seed)
 
 
+def make_generator(device: torch.device | str | None, seed: int = 0) -> torch.Generator:
+    """A generator whose draws land on ``device``; of ``meta`` tensors, which have no numbers, one of the CPU."""
+    place = torch.device("cpu" if device is None else device)
+    return torch.Generator("cpu" if place.type == "meta" else place).manual_seed(seed)
+
+
 def uniform_actions(*shape: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Actions of this shape, uniform in [-1, 1], on the generator's device."""
     return 2 * torch.rand(*shape, generator=generator, device=generator.device, dtype=dtype) - 1
 
 
 class TorchGenerators:
-    """The global torch generators as one component of a checkpoint."""
+    """The global torch generators as one component of a checkpoint.
+
+    A host may have fewer GPUs than the one that saved it, or more: those that both have go on where they were.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"cpu": torch.get_rng_state()}
@@ -56,7 +65,8 @@ class TorchGenerators:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         torch.set_rng_state(state_dict["cpu"])
         if "cuda" in state_dict and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state_dict["cuda"])
+            for index, state in zip(range(torch.cuda.device_count()), state_dict["cuda"]):
+                torch.cuda.set_rng_state(state, index)
 
 
 class OwnGenerators(TorchGenerators):

@@ -46,7 +46,7 @@ class BestPolicy:
         last = _copy_state(self.networks)
         outcomes: dict[str, Outcome | None] = {"last": evaluate(), "best": None}
         if self.result[0] > -math.inf:
-            same = all(torch.equal(weight, self.weights[name].to(weight.device)) for name, weight in last.items())
+            same = all(torch.equal(weight, self.weights[name]) for name, weight in last.items())
             self.restore()
             outcomes["best"] = outcomes["last"] if same else evaluate()
             if select == "last":
@@ -57,7 +57,10 @@ class BestPolicy:
         return {"result": self.result, "weights": self.weights}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.result, self.weights = tuple(state_dict["result"]), dict(state_dict["weights"])
+        # Where the networks are: a checkpoint is read on the CPU.
+        places = {name: value.device for name, value in self.networks.state_dict().items()}
+        weights = {name: value.to(places.get(name, "cpu")) for name, value in state_dict["weights"].items()}
+        self.result, self.weights = tuple(state_dict["result"]), weights
 
 
 def _copy_state(module: nn.Module) -> dict[str, Tensor]:

@@ -40,14 +40,27 @@ class RunningMoments(nn.Module):
         self.register_buffer("count", torch.full(shape if independent else (), 1e-4))
 
     @torch.no_grad()
-    def update(self, batch: Tensor) -> None:
-        """Merges a batch ``[n, *shape]``; one that is empty or not finite changes nothing."""
-        size = batch.shape[0]
-        if size == 0:
+    def update(self, batch: Tensor, mask: Tensor | None = None) -> None:
+        """Merges a batch ``[n, *shape]``; one that is empty or not finite changes nothing.
+
+        Args:
+            batch (Tensor): samples.
+            mask (Tensor, optional): bool ``[n]``, the samples that count. Default: all.
+        """
+        if batch.shape[0] == 0:
             return
-        delta = batch.mean(0) - self.mean
+        size: Tensor | int
+        if mask is None:
+            size, batch_mean, batch_var = batch.shape[0], batch.mean(0), batch.var(0, correction=0)
+        else:
+            # By sums: batch[mask] would wait for a GPU to tell its size.
+            counts = mask.reshape(-1, *[1] * (batch.ndim - 1))
+            size = counts.sum()
+            batch_mean = torch.where(counts, batch, 0.0).sum(0) / size
+            batch_var = torch.where(counts, batch - batch_mean, 0.0).square().sum(0) / size
+        delta = batch_mean - self.mean
         total = self.count + size
-        moment = self.var * self.count + batch.var(0, correction=0) * size
+        moment = self.var * self.count + batch_var * size
         var = (moment + delta.square() * self.count * size / total) / total
         mean = self.mean + delta * size / total
         finite = mean.isfinite() & var.isfinite()

@@ -24,7 +24,7 @@ from torchrl.objectives.utils import ValueEstimators
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device, torch_threads
+from torchrl_pwm._utils.devices import choose_device, reads_ahead, torch_threads
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm._utils.seeds import kept_generators
@@ -198,7 +198,13 @@ def make_starts(job: ExtractionJob, config: Any) -> ReplayBuffer:
     settings = config.extraction
     if job.data is not None and not settings.starts:
         return TDMPC2ExperienceReplay(
-            job.data, settings.batch_size, slice_len=1, tasks=[job.task], seed=job.seed, check_finite=False
+            job.data,
+            settings.batch_size,
+            slice_len=1,
+            tasks=[job.task],
+            seed=job.seed,
+            check_finite=False,
+            **reads_ahead(job.device),
         )
     if job.data is None:
         chosen = load_quickstart().starts[job.task]

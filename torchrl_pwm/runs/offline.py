@@ -15,7 +15,7 @@ from torchrl import torchrl_logger
 from torchrl.data import TensorDictReplayBuffer, TensorStorage
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.devices import choose_device, reads_ahead
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
@@ -149,7 +149,9 @@ def prepare_model(config: DictConfig, folder: Path, recordings: Recordings) -> P
     file = folder / "world_model" / "world_model.pt"
     if not file.exists():
         settings = config.world_model
-        replay = recordings.replay(settings.batch_size, settings.slice_len, seed=config.seed)
+        replay = recordings.replay(
+            settings.batch_size, settings.slice_len, seed=config.seed, **reads_ahead(choose_device(config.device))
+        )
         torchrl_logger.info(
             f"world model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(recordings.kept):,} "
             f"episodes and {len(recordings.held_out):,} held out"

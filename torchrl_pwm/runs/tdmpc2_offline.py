@@ -17,7 +17,7 @@ from torchrl import torchrl_logger
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device, torch_threads
+from torchrl_pwm._utils.devices import choose_device, reads_ahead, torch_threads
 from torchrl_pwm._utils.files import replace_file, replaced_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
@@ -225,7 +225,12 @@ def train_tdmpc2(config: DictConfig, folder: Path, store: EpisodeStore, tasks: l
         return metrics
 
     replay = TDMPC2ExperienceReplay(
-        store.root, settings.batch_size, slice_len=settings.slice_len, tasks=tasks, seed=config.seed
+        store.root,
+        settings.batch_size,
+        slice_len=settings.slice_len,
+        tasks=tasks,
+        seed=config.seed,
+        **reads_ahead(device),
     )
     torchrl_logger.info(f"TD-MPC2: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tasks)} tasks")
     trainer = TDMPC2Trainer(
