@@ -11,12 +11,14 @@ from torch import Tensor, nn
 class RunningMoments(nn.Module):
     """Running mean and population variance, merged batch by batch (Chan et al.'s parallel formula).
 
-    Buffers ``mean``, ``var`` [*shape] and ``count`` [] are saved with the module. Source: PWM's published code, which
-    starts at mean 0, variance 1 and a count of 1e-4.
+    Buffers ``mean``, ``var`` [*shape] and ``count`` [], or [*shape] where entries are ``independent``, are saved with
+    the module. Source: PWM's published code, which starts at mean 0, variance 1 and a count of 1e-4.
 
     Args:
         shape (tuple of int): shape of one sample. Default: ``()``.
         epsilon (float): added to the variance under the root. Default: ``1e-5``.
+        independent (bool): give each entry of a sample a count of its own, so that one that is not finite leaves the
+            others alone. Default: ``False``.
 
     Examples:
         >>> import torch
@@ -30,12 +32,12 @@ class RunningMoments(nn.Module):
     var: Tensor
     count: Tensor
 
-    def __init__(self, shape: tuple[int, ...] = (), epsilon: float = 1e-5) -> None:
+    def __init__(self, shape: tuple[int, ...] = (), epsilon: float = 1e-5, *, independent: bool = False) -> None:
         super().__init__()
-        self.epsilon = epsilon
+        self.epsilon, self.independent = epsilon, independent
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("var", torch.ones(shape))
-        self.register_buffer("count", torch.tensor(1e-4))
+        self.register_buffer("count", torch.full(shape if independent else (), 1e-4))
 
     @torch.no_grad()
     def update(self, batch: Tensor, mask: Tensor | None = None) -> None:
@@ -61,7 +63,9 @@ class RunningMoments(nn.Module):
         moment = self.var * self.count + batch_var * size
         var = (moment + delta.square() * self.count * size / total) / total
         mean = self.mean + delta * size / total
-        finite = mean.isfinite().all() & var.isfinite().all()
+        finite = mean.isfinite() & var.isfinite()
+        if not self.independent:
+            finite = finite.all()
         for buffer, merged in ((self.var, var), (self.mean, mean), (self.count, total)):
             buffer.copy_(torch.where(finite, merged, buffer))
 

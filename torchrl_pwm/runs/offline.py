@@ -22,9 +22,10 @@ from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, start_states
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs.random_policy import RandomPolicy
+from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss
-from torchrl_pwm.runs.evaluator import BestPolicy, Evaluator
+from torchrl_pwm.runs.evaluator import Evaluator
 from torchrl_pwm.runs.extraction import make_loss
 from torchrl_pwm.runs.folder import claim_folder, finished, make_logger
 from torchrl_pwm.runs.offline_report import measure_trust, write_offline_report

@@ -24,12 +24,12 @@ from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
 from torchrl_pwm.evaluation import EvaluationResult, compare_with_published, evaluate_policy, plot_scores, write_summary
+from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.evaluation.statistics import SELECT
 from torchrl_pwm.modules import PWMWorldModel, TDMPC2Model
 from torchrl_pwm.planners import TDMPC2Planner
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison, other_data, other_size
-from torchrl_pwm.runs.evaluator import BestPolicy
 from torchrl_pwm.runs.folder import claim_folder, make_logger
 from torchrl_pwm.runs.world_model import (
     check_sizes,

@@ -14,7 +14,7 @@ from torchrl_pwm._utils.ranges import COUNT_OR_NONE, check_range
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.objectives.entries import describe_batch
 from torchrl_pwm.trainers.steppers import PWMOptimizationStepper, WorldModelOptimizationStepper, first_states
-from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
+from torchrl_pwm.trainers.trainer import Metrics, OnlineTrainer, ReplayTrainer
 from torchrl_pwm.trainers.update import UpdateStepper, raise_non_finite
 
 if TYPE_CHECKING:
@@ -126,12 +126,15 @@ class PWMTrainer(ReplayTrainer):
         """
         for _ in self.remaining():
             starts = self.sample()
-            metrics = self.optimization_stepper.step(self, starts)
-            if self.average is not None:
-                self.average.update()
-            self.log(metrics)
-            self.log_evaluation()
-            self.save()
+            self.after_update(self.optimization_stepper.step(self, starts))
+
+    def after_update(self, metrics: Metrics | TensorDictBase) -> None:
+        """What follows an update: the policy's average, the log, an evaluation and a checkpoint, where they are due."""
+        if self.average is not None:
+            self.average.update()
+        self.log(metrics)
+        self.log_evaluation()
+        self.save()
 
 
 class OnlinePWMOptimizationStepper(UpdateStepper):

@@ -178,10 +178,15 @@ class Trainer:
         texts = {key: f"{value:.{0 if value.is_integer() else 4}f}" for key, value in sorted(self._shown.items())}
         self._bar.set_description(", ".join(f"{key}: {text}" for key, text in texts.items()))
 
-    def save(self) -> None:
-        """Saves a checkpoint where ``save_interval`` iterations have passed since the last one, and at the end."""
+    @property
+    def save_due(self) -> bool:
+        """Whether ``save_interval`` iterations have passed since the last checkpoint, or the last one is done."""
         at_the_end = self.iteration == self.iterations
-        if self.save_folder is not None and (at_the_end or self.iteration - self._saved >= self.save_interval):
+        return self.save_folder is not None and (at_the_end or self.iteration - self._saved >= self.save_interval)
+
+    def save(self) -> None:
+        """Saves a checkpoint where one is due."""
+        if self.save_due and self.save_folder is not None:
             self._saved = self.iteration
             self.check()
             save_checkpoint(Path(self.save_folder), self.state_dict(), step=self.iteration)
