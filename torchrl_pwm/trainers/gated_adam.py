@@ -83,7 +83,7 @@ class GatedAdam(torch.optim.Adam):
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        groups = [{**group, "lr": rate} for group, rate in zip(state["param_groups"], self._scheduled)]
+        groups = [{**group, "lr": rate} for group, rate in zip(state["param_groups"], self.scheduled_rates)]
         return {**state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -96,7 +96,7 @@ class GatedAdam(torch.optim.Adam):
 
     def schedule_state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the schedule, as plain numbers."""
-        return {**self.schedule.state_dict(), "_last_lr": self._scheduled}
+        return {**self.schedule.state_dict(), "_last_lr": self.scheduled_rates}
 
     def load_schedule(self, state: Mapping[str, Any]) -> None:
         """Goes on where a saved schedule was, after :meth:`load_state_dict`; see :func:`load_schedule`."""
@@ -104,7 +104,8 @@ class GatedAdam(torch.optim.Adam):
         self._rates_as_tensors()
 
     @property
-    def _scheduled(self) -> list[float]:
+    def scheduled_rates(self) -> list[float]:
+        """Learning rates of the groups as the schedule has them, without a look at the device."""
         epoch = self.schedule.last_epoch
         bases = map(float, self.schedule.base_lrs)
         return [base * factor(epoch) for base, factor in zip(bases, self.schedule.lr_lambdas)]

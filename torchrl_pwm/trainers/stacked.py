@@ -192,6 +192,7 @@ class StackedPWMUpdate:
             )
         except FloatingPointError as error:
             return error
+        raise AssertionError
 
     def release(self) -> None:
         """Gives the tasks weights of their own again; this update is of no more use."""
