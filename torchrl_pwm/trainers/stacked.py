@@ -176,6 +176,7 @@ class StackedPWMUpdate:
             for task, (where, update, *numbers) in enumerate(self._report.cpu()):
                 if where:
                     errors[task] = self._error(task, "actor" if where == _ACTOR else "critic", int(update), numbers)
+            self._report.zero_()
         self._batches.clear()
         return errors
 
