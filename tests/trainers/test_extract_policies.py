@@ -50,9 +50,9 @@ def test_each_policy_is_that_of_an_ordinary_training():
         assert_close(dict(policy.actor.state_dict()), dict(actor.state_dict()))
 
 
-def test_company_changes_no_numbers_and_nothing_outside_is_seeded():
+def test_company_changes_no_numbers_and_nothing_outside_is_seeded(device):
     model, settings = make_model(), {**SETTINGS, "warm_start": {"behavior_updates": 3, "value_updates": 1}}
-    settings |= {"evaluate": draw, "eval_interval": 2, "select": "best"}
+    settings |= {"evaluate": draw, "eval_interval": 2, "select": "best", "device": device}
     state = torch.get_rng_state()
     together = extract_policies(model, STARTS, TASKS, **settings)
     assert torch.equal(torch.get_rng_state(), state)
