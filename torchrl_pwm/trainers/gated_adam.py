@@ -58,7 +58,8 @@ class GatedAdam(torch.optim.Adam):
         self.all_params: list[Tensor] = [param for group in self.param_groups for param in group["params"]]
         device = self.all_params[0].device
         for group in self.param_groups:
-            group |= {"fused": device.type != "meta", "capturable": device.type == "cuda"}
+            meta = device.type == "meta"
+            group |= {"fused": not meta, "foreach": meta, "capturable": device.type == "cuda"}
         self._need_device_dtype_check_for_fused = False
         self.schedule = linear_schedule(self, final_lr, iterations)
         self._rates_as_tensors()
@@ -69,7 +70,7 @@ class GatedAdam(torch.optim.Adam):
 
     def step_if(self, allowed: Tensor) -> None:
         """A step where ``allowed`` (bool, on the device) is true; else parameters and moments stay as they are."""
-        self.grad_scale, self.found_inf = None, (~allowed).float()
+        self.grad_scale, self.found_inf = None, None if allowed.is_meta else (~allowed).float()
         self.step()
 
     def anneal(self) -> None:
@@ -79,7 +80,8 @@ class GatedAdam(torch.optim.Adam):
     @property
     def rate(self) -> Tensor:
         """Learning rate of the last group, as it is now; stays so."""
-        return torch.as_tensor(self.param_groups[-1]["lr"], dtype=torch.float32).clone()
+        rate, device = self.param_groups[-1]["lr"], self.all_params[0].device
+        return torch.as_tensor(rate, dtype=torch.float32, device=device).clone()
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
