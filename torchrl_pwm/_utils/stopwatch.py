@@ -49,3 +49,31 @@ class Stopwatch:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._before, self._start = state_dict["seconds"], time.perf_counter()
         self._evaluations = state_dict.get("evaluations", 0.0)
+
+
+class SharedStopwatch(Stopwatch):
+    """The same for one of several trainings in a process: its own evaluations, and its share of the rest.
+
+    Examples:
+        >>> stopwatch = SharedStopwatch()
+        >>> stopwatch.add(3.0)
+        >>> stopwatch.seconds, stopwatch.training_seconds
+        (3.0, 3.0)
+    """
+
+    @property
+    def seconds(self) -> float:
+        """All of them."""
+        return self._before
+
+    def add(self, seconds: float) -> None:
+        """Its share of what was done for all."""
+        self._before += seconds
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """What runs within is an evaluation."""
+        before = self._evaluations
+        with super().evaluating():
+            yield
+        self._before += self._evaluations - before

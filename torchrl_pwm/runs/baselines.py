@@ -21,8 +21,8 @@ from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.envs import TaskSpec, get_task_set
 from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy
+from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.modules import load_quickstart
-from torchrl_pwm.runs.evaluator import BestPolicy
 from torchrl_pwm.trainers.imitation import clone_behavior
 
 __all__ = ["DEFAULT_BASELINES", "BaselineJob", "measure_baselines"]

@@ -1,12 +1,14 @@
-"""Policy extraction: one task and seed, and many of them in worker processes."""
+"""Policy extraction: one task and seed, several in one program, and many in worker processes."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,19 @@ from torchrl.objectives.utils import ValueEstimators
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device, torch_threads
+from torchrl_pwm._utils.devices import choose_device, reads_ahead, torch_threads
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm._utils.seeds import kept_generators
-from torchrl_pwm._utils.stopwatch import Stopwatch
+from torchrl_pwm._utils.stopwatch import SharedStopwatch, Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation import evaluate_policy
+from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.evaluation.trust import probe_trust
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart, symexp
 from torchrl_pwm.objectives import PWMLoss
-from torchrl_pwm.runs.evaluator import BestPolicy
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
@@ -91,67 +93,104 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
 
 
 def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
-    config = OmegaConf.create(job.config)
-    task_set = get_task_set(config.task_set)
-    index = task_set[job.task].index
-    torch.manual_seed(1_000_003 * job.seed + index)
-    model = load_world_model(config, job.world_model).to(job.device)
-    replay = make_starts(job, config)
-    disagreement = None
-    if config.loss.disagreement_coef:
-        disagreement = load_disagreement(disagreement_file(job.world_model), model).to(job.device)
-    loss = make_loss(config, model, task_set.action_dim, disagreement).to(job.device)
-    stepper = instantiate(config.stepper, loss, iterations=config.extraction.iterations)
-    shown = first_states(replay.sample()).to(job.device)
-    best = BestPolicy(loss.actor_network)
-    average = PolicyAverage(loss.actor_network, config.extraction.average)
+    extraction = Extraction(job, report)
+    extraction.begin()
+    extraction.trainer.train()
+    return extraction.finish()
 
-    def evaluate() -> dict[str, float]:
-        with average.applied():
-            metrics = _compare(loss, model, shown, job, config)
-            best.offer(metrics["real_score"], metrics["real_return"])
+
+class Extraction:
+    """The training of one policy in its folder, with all that it needs.
+
+    Torch's global generators are seeded for it.
+
+    Args:
+        job: what is extracted.
+        report: gets the metrics of each log.
+        shared: the model and disagreement ensemble of another extraction of the same run, to use in place of loading
+            them once more.
+        stopwatch: of the training; default: a new one.
+    """
+
+    def __init__(
+        self,
+        job: ExtractionJob,
+        report: Report | None = None,
+        *,
+        shared: Extraction | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
+        config = OmegaConf.create(job.config)
+        task_set = get_task_set(config.task_set)
+        self.job, self.config, self.settings = job, config, config.extraction
+        torch.manual_seed(1_000_003 * job.seed + task_set[job.task].index)
+        # Loaded in any case: what is drawn for its first weights decides what is drawn next.
+        loaded = load_world_model(config, job.world_model)
+        self.model: PWMWorldModel = loaded.to(job.device) if shared is None else shared.model
+        self.replay = make_starts(job, config)
+        self.disagreement: DynamicsEnsemble | None = None
+        if config.loss.disagreement_coef:
+            ensemble = load_disagreement(disagreement_file(job.world_model), self.model)
+            self.disagreement = ensemble.to(job.device) if shared is None else shared.disagreement
+        self.loss = make_loss(config, self.model, task_set.action_dim, self.disagreement).to(job.device)
+        self.stepper = instantiate(config.stepper, self.loss, iterations=self.settings.iterations)
+        self.shown = first_states(self.replay.sample()).to(job.device)
+        self.best = BestPolicy(self.loss.actor_network)
+        self.average = PolicyAverage(self.loss.actor_network, self.settings.average)
+        self.stopwatch = stopwatch or Stopwatch()
+        self.trainer = PWMTrainer(
+            self.loss,
+            self.replay,
+            iterations=self.settings.iterations,
+            optimization_stepper=self.stepper,
+            average=self.average,
+            device=job.device,
+            logger=make_logger(config, job.folder),
+            log_interval=self.settings.log_interval,
+            evaluate=self.evaluate,
+            eval_interval=self.settings.eval_interval,
+            stopwatch=self.stopwatch,
+            save_folder=job.folder / "checkpoint",
+            save_interval=self.settings.save_interval,
+            progress_bar=False,
+            on_log=None if report is None else partial(_report, report, job),
+        )
+        self.trainer.components["best_policy"] = self.best
+
+    def evaluate(self) -> dict[str, float]:
+        """What the averaged policy earns, beside what the model promises."""
+        with self.average.applied():
+            metrics = _compare(self.loss, self.model, self.shown, self.job, self.config)
+            self.best.offer(metrics["real_score"], metrics["real_return"])
         return metrics
 
-    stopwatch = Stopwatch()
-    trainer = PWMTrainer(
-        loss,
-        replay,
-        iterations=config.extraction.iterations,
-        optimization_stepper=stepper,
-        average=average,
-        device=job.device,
-        logger=make_logger(config, job.folder),
-        log_interval=config.extraction.log_interval,
-        evaluate=evaluate,
-        eval_interval=config.extraction.eval_interval,
-        stopwatch=stopwatch,
-        save_folder=job.folder / "checkpoint",
-        save_interval=config.extraction.save_interval,
-        progress_bar=False,
-        on_log=None if report is None else partial(_report, report, job),
-    )
-    trainer.components["best_policy"] = best
-    trainer.resume(required=False)
-    if trainer.iteration == 0:
-        warm_start(loss, stepper, replay, **config.extraction.warm_start, device=job.device)
-        average.restart()
-        if config.extraction.warm_start.behavior_updates:
-            trainer.log_evaluation(now=True)
-    trainer.train()
-    seconds = stopwatch.seconds
-    average.restore()
-    episodes = {"episodes": config.evaluation.episodes, "seed": config.evaluation.seed}
-    both = best.choose(
-        config.extraction.select,
-        lambda: evaluate_policy(
-            loss.actor_network, job.task, task_set=task_set, world_model=model, **episodes
-        ).record(),
-    )
-    save_policy(loss, job.folder / "policy.pt")
-    chosen = both[config.extraction.select] or {}
-    result = {"task": job.task, **chosen, "seed": job.seed, "seconds": seconds, **both}
-    replace_file(job.result_file, json.dumps(result, indent=2).encode())
-    return result
+    def begin(self) -> None:
+        """Goes on from the checkpoint; without one, the policy begins with the data's behaviour as configured."""
+        self.trainer.resume(required=False)
+        if self.trainer.iteration == 0:
+            warm = self.settings.warm_start
+            warm_start(self.loss, self.stepper, self.replay, **warm, device=self.job.device)
+            self.average.restart()
+            if warm.behavior_updates:
+                self.trainer.log_evaluation(now=True)
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluates the trained policy, writes its files, and returns the result."""
+        job, config = self.job, self.config
+        seconds = self.stopwatch.seconds
+        self.average.restore()
+        episodes = {"episodes": config.evaluation.episodes, "seed": config.evaluation.seed}
+        both = self.best.choose(
+            self.settings.select,
+            lambda: evaluate_policy(
+                self.loss.actor_network, job.task, task_set=config.task_set, world_model=self.model, **episodes
+            ).record(),
+        )
+        save_policy(self.loss, job.folder / "policy.pt")
+        chosen = both[self.settings.select] or {}
+        result = {"task": job.task, **chosen, "seed": job.seed, "seconds": seconds, **both}
+        replace_file(job.result_file, json.dumps(result, indent=2).encode())
+        return result
 
 
 def make_starts(job: ExtractionJob, config: Any) -> ReplayBuffer:
@@ -159,7 +198,13 @@ def make_starts(job: ExtractionJob, config: Any) -> ReplayBuffer:
     settings = config.extraction
     if job.data is not None and not settings.starts:
         return TDMPC2ExperienceReplay(
-            job.data, settings.batch_size, slice_len=1, tasks=[job.task], seed=job.seed, check_finite=False
+            job.data,
+            settings.batch_size,
+            slice_len=1,
+            tasks=[job.task],
+            seed=job.seed,
+            check_finite=False,
+            **reads_ahead(job.device),
         )
     if job.data is None:
         chosen = load_quickstart().starts[job.task]
@@ -228,12 +273,15 @@ def _compare(
     }
 
 
-def extract_policies(
+def extract_all(
     config: DictConfig, folder: Path, data: Path | None, model_file: Path, tasks: list[str]
 ) -> list[dict[str, Any]]:
-    """Extracts a policy for every task and seed, several at a time where there are several cores."""
+    """Extracts a policy for every task and seed, several at a time where there are several cores.
+
+    Up to ``tasks_per_batch`` of them are trained as one program. Their folders are those of policies that are trained
+    one by one, so that a run may go on with another number.
+    """
     device = choose_device(config.device)
-    count = len(tasks) * config.seeds
     cores = os.cpu_count() or 1
     workers = 1 if device != "cpu" else config.workers or cores
     plain: Any = OmegaConf.to_container(config, resolve=True)
@@ -252,9 +300,47 @@ def extract_policies(
         for task in tasks
         for number in range(config.seeds)
     ]
-    total = count * config.extraction.iterations
+    left = [job for job in jobs if not job.result_file.exists()]
+    groups = _groups(left, config.get("tasks_per_batch", 1), workers)
+    total = len(jobs) * config.extraction.iterations
     with tqdm(total=total, desc="policies", unit="update", disable=not config.progress) as bar:
-        return run_jobs(extract_policy, jobs, workers=workers, report=_Progress(bar))
+        run_jobs(extract_group, groups, workers=workers, report=_Progress(bar))
+    return [json.loads(job.result_file.read_text()) for job in jobs]
+
+
+def extract_group(jobs: Sequence[ExtractionJob], report: Report) -> None:
+    """Extracts the policies of one run's jobs that are not there yet: of several, in one program.
+
+    Raises:
+        FloatingPointError: if a number is not finite; the other jobs have been done then.
+    """
+    jobs = [job for job in jobs if not job.result_file.exists()]
+    if len(jobs) == 1:
+        extract_policy(jobs[0], report)
+    elif jobs:
+        # What follows in this process must not depend on whether jobs run in it.
+        with torch_threads(jobs[0].threads), kept_generators():
+            _extract_together(jobs, report)
+
+
+def _extract_together(jobs: Sequence[ExtractionJob], report: Report) -> None:
+    from torchrl_pwm.trainers.together import own_generators, train_together
+
+    extractions: dict[PWMTrainer, Extraction] = {}
+    for job in jobs:
+        shared = next(iter(extractions.values()), None)
+        extraction = Extraction(job, report, shared=shared, stopwatch=SharedStopwatch())
+        with own_generators(extraction.trainer):
+            extraction.begin()
+        extractions[extraction.trainer] = extraction
+    train_together(list(extractions), at_end=lambda trainer: extractions[trainer].finish())
+
+
+def _groups(jobs: Sequence[ExtractionJob], most: int, workers: int) -> list[list[ExtractionJob]]:
+    """Jobs in groups of at most ``most``, of about one size, no fewer than there are workers."""
+    count = max(math.ceil(len(jobs) / most), min(workers, len(jobs)))
+    ends = [round(len(jobs) * number / count) for number in range(count + 1)] if count else []
+    return [list(jobs[start:end]) for start, end in pairwise(ends)]
 
 
 def _report(report: Report, job: ExtractionJob, iteration: int, metrics: Metrics) -> None:

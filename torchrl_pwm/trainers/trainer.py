@@ -20,12 +20,14 @@ from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_pwm._utils.csv_logs import rewind_metrics
+from torchrl_pwm._utils.devices import send
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, check_range
 from torchrl_pwm._utils.seeds import TorchGenerators
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data.collect.online import OnlineCollection
 from torchrl_pwm.data.sampling import ReplaySampling
 from torchrl_pwm.modules import PWMWorldModel, RunningMoments
+from torchrl_pwm.trainers.update import UpdateStepper
 
 Metrics = Mapping[str, Any]
 _STATISTICS_SAMPLES = 100  # batches
@@ -132,6 +134,7 @@ class Trainer:
                 self.iteration += 1
                 yield self.iteration
                 self._bar.update()
+        self.check()
 
     def due(self, interval: int) -> bool:
         """Whether something that is done every ``interval`` iterations, and at the last one, is to be done now."""
@@ -140,17 +143,24 @@ class Trainer:
     def log(self, metrics: Metrics | TensorDictBase) -> None:
         """Logs metrics every ``log_interval`` iterations."""
         if self.due(self.log_interval):
+            self.check()
             self._write({str(key): float(value) for key, value in metrics.items()}, self.progress_keys)
             self._report()
 
     def log_evaluation(self, *, now: bool = False) -> None:
         """Calls ``evaluate`` every ``eval_interval`` iterations, or ``now``, and logs what it returns."""
         if self.evaluate is not None and (now or self.due(self.eval_interval)):
+            self.check()
             self._write({}, ())  # the seconds of training before it
             with self.stopwatch.evaluating() if self.stopwatch else contextlib.nullcontext():
                 metrics = {key: float(value) for key, value in self.evaluate().items()}
             self._write(metrics, tuple(metrics))
             self._report()
+
+    def check(self) -> None:
+        """Raises FloatingPointError if a stepper of ours has met a number that is not finite."""
+        if isinstance(self.optimization_stepper, UpdateStepper):
+            self.optimization_stepper.check()
 
     def _report(self) -> None:
         if self.on_log is not None:
@@ -168,11 +178,17 @@ class Trainer:
         texts = {key: f"{value:.{0 if value.is_integer() else 4}f}" for key, value in sorted(self._shown.items())}
         self._bar.set_description(", ".join(f"{key}: {text}" for key, text in texts.items()))
 
-    def save(self) -> None:
-        """Saves a checkpoint where ``save_interval`` iterations have passed since the last one, and at the end."""
+    @property
+    def save_due(self) -> bool:
+        """Whether ``save_interval`` iterations have passed since the last checkpoint, or the last one is done."""
         at_the_end = self.iteration == self.iterations
-        if self.save_folder is not None and (at_the_end or self.iteration - self._saved >= self.save_interval):
+        return self.save_folder is not None and (at_the_end or self.iteration - self._saved >= self.save_interval)
+
+    def save(self) -> None:
+        """Saves a checkpoint where one is due."""
+        if self.save_due and self.save_folder is not None:
             self._saved = self.iteration
+            self.check()
             save_checkpoint(Path(self.save_folder), self.state_dict(), step=self.iteration)
 
     def resume(self, folder: str | os.PathLike[str] | None = None, *, required: bool = True) -> None:
@@ -247,8 +263,7 @@ class ReplayTrainer(Trainer):
 
     def sample(self) -> TensorDictBase:
         """A batch of the replay buffer, on the device."""
-        batch = self.replay_buffer.sample()
-        return batch if self.device is None else batch.to(self.device)
+        return send(self.replay_buffer.sample(), self.device)
 
 
 class OnlineTrainer(Trainer):
@@ -356,10 +371,11 @@ class OnlineTrainer(Trainer):
         model = self.world_model
         if not self.normalize_observations or model.observation_mean is not None:
             return
-        moments = RunningMoments((model.observation_dim,))
+        device = next(model.parameters()).device
+        moments = RunningMoments((model.observation_dim,)).to(device)
         for _ in range(_STATISTICS_SAMPLES):
             observation = replay_buffer.sample().get(self.model_loss.tensor_keys.observation)
-            moments.update(observation.reshape(-1, observation.shape[-1]))
+            moments.update(observation.reshape(-1, observation.shape[-1]).to(device))
         model.set_observation_statistics(moments.mean, moments.std)
 
     def update_model(self, updates: int, purpose: str) -> None:
