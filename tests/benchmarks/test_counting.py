@@ -59,7 +59,7 @@ def test_names_say_where_they_come_from():
     assert counting.host_reads == {"_local_scalar_dense": 1}
 
 
-def test_a_naive_update_trains_with_more_launches_and_host_reads_than_this_package_s(tmp_path):
+def test_a_naive_update_trains_with_more_host_reads_than_this_package_s(tmp_path):
     naive = NaiveUpdate(SIZES["tiny"], CPU)
     before = [param.detach().clone() for net in (naive.actor, naive.critics) for param in net.parameters()]
     naive()
@@ -67,6 +67,4 @@ def test_a_naive_update_trains_with_more_launches_and_host_reads_than_this_packa
     assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
     own = Bench(SIZES["tiny"], CPU, lambda function: function, tmp_path).pwm_update().run
     own()
-    theirs, ours = count(naive), count(own)
-    assert theirs.launches > ours.launches
-    assert theirs.host_reads > ours.host_reads
+    assert count(naive).host_reads > 10 * count(own).host_reads
