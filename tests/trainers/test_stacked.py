@@ -112,7 +112,7 @@ def test_a_task_with_a_bad_number_is_named_and_touches_no_other():
         together.update(*(bad_starts(1, step) if step == 2 else stacked_inputs(TASKS, step)))
         alone.update(*stacked_inputs(TASKS, step))
     errors = together.failures()
-    assert list(errors) == [1] and alone.failures() == {}
+    assert list(errors) == [1] and together.failures() == alone.failures() == {}
     message = str(errors[1])
     assert "Update 3 of the actor" in message and "non-finite observation of task [3] in 1 of 16 rows" in message
     assert "No parameter was changed" in message

@@ -68,8 +68,7 @@ class WorldModelTrainer(ReplayTrainer):
         """
         for _ in self.remaining():
             sequences = self.sample()
-            metrics = self.optimization_stepper.step(self, sequences)
-            self.log(metrics)
+            self.log(self.optimization_stepper.step(self, sequences))
             self.log_evaluation()
             self.save()
 
@@ -329,8 +328,7 @@ class OnlinePWMTrainer(OnlineTrainer):
             self.warm_up()
         for _ in self.remaining():
             steps = self.collection.collect()
-            metrics = self.optimization_stepper.update(steps)
-            self.log_steps(steps, metrics)
+            self.log_steps(steps, self.optimization_stepper.update(steps))
             self.log_evaluation()
             self.save()
         self.close()
