@@ -11,12 +11,12 @@ from tests.devices.parts import META, MODELS, make_model, make_policy_loss, make
 from tests.devices.reads import HostReads
 from tests.trainers.tiny import assert_same
 from torchrl_pwm import PWMWorldModelLoss, TDMPC2Loss
+from torchrl_pwm._utils.gated_steps import GatedAdam
 from torchrl_pwm.trainers import (
     PWMOptimizationStepper,
     TDMPC2OptimizationStepper,
     WorldModelOptimizationStepper,
 )
-from torchrl_pwm.trainers.gated_adam import GatedAdam
 
 # Planning and Q functions need bins.
 BINNED = [name for name in MODELS if name != "normalised rewards"]
