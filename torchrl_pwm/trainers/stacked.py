@@ -8,10 +8,10 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from torchrl_pwm.objectives.entries import raise_non_finite
 from torchrl_pwm.objectives.stacked_pwm import StackedPWMLoss
 from torchrl_pwm.trainers.stacked_adam import StackedAdam
 from torchrl_pwm.trainers.steppers import PWMOptimizationStepper
-from torchrl_pwm.trainers.update import raise_non_finite
 
 __all__ = ["StackedPWMUpdate"]
 

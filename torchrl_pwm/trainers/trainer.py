@@ -27,7 +27,7 @@ from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data.collect.online import OnlineCollection
 from torchrl_pwm.data.sampling import ReplaySampling
 from torchrl_pwm.modules import PWMWorldModel, RunningMoments
-from torchrl_pwm.trainers.update import UpdateStepper
+from torchrl_pwm.trainers.steppers import UpdateStepper
 
 Metrics = Mapping[str, Any]
 _STATISTICS_SAMPLES = 100  # batches
