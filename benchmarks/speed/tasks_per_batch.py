@@ -178,7 +178,7 @@ def read(file: Path) -> list[dict[str, str]]:
 
 
 def plot(file: Path, picture: Path) -> None:
-    """Time and memory for each task against T."""
+    """Time for each task and memory for all against T."""
     import matplotlib.pyplot as plt
 
     content = read(file)
@@ -187,9 +187,11 @@ def plot(file: Path, picture: Path) -> None:
     for (size, batch, device), pair in zip(cases, axes):
         chosen = [row for row in content if (row["size"], row["batch"], row["device"]) == (size, batch, device)]
         chosen.sort(key=lambda row: int(row["tasks"]))
-        for axis, unit, what in zip(pair, ("ms", "mb"), ("ms an update and task", "MB of a program and task")):
+        for axis, unit, what in zip(pair, ("ms", "mb"), ("ms an update and task", "MB for T tasks")):
             for kind, label in (("single", "one by one"), ("together", "in one program")):
-                numbers = [float(row[f"{kind}_{unit}"]) for row in chosen]
+                # The memory of one program is noted for a task, that of single updates for all.
+                whole = (kind, unit) == ("together", "mb")
+                numbers = [float(row[f"{kind}_{unit}"]) * (int(row["tasks"]) if whole else 1) for row in chosen]
                 axis.plot([int(row["tasks"]) for row in chosen], numbers, "o-", label=label)
             axis.set(xlabel="tasks T", ylabel=what, title=f"{size}, batch {batch}, {device}", xscale="log")
             axis.set_ylim(0, None)
