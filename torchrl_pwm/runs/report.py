@@ -32,6 +32,7 @@ from torchrl_pwm.evaluation import (
 )
 from torchrl_pwm.evaluation.curves import Series
 from torchrl_pwm.evaluation.statistics import SELECT
+from torchrl_pwm.evaluation.video import film_steps
 from torchrl_pwm.modules import Quickstart
 from torchrl_pwm.runs.baselines import baseline_settings, measure_baselines
 from torchrl_pwm.runs.deviations import protocol_deviations
@@ -191,8 +192,9 @@ def _films(config: DictConfig, folder: Path, model_file: Path, tasks: list[str])
     if not (config.evaluation.film and rendering_available()):
         return {}
     model = load_world_model(config, model_file)
-    films, strips = {}, {}
+    films, strips, shown = {}, {}, {}
     for task in tasks[: config.evaluation.film]:
+        steps = film_steps(get_task_set(config.task_set)[task].episode_length + 1)
         result = evaluate_policy(
             load_actor(config, model, folder, task),
             task,
@@ -201,13 +203,15 @@ def _films(config: DictConfig, folder: Path, model_file: Path, tasks: list[str])
             episodes=1,
             seed=config.evaluation.seed,
             record=1,
+            record_steps=steps,
             pixel_size=(128, 128),
         )
         ending = "" if result.success is None else f", {'success' if result.success else 'no success'} at its last step"
-        strips[f"{task}: return {result.return_mean:.0f}"] = result.frames[0]
+        label = f"{task}: return {result.return_mean:.0f}"
+        strips[label], shown[label] = result.frames[0], steps
         films[task] = FilmStrip(
-            film_pictures(result.frames[0]),
+            film_pictures(result.frames[0], steps=steps),
             f"First evaluation episode of seed {config.seed}: return {result.return_mean:.0f}{ending}.",
         )
-    film_strip(strips, folder / "film.png")
+    film_strip(strips, folder / "film.png", steps=shown)
     return films
