@@ -1,4 +1,4 @@
-"""Seconds of a training so far, with and without its evaluations."""
+"""Seconds of a training so far, by phase, with and without its evaluations."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+EVALUATION = "evaluation along the way"
+
 
 class Stopwatch:
-    """Seconds since it was made, kept across interruptions by the checkpoint.
+    """Seconds since it was made, and those of named phases, kept across interruptions by the checkpoint.
 
     Examples:
         >>> stopwatch = Stopwatch()
@@ -17,12 +19,17 @@ class Stopwatch:
         ...     pass
         >>> 0 <= stopwatch.training_seconds <= stopwatch.seconds
         True
+        >>> with stopwatch.phase("cloning"):
+        ...     pass
+        >>> list(stopwatch.phases)
+        ['evaluation along the way', 'cloning']
     """
 
     optional = True  # in a checkpoint: a run that began without one counts from there
 
     def __init__(self) -> None:
-        self._before, self._start, self._evaluations = 0.0, time.perf_counter(), 0.0
+        self._before, self._start = 0.0, time.perf_counter()
+        self.phases: dict[str, float] = {}
 
     @property
     def seconds(self) -> float:
@@ -32,20 +39,26 @@ class Stopwatch:
     @property
     def training_seconds(self) -> float:
         """Those outside :meth:`evaluating`."""
-        return self.seconds - self._evaluations
+        return self.seconds - self.phases.get(EVALUATION, 0.0)
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """What runs within is an evaluation."""
+    def phase(self, name: str) -> Iterator[None]:
+        """What runs within belongs to this phase; phases do not overlap."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self._evaluations += time.perf_counter() - start
+            self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - start
+
+    def evaluating(self) -> contextlib.AbstractContextManager[None]:
+        """What runs within is an evaluation."""
+        return self.phase(EVALUATION)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "evaluations": self._evaluations}
+        return {"seconds": self.seconds, "phases": dict(self.phases)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._before, self._start = state_dict["seconds"], time.perf_counter()
-        self._evaluations = state_dict.get("evaluations", 0.0)
+        # checkpoints of earlier versions know one phase
+        earlier = {EVALUATION: state_dict["evaluations"]} if "evaluations" in state_dict else {}
+        self.phases = dict(state_dict.get("phases", earlier))

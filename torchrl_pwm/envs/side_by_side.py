@@ -59,7 +59,7 @@ class TaskSimulators:
         while len(self) < num_envs:
             self._simulations.append(make_simulation(spec, seed=0))
         env = SideBySideEnv(spec, self._simulations[:num_envs], task_set=table, device=device)
-        env.set_seed(seed)
+        env._set_seed(seed)  # set_seed would seed torch's global generator too
         return env
 
     def close(self) -> None:

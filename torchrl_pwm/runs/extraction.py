@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives.utils import ValueEstimators
 from tqdm import tqdm
 
@@ -30,12 +28,11 @@ from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.envs import get_task_set
-from torchrl_pwm.evaluation import evaluate_policy
-from torchrl_pwm.evaluation.trust import probe_trust
-from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart, symexp
+from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart
 from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.runs.evaluator import BestPolicy
 from torchrl_pwm.runs.folder import make_logger
+from torchrl_pwm.runs.policy_evaluation import predicted_return, real_metrics, task_episodes
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
@@ -81,7 +78,8 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
 
     Returns:
         ``task``, ``seed``, ``returns`` and ``successes`` of the evaluation's episodes, ``last`` and ``best`` with these
-        of the last and of the best policy, of which ``extraction.select`` counts, and ``seconds``.
+        of the last and of the best policy, of which ``extraction.select`` counts, ``seconds``, and those of each phase,
+        ``phases``.
     """
     if job.result_file.exists():
         return json.loads(job.result_file.read_text())
@@ -91,7 +89,7 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
 
 
 def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
-    config = OmegaConf.create(job.config)
+    config, begin = OmegaConf.create(job.config), time.perf_counter()
     task_set = get_task_set(config.task_set)
     index = task_set[job.task].index
     torch.manual_seed(1_000_003 * job.seed + index)
@@ -105,14 +103,16 @@ def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
     shown = first_states(replay.sample()).to(job.device)
     best = BestPolicy(loss.actor_network)
     average = PolicyAverage(loss.actor_network, config.extraction.average)
+    played = task_episodes(config, job.task, model)
 
     def evaluate() -> dict[str, float]:
         with average.applied():
-            metrics = _compare(loss, model, shown, job, config)
+            predicted = predicted_return(loss, shown, task_set[job.task].episode_length)
+            metrics = {"predicted_return": predicted, **real_metrics(loss.actor_network, played, config)}
             best.offer(metrics["real_score"], metrics["real_return"])
         return metrics
 
-    stopwatch = Stopwatch()
+    loading, stopwatch = time.perf_counter() - begin, Stopwatch()
     trainer = PWMTrainer(
         loss,
         replay,
@@ -133,23 +133,24 @@ def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
     trainer.components["best_policy"] = best
     trainer.resume(required=False)
     if trainer.iteration == 0:
-        warm_start(loss, stepper, replay, **config.extraction.warm_start, device=job.device)
+        with stopwatch.phase("cloning before the updates"):
+            warm_start(loss, stepper, replay, **config.extraction.warm_start, device=job.device)
         average.restart()
         if config.extraction.warm_start.behavior_updates:
             trainer.log_evaluation(now=True)
     trainer.train()
     seconds = stopwatch.seconds
+    stopwatch.phases["updates"] = seconds - sum(stopwatch.phases.values())
     average.restore()
-    episodes = {"episodes": config.evaluation.episodes, "seed": config.evaluation.seed}
-    both = best.choose(
-        config.extraction.select,
-        lambda: evaluate_policy(
-            loss.actor_network, job.task, task_set=task_set, world_model=model, **episodes
-        ).record(),
-    )
+    final = config.evaluation
+    with played, stopwatch.phase("final evaluation"):
+        both = best.choose(
+            config.extraction.select, lambda: played.evaluate(loss.actor_network, final.episodes, final.seed).record()
+        )
     save_policy(loss, job.folder / "policy.pt")
     chosen = both[config.extraction.select] or {}
     result = {"task": job.task, **chosen, "seed": job.seed, "seconds": seconds, **both}
+    result["phases"] = {name: round(spent, 3) for name, spent in {"loading": loading, **stopwatch.phases}.items()}
     replace_file(job.result_file, json.dumps(result, indent=2).encode())
     return result
 
@@ -199,33 +200,6 @@ def load_actor(
     saved = folder / "policies" / task / f"seed-{config.seed if seed is None else seed}" / "policy.pt"
     actor.load_state_dict(read_tensors(saved, what="policy")["actor"])
     return actor
-
-
-def _compare(
-    loss: PWMLoss, model: PWMWorldModel, starts: TensorDictBase, job: ExtractionJob, config: Any
-) -> dict[str, float]:
-    """What the model promises beside what the simulator pays: the mean action's return, and the trust probe."""
-    task = get_task_set(config.task_set)[job.task]
-    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        noise = torch.zeros(loss.horizon, len(starts), model.action_dim, device=job.device)
-        reward = loss.imagine(starts, noise)["next", "reward"]
-    if model.num_bins and loss.reward_space == "symlog":
-        reward = symexp(reward)
-    probe = probe_trust(
-        loss.actor_network,
-        model,
-        job.task,
-        task_set=config.task_set,
-        episodes=config.extraction.eval_episodes,
-        seed=config.evaluation.seed + 1,
-    )
-    return {
-        "predicted_return": float(reward.mean()) * task.episode_length,
-        "real_return": float(probe.returns.mean()),
-        "real_score": float(np.mean(task.score(probe.returns, probe.successes))),
-        **({} if probe.successes is None else {"real_success": float(probe.successes.mean())}),
-        **probe.metrics(),
-    }
 
 
 def extract_policies(

@@ -1,0 +1,85 @@
+"""Whole episodes of one task, several side by side, in simulators that are kept from one evaluation to the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torchrl.envs import EnvBase, TransformedEnv
+
+from torchrl_pwm.envs import WorldModelWrapper
+from torchrl_pwm.envs.side_by_side import TaskSimulators
+from torchrl_pwm.envs.tasks import TaskSet
+from torchrl_pwm.evaluation.results import EvaluationResult
+from torchrl_pwm.evaluation.rollouts import evaluate_policy
+from torchrl_pwm.evaluation.trust import TrustProbe, probe_trust
+
+__all__ = ["TaskEpisodes"]
+
+_ABREAST = 12  # simulators of a task at most: each holds 20 to 30 MB
+
+
+class TaskEpisodes:
+    """Evaluates policies of one task; the same numbers as :func:`~torchrl_pwm.evaluate_policy` by the task's name.
+
+    That plays one episode after the other in a new env. Here the same episodes are played side by side, which is
+    several times faster, and differ as far as a policy's rounding depends on the size of its batch. The policy must
+    take batches [N] and draw no random numbers.
+
+    Args:
+        task (str): name of the task.
+        task_set: set whose sizes are padded to, or None for the task's own sizes.
+        world_model: writes ``latent`` for policies that read it.
+        device: of the env.
+
+    Examples:
+        >>> from torchrl_pwm.evaluation.task_episodes import TaskEpisodes
+        >>> with TaskEpisodes("pendulum-swingup") as played:
+        ...     result = played.evaluate(lambda td: td.set("action", td["observation"][..., 2:].sign()), 2, seed=3)
+        >>> result.episodes
+        2
+    """
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        task_set: str | TaskSet | None = None,
+        world_model: nn.Module | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.task, self.task_set, self.device = task, task_set, device
+        self.simulators = TaskSimulators(task)
+        self.world_model: Any = world_model
+        self._envs: dict[int, EnvBase] = {}
+
+    def evaluate(self, policy: Any, episodes: int, seed: int) -> EvaluationResult:
+        """Episodes from the start states of a seed."""
+        return evaluate_policy(policy, self._env(episodes), episodes=episodes, seed=seed)
+
+    def probe(self, policy: Any, episodes: int, seed: int) -> TrustProbe:
+        """The same, with what the world model predicts along them."""
+        options = {"episodes": episodes, "seed": seed, "task_set": self.task_set or "mt80"}
+        return probe_trust(policy, self.world_model, self.task, env=self._env(episodes), **options)
+
+    def _env(self, episodes: int) -> EnvBase:
+        """As many envs as divide the episodes into the fewest rounds."""
+        width = -(-episodes // -(-episodes // _ABREAST))
+        if width not in self._envs:
+            env: EnvBase = self.simulators.env(width, task_set=self.task_set, device=self.device)
+            if self.world_model is not None:
+                env = TransformedEnv(env, WorldModelWrapper(self.world_model))
+            self._envs[width] = env
+        return self._envs[width]
+
+    def close(self) -> None:
+        """Frees the simulators."""
+        self._envs.clear()
+        self.simulators.close()
+
+    def __enter__(self) -> TaskEpisodes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,44 @@
+"""Evaluation of a policy that is extracted: what the model promises beside what the simulator pays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from torchrl_pwm.envs import get_task_set
+from torchrl_pwm.evaluation.task_episodes import TaskEpisodes
+from torchrl_pwm.modules import PWMWorldModel, symexp
+from torchrl_pwm.objectives import PWMLoss
+
+
+def predicted_return(loss: PWMLoss, starts: TensorDictBase, episode_length: int) -> float:
+    """Return of an episode by the mean reward that the model promises to the mean action, from start states [B]."""
+    model = loss.world_model
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        noise = torch.zeros(loss.horizon, len(starts), model.action_dim, device=starts.device)
+        reward = loss.imagine(starts, noise)["next", "reward"]
+    if model.num_bins and loss.reward_space == "symlog":
+        reward = symexp(reward)
+    return float(reward.mean()) * episode_length
+
+
+def real_metrics(policy: Any, played: TaskEpisodes, config: Any) -> dict[str, float]:
+    """Return, score and success of real episodes, on seeds of the evaluation along the way, and the trust probe."""
+    task = get_task_set(config.task_set)[played.task]
+    probe = played.probe(policy, config.extraction.eval_episodes, config.evaluation.seed + 1)
+    return {
+        "real_return": float(probe.returns.mean()),
+        "real_score": float(np.mean(task.score(probe.returns, probe.successes))),
+        **({} if probe.successes is None else {"real_success": float(probe.successes.mean())}),
+        **probe.metrics(),
+    }
+
+
+def task_episodes(config: Any, task: str, model: PWMWorldModel) -> TaskEpisodes:
+    """The episodes that a run's policies of a task are evaluated in."""
+    device = next(model.parameters()).device
+    return TaskEpisodes(task, task_set=config.task_set, world_model=model, device=device)
