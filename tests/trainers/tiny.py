@@ -131,7 +131,7 @@ def interrupt_at(trainer: ReplayTrainer, place: str, count: int, action: Callabl
         "sample": (trainer.replay_buffer, "sample"),
         # In the middle of an update: after the actor's step, or before the model's.
         "update": (stepper, "update_critics") if isinstance(trainer, PWMTrainer) else (stepper.loss_module, "forward"),
-        "evaluate": (trainer, "evaluate"),
+        "evaluate": (trainer.evaluation, "evaluate"),
         "save": (os, "replace"),
     }[place]
     visits = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from torchrl.record.loggers import Logger
@@ -26,3 +27,16 @@ def rewind_metrics(logger: Logger | None, step: int) -> None:
             if (stream := open_files.pop(str(file), None)) is not None:
                 stream.close()
             replace_file(file, "".join(kept).encode())
+
+
+def logged_rows(logger: Logger | None, steps: Collection[int]) -> set[tuple[str, int]]:
+    """Key and step of the rows that a CSVLogger's files hold of these steps; of other loggers none."""
+    if not isinstance(logger, CSVLogger) or not steps:
+        return set()
+    folder = Path(logger.experiment.log_dir) / "scalars"
+    return {
+        (file.relative_to(folder).with_suffix("").as_posix(), int(row.split(",")[0]))
+        for file in folder.glob("**/*.csv")
+        for row in file.read_text().splitlines()
+        if int(row.split(",")[0]) in steps
+    }

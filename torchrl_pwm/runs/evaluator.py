@@ -39,12 +39,12 @@ class BestPolicy:
 
     def __init__(self, networks: nn.Module) -> None:
         self.networks = networks
-        self.result, self.weights = (-math.inf, -math.inf), _copy_state(networks)
+        self.result, self.weights = (-math.inf, -math.inf), copy_state(networks)
 
-    def offer(self, score: float, real_return: float) -> None:
-        """Keeps the weights as they are now if their score is above any before, or equal and their return is."""
+    def offer(self, score: float, real_return: float, weights: dict[str, Tensor] | None = None) -> None:
+        """Keeps ``weights``, by default those of now, if their score is above any before, or equal and their return is."""
         if (score, real_return) > self.result:
-            self.result, self.weights = (score, real_return), _copy_state(self.networks)
+            self.result, self.weights = (score, real_return), weights or copy_state(self.networks)
 
     def restore(self) -> None:
         """Puts the best weights back into the networks."""
@@ -60,7 +60,7 @@ class BestPolicy:
         Returns:
             What it returned of the ``"last"`` and of the ``"best"``, which is None where none was evaluated before.
         """
-        last = _copy_state(self.networks)
+        last = copy_state(self.networks)
         outcomes: dict[str, Outcome | None] = {"last": evaluate(), "best": None}
         if self.result[0] > -math.inf:
             same = all(torch.equal(weight, self.weights[name].to(weight.device)) for name, weight in last.items())
@@ -77,7 +77,8 @@ class BestPolicy:
         self.result, self.weights = tuple(state_dict["result"]), dict(state_dict["weights"])
 
 
-def _copy_state(module: nn.Module) -> dict[str, Tensor]:
+def copy_state(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict, which later updates leave alone."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,14 +27,16 @@ from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
+from torchrl_pwm.data.starts import encoded_starts
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart
 from torchrl_pwm.objectives import PWMLoss
-from torchrl_pwm.runs.evaluator import BestPolicy
+from torchrl_pwm.runs.evaluator import BestPolicy, copy_state
 from torchrl_pwm.runs.folder import make_logger
-from torchrl_pwm.runs.policy_evaluation import predicted_return, real_metrics, task_episodes
+from torchrl_pwm.runs.policy_evaluation import RealEpisodes, predicted_return, real_metrics, task_episodes
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
+from torchrl_pwm.trainers.evaluations import BackgroundEvaluation
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
 from torchrl_pwm.trainers.steppers import first_states
 from torchrl_pwm.trainers.trainer import Metrics
@@ -56,6 +58,7 @@ class ExtractionJob:
         world_model: file of the frozen model.
         threads: torch threads of the process.
         device: where it runs.
+        evaluator: evaluate along the way in a process of its own, while the training goes on.
     """
 
     config: dict[str, Any]
@@ -66,6 +69,7 @@ class ExtractionJob:
     world_model: Path
     threads: int
     device: str
+    evaluator: bool = False
 
     @property
     def result_file(self) -> Path:
@@ -94,7 +98,7 @@ def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
     index = task_set[job.task].index
     torch.manual_seed(1_000_003 * job.seed + index)
     model = load_world_model(config, job.world_model).to(job.device)
-    replay = make_starts(job, config)
+    replay = make_starts(job, config, model)
     disagreement = None
     if config.loss.disagreement_coef:
         disagreement = load_disagreement(disagreement_file(job.world_model), model).to(job.device)
@@ -105,13 +109,24 @@ def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
     average = PolicyAverage(loss.actor_network, config.extraction.average)
     played = task_episodes(config, job.task, model)
 
-    def evaluate() -> dict[str, float]:
+    def snapshot() -> dict[str, Any]:
         with average.applied():
             predicted = predicted_return(loss, shown, task_set[job.task].episode_length)
-            metrics = {"predicted_return": predicted, **real_metrics(loss.actor_network, played, config)}
-            best.offer(metrics["real_score"], metrics["real_return"])
-        return metrics
+            weights = {name: weight.cpu() for name, weight in copy_state(loss.actor_network).items()}
+        return {"predicted_return": predicted, "weights": weights}
 
+    def joined(taken: Mapping[str, Any], real: Mapping[str, Any]) -> dict[str, float]:
+        best.offer(real["real_score"], real["real_return"], taken["weights"])
+        return {"predicted_return": taken["predicted_return"], **real}
+
+    def evaluate() -> dict[str, float]:
+        with average.applied():
+            real = real_metrics(loss.actor_network, played, config)
+        return joined(snapshot(), real)
+
+    background = BackgroundEvaluation(
+        snapshot, RealEpisodes(job.config, job.task, job.world_model, job.threads), joined=joined
+    )
     loading, stopwatch = time.perf_counter() - begin, Stopwatch()
     trainer = PWMTrainer(
         loss,
@@ -122,7 +137,7 @@ def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
         device=job.device,
         logger=make_logger(config, job.folder),
         log_interval=config.extraction.log_interval,
-        evaluate=evaluate,
+        evaluate=background if job.evaluator else evaluate,
         eval_interval=config.extraction.eval_interval,
         stopwatch=stopwatch,
         save_folder=job.folder / "checkpoint",
@@ -131,14 +146,15 @@ def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
         on_log=None if report is None else partial(_report, report, job),
     )
     trainer.components["best_policy"] = best
-    trainer.resume(required=False)
-    if trainer.iteration == 0:
-        with stopwatch.phase("cloning before the updates"):
-            warm_start(loss, stepper, replay, **config.extraction.warm_start, device=job.device)
-        average.restart()
-        if config.extraction.warm_start.behavior_updates:
-            trainer.log_evaluation(now=True)
-    trainer.train()
+    with background:
+        trainer.resume(required=False)
+        if trainer.iteration == 0:
+            with stopwatch.phase("cloning before the updates"):
+                warm_start(loss, stepper, replay, **config.extraction.warm_start, device=job.device)
+            average.restart()
+            if config.extraction.warm_start.behavior_updates:
+                trainer.log_evaluation(now=True)
+        trainer.train()
     seconds = stopwatch.seconds
     stopwatch.phases["updates"] = seconds - sum(stopwatch.phases.values())
     average.restore()
@@ -155,8 +171,11 @@ def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
     return result
 
 
-def make_starts(job: ExtractionJob, config: Any) -> ReplayBuffer:
-    """The start states of a job: drawn uniformly from all data as published, or from a few chosen ones."""
+def make_starts(job: ExtractionJob, config: Any, model: PWMWorldModel) -> ReplayBuffer:
+    """The start states of a job: drawn uniformly from all data as published, or from a few chosen ones.
+
+    Of chosen ones the frozen model's latents are kept, so that no update has to encode them again.
+    """
     settings = config.extraction
     if job.data is not None and not settings.starts:
         return TDMPC2ExperienceReplay(
@@ -167,7 +186,7 @@ def make_starts(job: ExtractionJob, config: Any) -> ReplayBuffer:
     else:
         chosen = start_states(EpisodeStore(job.data), job.task, seed=job.seed, **settings.starts)
     return TensorDictReplayBuffer(
-        storage=TensorStorage(chosen),
+        storage=TensorStorage(encoded_starts(chosen, model)),
         batch_size=settings.batch_size,
         generator=torch.Generator().manual_seed(job.seed),
     )
@@ -209,7 +228,8 @@ def extract_policies(
     device = choose_device(config.device)
     count = len(tasks) * config.seeds
     cores = os.cpu_count() or 1
-    workers = 1 if device != "cpu" else config.workers or cores
+    processes = config.workers or cores
+    workers = min(count, processes) if device == "cpu" else 1
     plain: Any = OmegaConf.to_container(config, resolve=True)
     jobs = [
         ExtractionJob(
@@ -222,6 +242,8 @@ def extract_policies(
             # One thread each also makes the numbers independent of how many run at once.
             threads=1 if device == "cpu" else cores,
             device=device,
+            # where there are processes for it beside those that train
+            evaluator=processes >= 2 * workers,
         )
         for task in tasks
         for number in range(config.seeds)

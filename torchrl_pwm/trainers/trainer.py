@@ -19,13 +19,14 @@ from torchrl.trainers import OptimizationStepper
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
-from torchrl_pwm._utils.csv_logs import rewind_metrics
+from torchrl_pwm._utils.csv_logs import logged_rows, rewind_metrics
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, check_range
 from torchrl_pwm._utils.seeds import TorchGenerators
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data.collect.online import OnlineCollection
 from torchrl_pwm.data.sampling import ReplaySampling
 from torchrl_pwm.modules import PWMWorldModel, RunningMoments
+from torchrl_pwm.trainers.evaluations import BackgroundEvaluation, PromptEvaluation
 
 Metrics = Mapping[str, Any]
 _STATISTICS_SAMPLES = 100  # batches
@@ -55,7 +56,7 @@ class Trainer:
         iterations (int): number of iterations.
         logger (torchrl Logger, optional): for instance a ``CSVLogger``.
         log_interval, eval_interval, save_interval (int): in iterations; all three also act at the last one.
-        evaluate (callable, optional): returns a mapping of named numbers.
+        evaluate (callable, optional): returns a mapping of named numbers; or a ``BackgroundEvaluation``.
         stopwatch (Stopwatch, optional): is part of the checkpoint; ``training_seconds``, those without evaluations,
             are logged beside the metrics.
         save_folder (path, optional): folder of the checkpoint.
@@ -81,7 +82,7 @@ class Trainer:
         iterations: int,
         logger: Logger | None = None,
         log_interval: int = 100,
-        evaluate: Callable[[], Metrics] | None = None,
+        evaluate: Callable[[], Metrics] | BackgroundEvaluation | None = None,
         eval_interval: int = 1000,
         stopwatch: Stopwatch | None = None,
         save_folder: str | os.PathLike[str] | None = None,
@@ -94,7 +95,8 @@ class Trainer:
         self.loss_module, self.optimization_stepper = loss_module, optimization_stepper
         self.iteration, self.iterations = 0, iterations
         self.logger, self.log_interval = logger, log_interval
-        self.evaluate, self.eval_interval = evaluate, eval_interval
+        self.eval_interval = eval_interval
+        self.evaluation = evaluate if isinstance(evaluate, BackgroundEvaluation) else PromptEvaluation(evaluate)
         self.save_folder, self.save_interval = save_folder, save_interval
         self.progress_bar, self.on_log = progress_bar, on_log
         self.stopwatch = stopwatch
@@ -105,10 +107,11 @@ class Trainer:
         }
         if stopwatch is not None:
             self.components["stopwatch"] = stopwatch
+        self.components |= self.evaluation.components
         self.latest: dict[str, float] = {}
         self._logged: dict[str, int] = {}
         self._shown: dict[str, float] = {}
-        self._saved = 0
+        self._saved, self._repeated = 0, set[tuple[str, int]]()
         self._bar = tqdm(disable=True)
 
     def train(self) -> None:
@@ -144,25 +147,32 @@ class Trainer:
             self._report()
 
     def log_evaluation(self, *, now: bool = False) -> None:
-        """Calls ``evaluate`` every ``eval_interval`` iterations, or ``now``, and logs what it returns."""
-        if self.evaluate is not None and (now or self.due(self.eval_interval)):
+        """Evaluates every ``eval_interval`` iterations, or ``now``, and logs what has come of it by now."""
+        due = self.evaluation.wanted and (now or self.due(self.eval_interval))
+        if due:
             self._write({}, ())  # the seconds of training before it
-            with self.stopwatch.evaluating() if self.stopwatch else contextlib.nullcontext():
-                metrics = {key: float(value) for key, value in self.evaluate().items()}
-            self._write(metrics, tuple(metrics))
+        with self.stopwatch.evaluating() if self.stopwatch else contextlib.nullcontext():
+            if due:
+                self.evaluation.submit(self.iteration)
+            found = list(self.evaluation.results(wait=self.iteration == self.iterations))
+        for iteration, metrics in found:
+            self._write({key: float(value) for key, value in metrics.items()}, tuple(metrics), iteration)
             self._report()
 
     def _report(self) -> None:
         if self.on_log is not None:
             self.on_log(self.iteration, dict(self.latest))
 
-    def _write(self, metrics: dict[str, float], shown: tuple[str, ...]) -> None:
-        if self.stopwatch is not None:
+    def _write(self, metrics: dict[str, float], shown: tuple[str, ...], evaluated: int | None = None) -> None:
+        """Logs numbers of this iteration, or those of an evaluation at the one that was ``evaluated``."""
+        iteration = self.iteration if evaluated is None else evaluated
+        if self.stopwatch is not None and evaluated in (None, self.iteration):
             metrics = {**metrics, "training_seconds": self.stopwatch.training_seconds}
         for key, value in metrics.items():
-            if self.logger is not None and self._logged.get(key) != self.iteration:
-                self.logger.log_scalar(key, value, step=self.iteration)
-            self._logged[key] = self.iteration
+            known = self._logged.get(key) == iteration or (key, iteration) in self._repeated
+            if self.logger is not None and not known:
+                self.logger.log_scalar(key, value, step=iteration)
+            self._logged[key] = iteration
         self.latest.update(metrics)
         self._shown |= {key: metrics[key] for key in shown if key in metrics}
         texts = {key: f"{value:.{0 if value.is_integer() else 4}f}" for key, value in sorted(self._shown.items())}
@@ -195,6 +205,7 @@ class Trainer:
         if saved:
             self.load_state_dict(load_checkpoint(source))
         rewind_metrics(self.logger, self.iteration if saved else -1)
+        self._repeated = logged_rows(self.logger, self.evaluation.iterations)
 
     def state_dict(self) -> dict[str, Any]:
         return {"iteration": self.iteration, **{name: part.state_dict() for name, part in self.components.items()}}
