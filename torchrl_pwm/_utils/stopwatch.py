@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 EVALUATION = "evaluation along the way"
@@ -62,3 +62,22 @@ class Stopwatch:
         # checkpoints of earlier versions know one phase
         earlier = {EVALUATION: state_dict["evaluations"]} if "evaluations" in state_dict else {}
         self.phases = dict(state_dict.get("phases", earlier))
+
+
+def rounded(phases: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of each phase, for a file."""
+    return {name: round(seconds, 2) for name, seconds in phases.items()}
+
+
+def added(several: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Seconds of each phase, of several stopwatches together.
+
+    Examples:
+        >>> added([{"updates": 2.0}, {"loading": 1.0, "updates": 3.0}])
+        {'updates': 5.0, 'loading': 1.0}
+    """
+    total: dict[str, float] = {}
+    for phases in several:
+        for name, seconds in phases.items():
+            total[name] = total.get(name, 0.0) + seconds
+    return total

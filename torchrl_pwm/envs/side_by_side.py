@@ -163,9 +163,8 @@ class SideBySideEnv(EnvBase):
             entries[key] = constant.clone()
         if self.task_spec.score_rule == "success":
             entries["success"] = torch.tensor(successes).unsqueeze(-1)
-        truncated = torch.full(
-            (*self.batch_size, 1), bool(self._steps) and self._steps >= self.task_spec.episode_length
-        )
+        over = self._steps is not None and self._steps >= self.task_spec.episode_length
+        truncated = torch.full((*self.batch_size, 1), over)
         entries |= {"done": truncated, "terminated": torch.zeros_like(truncated), "truncated": truncated.clone()}
         return TensorDict(entries, batch_size=self.batch_size, device=self.device)
 

@@ -60,8 +60,8 @@ class TaskEpisodes:
 
     def probe(self, policy: Any, episodes: int, seed: int) -> TrustProbe:
         """The same, with what the world model predicts along them."""
-        options = {"episodes": episodes, "seed": seed, "task_set": self.task_set or "mt80"}
-        return probe_trust(policy, self.world_model, self.task, env=self._env(episodes), **options)
+        table, env = self.task_set or "mt80", self._env(episodes)
+        return probe_trust(policy, self.world_model, self.task, episodes=episodes, seed=seed, task_set=table, env=env)
 
     def _env(self, episodes: int) -> EnvBase:
         """As many envs as divide the episodes into the fewest rounds."""

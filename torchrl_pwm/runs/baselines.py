@@ -19,6 +19,7 @@ from torchrl_pwm._utils.devices import one_thread
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm._utils.seeds import uniform_actions
+from torchrl_pwm._utils.stopwatch import Stopwatch, rounded
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.envs import TaskSpec, get_task_set
 from torchrl_pwm.evaluation.task_episodes import TaskEpisodes
@@ -72,7 +73,7 @@ class BaselineJob:
 
         Returns:
             For ``"random"`` and ``"cloning"``, where they are wanted, a list of runs with ``seed``, ``returns`` and
-            ``successes``; those of ``"cloning"`` with ``last`` and ``best`` too, see
+            ``successes``; those of ``"cloning"`` with ``last``, ``best`` and ``phases`` too, see
             :func:`~torchrl_pwm.runs.extraction.extract_policy`.
         """
         if self.file.exists():
@@ -110,10 +111,12 @@ class BaselineJob:
         **options: Any,
     ) -> dict[str, Any]:
         best: list[BestPolicy] = []
+        stopwatch = Stopwatch()
 
         def evaluate(actor: Any) -> None:
             # On the start states of the policies' evaluations along the way.
-            result = played.evaluate(actor, eval_episodes, self.seed + 1)
+            with stopwatch.evaluating():
+                result = played.evaluate(actor, eval_episodes, self.seed + 1)
             if not best:
                 best.append(BestPolicy(actor))
             best[0].offer(0.0 if result.score is None else result.score, result.return_mean)
@@ -123,8 +126,10 @@ class BaselineJob:
         actor = clone_behavior(
             self.replay(seed, top), *sizes, seed=seed, evaluate=evaluate, eval_interval=interval, **options
         )
-        both = best[0].choose(select, lambda: played.evaluate(actor, self.episodes, self.seed).record())
-        return {**(both[select] or {}), "seed": seed, **both}
+        stopwatch.phases["behaviour cloning"] = stopwatch.training_seconds
+        with stopwatch.phase("final evaluation"):
+            both = best[0].choose(select, lambda: played.evaluate(actor, self.episodes, self.seed).record())
+        return {**(both[select] or {}), "seed": seed, **both, "phases": rounded(stopwatch.phases)}
 
     def replay(self, seed: int, top: float) -> ReplayBuffer:
         """What is cloned: all data of the task, or its best episodes."""

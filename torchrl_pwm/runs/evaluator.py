@@ -42,7 +42,7 @@ class BestPolicy:
         self.result, self.weights = (-math.inf, -math.inf), copy_state(networks)
 
     def offer(self, score: float, real_return: float, weights: dict[str, Tensor] | None = None) -> None:
-        """Keeps ``weights``, by default those of now, if their score is above any before, or equal and their return is."""
+        """Keeps weights, by default those of now, if their score is above any before, or equal and their return is."""
         if (score, real_return) > self.result:
             self.result, self.weights = (score, real_return), weights or copy_state(self.networks)
 

@@ -24,7 +24,7 @@ from torchrl_pwm._utils.devices import choose_device, torch_threads
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm._utils.seeds import kept_generators
-from torchrl_pwm._utils.stopwatch import Stopwatch
+from torchrl_pwm._utils.stopwatch import Stopwatch, rounded
 from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.data.starts import encoded_starts
@@ -166,7 +166,7 @@ def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
     save_policy(loss, job.folder / "policy.pt")
     chosen = both[config.extraction.select] or {}
     result = {"task": job.task, **chosen, "seed": job.seed, "seconds": seconds, **both}
-    result["phases"] = {name: round(spent, 3) for name, spent in {"loading": loading, **stopwatch.phases}.items()}
+    result["phases"] = rounded({"loading": loading, **stopwatch.phases})
     replace_file(job.result_file, json.dumps(result, indent=2).encode())
     return result
 

@@ -12,6 +12,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm._utils.stopwatch import added, rounded
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.envs.rendering import rendering_available
@@ -81,6 +82,11 @@ def write_report(
             **_last_and_best(spec, runs),
         )
         rows.append(row)
+    begin = time.perf_counter()
+    films = _films(config, folder, model_file, tasks)
+    phases = [run.get("phases", {}) for run in results]
+    phases += [run.get("phases", {}) for found in baselines.values() for run in found.get("cloning", [])]
+    phases.append({"films": time.perf_counter() - begin})
     path = folder / "summary.json"
     notes = _notes(config, store, rows)
     comparison = None
@@ -95,6 +101,7 @@ def write_report(
         notes=notes,
         comparison=comparison,
         select=config.extraction.select,
+        phases=rounded(added(phases)),
     )
     plot_scores(summary, folder / "scores.png", task_set=task_set)
     write_html_report(
@@ -103,7 +110,7 @@ def write_report(
         task_set=task_set,
         title=f"PWM on {', '.join(tasks)}" if len(tasks) <= 3 else None,
         curves=_curves(config, folder, results, behavior),
-        films=_films(config, folder, model_file, tasks),
+        films=films,
         config=OmegaConf.to_yaml(config),
         made=datetime.date.today().isoformat(),
     )
