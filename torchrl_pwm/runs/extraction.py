@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device, torch_threads
+from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm._utils.seeds import kept_generators
@@ -36,7 +37,6 @@ from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.runs.policy_evaluation import RealEpisodes, predicted_return, real_metrics, task_episodes
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
-from torchrl_pwm.trainers.evaluations import BackgroundEvaluation
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
 from torchrl_pwm.trainers.steppers import first_states
 from torchrl_pwm.trainers.trainer import Metrics

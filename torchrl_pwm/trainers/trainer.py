@@ -20,13 +20,13 @@ from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
 from torchrl_pwm._utils.csv_logs import logged_rows, rewind_metrics
+from torchrl_pwm._utils.evaluations import BackgroundEvaluation, PromptEvaluation
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, check_range
 from torchrl_pwm._utils.seeds import TorchGenerators
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data.collect.online import OnlineCollection
 from torchrl_pwm.data.sampling import ReplaySampling
 from torchrl_pwm.modules import PWMWorldModel, RunningMoments
-from torchrl_pwm.trainers.evaluations import BackgroundEvaluation, PromptEvaluation
 
 Metrics = Mapping[str, Any]
 _STATISTICS_SAMPLES = 100  # batches

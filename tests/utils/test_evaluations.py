@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.trainers import tiny
-from tests.trainers.worker_evaluations import die, fail, size, stall
-from torchrl_pwm.trainers.evaluations import BackgroundEvaluation
+from tests.utils.worker_evaluations import die, fail, size, stall
+from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 
 OPTIONS: dict[str, Any] = {"eval_interval": 2, "log_interval": 1, "iterations": 6, "save_interval": 3}
 
