@@ -7,7 +7,10 @@ STAMP := $(VENV)/.installed
 # Options of `make speed`, such as OPTIONS="--size paper --record"; see benchmarks/speed/conftest.py.
 OPTIONS ?=
 
-.PHONY: setup demo test nightly lint docs docs-serve speed clean
+# Minutes of `make gpu`: it begins no piece that would end later, and a further call goes on from there.
+GPU_MINUTES ?= 25
+
+.PHONY: setup demo test nightly lint docs docs-serve speed gpu clean
 
 setup: $(STAMP)
 
@@ -40,6 +43,9 @@ docs-serve: setup
 
 speed: setup
 	$(BIN)/python -m pytest benchmarks/speed --benchmark-only --benchmark-disable-gc -p no:randomly -s $(OPTIONS)
+
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu --minutes $(GPU_MINUTES)
 
 clean:
 	rm -rf $(VENV) build site *.egg-info

@@ -22,6 +22,15 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """The CPU and, where there is one, the GPU: what is measured on both."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], dict[str, Any]]:
     """``golden("math")`` loads ``tests/golden/math.pt``, afresh at each call, so that tests may change it."""

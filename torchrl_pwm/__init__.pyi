@@ -53,5 +53,6 @@ from .trainers import PWMTrainer as PWMTrainer
 from .trainers import SHACTrainer as SHACTrainer
 from .trainers import TDMPC2Trainer as TDMPC2Trainer
 from .trainers import WorldModelTrainer as WorldModelTrainer
+from .trainers import extract_policies as extract_policies
 
 __version__: str

@@ -18,7 +18,7 @@ from torchrl_pwm.data.collect.sac import SACConfig, SACLearner
 from torchrl_pwm.trainers import has_checkpoint
 
 TINY = ["env.num_envs=4", "iterations=4", "collector.steps=6", "log_interval=1", "eval_interval=2", "save_interval=1"]
-TINY += ["+env.episode_length=10", "eval_episodes=2", "evaluation.episodes=2", "progress=false", "device=cpu"]
+TINY += ["+env.episode_length=10", "eval_episodes=2", "evaluation.episodes=2", "progress=false"]
 METHODS = {
     "sac": ["collector.random_steps=24", "updates=2", "learner.units=[8]", "replay={batch_size: 8, capacity: 500}"],
     "ppo": ["units=[8]", "epochs=2", "batch_size=12", "replay.capacity=24", "replay.batch_size=8"],
@@ -32,9 +32,10 @@ def call(monkeypatch, method, *arguments):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_interrupted_run_ends_with_the_same_numbers(method, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_ends_with_the_same_numbers(method, tmp_path, monkeypatch, capsys, device):
+    settings = [*TINY, *METHODS[method], f"device={device}"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    call(monkeypatch, method, *TINY, *METHODS[method], f"folder={whole}")
+    call(monkeypatch, method, *settings, f"folder={whole}")
     assert capsys.readouterr().out.splitlines()[-1] == str(whole / "summary.json")
     with monkeypatch.context() as patch:
         collect, calls = OnlineCollection.collect, []
@@ -47,7 +48,7 @@ def test_an_interrupted_run_ends_with_the_same_numbers(method, tmp_path, monkeyp
 
         patch.setattr(OnlineCollection, "collect", stop_at_the_third_iteration)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            call(patch, method, *TINY, *METHODS[method], f"folder={parts}")
+            call(patch, method, *settings, f"folder={parts}")
     assert has_checkpoint(parts / "checkpoint") and not (parts / "summary.json").exists()
     call(monkeypatch, method, f"resume={parts}")
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, parts)]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict.nn import TensorDictModule
+from torch import nn
 from torchrl.envs.transforms import ObservationNorm
 
 from torchrl_pwm.data import EpisodeStore, SACConfig, TDMPC2ExperienceReplay, collect_dataset
@@ -227,6 +228,21 @@ def test_a_policy_of_your_own_acts_with_noise(tmp_path):
     assert (first == 0.25).all()
     assert abs(second.mean() - 0.25) < 0.02 and abs(second.std() - 0.3) < 0.02
     assert abs(third.mean()) < 0.03 and abs(third.std() - 3**-0.5) < 0.02
+
+
+class _Right(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.push = nn.Parameter(torch.full((6,), 0.25))
+
+    def forward(self, observation):
+        return self.push + 0 * observation[..., :1]
+
+
+def test_a_policy_acts_where_its_networks_are(tmp_path, device):
+    policy = TensorDictModule(_Right().to(device), ["observation"], ["action"])
+    store = collect("walker-run", tmp_path / "d", behavior="policy", policy=policy, episodes=1)
+    assert (store.action == 0.25).all()
 
 
 def test_a_policy_sees_what_its_transform_writes(tmp_path):

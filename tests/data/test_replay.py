@@ -177,6 +177,21 @@ def test_a_restored_buffer_goes_on_with_the_same_samples(counting_root, tmp_path
         assert (expected == again).all()
 
 
+@pytest.mark.parametrize(("saved", "resumed"), [(None, 2), (2, None), (3, 1), (1, 3)])
+def test_a_buffer_goes_on_with_the_same_samples_where_another_number_is_read_ahead(counting_root, saved, resumed):
+    """A run begun on a CPU goes on on a GPU, for which batches are read ahead, and the other way round."""
+
+    def make(prefetch):
+        return TDMPC2ExperienceReplay(counting_root, 8, slice_len=5, seed=3, prefetch=prefetch)
+
+    whole, first, second = make(None), make(saved), make(resumed)
+    expected = [whole.sample() for _ in range(8)]
+    found = [first.sample() for _ in range(3)]
+    second.load_state_dict(first.state_dict())
+    found += [second.sample() for _ in range(5)]
+    assert all((one == other).all() for one, other in zip(found, expected))
+
+
 @pytest.mark.parametrize("prefetch", [1, 4])
 def test_prefetching_does_not_change_the_samples(counting_root, prefetch):
     plain = TDMPC2ExperienceReplay(counting_root, 8, slice_len=5)

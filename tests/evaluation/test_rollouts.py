@@ -221,10 +221,10 @@ def test_real_tasks_are_evaluated_by_name_with_one_policy():
     assert mw.return_mean > 0
 
 
-def test_task_name_and_env_of_the_task_give_the_same_episodes():
-    model, actor = make_policy()
+def test_task_name_and_env_of_the_task_give_the_same_episodes(device):
+    model, actor = (network.to(device) for network in make_policy())
     by_name = evaluate_policy(actor, "mw-reach", episodes=2, seed=4, task_set="mt80", world_model=model)
-    env = make_task_env("mw-reach", task_set="mt80", seed=99)
+    env = make_task_env("mw-reach", task_set="mt80", seed=99, device=device)
     by_env = evaluate_policy(actor, env, episodes=2, seed=4, world_model=model)
     other = evaluate_policy(actor, env, episodes=2, seed=5, world_model=model)
     env.close()

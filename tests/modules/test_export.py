@@ -81,8 +81,9 @@ def read_metadata(path):
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 @pytest.mark.parametrize("name", POLICIES)
-def test_an_exported_policy_gives_the_deterministic_action(name, suffix, tmp_path):
+def test_an_exported_policy_gives_the_deterministic_action(name, suffix, tmp_path, device):
     policy, options, size = POLICIES[name]()
+    policy.to(device)
     path = export_policy(policy, tmp_path / f"policy{suffix}", **options)
     for batch in (1, 7):
         observation = torch.randn(batch, size)
@@ -90,7 +91,7 @@ def test_an_exported_policy_gives_the_deterministic_action(name, suffix, tmp_pat
         if options:
             td["task"] = torch.full((batch,), options["task"])
         with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-            expected = policy(td)["action"]
+            expected = policy(td.to(device))["action"].cpu()
         assert expected.abs().max() > 1e-3
         torch.testing.assert_close(run_exported(path, observation), expected, rtol=0, atol=1e-5)
 

@@ -13,7 +13,7 @@ from torchrl.objectives import ValueEstimators
 
 from torchrl_pwm import PWMLoss, PWMWorldModel, PWMWorldModelLoss, make_pwm_actor, make_value_ensemble
 from torchrl_pwm.trainers import PWMOptimizationStepper, PWMTrainer, WorldModelOptimizationStepper
-from torchrl_pwm.trainers.steppers import linear_schedule
+from torchrl_pwm.trainers.gated_adam import linear_schedule
 
 CASES = ("single", "multi", "single_finetune")
 STEPS = ("0", "1", "2")
@@ -90,7 +90,9 @@ def test_three_updates_equal_the_published_ones(name, golden, monkeypatch):
             found["wm_loss"], found["wm_grad_norm"] = sum(found.values()), model["model_grad_norm"]
             assert model["model_lr"].item() == pytest.approx(expected["lrs"][2])
         rates = [
-            group["lr"] for opt in (stepper.actor_optimizer, stepper.critic_optimizer) for group in opt.param_groups
+            float(group["lr"])
+            for opt in (stepper.actor_optimizer, stepper.critic_optimizer)
+            for group in opt.param_groups
         ]
         metrics = stepper.update(batch, case["inputs"][step]["eps"])
         found["actor_loss"], found["actor_grad_norm"] = metrics["loss_actor"], metrics["actor_grad_norm"]

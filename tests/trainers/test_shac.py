@@ -198,7 +198,7 @@ def run(kind, folder, place=None, count=0):
 def interrupt_at(trainer, place, count):
     owner, name = {
         "window": (trainer.loss_module, "rollout"),
-        "update": (trainer.optimization_stepper, "update_critics"),
+        "update": (trainer.optimization_stepper, "critic_pass"),
         "evaluate": (trainer, "evaluate"),
     }[place]
     original, visits = getattr(owner, name), 0

@@ -149,8 +149,8 @@ def test_two_trainers_of_a_process_do_not_share_anything(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
-def test_training_changes_what_it_should(kind, buffer):
-    trainer = tiny.make_trainer(kind, buffer)
+def test_training_changes_what_it_should(kind, buffer, device):
+    trainer = tiny.make_trainer(kind, buffer, device=device)
     before = parameters(trainer)
     model = {} if kind == "model" else {k: v.clone() for k, v in trainer.loss_module.world_model.state_dict().items()}
     trainer.train()

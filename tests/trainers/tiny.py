@@ -98,11 +98,14 @@ def make_trainer(kind: Kind, buffer: ReplayBuffer, folder: Path | None = None, *
         options.setdefault("logger", CSVLogger("log", log_dir=str(folder)))
         options.setdefault("save_folder", folder / "checkpoint")
     torch.manual_seed(3)
+    device = options.get("device") or "cpu"
+    device = "cpu" if device == "meta" else device  # a place for batches alone
     if kind == "model":
-        loss = PWMWorldModelLoss(make_model())
+        loss = PWMWorldModelLoss(make_model().to(device))
         stepper = WorldModelOptimizationStepper(loss, iterations=options["iterations"], final_lr=1e-5)
         return WorldModelTrainer(loss, buffer, optimization_stepper=stepper, **options)
-    loss = make_policy_loss()
+    loss = make_policy_loss().to(device)
+    loss.world_model.to(device)
     stepper = PWMOptimizationStepper(loss, iterations=options["iterations"], critic_iterations=2)
     return PWMTrainer(loss, buffer, optimization_stepper=stepper, **options)
 
@@ -130,8 +133,8 @@ def interrupt_at(trainer: ReplayTrainer, place: str, count: int, action: Callabl
     owner, name = {
         "sample": (trainer.replay_buffer, "sample"),
         # In the middle of an update: after the actor's step, or before the model's.
-        "update": (stepper, "update_critics") if isinstance(trainer, PWMTrainer) else (stepper.loss_module, "forward"),
-        "evaluate": (trainer.evaluation, "evaluate"),
+        "update": (stepper, "critic_pass") if isinstance(trainer, PWMTrainer) else (stepper.loss_module, "losses"),
+        "evaluate": (trainer, "evaluate"),
         "save": (os, "replace"),
     }[place]
     visits = 0

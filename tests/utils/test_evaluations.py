@@ -59,7 +59,7 @@ def test_rows_and_choice_are_those_of_evaluations_that_the_training_waits_for(ru
     runs.trainer("prompt", background=False).train()
     expected, runs.offered = runs.offered, []
     trainer = runs.trainer("background", workers=2)
-    with trainer.evaluation:
+    with trainer.evaluate:
         trainer.train()
     assert runs.rows("background") == runs.rows("prompt")
     assert runs.offered == expected and len(expected) == 3
@@ -70,15 +70,15 @@ def test_a_resumed_run_evaluates_again_what_its_checkpoint_held(runs):
     runs.trainer("whole", background=False).train()
     expected, runs.offered = runs.offered, []
     first = runs.trainer("resumed")
-    first.evaluation.results = lambda *, wait: iter(())  # nothing is joined before the checkpoint at 3
+    first.evaluate.results = lambda *, wait: iter(())  # nothing is joined before the checkpoint at 3
     tiny.interrupt_at(first, "update", 5)
-    with first.evaluation, pytest.raises(tiny.Interrupted):
+    with first.evaluate, pytest.raises(tiny.Interrupted):
         first.train()
     assert not multiprocessing.active_children() and not runs.offered
     again = runs.trainer("resumed")
-    with again.evaluation:
+    with again.evaluate:
         again.resume()
-        assert again.iteration == 3 and again.evaluation.iterations == [2]
+        assert again.iteration == 3 and again.evaluate.iterations == [2]
         again.train()
     assert [size for _, size in runs.offered] == [size for _, size in expected]
     assert runs.rows("resumed") == runs.rows("whole")
@@ -87,8 +87,8 @@ def test_a_resumed_run_evaluates_again_what_its_checkpoint_held(runs):
 def test_a_row_that_was_written_after_the_checkpoint_is_not_written_twice(runs):
     runs.trainer("whole", background=False).train()
     first = runs.trainer("resumed")
-    with first.evaluation:
-        first.evaluation.submit(3)
+    with first.evaluate:
+        first.evaluate.submit(3)
         first.iteration = 3
         for _ in range(3):
             first.log({"loss": 1.0})
@@ -97,7 +97,7 @@ def test_a_row_that_was_written_after_the_checkpoint_is_not_written_twice(runs):
         while not (runs.folder / "resumed" / "log" / "scalars" / "size.csv").exists():
             first.log_evaluation()
     again = runs.trainer("resumed")
-    with again.evaluation:
+    with again.evaluate:
         again.resume()
         again.train()
     assert [row.split(",")[0] for row in runs.rows("resumed")["size"].splitlines()] == ["3", "4", "6"]
@@ -105,22 +105,22 @@ def test_a_row_that_was_written_after_the_checkpoint_is_not_written_twice(runs):
 
 def test_the_failure_of_a_worker_is_that_of_the_run(runs):
     trainer = runs.trainer("failing", fail)
-    with trainer.evaluation, pytest.raises(ValueError, match="the simulator of snapshot 0 diverged"):
+    with trainer.evaluate, pytest.raises(ValueError, match="the simulator of snapshot 0 diverged"):
         trainer.train()
     assert not multiprocessing.active_children()
 
 
 def test_a_worker_that_was_killed_is_named(runs):
     trainer = runs.trainer("killed", die)
-    with trainer.evaluation, pytest.raises(ChildProcessError, match="policy of iteration 2 was killed"):
+    with trainer.evaluate, pytest.raises(ChildProcessError, match="policy of iteration 2 was killed"):
         trainer.train()
 
 
 def test_an_interrupted_run_leaves_no_process_behind(runs):
     trainer = runs.trainer("interrupted", stall)
     begin = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), trainer.evaluation:
-        trainer.evaluation.submit(1)
+    with pytest.raises(KeyboardInterrupt), trainer.evaluate:
+        trainer.evaluate.submit(1)
         while not (runs.folder / "begun").exists():
             time.sleep(0.05)
         raise KeyboardInterrupt

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -17,6 +17,14 @@ from torchrl_pwm._utils.files import file_sha256, replace_file, replaced_file
 from torchrl_pwm._utils.tensor_files import read_tensors
 
 _MANIFEST = "checkpoint.json"
+
+
+class Component(Protocol):
+    """A part of a checkpoint; one whose attribute ``optional`` is True begins anew where a checkpoint has none."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 def save_checkpoint(folder: str | os.PathLike[str], state: Mapping[str, Any], *, step: int) -> Path:
@@ -49,7 +57,7 @@ def save_checkpoint(folder: str | os.PathLike[str], state: Mapping[str, Any], *,
         return f"checkpoint-{step}-{file.sha256[:12]}.pt"
 
     with replaced_file(folder / f"checkpoint-{step}.pt", name) as temporary, _HashedFile(temporary) as file:
-        torch.save(dict(state), file)
+        torch.save(_own_storage(dict(state)), file)
     path = folder / name()
     manifest = {"file": path.name, "size": file.size, "sha256": file.sha256, "step": step}
     replace_file(folder / _MANIFEST, json.dumps(manifest, indent=2).encode())
@@ -93,7 +101,22 @@ def save_tensors(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None
     # not a path: torch.save would write its name, which is another each time, into the file
     with replaced_file(path) as temporary, open(temporary, "wb") as file:
         # a state dict as it is: its metadata say how its module was built
-        torch.save(state if isinstance(state, dict) else dict(state), file)
+        torch.save(_own_storage(state if isinstance(state, dict) else dict(state)), file)
+
+
+def _own_storage(state: Any) -> Any:
+    """``state`` with a copy of each tensor that is a part of a larger one, all of which torch would write."""
+    if isinstance(state, torch.Tensor):
+        whole = state.untyped_storage().nbytes() == state.numel() * state.element_size()
+        return state if whole or state.layout is not torch.strided else state.detach().clone()
+    if isinstance(state, dict):
+        copy = type(state)((key, _own_storage(value)) for key, value in state.items())
+        if hasattr(state, "_metadata"):  # of a state dict: how its module was built
+            copy._metadata = state._metadata  # type: ignore[attr-defined]
+        return copy
+    if type(state) in (list, tuple):
+        return type(state)(_own_storage(value) for value in state)
+    return state
 
 
 def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.data import Bounded, TensorSpec, Unbounded
 
 
 def choose_device(device: str | None) -> str:
@@ -28,6 +32,59 @@ def choose_device(device: str | None) -> str:
             "or install a build with CUDA from pytorch.org."
         )
     return device
+
+
+def device_of(policy: Any) -> torch.device | None:
+    """Where the first parameter of a policy is; ``None`` if it has none."""
+    first = next(policy.parameters(), None) if isinstance(policy, nn.Module) else None
+    return None if first is None else first.device
+
+
+def is_host(device: torch.device | str | None) -> bool:
+    """Whether reading a number waits for nothing there; ``None`` is the CPU."""
+    return device is None or torch.device(device).type == "cpu"
+
+
+def readable(*values: Tensor | None) -> bool:
+    """Whether numbers can be read: not in compiled or captured code, nor those of ``meta`` tensors, which have none."""
+    if torch.compiler.is_compiling() or any(value is not None and value.is_meta for value in values):
+        return False
+    return not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
+
+
+def place_buffers(module: nn.Module) -> None:
+    """Puts the buffers of a module where its first parameter is.
+
+    Losses are given networks that may have moved before; what they add themselves would stay on the CPU.
+    """
+    device = next(module.parameters()).device
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            if buffer.device != device:
+                setattr(part, name, buffer.to(device))
+
+
+def send(batch: TensorDictBase, device: torch.device | str | None) -> TensorDictBase:
+    """A batch on a device; to a GPU by pinned memory, for which nobody waits. Stays where it is for ``None``."""
+    if device is None:
+        return batch
+    if torch.device(device).type != "cuda":
+        return batch.to(device)
+    leaves = batch.values(True, True)
+    pinned = batch.pin_memory() if all(is_host(leaf.device) for leaf in leaves) else batch
+    return pinned.to(device, non_blocking=True)
+
+
+def spec_on(spec: TensorSpec, device: torch.device | str | None) -> TensorSpec:
+    """The spec on a device. TorchRL compares the bounds of an env's specs; those of ``meta`` have no numbers."""
+    if device is not None and torch.device(device).type == "meta" and isinstance(spec, Bounded):
+        return Unbounded(spec.shape, device=device, dtype=spec.dtype)
+    return spec if device is None else spec.to(device)
+
+
+def reads_ahead(device: torch.device | str) -> dict[str, Any]:
+    """Options of a replay buffer of files: for a GPU, which must not wait for the disk, batches are read ahead."""
+    return {"prefetch": 2, "pin_memory": True} if torch.device(device).type == "cuda" else {}
 
 
 @contextlib.contextmanager

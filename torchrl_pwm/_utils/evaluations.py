@@ -7,8 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from torchrl_pwm._utils.processes import process_pool
 
@@ -16,13 +15,13 @@ __all__ = ["BackgroundEvaluation"]
 
 Snapshot = Mapping[str, Any]
 Metrics = Mapping[str, Any]
+Evaluation: TypeAlias = "PromptEvaluation | BackgroundEvaluation"
 
 
 class PromptEvaluation:
-    """Evaluates the present state at once, in this process; of nothing without a function."""
+    """Evaluates the present state at once, in this process; nothing without a function."""
 
     iterations: Sequence[int] = ()
-    components: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, evaluate: Callable[[], Metrics] | None) -> None:
         self.evaluate, self.wanted = evaluate, evaluate is not None
@@ -90,11 +89,6 @@ class BackgroundEvaluation:
         self._pool: ProcessPoolExecutor | None = None
 
     @property
-    def components(self) -> Mapping[str, Any]:
-        """What a checkpoint holds of it, by name."""
-        return {"evaluations": self}
-
-    @property
     def iterations(self) -> list[int]:
         """Of the snapshots whose results are not joined."""
         return [iteration for iteration, _, _ in self._waiting]
@@ -147,3 +141,8 @@ class BackgroundEvaluation:
 
 def _evaluate(evaluate: Callable[[Snapshot], Metrics], snapshot: bytes) -> Metrics:
     return evaluate(pickle.loads(snapshot))
+
+
+def evaluation_of(evaluate: Callable[[], Metrics] | BackgroundEvaluation | None) -> Evaluation:
+    """What a trainer was given, in the form that it asks for results."""
+    return evaluate if isinstance(evaluate, BackgroundEvaluation) else PromptEvaluation(evaluate)

@@ -39,13 +39,22 @@ def seed_worker_process(seed: int, parent: int) -> None:
         torch.manual_seed(seed)
 
 
+def make_generator(device: torch.device | str | None, seed: int = 0) -> torch.Generator:
+    """A generator whose draws land on ``device``; of ``meta`` tensors, which have no numbers, one of the CPU."""
+    place = torch.device("cpu" if device is None else device)
+    return torch.Generator("cpu" if place.type == "meta" else place).manual_seed(seed)
+
+
 def uniform_actions(*shape: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Actions of this shape, uniform in [-1, 1], on the generator's device."""
     return 2 * torch.rand(*shape, generator=generator, device=generator.device, dtype=dtype) - 1
 
 
 class TorchGenerators:
-    """The global torch generators as one component of a checkpoint."""
+    """The global torch generators as one component of a checkpoint.
+
+    A host may have fewer GPUs than the one that saved it, or more: those that both have go on where they were.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"cpu": torch.get_rng_state()}
@@ -56,4 +65,46 @@ class TorchGenerators:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         torch.set_rng_state(state_dict["cpu"])
         if "cuda" in state_dict and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state_dict["cuda"])
+            for index, state in zip(range(torch.cuda.device_count()), state_dict["cuda"]):
+                torch.cuda.set_rng_state(state, index)
+
+
+class OwnGenerators(TorchGenerators):
+    """Global torch generators of one of several trainings in a process, in force inside ``with``.
+
+    They begin where the global ones are when this is made. What is saved is what a training alone in its process would.
+
+    Examples:
+        >>> with kept_generators():
+        ...     _ = torch.manual_seed(0)
+        ...     own = OwnGenerators()
+        ...     first = torch.rand(())
+        ...     with own:
+        ...         again = torch.rand(())
+        >>> torch.equal(first, again)
+        True
+    """
+
+    def __init__(self) -> None:
+        self._own = TorchGenerators.state_dict(self)
+        self._outside: dict[str, Any] | None = None
+
+    def __enter__(self) -> OwnGenerators:
+        self._outside = TorchGenerators.state_dict(self)
+        TorchGenerators.load_state_dict(self, self._own)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._own, outside = TorchGenerators.state_dict(self), self._outside
+        self._outside = None
+        if outside is not None:
+            TorchGenerators.load_state_dict(self, outside)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._own if self._outside is None else super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self._outside is None:
+            self._own = state_dict
+        else:
+            super().load_state_dict(state_dict)

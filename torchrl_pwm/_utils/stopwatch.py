@@ -64,6 +64,34 @@ class Stopwatch:
         self.phases = dict(state_dict.get("phases", earlier))
 
 
+class SharedStopwatch(Stopwatch):
+    """The same for one of several trainings in a process: its own phases, and its share of the rest.
+
+    Examples:
+        >>> stopwatch = SharedStopwatch()
+        >>> stopwatch.add(3.0)
+        >>> stopwatch.seconds, stopwatch.training_seconds
+        (3.0, 3.0)
+    """
+
+    @property
+    def seconds(self) -> float:
+        """All of them."""
+        return self._before
+
+    def add(self, seconds: float) -> None:
+        """Its share of what was done for all."""
+        self._before += seconds
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """What runs within belongs to this phase; phases do not overlap."""
+        before = self.phases.get(name, 0.0)
+        with super().phase(name):
+            yield
+        self._before += self.phases[name] - before
+
+
 def rounded(phases: Mapping[str, float]) -> dict[str, float]:
     """Seconds of each phase, for a file."""
     return {name: round(seconds, 2) for name, seconds in phases.items()}

@@ -52,6 +52,18 @@ def prefetch_in_one_thread(buffer: ReplayBuffer) -> None:
         buffer._prefetch_executor = ThreadPoolExecutor(max_workers=1)
 
 
+def fitting_prefetched(buffer: ReplayBuffer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict for a buffer that reads another number of batches ahead than the saved one did.
+
+    Batches that were read ahead must not be lost: a buffer that reads fewer ahead reads as many from now on.
+    """
+    ahead = state_dict["_prefetch_state"]
+    if len(ahead["queue"]) > buffer._prefetch_cap:
+        buffer._prefetch, buffer._prefetch_cap = True, len(ahead["queue"])
+        buffer._prefetch_executor = ThreadPoolExecutor(max_workers=1)
+    return {**state_dict, "_prefetch_state": {**ahead, "capacity": buffer._prefetch_cap}}
+
+
 def map_prefetched(state_dict: Mapping[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
     """A buffer's state dict with ``function`` of each batch ``(data, info)`` that was read ahead in its place."""
     ahead = state_dict["_prefetch_state"]

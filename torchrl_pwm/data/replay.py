@@ -17,7 +17,7 @@ from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.files import default_root
 from torchrl_pwm._utils.ranges import COUNT, check_range
 from torchrl_pwm._utils.tensor_files import read_tensors
-from torchrl_pwm._utils.torchrl_private import map_prefetched, prefetch_in_one_thread
+from torchrl_pwm._utils.torchrl_private import fitting_prefetched, map_prefetched, prefetch_in_one_thread
 from torchrl_pwm.data.sampler import EpisodeSliceSampler
 from torchrl_pwm.data.store.storage import EpisodeStorage
 from torchrl_pwm.data.store.store import EpisodeStore
@@ -201,12 +201,12 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
         return map_prefetched(super().state_dict(), lambda result: result[1]["index"].clone())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the saved buffer was.
+        """Goes on where the saved buffer was, whether or not one of the two reads ahead.
 
         Raises:
             ValueError: if it was saved with other data, tasks or slices.
         """
-        super().load_state_dict(map_prefetched(state_dict, self._read))
+        super().load_state_dict(map_prefetched(fitting_prefetched(self, state_dict), self._read))
 
     def dumps(self, path: str | os.PathLike[str]) -> None:
         """Writes :meth:`state_dict` to the folder ``path``; the data stays where it is."""

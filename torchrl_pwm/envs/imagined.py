@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import ModelBasedEnvBase
 
+from torchrl_pwm._utils.devices import is_host, spec_on
 from torchrl_pwm.envs._encoding import align_task, check_model, encode, needs_task, num_tasks, reference_tensor
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.multitask import check_tasks, known_task
@@ -115,7 +116,7 @@ class ImaginedEnv(ModelBasedEnvBase):
             state[self._task_key] = Categorical(model.num_tasks, batch, dtype=torch.int64, device=device)
         if self.max_steps is not None:
             state["step_count"] = Unbounded((*batch, 1), dtype=torch.int64, device=device)
-        self.action_spec = self._composite({self._action_key: action.to(device).expand(*batch, *action.shape)})
+        self.action_spec = self._composite({self._action_key: action.expand(*batch, *action.shape)})
         self.observation_spec = self._composite(state)
         self.state_spec = self._composite(state)
         self.reward_spec = Unbounded((*batch, 1), dtype=dtype, device=device)
@@ -125,7 +126,7 @@ class ImaginedEnv(ModelBasedEnvBase):
     def _composite(self, leaves: dict[Any, TensorSpec]) -> Composite:
         spec = Composite(shape=self.batch_size, device=self.device)
         for key, leaf in leaves.items():
-            spec[key] = leaf.clone()
+            spec[key] = spec_on(leaf.clone(), self.device)
         return spec
 
     def _reset(self, tensordict: TensorDictBase | None = None, set_state: bool | None = None) -> TensorDictBase:
@@ -199,7 +200,7 @@ class ImaginedEnv(ModelBasedEnvBase):
         if isinstance(task, Tensor):
             task = known_task(task, self.world_model.num_tasks)
         task = align_task(torch.as_tensor(task, dtype=torch.int64, device=self.device), batch).clone()
-        if not task.is_cuda:
+        if is_host(task.device):
             check_tasks(task, self.world_model.num_tasks)
         return task
 
@@ -210,6 +211,9 @@ class ImaginedEnv(ModelBasedEnvBase):
             f"reset(tensordict) or rollout(..., tensordict=...), found {entries}. To start from a real env, make this "
             "one with wrapper.imagined_env() while the wrapper is in a TransformedEnv."
         )
+
+    def _reset_check_done(self, tensordict: Any, tensordict_reset: Any) -> None:
+        """Nothing: no flag is set after a reset, and TorchRL would read each of them to see that."""
 
     def _reset_proc_data(self, tensordict: TensorDictBase | None, tensordict_reset: TensorDictBase) -> TensorDictBase:
         if tensordict is not None and not any(key in tensordict.keys(True) for key in self.reset_keys):
@@ -241,6 +245,8 @@ def _unit_action_spec(spec: TensorSpec | None, model: Any) -> TensorSpec:
     if not isinstance(spec, (Bounded, Unbounded)) or not spec.dtype.is_floating_point:
         raise ValueError(f"A world model imagines with continuous actions, found the action spec {spec}.")
     space = spec.space
+    if torch.device(spec.device or "cpu").type == "meta":
+        return spec  # which has no numbers to read
     if isinstance(spec, Unbounded) or not (space.low.isfinite().all() and space.high.isfinite().all()):
         raise ValueError(
             f"Expected actions in [-1, 1], found {_range(spec)}. Give the env a Bounded action spec, then "

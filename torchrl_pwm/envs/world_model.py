@@ -169,7 +169,7 @@ class WorldModelWrapper(Transform):
                 f"The world model reads observations of shape {list(expected)}, found {path!r} of shape {list(shape)}: "
                 "put torchrl.envs.FlattenObservation in front, or build the model with an encoder= for this shape."
             )
-        one = torch.zeros(1, *shape, dtype=leaf.dtype)
+        one = torch.zeros(1, *shape, dtype=leaf.dtype, device=leaf.device)
         latent = encode(self.world_model, one, 0 if needs_task(self.world_model) else None)
         observation_spec[self._latent_key] = Unbounded(
             (*batch, latent.shape[-1]), dtype=latent.dtype, device=leaf.device

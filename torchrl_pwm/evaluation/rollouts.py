@@ -19,6 +19,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules.utils import get_primers_from_module
 from tqdm import tqdm
 
+from torchrl_pwm._utils.devices import device_of
 from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm.envs import WorldModelWrapper, make_task_env, make_task_envs
 from torchrl_pwm.envs.action_bounds import check_action, check_policy_bounds
@@ -150,7 +151,7 @@ def evaluate_policy(
         progress=progress,
     )
     if is_gym_env(env_or_task):
-        place = _device_of(policy) if device is None else device
+        place = device_of(policy) if device is None else device
         label = task or (env_or_task.spec.id if env_or_task.spec else type(env_or_task.unwrapped).__name__)
         env = _as_read(wrap_gym_env(env_or_task, seed=seed, device=place), policy, world_model)
         return run(policy, env, label=label, spec=_task_spec_of(env, task, task_set))
@@ -164,7 +165,7 @@ def evaluate_policy(
     results = {}
     for name in names:
         task_policy = _policy_for(policy, name)
-        place = _device_of(task_policy) if device is None else device
+        place = device_of(task_policy) if device is None else device
         table = get_task_set("mt80" if task_set is None else task_set)
         if task_set is None and name not in table and is_gym_task(name):
             frames = {"from_pixels": True, "pixels_only": False} if record else {}
@@ -305,11 +306,6 @@ def _task_spec_of(env: EnvBase, task: str | None, task_set: str | TaskSet | None
         return find_task_spec(task, task_set)
     spec = vars(innermost_env(env)).get("task_spec")
     return spec if isinstance(spec, TaskSpec) else None
-
-
-def _device_of(policy: Policy) -> torch.device | None:
-    first = next(policy.parameters(), None) if isinstance(policy, nn.Module) else None
-    return None if first is None else first.device
 
 
 def _is_floating(value: Any) -> bool:

@@ -17,7 +17,7 @@ from torchrl_pwm.evaluation.trust import TrustProbe, probe_trust
 
 __all__ = ["TaskEpisodes"]
 
-_ABREAST = 12  # simulators of a task at most: each holds 20 to 30 MB
+SIMULATORS = 12  # of a task at most, by default: each holds 20 to 30 MB
 
 
 class TaskEpisodes:
@@ -32,6 +32,7 @@ class TaskEpisodes:
         task_set: set whose sizes are padded to, or None for the task's own sizes.
         world_model: writes ``latent`` for policies that read it.
         device: of the env.
+        abreast: simulators at most.
 
     Examples:
         >>> from torchrl_pwm.evaluation.task_episodes import TaskEpisodes
@@ -48,9 +49,10 @@ class TaskEpisodes:
         task_set: str | TaskSet | None = None,
         world_model: nn.Module | None = None,
         device: torch.device | str | None = None,
+        abreast: int = SIMULATORS,
     ) -> None:
         self.task, self.task_set, self.device = task, task_set, device
-        self.simulators = TaskSimulators(task)
+        self.simulators, self.abreast = TaskSimulators(task), abreast
         self.world_model: Any = world_model
         self._envs: dict[int, EnvBase] = {}
 
@@ -65,7 +67,7 @@ class TaskEpisodes:
 
     def _env(self, episodes: int) -> EnvBase:
         """As many envs as divide the episodes into the fewest rounds."""
-        width = -(-episodes // -(-episodes // _ABREAST))
+        width = -(-episodes // -(-episodes // self.abreast))
         if width not in self._envs:
             env: EnvBase = self.simulators.env(width, task_set=self.task_set, device=self.device)
             if self.world_model is not None:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 class RunningMoments(nn.Module):
     """Running mean and population variance, merged batch by batch (Chan et al.'s parallel formula).
 
-    Buffers ``mean``, ``var`` [*shape] and ``count`` [] are saved with the module. Source: PWM's published code, which
-    starts at mean 0, variance 1 and a count of 1e-4.
+    Buffers ``mean``, ``var`` [*shape] and ``count`` [], or [*shape] where entries are ``independent``, are saved with
+    the module. Source: PWM's published code, which starts at mean 0, variance 1 and a count of 1e-4.
 
     Args:
         shape (tuple of int): shape of one sample. Default: ``()``.
         epsilon (float): added to the variance under the root. Default: ``1e-5``.
+        independent (bool): give each entry of a sample a count of its own, so that one that is not finite leaves the
+            others alone. Default: ``False``.
 
     Examples:
         >>> import torch
@@ -30,25 +32,40 @@ class RunningMoments(nn.Module):
     var: Tensor
     count: Tensor
 
-    def __init__(self, shape: tuple[int, ...] = (), epsilon: float = 1e-5) -> None:
+    def __init__(self, shape: tuple[int, ...] = (), epsilon: float = 1e-5, *, independent: bool = False) -> None:
         super().__init__()
-        self.epsilon = epsilon
+        self.epsilon, self.independent = epsilon, independent
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("var", torch.ones(shape))
-        self.register_buffer("count", torch.tensor(1e-4))
+        self.register_buffer("count", torch.full(shape if independent else (), 1e-4))
 
     @torch.no_grad()
-    def update(self, batch: Tensor) -> None:
-        """Merges a batch ``[n, *shape]``; one that is empty or not finite changes nothing."""
-        size = batch.shape[0]
-        if size == 0:
+    def update(self, batch: Tensor, mask: Tensor | None = None) -> None:
+        """Merges a batch ``[n, *shape]``; one that is empty or not finite changes nothing.
+
+        Args:
+            batch (Tensor): samples.
+            mask (Tensor, optional): bool ``[n]``, the samples that count. Default: all.
+        """
+        if batch.shape[0] == 0:
             return
-        delta = batch.mean(0) - self.mean
+        size: Tensor | int
+        if mask is None:
+            size, batch_mean, batch_var = batch.shape[0], batch.mean(0), batch.var(0, correction=0)
+        else:
+            # By sums: batch[mask] would wait for a GPU to tell its size.
+            counts = mask.reshape(-1, *[1] * (batch.ndim - 1))
+            size = counts.sum()
+            batch_mean = torch.where(counts, batch, 0.0).sum(0) / size
+            batch_var = torch.where(counts, batch - batch_mean, 0.0).square().sum(0) / size
+        delta = batch_mean - self.mean
         total = self.count + size
-        moment = self.var * self.count + batch.var(0, correction=0) * size
+        moment = self.var * self.count + batch_var * size
         var = (moment + delta.square() * self.count * size / total) / total
         mean = self.mean + delta * size / total
-        finite = mean.isfinite().all() & var.isfinite().all()
+        finite = mean.isfinite() & var.isfinite()
+        if not self.independent:
+            finite = finite.all()
         for buffer, merged in ((self.var, var), (self.mean, mean), (self.count, total)):
             buffer.copy_(torch.where(finite, merged, buffer))
 

@@ -10,6 +10,7 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
+from torchrl_pwm._utils.devices import is_host, readable
 from torchrl_pwm._utils.ranges import COUNT, check_range
 from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model, untold_arguments
 from torchrl_pwm.modules.hub import Pretrained
@@ -382,7 +383,7 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
     def _known(self, task: Tensor | int, batch: torch.Size | None) -> Tensor | int:
         """The task, if it is one of the model's."""
         task = known_task(task, self.num_tasks, batch)
-        if isinstance(task, Tensor) and not torch.compiler.is_compiling() and not (task.is_cuda and self._indices_seen):
+        if isinstance(task, Tensor) and readable(task) and not (self._indices_seen and not is_host(task.device)):
             # On a GPU an index out of range ends the process, and reading it each time would cost more than the step.
             check_tasks(task, self.num_tasks)
             self._indices_seen = True

@@ -9,6 +9,8 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 
+from torchrl_pwm._utils.devices import readable
+
 
 def require(tensordict: TensorDictBase, key: NestedKey, owner: object) -> Tensor:
     """The entry under ``key``.
@@ -57,11 +59,7 @@ def require_finite(tensordict: TensorDictBase, losses: TensorDictBase, owner: ob
         FloatingPointError: if a number is not finite; the entry, its tasks and rows are named.
     """
     values = [value for td in (tensordict, losses) for value in td.values(True, True)]
-    if torch.compiler.is_compiling() or any(value.is_meta for value in values):
-        return
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        return
-    if not all_finite(values):
+    if readable(*values) and not all_finite(values):
         raise FloatingPointError(
             f"{type(owner).__name__}: expected finite numbers, found others; {describe_batch(tensordict)}."
         )

@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 
+from torchrl_pwm._utils.devices import readable
 from torchrl_pwm.modules.multitask import known_task
 
 #: Actions may pass their bounds by rounding.
@@ -29,9 +30,7 @@ class FirstBatch:
 
     def due(self, name: str, *values: Tensor | None) -> bool:
         """Whether the check ``name`` has still to be made, and can be."""
-        if torch.compiler.is_compiling() or name in self._done:
-            return False
-        return not any(value is not None and value.is_meta for value in values)
+        return name not in self._done and readable(*values)
 
     def check(self, name: str, *failures: tuple[Tensor, Callable[[], str]] | None) -> None:
         """Raises ValueError with the sentence of the first flag that is set; reads all flags at once."""

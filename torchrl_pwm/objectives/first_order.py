@@ -15,6 +15,7 @@ from torchrl.objectives.utils import ValueEstimators, default_value_kwargs, disp
 from torchrl.objectives.value import TDLambdaEstimator, ValueEstimatorBase
 from torchrl.objectives.value.functional import td_lambda_return_estimate
 
+from torchrl_pwm._utils.devices import place_buffers, readable
 from torchrl_pwm._utils.ranges import SHARE, check_choice, check_range
 from torchrl_pwm.modules.frozen import frozen, swapped
 from torchrl_pwm.modules.layers import require_initialized
@@ -166,12 +167,13 @@ class FirstOrderLoss(LossModule):
         # The estimator keeps gamma in float32; the actor's return uses the number as given.
         self._gamma = float(hyperparams.get("gamma", self.value_estimator.gamma))
         self._forward_value_estimator_keys()
+        place_buffers(self)
         return self
 
     def _follow_loaded_gamma(self, *_: Any) -> None:
         # Gamma is saved with the estimator; the actor's return must not keep another one.
         gamma = self.value_estimator.gamma
-        if gamma != torch.tensor(self._gamma).to(gamma):
+        if readable(gamma) and gamma != torch.tensor(self._gamma).to(gamma):
             self._gamma = float(gamma)
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:

@@ -220,6 +220,9 @@ class PWMLoss(ActingLoss):
             latent = self._start(model, tensordict, task)
             context = model.task_context(task) if hasattr(model, "task_context") else task
             mask = model.action_masks[task if task is not None else 0] if self.mask_actions else None
+            if noise is None and self._tanh_gaussian and hasattr(model, "action_dim"):
+                # In one draw, as one kernel.
+                noise = latent.new_empty(self.horizon, *latent.shape[:-1], model.action_dim).normal_()
             latents, actions, held = [latent], [], self.memory.begin(tensordict)
             for step in range(self.horizon):
                 state = {keys.latent: latent.detach() if self.detach_latent else latent}

@@ -10,6 +10,7 @@ from tensordict.utils import unravel_key
 from torch import Tensor
 from torchrl.data import Bounded
 
+from torchrl_pwm._utils.devices import place_buffers, readable
 from torchrl_pwm.modules.frozen import swapped
 from torchrl_pwm.modules.normalizer import ObservationNormalizer
 from torchrl_pwm.objectives.acting import ActingLoss
@@ -93,6 +94,7 @@ class SHACLoss(ActingLoss):
         )
         self.normalizer = normalizer
         self._set_in_keys()
+        place_buffers(self)
 
     def _set_in_keys(self) -> None:
         super()._set_in_keys()
@@ -176,7 +178,7 @@ class SHACLoss(ActingLoss):
             if unravel_key(key) not in self.memory.entries:
                 require(td, key, self)
         done = td.get(keys.done, None)
-        if done is not None and done.any():
+        if done is not None and readable(done) and done.any():
             raise ValueError(
                 f"{int(done.sum())} of {done.numel()} envs are done where the window begins: pass what env.reset() or "
                 "the last rollout returned, from an env that resets where it is done."
@@ -188,11 +190,13 @@ class SHACLoss(ActingLoss):
                 "loss.set_keys(action=...)."
             )
         spec = env.full_action_spec[action]
-        unit = not isinstance(spec, Bounded) or bool((spec.space.low == -1).all() and (spec.space.high == 1).all())
-        if self._tanh_gaussian and not unit:
+        if not self._tanh_gaussian or not isinstance(spec, Bounded):
+            return
+        low, high = spec.space.low, spec.space.high
+        if readable(low) and bool((low != -1).any() | (high != 1).any()):
             raise ValueError(
-                f"The policy acts in [-1, 1], the env in [{spec.space.low.min():g}, {spec.space.high.max():g}]: wrap "
-                "it in TransformedEnv(env, ActionScaling()) of torchrl.envs."
+                f"The policy acts in [-1, 1], the env in [{low.min():g}, {high.max():g}]: wrap it in "
+                "TransformedEnv(env, ActionScaling()) of torchrl.envs."
             )
 
     def _check_gradient(self, rollout: TensorDictBase, action: Tensor) -> None:

@@ -10,6 +10,7 @@ from tensordict.nn import dispatch
 from tensordict.utils import unravel_key
 from torch import Tensor
 
+from torchrl_pwm._utils.devices import place_buffers
 from torchrl_pwm._utils.ranges import NOT_NEGATIVE, SOME_SHARE, check_range
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.tdmpc2 import EntropyForm, TDMPC2Model
@@ -112,6 +113,7 @@ class TDMPC2Loss(SequenceLoss):
         self.out_keys += ["reward_error", "latent_error_last", "value_target_mean"]
         self.out_keys += ["policy_entropy", "policy_scaled_entropy", "value_scale"]
         self._set_in_keys()
+        place_buffers(self)
 
     def _set_in_keys(self) -> None:
         keys = self.tensor_keys

@@ -11,12 +11,14 @@ from tensordict.nn import dispatch
 from tensordict.utils import unravel_key
 from torch import Tensor
 
+from torchrl_pwm._utils.devices import is_host, place_buffers, readable
 from torchrl_pwm._utils.ranges import NOT_NEGATIVE, SOME_SHARE, check_range
 from torchrl_pwm.modules.world_model import PWMWorldModel
 from torchrl_pwm.objectives.entries import require, require_finite
 from torchrl_pwm.objectives.sequences import SequenceLoss, step_weights, termination_error, unroll
 
 _REWARD_CLIP = 5.0  # published
+_LOOKS_FOR_ENDS = 100  # batches of a GPU, each of which is waited for; of the CPU all are looked at
 
 
 class PWMWorldModelLoss(SequenceLoss):
@@ -92,10 +94,11 @@ class PWMWorldModelLoss(SequenceLoss):
         self.register_coeff_buffer("termination_coef", termination_coef if world_model.termination else None)
         self.rho, self.termination_noise = rho, termination_noise
         self.divide_reward_by_horizon = divide_reward_by_horizon
-        self._unseen_ends = not world_model.termination
+        self._looks_for_ends = 0 if world_model.termination else _LOOKS_FOR_ENDS
         ends = ["loss_termination"] if world_model.termination else []
         self.out_keys = ["loss_consistency", "loss_reward", *ends, "reward_error", "latent_error_last"]
         self._set_in_keys()
+        place_buffers(self)
 
     @classmethod
     def single_task(cls, world_model: PWMWorldModel, gamma: float = 0.99, **kwargs: Any) -> PWMWorldModelLoss:
@@ -119,6 +122,14 @@ class PWMWorldModelLoss(SequenceLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """The losses and detached metrics of sequences ``[B, T]``, which are left unchanged."""
+        out = self.losses(tensordict)
+        require_finite(tensordict.select(*self.in_keys, strict=False), out, self)
+        self.warn_of_ends(tensordict)
+        self._clear_weakrefs(tensordict, out)
+        return out
+
+    def losses(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """What :meth:`forward` returns, without a look at its numbers: nothing waits for the device."""
         model = self.world_model
         observation, action, next_observation, reward, task = self._entries(tensordict, model)
         with torch.no_grad():
@@ -146,10 +157,6 @@ class PWMWorldModelLoss(SequenceLoss):
         )
         if model.termination:
             out.set("loss_termination", self._termination_loss(latents[1:], tensordict, task, mask))
-        require_finite(tensordict.select(*self.in_keys, strict=False), out, self)
-        if self._unseen_ends and not torch.compiler.is_compiling():
-            self._warn_of_ends(tensordict)
-        self._clear_weakrefs(tensordict, out)
         return out
 
     def _termination_loss(
@@ -166,12 +173,17 @@ class PWMWorldModelLoss(SequenceLoss):
             termination_error(self.world_model, latent, terminated, task).T, mask
         )
 
-    def _warn_of_ends(self, tensordict: TensorDictBase) -> None:
-        """Says once that the model cannot know of the ends in its data."""
-        terminated = tensordict.get(unravel_key(("next", self.tensor_keys.terminated)), None)
-        if terminated is None or terminated.is_meta or not terminated.any():
+    def warn_of_ends(self, *batches: TensorDictBase) -> None:
+        """Says once that the model cannot know of the ends in its data; reads a number of the first batches."""
+        key = unravel_key(("next", self.tensor_keys.terminated))
+        flags = [flag for flag in (batch.get(key, None) for batch in batches) if flag is not None and readable(flag)]
+        if not self._looks_for_ends or not flags:
             return
-        self._unseen_ends = False
+        if not is_host(flags[0].device):
+            self._looks_for_ends -= 1
+        if not torch.stack([flag.any() for flag in flags]).any():
+            return
+        self._looks_for_ends = 0
         warnings.warn(
             "Episodes of the data end (next, terminated), but the world model has no termination head: in imagination "
             "they go on for ever. Build it with PWMWorldModel(..., termination=True), unless the reward shows the end.",
@@ -183,5 +195,5 @@ class PWMWorldModelLoss(SequenceLoss):
         if moments is None:
             return reward
         if self.training:
-            moments.update(reward.reshape(-1) if mask is None else reward[mask].reshape(-1))
+            moments.update(reward.reshape(-1), None if mask is None else mask.reshape(-1))
         return moments.normalize(reward, clip=_REWARD_CLIP)

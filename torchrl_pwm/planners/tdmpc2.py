@@ -10,6 +10,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 
+from torchrl_pwm._utils.devices import readable
 from torchrl_pwm.modules.tdmpc2 import TDMPC2Model, is_greedy
 from torchrl_pwm.planners.mppi import PlannerNoise, PlannerSettings, draw_noise, plan_actions
 
@@ -156,7 +157,7 @@ class TDMPC2Planner(TensorDictModuleBase):
             noise = draw_noise(self.settings, self.model, latent, self.generator)
         greedy, explored, plan = self.plan_actions(self.model, latent, task, previous, noise, self.settings)
         finite = plan.mean.isfinite().all(-1).all(0) & plan.value.isfinite().all(0)
-        if not finite.all():
+        if readable(finite) and not finite.all():
             self._refuse(~finite, latent, task)
         self.previous_mean = plan.mean.clone()
         return greedy if is_greedy() else explored

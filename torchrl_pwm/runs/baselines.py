@@ -22,9 +22,9 @@ from torchrl_pwm._utils.seeds import uniform_actions
 from torchrl_pwm._utils.stopwatch import Stopwatch, rounded
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.envs import TaskSpec, get_task_set
+from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.evaluation.task_episodes import TaskEpisodes
 from torchrl_pwm.modules import load_quickstart
-from torchrl_pwm.runs.evaluator import BestPolicy
 from torchrl_pwm.trainers.imitation import clone_behavior
 
 __all__ = ["DEFAULT_BASELINES", "BaselineJob", "measure_baselines"]

@@ -226,6 +226,7 @@ class PWMStepperConfig:
     critic_iterations: int = 8
     critic_batches: int = 4
     skip_non_finite: bool = False
+    check_interval: Any = None
 
 
 @dataclass
@@ -249,6 +250,8 @@ class WorldModelStepperConfig:
     final_lr: Any = None
     encoder_lr_scale: float = 0.3
     clip: float = 20.0
+    skip_non_finite: bool = False
+    check_interval: Any = None
 
 
 @dataclass
@@ -304,32 +307,28 @@ class TrainerConfig:
 
 
 @dataclass
-class ReplayTrainerConfig(TrainerConfig):
-    """What those that draw from a buffer share: :class:`torchrl_pwm.trainers.ReplayTrainer`."""
-
-    device: Any = None
-
-
-@dataclass
-class PWMTrainerConfig(ReplayTrainerConfig):
+class PWMTrainerConfig(TrainerConfig):
     """:class:`torchrl_pwm.PWMTrainer`."""
 
     _target_: str = "torchrl_pwm.PWMTrainer"
+    device: Any = None
     average: Any = None
 
 
 @dataclass
-class TDMPC2TrainerConfig(ReplayTrainerConfig):
+class TDMPC2TrainerConfig(TrainerConfig):
     """:class:`torchrl_pwm.TDMPC2Trainer`."""
 
     _target_: str = "torchrl_pwm.TDMPC2Trainer"
+    device: Any = None
 
 
 @dataclass
-class WorldModelTrainerConfig(ReplayTrainerConfig):
+class WorldModelTrainerConfig(TrainerConfig):
     """:class:`torchrl_pwm.WorldModelTrainer`."""
 
     _target_: str = "torchrl_pwm.WorldModelTrainer"
+    device: Any = None
 
 
 @dataclass

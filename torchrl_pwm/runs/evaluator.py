@@ -1,20 +1,18 @@
-"""Evaluation of a run's policy along the way and at the end, the best policy so far, and the summary of a run."""
+"""Evaluation of a run's policy along the way and at the end, and the summary of a run."""
 
 from __future__ import annotations
 
 import datetime
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import nn
 from torchrl.envs import EnvBase
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, save_tensors
@@ -23,63 +21,10 @@ from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.envs.simulators import SwingUpController
 from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy, package_versions, plot_training
+from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.runs.folder import claim_folder, make_logger
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
-Outcome = TypeVar("Outcome")
-
-
-class BestPolicy:
-    """The networks that did best in the real env so far; part of the checkpoint.
-
-    In the checkpoint of an earlier version there may be none: then those count that are evaluated from there on.
-    """
-
-    optional = True
-
-    def __init__(self, networks: nn.Module) -> None:
-        self.networks = networks
-        self.result, self.weights = (-math.inf, -math.inf), copy_state(networks)
-
-    def offer(self, score: float, real_return: float, weights: dict[str, Tensor] | None = None) -> None:
-        """Keeps weights, by default those of now, if their score is above any before, or equal and their return is."""
-        if (score, real_return) > self.result:
-            self.result, self.weights = (score, real_return), weights or copy_state(self.networks)
-
-    def restore(self) -> None:
-        """Puts the best weights back into the networks."""
-        self.networks.load_state_dict(self.weights)
-
-    def choose(self, select: str, evaluate: Callable[[], Outcome]) -> dict[str, Outcome | None]:
-        """Evaluates the networks with their last weights and with the best ones, and leaves those that count in place.
-
-        Args:
-            select: ``"last"`` or ``"best"``.
-            evaluate: called with the networks in place, once where both are the same.
-
-        Returns:
-            What it returned of the ``"last"`` and of the ``"best"``, which is None where none was evaluated before.
-        """
-        last = copy_state(self.networks)
-        outcomes: dict[str, Outcome | None] = {"last": evaluate(), "best": None}
-        if self.result[0] > -math.inf:
-            same = all(torch.equal(weight, self.weights[name].to(weight.device)) for name, weight in last.items())
-            self.restore()
-            outcomes["best"] = outcomes["last"] if same else evaluate()
-            if select == "last":
-                self.networks.load_state_dict(last)
-        return outcomes
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"result": self.result, "weights": self.weights}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.result, self.weights = tuple(state_dict["result"]), dict(state_dict["weights"])
-
-
-def copy_state(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of the state dict, which later updates leave alone."""
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 class Evaluator:

@@ -1,13 +1,15 @@
-"""Policy extraction: one task and seed, and many of them in worker processes."""
+"""Policy extraction: one task and seed, several in one program, and many in worker processes."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +22,19 @@ from torchrl.objectives.utils import ValueEstimators
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device, torch_threads
+from torchrl_pwm._utils.devices import choose_device, reads_ahead, torch_threads
 from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm._utils.seeds import kept_generators
-from torchrl_pwm._utils.stopwatch import Stopwatch, rounded
+from torchrl_pwm._utils.stopwatch import SharedStopwatch, Stopwatch, rounded
 from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.data.starts import encoded_starts
 from torchrl_pwm.envs import get_task_set
+from torchrl_pwm.evaluation.best_policy import BestPolicy, copy_state
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart
 from torchrl_pwm.objectives import PWMLoss
-from torchrl_pwm.runs.evaluator import BestPolicy, copy_state
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.runs.policy_evaluation import RealEpisodes, predicted_return, real_metrics, task_episodes
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
@@ -93,82 +95,123 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
 
 
 def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
-    config, begin = OmegaConf.create(job.config), time.perf_counter()
-    task_set = get_task_set(config.task_set)
-    index = task_set[job.task].index
-    torch.manual_seed(1_000_003 * job.seed + index)
-    model = load_world_model(config, job.world_model).to(job.device)
-    replay = make_starts(job, config, model)
-    disagreement = None
-    if config.loss.disagreement_coef:
-        disagreement = load_disagreement(disagreement_file(job.world_model), model).to(job.device)
-    loss = make_loss(config, model, task_set.action_dim, disagreement).to(job.device)
-    stepper = instantiate(config.stepper, loss, iterations=config.extraction.iterations)
-    shown = first_states(replay.sample()).to(job.device)
-    best = BestPolicy(loss.actor_network)
-    average = PolicyAverage(loss.actor_network, config.extraction.average)
-    played = task_episodes(config, job.task, model)
+    extraction = Extraction(job, report)
+    with extraction.background:
+        extraction.begin()
+        extraction.trainer.train()
+    return extraction.finish()
 
-    def snapshot() -> dict[str, Any]:
-        with average.applied():
-            predicted = predicted_return(loss, shown, task_set[job.task].episode_length)
-            weights = {name: weight.cpu() for name, weight in copy_state(loss.actor_network).items()}
+
+class Extraction:
+    """The training of one policy in its folder, with all that it needs.
+
+    Torch's global generators are seeded for it.
+
+    Args:
+        job: what is extracted.
+        report: gets the metrics of each log.
+        shared: the model and disagreement ensemble of another extraction of the same run, to use in place of loading
+            them once more.
+        stopwatch: of the training; default: a new one.
+        policies: that are trained in this process at once.
+    """
+
+    def __init__(
+        self,
+        job: ExtractionJob,
+        report: Report | None = None,
+        *,
+        shared: Extraction | None = None,
+        stopwatch: Stopwatch | None = None,
+        policies: int = 1,
+    ) -> None:
+        config, start = OmegaConf.create(job.config), time.perf_counter()
+        task_set = get_task_set(config.task_set)
+        self.job, self.config, self.settings = job, config, config.extraction
+        torch.manual_seed(1_000_003 * job.seed + task_set[job.task].index)
+        # Loaded in any case: what is drawn for its first weights decides what is drawn next.
+        loaded = load_world_model(config, job.world_model)
+        self.model: PWMWorldModel = loaded.to(job.device) if shared is None else shared.model
+        self.replay = make_starts(job, config, self.model)
+        self.disagreement: DynamicsEnsemble | None = None
+        if config.loss.disagreement_coef:
+            ensemble = load_disagreement(disagreement_file(job.world_model), self.model)
+            self.disagreement = ensemble.to(job.device) if shared is None else shared.disagreement
+        self.loss = make_loss(config, self.model, task_set.action_dim, self.disagreement).to(job.device)
+        self.stepper = instantiate(config.stepper, self.loss, iterations=self.settings.iterations)
+        self.shown = first_states(self.replay.sample()).to(job.device)
+        self.best = BestPolicy(self.loss.actor_network)
+        self.average = PolicyAverage(self.loss.actor_network, self.settings.average)
+        self.played = task_episodes(config, job.task, self.model, policies=policies)
+        real = RealEpisodes(job.config, job.task, job.world_model, job.threads)
+        self.background = BackgroundEvaluation(self.snapshot, real, joined=self.joined)
+        self.loading, self.stopwatch = time.perf_counter() - start, stopwatch or Stopwatch()
+        self.trainer = PWMTrainer(
+            self.loss,
+            self.replay,
+            iterations=self.settings.iterations,
+            optimization_stepper=self.stepper,
+            average=self.average,
+            device=job.device,
+            logger=make_logger(config, job.folder),
+            log_interval=self.settings.log_interval,
+            evaluate=self.background if job.evaluator else self.evaluate,
+            eval_interval=self.settings.eval_interval,
+            stopwatch=self.stopwatch,
+            save_folder=job.folder / "checkpoint",
+            save_interval=self.settings.save_interval,
+            progress_bar=False,
+            on_log=None if report is None else partial(_report, report, job),
+        )
+        self.trainer.components["best_policy"] = self.best
+
+    def evaluate(self) -> dict[str, float]:
+        """What the averaged policy earns, beside what the model promises."""
+        with self.average.applied():
+            real = real_metrics(self.loss.actor_network, self.played, self.config)
+        return self.joined(self.snapshot(), real)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The averaged policy, for an evaluation elsewhere, and what the model promises of it."""
+        length = get_task_set(self.config.task_set)[self.job.task].episode_length
+        with self.average.applied():
+            predicted = predicted_return(self.loss, self.shown, length)
+            weights = {name: weight.cpu() for name, weight in copy_state(self.loss.actor_network).items()}
         return {"predicted_return": predicted, "weights": weights}
 
-    def joined(taken: Mapping[str, Any], real: Mapping[str, Any]) -> dict[str, float]:
-        best.offer(real["real_score"], real["real_return"], taken["weights"])
-        return {"predicted_return": taken["predicted_return"], **real}
+    def joined(self, snapshot: Mapping[str, Any], real: Mapping[str, Any]) -> dict[str, float]:
+        """What is logged of a snapshot whose real episodes have ended."""
+        self.best.offer(real["real_score"], real["real_return"], snapshot["weights"])
+        return {"predicted_return": snapshot["predicted_return"], **real}
 
-    def evaluate() -> dict[str, float]:
-        with average.applied():
-            real = real_metrics(loss.actor_network, played, config)
-        return joined(snapshot(), real)
+    def begin(self) -> None:
+        """Goes on from the checkpoint; without one, the policy begins with the data's behaviour as configured."""
+        self.trainer.resume(required=False)
+        if self.trainer.iteration == 0:
+            warm = self.settings.warm_start
+            with self.stopwatch.phase("cloning before the updates"):
+                warm_start(self.loss, self.stepper, self.replay, **warm, device=self.job.device)
+            self.average.restart()
+            if warm.behavior_updates:
+                self.trainer.log_evaluation(now=True)
 
-    background = BackgroundEvaluation(
-        snapshot, RealEpisodes(job.config, job.task, job.world_model, job.threads), joined=joined
-    )
-    loading, stopwatch = time.perf_counter() - begin, Stopwatch()
-    trainer = PWMTrainer(
-        loss,
-        replay,
-        iterations=config.extraction.iterations,
-        optimization_stepper=stepper,
-        average=average,
-        device=job.device,
-        logger=make_logger(config, job.folder),
-        log_interval=config.extraction.log_interval,
-        evaluate=background if job.evaluator else evaluate,
-        eval_interval=config.extraction.eval_interval,
-        stopwatch=stopwatch,
-        save_folder=job.folder / "checkpoint",
-        save_interval=config.extraction.save_interval,
-        progress_bar=False,
-        on_log=None if report is None else partial(_report, report, job),
-    )
-    trainer.components["best_policy"] = best
-    with background:
-        trainer.resume(required=False)
-        if trainer.iteration == 0:
-            with stopwatch.phase("cloning before the updates"):
-                warm_start(loss, stepper, replay, **config.extraction.warm_start, device=job.device)
-            average.restart()
-            if config.extraction.warm_start.behavior_updates:
-                trainer.log_evaluation(now=True)
-        trainer.train()
-    seconds = stopwatch.seconds
-    stopwatch.phases["updates"] = seconds - sum(stopwatch.phases.values())
-    average.restore()
-    final = config.evaluation
-    with played, stopwatch.phase("final evaluation"):
-        both = best.choose(
-            config.extraction.select, lambda: played.evaluate(loss.actor_network, final.episodes, final.seed).record()
-        )
-    save_policy(loss, job.folder / "policy.pt")
-    chosen = both[config.extraction.select] or {}
-    result = {"task": job.task, **chosen, "seed": job.seed, "seconds": seconds, **both}
-    result["phases"] = rounded({"loading": loading, **stopwatch.phases})
-    replace_file(job.result_file, json.dumps(result, indent=2).encode())
-    return result
+    def finish(self) -> dict[str, Any]:
+        """Evaluates the trained policy, writes its files, and returns the result."""
+        job, config = self.job, self.config
+        seconds, phases = self.stopwatch.seconds, self.stopwatch.phases
+        phases["updates"] = seconds - sum(phases.values())
+        self.average.restore()
+        actor, final = self.loss.actor_network, config.evaluation
+        with self.played, self.stopwatch.phase("final evaluation"):
+            both = self.best.choose(
+                self.settings.select, lambda: self.played.evaluate(actor, final.episodes, final.seed).record()
+            )
+        save_policy(self.loss, job.folder / "policy.pt")
+        chosen = both[self.settings.select] or {}
+        result = {"task": job.task, **chosen, "seed": job.seed, "seconds": seconds, **both}
+        result["phases"] = rounded({"loading": self.loading, **phases})
+        replace_file(job.result_file, json.dumps(result, indent=2).encode())
+        return result
 
 
 def make_starts(job: ExtractionJob, config: Any, model: PWMWorldModel) -> ReplayBuffer:
@@ -179,7 +222,13 @@ def make_starts(job: ExtractionJob, config: Any, model: PWMWorldModel) -> Replay
     settings = config.extraction
     if job.data is not None and not settings.starts:
         return TDMPC2ExperienceReplay(
-            job.data, settings.batch_size, slice_len=1, tasks=[job.task], seed=job.seed, check_finite=False
+            job.data,
+            settings.batch_size,
+            slice_len=1,
+            tasks=[job.task],
+            seed=job.seed,
+            check_finite=False,
+            **reads_ahead(job.device),
         )
     if job.data is None:
         chosen = load_quickstart().starts[job.task]
@@ -221,15 +270,18 @@ def load_actor(
     return actor
 
 
-def extract_policies(
+def extract_all(
     config: DictConfig, folder: Path, data: Path | None, model_file: Path, tasks: list[str]
 ) -> list[dict[str, Any]]:
-    """Extracts a policy for every task and seed, several at a time where there are several cores."""
+    """Extracts a policy for every task and seed, several at a time where there are several cores.
+
+    Up to ``tasks_per_batch`` of them are trained as one program. Their folders are those of policies that are trained
+    one by one, so that a run may go on with another number.
+    """
     device = choose_device(config.device)
-    count = len(tasks) * config.seeds
     cores = os.cpu_count() or 1
     processes = config.workers or cores
-    workers = min(count, processes) if device == "cpu" else 1
+    workers = processes if device == "cpu" else 1
     plain: Any = OmegaConf.to_container(config, resolve=True)
     jobs = [
         ExtractionJob(
@@ -242,15 +294,54 @@ def extract_policies(
             # One thread each also makes the numbers independent of how many run at once.
             threads=1 if device == "cpu" else cores,
             device=device,
-            # where there are processes for it beside those that train
-            evaluator=processes >= 2 * workers,
         )
         for task in tasks
         for number in range(config.seeds)
     ]
-    total = count * config.extraction.iterations
+    left = [job for job in jobs if not job.result_file.exists()]
+    groups = _groups(left, config.get("tasks_per_batch", 1), workers)
+    if processes >= 2 * min(workers, len(groups)):
+        # There are processes for evaluations beside those that train.
+        groups = [[replace(job, evaluator=len(group) == 1) for job in group] for group in groups]
+    total = len(jobs) * config.extraction.iterations
     with tqdm(total=total, desc="policies", unit="update", disable=not config.progress) as bar:
-        return run_jobs(extract_policy, jobs, workers=workers, report=_Progress(bar))
+        run_jobs(extract_group, groups, workers=workers, report=_Progress(bar))
+    return [json.loads(job.result_file.read_text()) for job in jobs]
+
+
+def extract_group(jobs: Sequence[ExtractionJob], report: Report) -> None:
+    """Extracts the policies of one run's jobs that are not there yet: of several, in one program.
+
+    Raises:
+        FloatingPointError: if a number is not finite; the other jobs have been done then.
+    """
+    jobs = [job for job in jobs if not job.result_file.exists()]
+    if len(jobs) == 1:
+        extract_policy(jobs[0], report)
+    elif jobs:
+        # What follows in this process must not depend on whether jobs run in it.
+        with torch_threads(jobs[0].threads), kept_generators():
+            _extract_together(jobs, report)
+
+
+def _extract_together(jobs: Sequence[ExtractionJob], report: Report) -> None:
+    from torchrl_pwm.trainers.together import own_generators, train_together
+
+    extractions: dict[PWMTrainer, Extraction] = {}
+    for job in jobs:
+        shared = next(iter(extractions.values()), None)
+        extraction = Extraction(job, report, shared=shared, stopwatch=SharedStopwatch(), policies=len(jobs))
+        with own_generators(extraction.trainer):
+            extraction.begin()
+        extractions[extraction.trainer] = extraction
+    train_together(list(extractions), at_end=lambda trainer: extractions[trainer].finish())
+
+
+def _groups(jobs: Sequence[ExtractionJob], most: int, workers: int) -> list[list[ExtractionJob]]:
+    """Jobs in groups of at most ``most``, of about one size, no fewer than there are workers."""
+    count = max(math.ceil(len(jobs) / most), min(workers, len(jobs)))
+    ends = [round(len(jobs) * number / count) for number in range(count + 1)] if count else []
+    return [list(jobs[start:end]) for start, end in pairwise(ends)]
 
 
 def _report(report: Report, job: ExtractionJob, iteration: int, metrics: Metrics) -> None:

@@ -15,7 +15,7 @@ from torchrl import torchrl_logger
 from torchrl.data import TensorDictReplayBuffer, TensorStorage
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.devices import choose_device, reads_ahead
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
@@ -23,9 +23,10 @@ from torchrl_pwm.data import EpisodeStore, start_states
 from torchrl_pwm.data.starts import encoded_starts
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs.random_policy import RandomPolicy
+from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss
-from torchrl_pwm.runs.evaluator import BestPolicy, Evaluator
+from torchrl_pwm.runs.evaluator import Evaluator
 from torchrl_pwm.runs.extraction import make_loss
 from torchrl_pwm.runs.folder import claim_folder, finished, make_logger
 from torchrl_pwm.runs.offline_report import measure_trust, write_offline_report
@@ -149,7 +150,9 @@ def prepare_model(config: DictConfig, folder: Path, recordings: Recordings) -> P
     file = folder / "world_model" / "world_model.pt"
     if not file.exists():
         settings = config.world_model
-        replay = recordings.replay(settings.batch_size, settings.slice_len, seed=config.seed)
+        replay = recordings.replay(
+            settings.batch_size, settings.slice_len, seed=config.seed, **reads_ahead(choose_device(config.device))
+        )
         torchrl_logger.info(
             f"world model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(recordings.kept):,} "
             f"episodes and {len(recordings.held_out):,} held out"

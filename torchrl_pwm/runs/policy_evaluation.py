@@ -17,7 +17,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_pwm._utils.devices import torch_threads
 from torchrl_pwm.envs import get_task_set
-from torchrl_pwm.evaluation.task_episodes import TaskEpisodes
+from torchrl_pwm.evaluation.task_episodes import SIMULATORS, TaskEpisodes
 from torchrl_pwm.modules import PWMWorldModel, symexp
 from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.runs.world_model import load_world_model
@@ -46,10 +46,12 @@ def real_metrics(policy: Any, played: TaskEpisodes, config: Any) -> dict[str, fl
     }
 
 
-def task_episodes(config: Any, task: str, model: PWMWorldModel) -> TaskEpisodes:
-    """The episodes that a run's policies of a task are evaluated in."""
-    device = next(model.parameters()).device
-    return TaskEpisodes(task, task_set=config.task_set, world_model=model, device=device)
+def task_episodes(config: Any, task: str, model: PWMWorldModel, *, policies: int = 1) -> TaskEpisodes:
+    """The episodes that a run's policies of a task are evaluated in; of several ``policies`` in one process, fewer
+    side by side, as each keeps its simulators.
+    """
+    device, abreast = next(model.parameters()).device, max(1, SIMULATORS // policies)
+    return TaskEpisodes(task, task_set=config.task_set, world_model=model, device=device, abreast=abreast)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart
 from torchrl_pwm.runs.baselines import baseline_settings
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison
-from torchrl_pwm.runs.extraction import extract_policies
+from torchrl_pwm.runs.extraction import extract_all
 from torchrl_pwm.runs.folder import claim_folder
 from torchrl_pwm.runs.report import write_report
 from torchrl_pwm.runs.rounds import improve_world_model
@@ -55,7 +55,7 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
         model_file = improve_world_model(config, folder, store, model_file, tasks)
     if config.loss.disagreement_coef and store is not None:
         prepare_disagreement(config, store, model_file, tasks)
-    results = extract_policies(config, folder, None if store is None else Path(store.root), model_file, tasks)
+    results = extract_all(config, folder, None if store is None else Path(store.root), model_file, tasks)
     behavior = load_quickstart() if store is None else store
     return write_report(config, folder, behavior, model_file, results, seconds=time.perf_counter() - start)
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay, collect_dataset
 from torchrl_pwm.envs import WorldModelWrapper, get_task_set
 from torchrl_pwm.runs.data import family
-from torchrl_pwm.runs.extraction import extract_policies, load_actor
+from torchrl_pwm.runs.extraction import extract_all, load_actor
 from torchrl_pwm.runs.world_model import load_world_model, train_world_model
 
 
@@ -25,7 +25,7 @@ def improve_world_model(config: DictConfig, folder: Path, store: EpisodeStore, f
     recent: list[EpisodeStore] = []
     for number in range(1, settings.count + 1):
         here = folder / "rounds" / str(number)
-        extract_policies(hasty, here, Path(store.root), file, tasks)
+        extract_all(hasty, here, Path(store.root), file, tasks)
         model = load_world_model(config, file)
         recent.append(
             collect_dataset(

@@ -17,19 +17,19 @@ from torchrl import torchrl_logger
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device, torch_threads
+from torchrl_pwm._utils.devices import choose_device, reads_ahead, torch_threads
 from torchrl_pwm._utils.files import replace_file, replaced_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
 from torchrl_pwm.evaluation import EvaluationResult, compare_with_published, evaluate_policy, plot_scores, write_summary
+from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.evaluation.statistics import SELECT
 from torchrl_pwm.modules import PWMWorldModel, TDMPC2Model
 from torchrl_pwm.planners import TDMPC2Planner
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison, other_data, other_size
-from torchrl_pwm.runs.evaluator import BestPolicy
 from torchrl_pwm.runs.folder import claim_folder, make_logger
 from torchrl_pwm.runs.world_model import (
     check_sizes,
@@ -225,7 +225,12 @@ def train_tdmpc2(config: DictConfig, folder: Path, store: EpisodeStore, tasks: l
         return metrics
 
     replay = TDMPC2ExperienceReplay(
-        store.root, settings.batch_size, slice_len=settings.slice_len, tasks=tasks, seed=config.seed
+        store.root,
+        settings.batch_size,
+        slice_len=settings.slice_len,
+        tasks=tasks,
+        seed=config.seed,
+        **reads_ahead(device),
     )
     torchrl_logger.info(f"TD-MPC2: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tasks)} tasks")
     trainer = TDMPC2Trainer(

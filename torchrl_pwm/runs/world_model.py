@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.devices import choose_device, reads_ahead
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay
@@ -99,6 +99,7 @@ def prepare_world_model(config: DictConfig, folder: Path, store: EpisodeStore | 
         slice_len=config.world_model.slice_len,
         tasks=tasks,
         seed=config.seed,
+        **reads_ahead(choose_device(config.device)),
     )
     torchrl_logger.info(f"world model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tasks)} tasks")
     return train_world_model(config, file.parent, model, replay, iterations=config.world_model.iterations)
@@ -139,12 +140,17 @@ def prepare_disagreement(config: DictConfig, store: EpisodeStore, file: Path, ta
     target = disagreement_file(file)
     if target.exists():
         return
-    settings = config.world_model
+    settings, device = config.world_model, choose_device(config.device)
     replay = TDMPC2ExperienceReplay(
-        store.root, settings.batch_size, slice_len=settings.slice_len, tasks=tasks, seed=config.seed
+        store.root,
+        settings.batch_size,
+        slice_len=settings.slice_len,
+        tasks=tasks,
+        seed=config.seed,
+        **reads_ahead(device),
     )
     ensemble = train_disagreement(
-        load_world_model(config, file),
+        load_world_model(config, file).to(device),
         replay,
         iterations=settings.disagreement_iterations,
         seed=config.seed,
@@ -205,7 +211,7 @@ def disagreement_file(world_model: Path) -> Path:
 
 def save_disagreement(ensemble: DynamicsEnsemble, file: Path) -> None:
     """Writes the ensemble's weights to a file of tensors only."""
-    save_tensors(file, ensemble.state_dict())
+    save_tensors(file, ensemble.cpu().state_dict())
 
 
 def load_disagreement(file: Path, world_model: PWMWorldModel) -> DynamicsEnsemble:

@@ -1,5 +1,6 @@
 from .agents import load_agent as load_agent
 from .averaging import PolicyAverage as PolicyAverage
+from .extraction import extract_policies as extract_policies
 from .imitation import clone_behavior as clone_behavior
 from .pwm import OnlinePWMOptimizationStepper as OnlinePWMOptimizationStepper
 from .pwm import OnlinePWMTrainer as OnlinePWMTrainer
@@ -8,6 +9,7 @@ from .pwm import WorldModelTrainer as WorldModelTrainer
 from .pwm import warm_start as warm_start
 from .shac import SHACOptimizationStepper as SHACOptimizationStepper
 from .shac import SHACTrainer as SHACTrainer
+from .stacked import StackedPWMUpdate as StackedPWMUpdate
 from .steppers import FirstOrderOptimizationStepper as FirstOrderOptimizationStepper
 from .steppers import PWMOptimizationStepper as PWMOptimizationStepper
 from .steppers import WorldModelOptimizationStepper as WorldModelOptimizationStepper
@@ -15,6 +17,7 @@ from .tdmpc2 import OnlineTDMPC2OptimizationStepper as OnlineTDMPC2OptimizationS
 from .tdmpc2 import OnlineTDMPC2Trainer as OnlineTDMPC2Trainer
 from .tdmpc2 import TDMPC2OptimizationStepper as TDMPC2OptimizationStepper
 from .tdmpc2 import TDMPC2Trainer as TDMPC2Trainer
+from .together import train_together as train_together
 from .trainer import OnlineTrainer as OnlineTrainer
 from .trainer import ReplayTrainer as ReplayTrainer
 from .trainer import Stopwatch as Stopwatch

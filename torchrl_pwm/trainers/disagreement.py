@@ -8,10 +8,12 @@ from torch import Tensor
 from torchrl.data import ReplayBuffer
 from tqdm import tqdm
 
+from torchrl_pwm._utils.devices import readable, send
 from torchrl_pwm._utils.seeds import seeded
 from torchrl_pwm.data import ReplayMixture
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
-from torchrl_pwm.trainers.steppers import raise_non_finite
+from torchrl_pwm.objectives.entries import describe_batch
+from torchrl_pwm.trainers.update import raise_non_finite
 
 
 def train_disagreement(
@@ -36,15 +38,16 @@ def train_disagreement(
     Raises:
         FloatingPointError: if the loss is not finite.
     """
+    device = next(world_model.parameters()).device
     with seeded(seed):
-        ensemble = DynamicsEnsemble(world_model).to(next(world_model.parameters()).device)
+        ensemble = DynamicsEnsemble(world_model).to(device)
     optimizer = torch.optim.Adam(ensemble.parameters(), lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(iterations, 1))
     for update in tqdm(range(iterations), desc="disagreement", unit="update", disable=not progress):
-        batch = replay.sample()
+        batch = send(replay.sample(), device)
         loss = ensemble.loss(*_transitions(world_model, batch))
-        if not loss.isfinite():
-            raise_non_finite("disagreement", update + 1, batch, {"loss": loss.detach()})
+        if readable(loss) and not loss.isfinite():
+            raise_non_finite("disagreement", update + 1, {"loss": loss.detach()}, where=describe_batch(batch))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

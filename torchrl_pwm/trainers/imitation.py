@@ -13,8 +13,9 @@ from torchrl.modules import MLP, Actor
 from torchrl.objectives import BCLoss
 
 from torchrl_pwm._utils.seeds import seeded
+from torchrl_pwm.objectives.entries import describe_batch
 from torchrl_pwm.objectives.first_batch import FirstBatch, outside_unit
-from torchrl_pwm.trainers.steppers import raise_non_finite
+from torchrl_pwm.trainers.update import raise_non_finite
 
 __all__ = ["clone_behavior"]
 
@@ -122,7 +123,7 @@ def clone_behavior(
         batch = _pairs(replay, batch_size, observation_dim, action_dim)
         error = loss(batch)["loss_bc"]
         if not error.isfinite():
-            raise_non_finite("behaviour cloning", update + 1, batch, {"loss_bc": error.detach()})
+            raise_non_finite("behaviour cloning", update + 1, {"loss_bc": error.detach()}, where=describe_batch(batch))
         optimizer.zero_grad()
         error.backward()
         optimizer.step()

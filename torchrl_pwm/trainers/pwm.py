@@ -9,16 +9,13 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 
+from torchrl_pwm._utils.devices import send
 from torchrl_pwm._utils.ranges import COUNT_OR_NONE, check_range
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
-from torchrl_pwm.trainers.steppers import (
-    PWMOptimizationStepper,
-    UpdateStepper,
-    WorldModelOptimizationStepper,
-    first_states,
-    raise_non_finite,
-)
-from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
+from torchrl_pwm.objectives.entries import describe_batch
+from torchrl_pwm.trainers.steppers import PWMOptimizationStepper, WorldModelOptimizationStepper, first_states
+from torchrl_pwm.trainers.trainer import Metrics, OnlineTrainer, ReplayTrainer
+from torchrl_pwm.trainers.update import UpdateStepper, raise_non_finite
 
 if TYPE_CHECKING:
     from torchrl_pwm.trainers.averaging import PolicyAverage
@@ -129,12 +126,15 @@ class PWMTrainer(ReplayTrainer):
         """
         for _ in self.remaining():
             starts = self.sample()
-            metrics = self.optimization_stepper.step(self, starts)
-            if self.average is not None:
-                self.average.update()
-            self.log(metrics)
-            self.log_evaluation()
-            self.save()
+            self.after_update(self.optimization_stepper.step(self, starts))
+
+    def after_update(self, metrics: Metrics | TensorDictBase) -> None:
+        """What follows an update: the policy's average, the log, an evaluation and a checkpoint, where they are due."""
+        if self.average is not None:
+            self.average.update()
+        self.log(metrics)
+        self.log_evaluation()
+        self.save()
 
 
 class OnlinePWMOptimizationStepper(UpdateStepper):
@@ -231,8 +231,12 @@ class OnlinePWMOptimizationStepper(UpdateStepper):
             parts.append(self._to_device(self.replay_buffer.sample()).select(*keys)[:, 0])
         return torch.cat(parts)[: self.start_states]
 
+    def check(self) -> None:
+        self.model_stepper.check()
+        self.policy_stepper.check()
+
     def _to_device(self, batch: TensorDictBase) -> TensorDictBase:
-        return batch.to(next(self.model_loss.world_model.parameters()).device)
+        return send(batch, next(self.model_loss.world_model.parameters()).device)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -381,16 +385,17 @@ def warm_start(
     optimizer = torch.optim.Adam(stepper.actor_params, lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(behavior_updates, 1))
     for update in range(behavior_updates):
-        starts = first_states(replay.sample()).to(device)
+        starts = send(first_states(replay.sample()), device)
         distance = loss.behavior_distance(starts)
         if not distance.isfinite():
-            raise_non_finite("behaviour", update + 1, starts, {"loss": distance.detach()})
+            raise_non_finite("behaviour", update + 1, {"loss": distance.detach()}, where=describe_batch(starts))
         optimizer.zero_grad()
         distance.backward()
         optimizer.step()
         schedule.step()
     for _ in range(value_updates):
-        starts = first_states(replay.sample()).to(device)
+        starts = send(first_states(replay.sample()), device)
         with torch.no_grad():
             rollout = loss.imagine(starts)
         stepper.update_critics(rollout, loss.value_target(rollout), starts)
+    stepper.check()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +11,12 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl import torchrl_logger
 from torchrl.envs import EnvBase
-from torchrl.objectives import SoftUpdate
 
 from torchrl_pwm.envs.simulators.state import load_env, save_env
 from torchrl_pwm.objectives import SHACLoss
 from torchrl_pwm.trainers.steppers import FirstOrderOptimizationStepper
 from torchrl_pwm.trainers.trainer import Trainer
+from torchrl_pwm.trainers.update import lerp_if
 
 
 class SHACOptimizationStepper(FirstOrderOptimizationStepper):
@@ -67,6 +66,7 @@ class SHACOptimizationStepper(FirstOrderOptimizationStepper):
         critic_batches: int = 4,
         target_tau: float = 0.8,
         skip_non_finite: bool = False,
+        check_interval: int | None = None,
     ) -> None:
         if not 0.0 < target_tau <= 1.0:
             raise ValueError(f"target_tau must be above 0 and at most 1, found {target_tau}.")
@@ -82,25 +82,33 @@ class SHACOptimizationStepper(FirstOrderOptimizationStepper):
             critic_iterations=critic_iterations,
             critic_batches=critic_batches,
             skip_non_finite=skip_non_finite,
+            check_interval=check_interval,
         )
         self.target_tau = target_tau
-        self._target = _soft_update(loss_module, target_tau) if loss_module.delay_value else None
         self._gradients: list[Tensor | None] = []
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
         """One update from a window ``[N, H]`` of :meth:`SHACLoss.rollout`, with its graph."""
         self._gradients = _keep_gradients(batch.get(self.loss_module.tensor_keys.action))
-        metrics = self.optimize(batch, batch)
-        self._gradients = []
+        return super().update(batch)
+
+    def critic_pass(self, rows: TensorDictBase, allowed: Tensor | None = None) -> dict[str, Tensor]:
+        metrics = super().critic_pass(rows, allowed)
+        loss = self.loss_module
+        if loss.delay_value:
+            # TorchRL's SoftUpdate would move the target whatever the numbers are.
+            slow, fast = (
+                list(params.data.values(True, True))
+                for params in (loss.target_value_network_params, loss.value_network_params)
+            )
+            lerp_if(self.gate.is_open(allowed), slow, fast, self.target_tau)
         return metrics
 
-    def update_critics(self, rollout: TensorDictBase, target: Tensor, batch: TensorDictBase) -> dict[str, Tensor]:
-        metrics = super().update_critics(rollout, target, batch)
-        if self._target is not None:
-            self._target.step()
-        return metrics
+    def evidence(self, batch: TensorDictBase) -> tuple[TensorDictBase, list[Tensor | None]]:
+        return batch.detach(), self._gradients
 
-    def locate(self, batch: TensorDictBase) -> str:
+    def locate(self, evidence: tuple[TensorDictBase, list[Tensor | None]]) -> str:
+        batch, gradients = evidence
         places = []
         for key, value in batch.items(include_nested=True, leaves_only=True):
             bad = ~value.isfinite().reshape(*batch.shape, -1).all(-1)
@@ -113,7 +121,7 @@ class SHACOptimizationStepper(FirstOrderOptimizationStepper):
                 f"{key} of the window is not finite from step {step} on, in {_named(envs)}: the simulation diverged; "
                 "take smaller steps in the simulator, bound its state, or end such envs' episodes there"
             )
-        for step, gradient in reversed(list(enumerate(self._gradients))):
+        for step, gradient in reversed(list(enumerate(gradients))):
             envs = torch.zeros(len(batch), dtype=torch.bool) if gradient is None else ~gradient.isfinite().all(-1)
             if envs.any():
                 return (
@@ -223,13 +231,6 @@ class SHACTrainer(Trainer):
             self.log(metrics)
             self.log_evaluation()
             self.save()
-
-
-def _soft_update(loss: SHACLoss, tau: float) -> SoftUpdate:
-    with warnings.catch_warnings():
-        # SHAC's target moves further in an update than TorchRL expects, because there is one a window.
-        warnings.filterwarnings("ignore", message="Found an eps value < 0.5")
-        return SoftUpdate(loss, tau=tau)
 
 
 def _keep_gradients(actions: Tensor) -> list[Tensor | None]:

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 
+from torchrl_pwm._utils.devices import send
 from torchrl_pwm._utils.ranges import COUNT_OR_NONE, NORM, NOT_NEGATIVE, POSITIVE, check_range
 from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.objectives.tdmpc2 import TDMPC2Loss, TDMPC2Noise
-from torchrl_pwm.trainers.steppers import (
-    UpdateStepper,
-    all_finite,
-    linear_schedule,
-    load_schedule,
-    raise_non_finite,
-)
+from torchrl_pwm.trainers.gated_adam import GatedAdam
 from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
+from torchrl_pwm.trainers.update import GatedStepper, Statistics, UpdateStepper, as_metrics, finite_or_nan, lerp_if
 
 
-class TDMPC2OptimizationStepper(UpdateStepper):
+class TDMPC2OptimizationStepper(GatedStepper):
     """One clipped Adam step on everything but the policy, then one on the policy, then the target's.
 
     Source: TD-MPC2 (arXiv 2310.16828), appendix; the defaults are the published ones.
@@ -39,6 +33,7 @@ class TDMPC2OptimizationStepper(UpdateStepper):
         clip (float): largest gradient norm, of the model and of the policy.
         policy_eps (float): Adam's epsilon for the policy.
         tau (float): how far the target Q functions move: target = lerp(target, Q, tau).
+        skip_non_finite, check_interval: see :class:`~torchrl_pwm.trainers.update.GatedStepper`.
 
     Raises:
         ValueError: if a number is out of range.
@@ -69,6 +64,8 @@ class TDMPC2OptimizationStepper(UpdateStepper):
         clip: float = 20.0,
         policy_eps: float = 1e-5,
         tau: float = 0.01,
+        skip_non_finite: bool = False,
+        check_interval: int | None = None,
     ) -> None:
         if not 0.0 < tau <= 1.0:
             raise ValueError(f"tau must be above 0 and at most 1, found {tau}.")
@@ -87,70 +84,64 @@ class TDMPC2OptimizationStepper(UpdateStepper):
             {"params": encoder, "lr": lr * encoder_lr_scale},
             {"params": [param for param in self.model_params if id(param) not in inside]},
         ]
-        self.model_optimizer = torch.optim.Adam(groups, lr, fused=True)
-        self.policy_optimizer = torch.optim.Adam(self.policy_params, lr, eps=policy_eps, fused=True)
-        self.schedulers = [
-            linear_schedule(optimizer, final_lr, iterations)
-            for optimizer in (self.model_optimizer, self.policy_optimizer)
-        ]
+        super().__init__(self.model_params, skip_non_finite=skip_non_finite, check_interval=check_interval)
+        schedule: dict[str, Any] = {"clip": clip, "final_lr": final_lr, "iterations": iterations}
+        self.model_optimizer = GatedAdam(groups, lr, **schedule)
+        self.policy_optimizer = GatedAdam(self.policy_params, lr, eps=policy_eps, **schedule)
+        self.schedulers = [self.model_optimizer.schedule, self.policy_optimizer.schedule]
         self.clip, self.tau = clip, tau
+
+    @property
+    def number(self) -> int:
+        return self.schedulers[0].last_epoch + 1
 
     def update(self, batch: TensorDictBase, noise: TDMPC2Noise | None = None) -> TensorDictBase:
         """One update from ``[B, T]`` sequences; ``noise`` replaces all random draws but dropout's."""
-        loss = self.loss_module
-        # The two-hot code clips rewards, so that an infinite one would go unseen in the loss.
-        entries = [batch.get(key, None) for key in loss.in_keys]
-        if not all_finite(entry for entry in entries if entry is not None):
-            raise_non_finite("model", self._number, batch, {})
+        return self.apply(batch, self.compute(batch, noise))
+
+    def compute(self, batch: TensorDictBase, noise: TDMPC2Noise | None = None) -> TensorDictBase:
+        """The model's step, the policy's and the target's; reads no number of the device."""
+        loss, model = self.loss_module, self.loss_module.model
         losses, latents = loss.model_losses(batch, noise)
         total = sum(value for key, value in losses.items() if key.startswith("loss_"))
         self.model_optimizer.zero_grad()
         total.backward()
-        model_norm = nn.utils.clip_grad_norm_(self.model_params, self.clip)
-        self._check("model", batch, total, model_norm)
-        self.model_optimizer.step()
+        model_norm = self.model_optimizer.clipped_norm()
+        # The two-hot code clips rewards, so that an infinite one would go unseen in the loss.
+        entries = [batch.get(key, None) for key in loss.in_keys]
+        data = finite_or_nan([entry for entry in entries if entry is not None])
+        allowed = self.gate.admits("model", {"loss": total, "gradient norm": model_norm, "data": data})
+        self.model_optimizer.step_if(allowed)
 
-        scale = loss.model.scale.value.clone()
+        statistics = Statistics(loss)
         policy = loss.policy_loss(latents, batch, noise)
         self.policy_optimizer.zero_grad()
         policy["loss_policy"].backward()
-        policy_norm = nn.utils.clip_grad_norm_(self.policy_params, self.clip)
-        self._check("policy", batch, policy["loss_policy"], policy_norm, scale)
-        self.policy_optimizer.step()
-        loss.model.update_target(self.tau)
+        policy_norm = self.policy_optimizer.clipped_norm()
+        numbers = {"loss": policy["loss_policy"], "gradient norm": policy_norm}
+        allowed = self.gate.admits("policy", numbers, changed=True, among=allowed)
+        statistics.keep_if(allowed)
+        self.policy_optimizer.step_if(allowed)
+        lerp_if(allowed, list(model.target_q.params), list(model.q.params), self.tau)
+        norms = {"model_grad_norm": model_norm, "policy_grad_norm": policy_norm}
+        return as_metrics({**losses, **policy, **norms, "model_lr": self.model_optimizer.rate})
 
-        metrics = losses.update(policy).detach()
-        metrics.set("model_grad_norm", model_norm).set("policy_grad_norm", policy_norm)
-        metrics.set("model_lr", torch.tensor(self.schedulers[0].get_last_lr()[-1]))
-        for scheduler in self.schedulers:
-            scheduler.step()
-        return metrics
-
-    @property
-    def _number(self) -> int:
-        return self.schedulers[0].last_epoch + 1
-
-    def _check(self, name: str, batch: TensorDictBase, loss: Tensor, norm: Tensor, scale: Tensor | None = None) -> None:
-        numbers = {"loss": loss.detach(), "gradient norm": norm}
-        if all_finite(numbers.values()):
-            return
-        if scale is not None:
-            # One such batch would make the range, and all later losses, non-finite.
-            self.loss_module.model.scale.value.copy_(scale)
-        raise_non_finite(name, self._number, batch, numbers, changed=scale is not None)
+    def anneal(self) -> None:
+        self.model_optimizer.anneal()
+        self.policy_optimizer.anneal()
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "model_optimizer": self.model_optimizer.state_dict(),
             "policy_optimizer": self.policy_optimizer.state_dict(),
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "schedulers": [self.model_optimizer.schedule_state(), self.policy_optimizer.schedule_state()],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.model_optimizer.load_state_dict(state_dict["model_optimizer"])
-        self.policy_optimizer.load_state_dict(state_dict["policy_optimizer"])
-        for scheduler, state in zip(self.schedulers, state_dict["schedulers"]):
-            load_schedule(scheduler, state)
+        for name, schedule in zip(("model", "policy"), state_dict["schedulers"]):
+            optimizer: GatedAdam = getattr(self, f"{name}_optimizer")
+            optimizer.load_state_dict(state_dict[f"{name}_optimizer"])
+            optimizer.load_schedule(schedule)
 
 
 class TDMPC2Trainer(ReplayTrainer):
@@ -253,10 +244,13 @@ class OnlineTDMPC2OptimizationStepper(UpdateStepper):
             metrics = self.update_model()
         return metrics
 
+    def check(self) -> None:
+        self.stepper.check()
+
     def update_model(self) -> TensorDictBase:
         """One update from the replay."""
         device = next(self.loss_module.model.parameters()).device
-        return self.stepper.update(self.replay_buffer.sample().to(device))
+        return self.stepper.update(send(self.replay_buffer.sample(), device))
 
     def state_dict(self) -> dict[str, Any]:
         return self.stepper.state_dict()

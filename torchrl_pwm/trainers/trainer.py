@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -18,26 +18,20 @@ from torchrl.record.loggers import Logger
 from torchrl.trainers import OptimizationStepper
 from tqdm import tqdm
 
-from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
-from torchrl_pwm._utils.csv_logs import logged_rows, rewind_metrics
-from torchrl_pwm._utils.evaluations import BackgroundEvaluation, PromptEvaluation
+from torchrl_pwm._utils.checkpoint import Component, has_checkpoint, load_checkpoint, save_checkpoint
+from torchrl_pwm._utils.csv_logs import MetricsLog
+from torchrl_pwm._utils.devices import send
+from torchrl_pwm._utils.evaluations import BackgroundEvaluation, evaluation_of
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, check_range
 from torchrl_pwm._utils.seeds import TorchGenerators
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data.collect.online import OnlineCollection
 from torchrl_pwm.data.sampling import ReplaySampling
 from torchrl_pwm.modules import PWMWorldModel, RunningMoments
+from torchrl_pwm.trainers.update import UpdateStepper
 
 Metrics = Mapping[str, Any]
 _STATISTICS_SAMPLES = 100  # batches
-
-
-class Component(Protocol):
-    """A part of a checkpoint; one whose attribute ``optional`` is True begins anew where a checkpoint has none."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 class Trainer:
@@ -94,9 +88,8 @@ class Trainer:
         check_range(COUNT, iterations=iterations, **intervals)
         self.loss_module, self.optimization_stepper = loss_module, optimization_stepper
         self.iteration, self.iterations = 0, iterations
-        self.logger, self.log_interval = logger, log_interval
-        self.eval_interval = eval_interval
-        self.evaluation = evaluate if isinstance(evaluate, BackgroundEvaluation) else PromptEvaluation(evaluate)
+        self._log, self.log_interval = MetricsLog(logger), log_interval
+        self.evaluate, self.eval_interval = evaluate, eval_interval
         self.save_folder, self.save_interval = save_folder, save_interval
         self.progress_bar, self.on_log = progress_bar, on_log
         self.stopwatch = stopwatch
@@ -107,11 +100,11 @@ class Trainer:
         }
         if stopwatch is not None:
             self.components["stopwatch"] = stopwatch
-        self.components |= self.evaluation.components
+        if isinstance(evaluate, BackgroundEvaluation):
+            self.components["evaluations"] = evaluate
         self.latest: dict[str, float] = {}
-        self._logged: dict[str, int] = {}
         self._shown: dict[str, float] = {}
-        self._saved, self._repeated = 0, set[tuple[str, int]]()
+        self._saved = 0
         self._bar = tqdm(disable=True)
 
     def train(self) -> None:
@@ -135,6 +128,7 @@ class Trainer:
                 self.iteration += 1
                 yield self.iteration
                 self._bar.update()
+        self.check()
 
     def due(self, interval: int) -> bool:
         """Whether something that is done every ``interval`` iterations, and at the last one, is to be done now."""
@@ -143,46 +137,53 @@ class Trainer:
     def log(self, metrics: Metrics | TensorDictBase) -> None:
         """Logs metrics every ``log_interval`` iterations."""
         if self.due(self.log_interval):
-            self._write({str(key): float(value) for key, value in metrics.items()}, self.progress_keys)
+            self.check()
+            self._write({str(key): float(value) for key, value in metrics.items()}, self.progress_keys, self.iteration)
             self._report()
 
     def log_evaluation(self, *, now: bool = False) -> None:
         """Evaluates every ``eval_interval`` iterations, or ``now``, and logs what has come of it by now."""
-        due = self.evaluation.wanted and (now or self.due(self.eval_interval))
-        if due:
-            self._write({}, ())  # the seconds of training before it
+        evaluation = evaluation_of(self.evaluate)
+        if due := evaluation.wanted and (now or self.due(self.eval_interval)):
+            self.check()
+            self._write({}, (), self.iteration)  # the seconds of training before it
         with self.stopwatch.evaluating() if self.stopwatch else contextlib.nullcontext():
             if due:
-                self.evaluation.submit(self.iteration)
-            found = list(self.evaluation.results(wait=self.iteration == self.iterations))
+                evaluation.submit(self.iteration)
+            found = list(evaluation.results(wait=self.iteration == self.iterations))
         for iteration, metrics in found:
             self._write({key: float(value) for key, value in metrics.items()}, tuple(metrics), iteration)
             self._report()
+
+    def check(self) -> None:
+        """Raises FloatingPointError if a stepper of ours has met a number that is not finite."""
+        if isinstance(self.optimization_stepper, UpdateStepper):
+            self.optimization_stepper.check()
 
     def _report(self) -> None:
         if self.on_log is not None:
             self.on_log(self.iteration, dict(self.latest))
 
-    def _write(self, metrics: dict[str, float], shown: tuple[str, ...], evaluated: int | None = None) -> None:
-        """Logs numbers of this iteration, or those of an evaluation at the one that was ``evaluated``."""
-        iteration = self.iteration if evaluated is None else evaluated
-        if self.stopwatch is not None and evaluated in (None, self.iteration):
+    def _write(self, metrics: dict[str, float], shown: tuple[str, ...], iteration: int) -> None:
+        if self.stopwatch is not None and iteration == self.iteration:
             metrics = {**metrics, "training_seconds": self.stopwatch.training_seconds}
-        for key, value in metrics.items():
-            known = self._logged.get(key) == iteration or (key, iteration) in self._repeated
-            if self.logger is not None and not known:
-                self.logger.log_scalar(key, value, step=iteration)
-            self._logged[key] = iteration
+        self._log.write(metrics, iteration)
         self.latest.update(metrics)
         self._shown |= {key: metrics[key] for key in shown if key in metrics}
         texts = {key: f"{value:.{0 if value.is_integer() else 4}f}" for key, value in sorted(self._shown.items())}
         self._bar.set_description(", ".join(f"{key}: {text}" for key, text in texts.items()))
 
-    def save(self) -> None:
-        """Saves a checkpoint where ``save_interval`` iterations have passed since the last one, and at the end."""
+    @property
+    def save_due(self) -> bool:
+        """Whether ``save_interval`` iterations have passed since the last checkpoint, or the last one is done."""
         at_the_end = self.iteration == self.iterations
-        if self.save_folder is not None and (at_the_end or self.iteration - self._saved >= self.save_interval):
+        return self.save_folder is not None and (at_the_end or self.iteration - self._saved >= self.save_interval)
+
+    def save(self) -> None:
+        """Saves a checkpoint where one is due."""
+        if self.save_due and self.save_folder is not None:
             self._saved = self.iteration
+            self.check()
             save_checkpoint(Path(self.save_folder), self.state_dict(), step=self.iteration)
 
     def resume(self, folder: str | os.PathLike[str] | None = None, *, required: bool = True) -> None:
@@ -204,8 +205,7 @@ class Trainer:
         saved = required or has_checkpoint(source)
         if saved:
             self.load_state_dict(load_checkpoint(source))
-        rewind_metrics(self.logger, self.iteration if saved else -1)
-        self._repeated = logged_rows(self.logger, self.evaluation.iterations)
+        self._log.rewind(self.iteration if saved else -1, evaluation_of(self.evaluate).iterations)
 
     def state_dict(self) -> dict[str, Any]:
         return {"iteration": self.iteration, **{name: part.state_dict() for name, part in self.components.items()}}
@@ -258,8 +258,7 @@ class ReplayTrainer(Trainer):
 
     def sample(self) -> TensorDictBase:
         """A batch of the replay buffer, on the device."""
-        batch = self.replay_buffer.sample()
-        return batch if self.device is None else batch.to(self.device)
+        return send(self.replay_buffer.sample(), self.device)
 
 
 class OnlineTrainer(Trainer):
@@ -367,10 +366,11 @@ class OnlineTrainer(Trainer):
         model = self.world_model
         if not self.normalize_observations or model.observation_mean is not None:
             return
-        moments = RunningMoments((model.observation_dim,))
+        device = next(model.parameters()).device
+        moments = RunningMoments((model.observation_dim,)).to(device)
         for _ in range(_STATISTICS_SAMPLES):
             observation = replay_buffer.sample().get(self.model_loss.tensor_keys.observation)
-            moments.update(observation.reshape(-1, observation.shape[-1]))
+            moments.update(observation.reshape(-1, observation.shape[-1]).to(device))
         model.set_observation_statistics(moments.mean, moments.std)
 
     def update_model(self, updates: int, purpose: str) -> None:

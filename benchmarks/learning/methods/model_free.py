@@ -17,7 +17,7 @@ from torchrl.envs import EnvBase
 from torchrl.objectives import LossModule
 from torchrl.trainers import OptimizationStepper
 
-from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.devices import choose_device, send
 from torchrl_pwm.data import make_online_replay
 from torchrl_pwm.modules import ObservationNormalizer
 from torchrl_pwm.runs.cli import compose_config, show, user_errors
@@ -92,7 +92,7 @@ class ModelFreeTrainer(OnlineTrainer):
     def set_statistics(self, replay_buffer: ReplayBuffer) -> None:
         if self.normalize_observations:
             for _ in range(_SAMPLES):
-                self.normalizer.update(replay_buffer.sample())
+                self.normalizer.update(send(replay_buffer.sample(), self.normalizer.moments.mean.device))
 
 
 def run_model_free(config: DictConfig, folder: Path, method: Method) -> Path:

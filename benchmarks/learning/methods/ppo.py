@@ -25,8 +25,9 @@ from torchrl.trainers import OptimizationStepper
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from benchmarks.learning.methods.model_free import Parts, run_script
+from torchrl_pwm._utils.devices import place_buffers, readable
 from torchrl_pwm.modules import ObservationNormalizer
-from torchrl_pwm.trainers.steppers import linear_schedule
+from torchrl_pwm.trainers.gated_adam import linear_schedule
 
 _KEY = "normalized_observation"
 
@@ -37,6 +38,7 @@ class PPOStepper(OptimizationStepper):
     def __init__(self, loss: ClipPPOLoss, normalizer: ObservationNormalizer, config: DictConfig) -> None:
         self.loss, self.normalizer, self.config = loss, normalizer, config
         self.advantage = GAE(gamma=config.gamma, lmbda=config.lmbda, value_network=loss.critic_network)
+        self.advantage.to(normalizer.moments.mean.device)
         self.optimizer = torch.optim.Adam(loss.parameters(), config.lr, eps=1e-5, fused=True)
         self.schedule = linear_schedule(self.optimizer, 0.0, config.iterations)
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -57,7 +59,7 @@ class PPOStepper(OptimizationStepper):
             for indices in torch.randperm(len(steps), generator=self.generator).split(config.batch_size):
                 losses = self.loss(steps[indices])
                 total = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
-                if not total.isfinite():
+                if readable(total) and not total.isfinite():
                     raise FloatingPointError(f"the PPO loss is {total.item()}; try a smaller lr")
                 self.optimizer.zero_grad()
                 total.backward()
@@ -86,6 +88,7 @@ class PPOStepper(OptimizationStepper):
 def make_ppo(config: DictConfig, env: EnvBase, normalizer: ObservationNormalizer, replay: ReplayBuffer) -> Parts:
     """Networks of the env's sizes, TorchRL's loss and the updates."""
     observation, action = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
+    device = normalizer.moments.mean.device
     sizes = {"num_cells": list(config.units), "activation_class": nn.Tanh}
     mean = MLP(observation, action, **sizes)
     scale = AddStateIndependentNormalScale(action, scale_mapping="exp", scale_lb=1e-3)
@@ -95,13 +98,13 @@ def make_ppo(config: DictConfig, env: EnvBase, normalizer: ObservationNormalizer
         nn.init.zeros_(layer.bias)
     nn.init.constant_(scale.state_independent_scale, math.log(config.first_std))
     actor = ProbabilisticActor(
-        TensorDictModule(nn.Sequential(mean, scale), [_KEY], ["loc", "scale"]),
+        TensorDictModule(nn.Sequential(mean, scale).to(device), [_KEY], ["loc", "scale"]),
         in_keys=["loc", "scale"],
-        spec=Bounded(-1.0, 1.0, (action,)),
+        spec=Bounded(-1.0, 1.0, (action,), device=device),
         distribution_class=TanhNormal,
         return_log_prob=True,
     )
-    critic = ValueOperator(MLP(observation, 1, **sizes), in_keys=[_KEY])
+    critic = ValueOperator(MLP(observation, 1, **sizes).to(device), in_keys=[_KEY])
     loss = ClipPPOLoss(
         actor,
         critic,
@@ -111,6 +114,7 @@ def make_ppo(config: DictConfig, env: EnvBase, normalizer: ObservationNormalizer
         loss_critic_type="l2",
         normalize_advantage=True,
     )
+    place_buffers(loss)
     return Parts(loss, actor, PPOStepper(loss, normalizer, config))
 
 

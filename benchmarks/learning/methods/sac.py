@@ -18,6 +18,7 @@ from torchrl.trainers import OptimizationStepper
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from benchmarks.learning.methods.model_free import Parts, run_script
+from torchrl_pwm._utils.devices import send
 from torchrl_pwm.data.collect.sac import SACConfig, SACLearner
 from torchrl_pwm.modules import ObservationNormalizer
 
@@ -44,7 +45,7 @@ class SACStepper(OptimizationStepper):
 
     def update_model(self) -> TensorDictBase:
         """One update."""
-        batch = self.replay.sample().reshape(-1)
+        batch = send(self.replay.sample().reshape(-1), self.normalizer.moments.mean.device)
         self.normalizer(batch)
         self.normalizer(batch["next"])
         batch["next", "reward"] *= self.reward_scale
@@ -66,6 +67,7 @@ def make_sac(config: DictConfig, env: EnvBase, normalizer: ObservationNormalizer
         SACConfig(**settings),
         config.gamma,
         observation_key="normalized_observation",
+        device=normalizer.moments.mean.device,
     )
     stepper = SACStepper(learner, normalizer, replay, updates=config.updates, reward_scale=config.reward_scale)
     return Parts(learner.loss, learner.actor, stepper)

@@ -23,8 +23,8 @@ def everyone(simulator):
 
 @pytest.mark.parametrize("task", AnalyticEnv.available_envs)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_specs_hold(task, dtype):
-    env = AnalyticEnv(task, 3, dtype=dtype, requires_grad=True)
+def test_specs_hold(task, dtype, device):
+    env = AnalyticEnv(task, 3, dtype=dtype, requires_grad=True, device=device)
     check_env_specs(env)
     assert (env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]) == SIZES[task]
     assert env.episode_length == 240 and env.task == task

@@ -15,6 +15,7 @@ from torch import nn
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_pwm._utils.devices import device_of
 from torchrl_pwm._utils.seeds import seeded
 from torchrl_pwm.data.collect.sac import SACConfig, sac_episodes
 from torchrl_pwm.data.store.episodes import Episode, EpisodeRecorder
@@ -98,7 +99,9 @@ class TaskJob:
 def task_episodes(job: TaskJob) -> Iterator[Episode]:
     """The episodes of a job, one after the other."""
     padded = job.behavior in ("policy", "scripted")
-    env: EnvBase = make_task_env(job.task, task_set=job.table if padded else None, seed=job.env_seed)
+    # Observations come to where the policy reads them, and its transform.
+    place = device_of(job.policy)
+    env: EnvBase = make_task_env(job.task, task_set=job.table if padded else None, seed=job.env_seed, device=place)
     if job.behavior == "policy" and job.transform is not None:
         env = TransformedEnv(env, job.transform.clone())
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import nn
+from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
@@ -84,11 +84,13 @@ class NoisyPolicy(TensorDictModuleBase):
         torch.Size([4, 1])
     """
 
+    share: Tensor
+
     def __init__(self, policy: nn.Module, rows: int, noise: float, *, seed: int = 0) -> None:
         super().__init__()
         self.in_keys, self.out_keys = list(getattr(policy, "in_keys", ["observation"])), ["action"]
         self.policy, self.generator = policy, torch.Generator().manual_seed(seed)
-        self.share = torch.linspace(0.0, noise, rows)[:, None]
+        self.register_buffer("share", torch.linspace(0.0, noise, rows)[:, None], persistent=False)
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

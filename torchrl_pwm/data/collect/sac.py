@@ -14,6 +14,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
+from torchrl_pwm._utils.devices import place_buffers, readable, spec_on
 from torchrl_pwm._utils.seeds import seeded, uniform_actions
 from torchrl_pwm.data.store.episodes import Episode, EpisodeRecorder
 
@@ -62,6 +63,7 @@ class SACLearner:
         config: settings; ``discount`` and what decides when to update are left to the caller.
         discount: of a step.
         observation_key: entry that the networks read.
+        device: of the networks; batches are on it.
     """
 
     def __init__(
@@ -72,9 +74,11 @@ class SACLearner:
         discount: float,
         *,
         observation_key: str = "observation",
+        device: torch.device | str = "cpu",
     ) -> None:
-        head = MLP(observation_dim, 2 * action_dim, num_cells=config.units, activation_class=nn.ReLU)
-        spec = Bounded(-1.0, 1.0, (action_dim,))
+        # Drawn on the CPU, so that they are the same everywhere.
+        head = MLP(observation_dim, 2 * action_dim, num_cells=config.units, activation_class=nn.ReLU).to(device)
+        spec = spec_on(Bounded(-1.0, 1.0, (action_dim,)), device)
         self.actor = ProbabilisticActor(
             TensorDictModule(nn.Sequential(head, NormalParamExtractor()), [observation_key], ["loc", "scale"]),
             in_keys=["loc", "scale"],
@@ -82,7 +86,7 @@ class SACLearner:
             distribution_class=TanhNormal,
             return_log_prob=False,
         )
-        critic = MLP(observation_dim + action_dim, 1, num_cells=config.units, activation_class=nn.ReLU)
+        critic = MLP(observation_dim + action_dim, 1, num_cells=config.units, activation_class=nn.ReLU).to(device)
         self.loss = SACLoss(
             self.actor,
             ValueOperator(critic, in_keys=[observation_key, "action"]),
@@ -91,6 +95,7 @@ class SACLearner:
             alpha_init=config.first_alpha,
         )
         self.loss.make_value_estimator(ValueEstimators.TD0, gamma=discount)
+        place_buffers(self.loss)
         self.targets = SoftUpdate(self.loss, tau=config.target_rate)
         self.optimizer = torch.optim.Adam(self.loss.parameters(), lr=config.learning_rate, fused=True)
         self._head = head
@@ -104,7 +109,7 @@ class SACLearner:
         """
         losses = self.loss(batch)
         total = losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]
-        if not total.isfinite():
+        if readable(total) and not total.isfinite():
             raise FloatingPointError(f"the SAC loss is {total.item()}; try a smaller learning_rate")
         self.optimizer.zero_grad()
         total.backward()
@@ -116,7 +121,7 @@ class SACLearner:
     def act(self, observation: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Samples an action [A]."""
         loc, scale = self._extract(self._head(observation))
-        return torch.tanh(loc + scale * torch.randn(loc.shape, generator=generator))
+        return torch.tanh(loc + scale * torch.randn(loc.shape, generator=generator).to(loc))
 
 
 def sac_episodes(

@@ -52,17 +52,17 @@ class EpisodeRecorder:
 
     def __init__(self, td: TensorDictBase) -> None:
         self.td = td
-        self._observation = [td["observation"].numpy()]
+        self._observation = [td["observation"].numpy(force=True)]
         self._action: list[np.ndarray] = []
         self._reward: list[float] = []
         self._success: list[bool] = []
 
     def step(self, env: EnvBase, action: torch.Tensor) -> TensorDictBase:
         """One step; returns the ``next`` TensorDict."""
-        following = env.step(self.td.set("action", action))["next"]
+        following = env.step(self.td.set("action", action.to(self.td["observation"].device)))["next"]
         success = following.get("success", None)
-        self._observation.append(following["observation"].numpy())
-        self._action.append(action.numpy())
+        self._observation.append(following["observation"].numpy(force=True))
+        self._action.append(action.numpy(force=True))
         self._reward.append(float(following["reward"]))
         self._success.append(success is not None and bool(success))
         self.td = following.exclude("reward")

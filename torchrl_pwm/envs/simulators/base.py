@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from torchrl_pwm._utils.seeds import make_generator
 from torchrl_pwm.envs.multitask import checked_seed
 
 __all__ = ["RewardTiming", "Simulator", "SimulatorStep"]
@@ -114,8 +115,7 @@ class Simulator(ABC):
         # A new tensor tells the full name of a device such as "cuda", which is "cuda:0".
         self.device = torch.empty(0, device=device).device
         self.dtype = dtype
-        self.generator = torch.Generator(self.device)
-        self.set_seed(seed)
+        self.generator = make_generator(self.device, checked_seed(seed))
 
     @abstractmethod
     def reset(self, rows: Tensor) -> Tensor:
@@ -149,6 +149,10 @@ class Simulator(ABC):
     def normal(self, *size: int) -> Tensor:
         """Standard normal draws, [N, \\*size], for all envs."""
         return self._draw(torch.randn, size)
+
+    def numbers(self, *values: float) -> Tensor:
+        """A vector of these numbers, made on the device: one made of a list would be copied to a GPU, which waits."""
+        return torch.stack([torch.full((), value, dtype=self.dtype, device=self.device) for value in values])
 
     def _draw(self, draw: Any, size: tuple[int, ...]) -> Tensor:
         return draw(self.num_envs, *size, generator=self.generator, dtype=self.dtype, device=self.device)

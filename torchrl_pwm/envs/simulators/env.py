@@ -10,7 +10,9 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_pwm._utils.devices import is_host, readable, spec_on
 from torchrl_pwm.envs.simulators._gates import Gates
+from torchrl_pwm.envs.simulators._watch import NonFiniteWatch
 from torchrl_pwm.envs.simulators._workers import NamedEnvMeta
 from torchrl_pwm.envs.simulators.base import RewardTiming, Simulator, SimulatorStep
 
@@ -52,7 +54,8 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         RuntimeError: at a step before the first reset, or if actions that require gradients, with gradients enabled,
             meet an env without ``requires_grad``: a loss would lose its gradient there unnoticed. Evaluation belongs
             under ``torch.no_grad()``.
-        FloatingPointError: with ``non_finite="raise"``, naming the envs and their step.
+        FloatingPointError: with ``non_finite="raise"``, naming the envs and their step: at that step or, on a GPU,
+            which would have to be waited for, within 32 further ones and before a window or all envs begin anew.
 
     Examples:
         >>> from torchrl_pwm.envs.simulators import AnalyticEnv
@@ -90,7 +93,9 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         self.requires_grad = requires_grad
         self.non_finite = non_finite
         self.stagger = stagger
-        self.non_finite_count = 0
+        self._lost = self._zeros(torch.int64)  # times that the episode of each env was ended
+        self._watch = NonFiniteWatch()
+        self._resets_itself = False
         self._steps = self._zeros(torch.int64)
         self._observation: Tensor | None = None
         # Envs that the simulator itself reset in its last step, and that await their reset here.
@@ -105,10 +110,17 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         n, kind = self.num_envs, {"dtype": self.simulator.dtype, "device": self.device}
         batch: dict[str, Any] = {"shape": self.batch_size, "device": self.device}
         self.observation_spec = Composite(observation=Unbounded((n, self.simulator.observation_size), **kind), **batch)
-        self.action_spec = Bounded(-1.0, 1.0, (n, self.simulator.action_size), **kind)
+        unit = Bounded(-1.0, 1.0, (n, self.simulator.action_size), dtype=self.simulator.dtype)
+        self.action_spec = spec_on(unit, self.device)
         self.reward_spec = Unbounded((n, 1), **kind)
-        flags = {key: Binary(1, (n, 1), dtype=torch.bool) for key in ("done", "terminated", "truncated")}
+        flags = {
+            key: Binary(1, (n, 1), dtype=torch.bool, device=self.device) for key in ("done", "terminated", "truncated")
+        }
         self.done_spec = Composite(flags, **batch)
+
+    @property
+    def _on_host(self) -> bool:
+        return is_host(self.device)
 
     @property
     def num_envs(self) -> int:
@@ -126,6 +138,11 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         return self.simulator.terminates or self.non_finite == "terminate"
 
     @property
+    def non_finite_count(self) -> int:
+        """Episodes ended so far by ``non_finite="terminate"``."""
+        return int(self._lost.sum()) if readable(self._lost) else 0
+
+    @property
     def reward_timing(self) -> RewardTiming:
         """Whether a step is rewarded for the state it reaches, ``"after"``, or for the one it leaves, ``"before"``."""
         return self.simulator.reward_timing
@@ -133,14 +150,14 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
         if mask is None:
+            self._watch.read()
             started = needed = ~self._zeros(torch.bool)
         else:
             self._check_started("partially reset")
             started = mask.reshape(self.num_envs)
             needed = started & ~self._already_reset
-        everything = bool(started.all())
         with self._grad_mode():
-            if needed.any():
+            if self._resets(needed):
                 self._observation = self.simulator.reset(needed)
         assert self._observation is not None
         self._check_start(started)
@@ -150,9 +167,17 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
             self.simulator.skip(self._steps)
         self._already_reset = self._already_reset & ~started
         self._gates.restart(started)
-        if everything:
+        if mask is None or (self._on_host and bool(started.all())):
             self._cut()
         return self._pack(self._observation, self._zeros(torch.bool), self._zeros(torch.bool))
+
+    def _reset_check_done(self, tensordict: Any, tensordict_reset: Any) -> None:
+        """Nothing: no flag is set after a reset, and TorchRL would read each of them to see that."""
+
+    def _resets(self, needed: Tensor) -> bool:
+        """Whether the simulator has to reset envs; a GPU is asked only where it may have reset them itself."""
+        asked = self._on_host or self._resets_itself
+        return not asked or not readable(needed) or bool(needed.any())
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         self._check_started("stepped")
@@ -170,6 +195,7 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
             self._steps = self._steps + 1
             truncated = self._out_of_time() if step.truncated is None else step.truncated
             if step.after_reset is not None:
+                self._resets_itself = True
                 self._already_reset = step.terminated | truncated
             step = self._without_non_finite(step, action)
             self._observation = step.observation if step.after_reset is None else step.after_reset
@@ -215,7 +241,9 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
                 'expected the TensorDict of the next step, found a finished step (it has "next"): pass '
                 "env.maybe_reset(env.step_mdp(tensordict)), or the second value of step_and_maybe_reset"
             )
-        if tensordict is not None and any(bool(tensordict[key].any()) for key in self.done_keys if key in tensordict):
+        self._watch.read()
+        flags = [] if tensordict is None else [tensordict[key] for key in self.done_keys if key in tensordict]
+        if flags and readable(*flags) and torch.stack([flag.any() for flag in flags]).any():
             raise ValueError(
                 "found envs that are done, which must be reset before the next window: pass "
                 "env.maybe_reset(tensordict), or the second value of step_and_maybe_reset"
@@ -242,6 +270,7 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
 
         Around this env, a ``TransformedEnv`` saves only its transforms: save ``env.base_env.state_dict()`` beside it.
         """
+        self._watch.read()
         observation = self._observation if self._observation is None else self._observation.detach().clone()
         return {
             "simulator": self.simulator.state_dict(),
@@ -269,7 +298,8 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         observation = state_dict["observation"]
         self._observation = None if observation is None else observation.to(self.device, copy=True)
         self._already_reset = state_dict["already_reset"].to(self._already_reset, copy=True)
-        self.non_finite_count = int(state_dict["non_finite_count"])
+        self._lost = self._zeros(torch.int64)
+        self._lost[0] = int(state_dict["non_finite_count"])
         self._gates.clear()
 
     def to(self, device: torch.device | str | int) -> SimulatorEnv:
@@ -332,30 +362,18 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
                 f"{type(self.simulator).__name__}.reset must return the observation of every env, of shape {expected}, "
                 f"found {tuple(self._observation.shape)}"
             )
-        bad = started & ~self._observation.isfinite().all(-1)
-        if bad.any():
-            raise FloatingPointError(f"the start of envs {_listed(bad)} is not finite: check the simulator's reset")
+        self._watch.note_start(started & ~self._observation.isfinite().all(-1))
 
     def _without_non_finite(self, step: SimulatorStep, action: Tensor) -> SimulatorStep:
         finite = step.observation.isfinite().all(-1) & step.reward.isfinite()
-        if finite.all():
+        if self._on_host and finite.all():
             return step
         bad = ~finite
         if self.non_finite == "raise":
-            steps = self._steps[bad].tolist()
-            actions = bad & ~action.isfinite().all(-1)
-            cause = (
-                f"the actions of envs {_listed(actions)} were not finite already: look for a NaN in the policy"
-                if actions.any()
-                else "the actions were finite: the simulation is unstable there. Use smaller actions or, to end such "
-                'episodes and go on, non_finite="terminate"'
-            )
-            raise FloatingPointError(
-                f"observation or reward of envs {_listed(bad)} became non-finite at step {steps[:8]} of their episodes;"
-                f" {cause}"
-            )
+            self._watch.note_step(bad, self._steps, action)
+            return step
         assert self._observation is not None
-        self.non_finite_count += int(bad.sum())
+        self._lost = self._lost + bad
         self._gates.close(bad)
         last = self._observation.detach()
         return step._replace(
@@ -363,9 +381,3 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
             reward=torch.where(bad, 0.0, step.reward),
             terminated=step.terminated | bad,
         )
-
-
-def _listed(flags: Tensor) -> str:
-    """Up to eight indices where ``flags`` is True."""
-    indices = flags.nonzero().flatten().tolist()
-    return f"{indices[:8]}{'' if len(indices) <= 8 else f' and {len(indices) - 8} more'}"

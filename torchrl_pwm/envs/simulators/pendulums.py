@@ -74,10 +74,10 @@ class Mechanism(AnalyticSimulator):
 
     def start(self) -> Tensor:
         """Positions within ``start_angle`` of the centre, rates within ``start_rate``."""
-        centre = self.state.new_tensor([*self.start_centre, 0.0, 0.0])
+        centre = self.numbers(*self.start_centre, 0.0, 0.0)
         if not self.stochastic_init:
             return centre.expand(self.num_envs, 4).clone()
-        return centre + self.uniform(4) * self.state.new_tensor([self.start_angle] * 2 + [self.start_rate] * 2)
+        return centre + self.uniform(4) * self.numbers(*[self.start_angle] * 2, *[self.start_rate] * 2)
 
     def advance(self, state: Tensor, actions: Tensor) -> Tensor:
         def rate(at: Tensor) -> Tensor:

@@ -170,11 +170,11 @@ class Walker(Locomotion):
 
     def pose(self) -> tuple[Tensor, Tensor]:
         height, joints = self.standing
-        place = self.state.new_tensor([0.0, 0.0, height]) + 0.1 * self.draw(3)
+        place = self.numbers(0.0, 0.0, height) + 0.1 * self.draw(3)
         half_angle = math.pi / 48 * self.draw(1)
         axis = torch.nn.functional.normalize(self.normal(3), dim=-1)
         turn = torch.cat([half_angle.sin() * axis, half_angle.cos()], -1)
-        angles = self.state.new_tensor(joints) + 0.2 * self.draw(len(joints))
+        angles = self.numbers(*joints) + 0.2 * self.draw(len(joints))
         return torch.cat([place, turn, angles], -1), 0.25 * self.draw(6 + len(joints))
 
     def observe(self, state: Tensor) -> Tensor:

@@ -1,0 +1,108 @@
+"""Policies that a run extracts in one program, ``tasks_per_batch``: files and numbers of those extracted one by one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("hydra")
+
+from tests.trainers.test_stacked import assert_close
+from tests.trainers.tiny import write_store
+from torchrl_pwm._utils.checkpoint import save_tensors
+from torchrl_pwm.evaluation.best_policy import BestPolicy
+from torchrl_pwm.runs.cli import compose_config
+from torchrl_pwm.runs.extraction import extract_all, load_actor
+from torchrl_pwm.runs.world_model import load_world_model, make_world_model
+
+pytestmark = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("metaworld", "dm_control")),
+    reason="the extra mt80 is not installed",
+)
+TASKS = ["mw-reach"]
+SETTINGS = ["preset=from_scratch", "actor.units=[16]", "value.units=[16]", "loss.horizon=2", "model.latent_dim=16"]
+SETTINGS += ["model.units=[16]", "model.encoder_units=[16]", "extraction.iterations=6", "extraction.batch_size=8"]
+SETTINGS += ["extraction.eval_interval=6", "extraction.eval_episodes=1", "evaluation.episodes=1", "seeds=3"]
+SETTINGS += ["extraction.save_interval=2", "extraction.log_interval=2", "extraction.average=0.5", "workers=1"]
+SETTINGS += ["extraction.starts={count: 20, resets: 0.1, top: 0.5}", "loss.behavior_coef=0.1", "progress=false"]
+SETTINGS += ["loss.mask_actions=true", "extraction.warm_start={behavior_updates: 4, value_updates: 1}", "device=cpu"]
+JOBS = [(task, seed) for task in TASKS for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_store(tmp_path_factory.mktemp("data") / "store")
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("model") / "world_model.pt"
+    save_tensors(file, {"model": make_world_model(compose_config("pwm_mt80", SETTINGS)).state_dict()})
+    return file
+
+
+def extract(folder, data, model_file, tasks_per_batch):
+    config = compose_config("pwm_mt80", [*SETTINGS, f"tasks_per_batch={tasks_per_batch}"])
+    return extract_all(config, folder, data, model_file, TASKS)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(data, model_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one_by_one")
+    return folder, extract(folder, data, model_file, 1)
+
+
+def files(folder):
+    """What a run leaves, without the checksums in the names of checkpoints."""
+    names = (str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    return sorted(name.split("checkpoint-")[0] for name in names)
+
+
+def assert_same_run(folder, results, expected):
+    whole, expected_results = expected
+    assert files(folder) == files(whole)
+    for found, other, (task, seed) in zip(results, expected_results, JOBS, strict=True):
+        place = f"policies/{task}/seed-{seed}"
+        assert found == json.loads((folder / place / "result.json").read_text())
+        assert set(found) == set(other) and (found["task"], found["seed"]) == (task, seed) and found["seconds"] > 0
+        assert found["returns"] == pytest.approx(other["returns"], rel=1e-3)
+        policies = [torch.load(root / place / "policy.pt", weights_only=True) for root in (folder, whole)]
+        assert_close(*policies)
+        for file in (whole / place / "scalars").glob("loss_*.csv"):
+            rows = [(root / place / "scalars" / file.name).read_text().splitlines() for root in (folder, whole)]
+            numbers = [torch.tensor([[float(x) for x in row.split(",")] for row in some]) for some in rows]
+            torch.testing.assert_close(*numbers, rtol=1e-4, atol=1e-5)
+
+
+def test_policies_of_one_program_are_those_extracted_one_by_one(data, model_file, one_by_one, tmp_path):
+    results = extract(tmp_path, data, model_file, 2)
+    assert_same_run(tmp_path, results, one_by_one)
+    config = compose_config("pwm_mt80", SETTINGS)
+    actor = load_actor(config, load_world_model(config, model_file), tmp_path, TASKS[0], seed=1)
+    state = torch.load(tmp_path / f"policies/{TASKS[0]}/seed-1/policy.pt", weights_only=True)["actor"]
+    assert_close(dict(actor.state_dict()), dict(state))
+
+
+@pytest.mark.parametrize(("visit", "then"), [(2, 16), (5, 1)])
+def test_an_interrupted_program_goes_on_to_the_same_numbers(
+    visit, then, data, model_file, one_by_one, tmp_path, monkeypatch
+):
+    """Before a program has begun, and at its end, when the first policy alone has its last checkpoint."""
+    offer, visits = BestPolicy.offer, []
+
+    def interrupted(best, *result):
+        visits.append(result)
+        if len(visits) == visit:
+            raise KeyboardInterrupt
+        offer(best, *result)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BestPolicy, "offer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            extract(tmp_path, data, model_file, 16)
+    assert not list(tmp_path.rglob("result.json"))
+    assert_same_run(tmp_path, extract(tmp_path, data, model_file, then), one_by_one)

@@ -1,0 +1,140 @@
+"""Adam whose step a flag on the device can leave out, and its linear schedules: no number is read by the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class GatedAdam(torch.optim.Adam):
+    """Adam on clipped gradients, whose step does nothing where a flag on the device says so.
+
+    It is torch's fused Adam, whose own ``found_inf`` leaves parameters and moments alone; learning rates are tensors
+    on the device, so that a step can be captured in a CUDA graph and a schedule can still move them. The ``meta``
+    device, which has no fused kernels, takes the plain step.
+
+    Args:
+        params (iterable): parameters, or groups of them, on one device.
+        lr (float): learning rate of groups that have none of their own.
+
+    Keyword Args:
+        clip (float): largest norm of all gradients together.
+        final_lr (float, optional): where the rates end, linearly over ``iterations`` steps of :meth:`anneal`;
+            ``None`` keeps them constant.
+        iterations (int): length of the schedule.
+        betas, eps: Adam's.
+
+    Attributes:
+        schedule (LambdaLR): of the learning rates.
+
+    Examples:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = GatedAdam([weight], 0.1, clip=1.0)
+        >>> weight.grad = torch.tensor([1.0, float("nan")])
+        >>> optimizer.step_if(optimizer.clipped_norm().isfinite())
+        >>> weight
+        Parameter containing:
+        tensor([1., 1.], requires_grad=True)
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        clip: float,
+        final_lr: float | None = None,
+        iterations: int = 1,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        beta1, beta2 = betas
+        super().__init__(params, lr, (beta1, beta2), eps)
+        self.clip = clip
+        self.all_params: list[Tensor] = [param for group in self.param_groups for param in group["params"]]
+        device = self.all_params[0].device
+        for group in self.param_groups:
+            group |= {"fused": device.type != "meta", "capturable": device.type == "cuda"}
+        self._need_device_dtype_check_for_fused = False
+        self.schedule = linear_schedule(self, final_lr, iterations)
+        self._rates_as_tensors()
+
+    def clipped_norm(self) -> Tensor:
+        """Clips the gradients; returns their norm before."""
+        return nn.utils.clip_grad_norm_(self.all_params, self.clip)
+
+    def step_if(self, allowed: Tensor) -> None:
+        """A step where ``allowed`` (bool, on the device) is true; else parameters and moments stay as they are."""
+        self.grad_scale, self.found_inf = None, (~allowed).float()
+        self.step()
+
+    def anneal(self) -> None:
+        """The next learning rates."""
+        self.schedule.step()
+
+    @property
+    def rate(self) -> Tensor:
+        """Learning rate of the last group, as it is now; stays so."""
+        return torch.as_tensor(self.param_groups[-1]["lr"], dtype=torch.float32).clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        groups = [{**group, "lr": rate} for group, rate in zip(state["param_groups"], self.scheduled_rates)]
+        return {**state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Loads moments; whether steps are fused is a matter of this device, not of the file's."""
+        own = [{key: group[key] for key in ("fused", "capturable", "foreach")} for group in self.param_groups]
+        super().load_state_dict(dict(state_dict))
+        for group, kind in zip(self.param_groups, own):
+            group |= kind
+        self._rates_as_tensors()
+
+    def schedule_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the schedule, as plain numbers."""
+        return {**self.schedule.state_dict(), "_last_lr": self.scheduled_rates}
+
+    def load_schedule(self, state: Mapping[str, Any]) -> None:
+        """Goes on where a saved schedule was, after :meth:`load_state_dict`; see :func:`load_schedule`."""
+        load_schedule(self.schedule, state)
+        self._rates_as_tensors()
+
+    @property
+    def scheduled_rates(self) -> list[float]:
+        """Learning rates of the groups as the schedule has them, without a look at the device."""
+        epoch = self.schedule.last_epoch
+        bases = map(float, self.schedule.base_lrs)
+        return [base * factor(epoch) for base, factor in zip(bases, self.schedule.lr_lambdas)]
+
+    def _rates_as_tensors(self) -> None:
+        """CUDA's kernels read the rate in single precision, the CPU's in double."""
+        device = self.all_params[0].device
+        dtype = torch.float64 if device.type == "cpu" else torch.float32
+        for group in self.param_groups:
+            if device.type != "meta":
+                group["lr"] = torch.tensor(float(group["lr"]), dtype=dtype, device=device)
+
+
+def linear_schedule(optimizer: torch.optim.Optimizer, final_lr: float | None, iterations: int) -> LambdaLR:
+    """lr_n = lr_0 + (final_lr - lr_0) n / iterations for every parameter group; constant for ``None``."""
+
+    def factor(initial_lr: float) -> Any:
+        end = 1.0 if final_lr is None else final_lr / initial_lr
+        return lambda n: 1.0 + (end - 1.0) * min(n / max(iterations, 1), 1.0)
+
+    return LambdaLR(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
+
+
+def load_schedule(schedule: LambdaLR, state: Mapping[str, Any]) -> None:
+    """Goes on where a saved schedule was, after its optimiser was loaded.
+
+    The rates are those of this schedule: of one that is longer than the saved one, as if it had been so from the start.
+    """
+    rates = [base * factor(state["last_epoch"]) for base, factor in zip(state["base_lrs"], schedule.lr_lambdas)]
+    schedule.load_state_dict({**state, "_last_lr": rates})
+    for group, rate in zip(schedule.optimizer.param_groups, rates):
+        group["lr"] = rate
