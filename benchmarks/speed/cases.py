@@ -11,6 +11,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from benchmarks.speed.dreamer import dreamer_update
+from benchmarks.speed.naive import NaiveUpdate
 from benchmarks.speed.products import Product, Yardstick, bare_run
 from benchmarks.speed.sizes import Size
 from benchmarks.speed.stores import HotReplay, bare_reads, write_sparse_store
@@ -87,6 +89,15 @@ class Bench:
         stepper = PWMOptimizationStepper(loss, iterations=1_000_000)
         start = self._start_states(self.size.start_states)
         return self._case(lambda: stepper.update(start), self.yardstick.pwm_update())
+
+    def naive_update(self) -> Case:
+        return self._beside_pwm(NaiveUpdate(self.size, self.device))
+
+    def dreamer_update(self) -> Case:
+        return self._beside_pwm(dreamer_update(self.size, self.device))
+
+    def _beside_pwm(self, run: Callable[[], object]) -> Case:
+        return Case(run, bare_run(self.yardstick.pwm_update(), self.device))
 
     def tdmpc2_update(self) -> Case:
         loss = TDMPC2Loss(self._tdmpc2())
@@ -180,6 +191,18 @@ CASES: dict[str, Entry] = {
     "imagine": Entry(Bench.imagine, "imagination: H steps of policy and world model, with their graph"),
     "model-update": Entry(Bench.model_update, "world-model update on sequences"),
     "pwm-update": Entry(Bench.pwm_update, "full PWM update: imagination, actor step, 8 x 4 critic minibatches"),
+    "naive-update": Entry(
+        Bench.naive_update,
+        "the same written as a naive loop, critic by critic",
+        "the products of pwm-update",
+        compiles=False,
+    ),
+    "dreamer-update": Entry(
+        Bench.dreamer_update,
+        "TorchRL's DreamerV3 update: as many states, as long a horizon, as wide layers",
+        "the products of pwm-update",
+        compiles=False,
+    ),
     "tdmpc2-update": Entry(Bench.tdmpc2_update, "TD-MPC2 update: model, policy and target"),
     "plan-1": Entry(lambda bench: bench.plan(1), "TD-MPC2 plan, 1 env: a decision", fast=True),
     "plan-8": Entry(lambda bench: bench.plan(8), "TD-MPC2 plan, 8 envs: 8 decisions"),

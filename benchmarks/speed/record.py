@@ -15,7 +15,20 @@ from benchmarks.machine import machine
 from benchmarks.speed.sizes import SIZES
 from torchrl_pwm.evaluation import package_versions
 
-_HEAD = ("what", "variant", "time [ms]", "bare [ms]", "ratio", "GFLOP", "remark")
+_HEAD = (
+    "what",
+    "variant",
+    "time [ms]",
+    "quartiles [ms]",
+    "a second",
+    "bare [ms]",
+    "ratio",
+    "GFLOP",
+    "TFLOP/s",
+    "launches",
+    "host reads",
+    "remark",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +44,8 @@ class Result:
         rounds: how often both ran.
         gflop: multiplications and additions of the bare products, in 10^9.
         remark: what a reader must know.
+        quartiles: of the times of a run.
+        launches, host_reads: of a run, see :mod:`.counting`.
     """
 
     case: str
@@ -43,17 +58,26 @@ class Result:
     rounds: int = 0
     gflop: float | None = None
     remark: str = ""
+    quartiles: tuple[float, float] | None = None
+    launches: int | None = None
+    host_reads: int | None = None
 
 
 def table(results: Sequence[Result]) -> str:
     """A Markdown table, a line per case and variant."""
-    lines = [f"| {' | '.join(_HEAD)} |", "|---|---" + "|--:" * 4 + "|---|"]
+    lines = [f"| {' | '.join(_HEAD)} |", "|---|---" + "|--:" * (len(_HEAD) - 3) + "|---|"]
     for result in results:
+        seconds, gflop = result.seconds, result.gflop
         numbers = [
-            _cell(None if result.seconds is None else 1e3 * result.seconds),
+            _cell(None if seconds is None else 1e3 * seconds),
+            "-" if result.quartiles is None else " to ".join(_cell(1e3 * value) for value in result.quartiles),
+            _cell(None if seconds is None else 1 / seconds),
             _cell(None if result.bare_seconds is None else 1e3 * result.bare_seconds),
             "-" if result.ratio is None else f"{result.ratio:.2f}",
-            _cell(result.gflop),
+            _cell(gflop),
+            _cell(None if seconds is None or gflop is None else 1e-3 * gflop / seconds),
+            "-" if result.launches is None else str(result.launches),
+            "-" if result.host_reads is None else str(result.host_reads),
         ]
         remark = result.remark if result.seconds is not None else f"skipped: {result.remark}"
         if result.seconds is not None and result.against != "bare matrix products":
@@ -114,7 +138,9 @@ Command: `{command}`. Machine: {machine}; {threads} torch threads. Date: {date}.
 Medians over rounds in which a computation and its bare work take turns; the ratio is the median of the ratios of
 neighbours. The bare work is every matrix product that the computation cannot avoid: each linear map's forward pass, the
 input gradients that must flow and the weight gradients of the networks being trained. Of a sample it is the reads of as
-many bytes. Compilation is not part of a time.
+many bytes. Compilation is not part of a time. TFLOP/s are those of the bare products in the time of the whole. Launches
+are operations that compute, on a CPU those of torch's functions in place of this package's kernels for it, which start
+several for each; host reads are the numbers that Python waits for. They are counted in eager runs.
 
 {table}
 

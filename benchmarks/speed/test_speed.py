@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 from benchmarks.speed.cases import CASES, Bench
+from benchmarks.speed.counting import Counts, count
 from benchmarks.speed.record import Result
 from benchmarks.speed.sizes import SIZES
 from benchmarks.speed.variants import VARIANTS, fresh, obstacle, skipped_graphs, wrapper
@@ -55,6 +57,7 @@ def test_speed(
     fresh()
     case = entry.build(Bench(SIZES[options.size], device, wrapper(variant, options.backend), tmp_path))
     bare_times: list[float] = []
+    counts = counted(case.run, device) if variant == "eager" else None
 
     def synchronize() -> None:
         if device.type == "cuda":
@@ -88,6 +91,22 @@ def test_speed(
         rounds=len(times),
         gflop=gflop or None,
         remark=f"{skipped} of its graphs ran without" if skipped else "",
+        quartiles=quartiles(times),
+        launches=counts and counts.launches,
+        host_reads=counts and counts.host_reads,
     )
     benchmark.extra_info.update(ratio=result.ratio, bare_seconds=result.bare_seconds)
     results.append(result)
+
+
+def counted(run: Callable[[], object], device: torch.device) -> Counts:
+    """Launches and host reads of a second run; a first one reads more."""
+    run()
+    with torch.backends.mkldnn.flags(enabled=False) if device.type == "cpu" else nullcontext():
+        return count(run, device)
+
+
+def quartiles(times: Sequence[float]) -> tuple[float, float]:
+    """The middle half of the times lies between these."""
+    low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (times[0],) * 3
+    return low, high

@@ -18,7 +18,7 @@ def obstacle(variant: str, compiles: bool, device: torch.device, backend: str) -
     if variant == "eager":
         return None
     if not compiles:
-        return "it reads files: there is nothing to compile"
+        return "it runs as it is: there is nothing to compile"
     if variant == "CUDA graphs" and device.type != "cuda":
         return f"CUDA graphs need a CUDA device, this run is on {device.type}"
     return compiler_obstacle(backend, device)

@@ -47,13 +47,17 @@ def test_the_suite_runs_and_records_every_case_in_every_variant(tmp_path):
     found = {(result["case"], result["variant"]): result for result in content["results"]}
     assert set(found) == {(case, variant) for case in CASES for variant in variants.VARIANTS}
     for (case, variant), result in found.items():
-        if variant == "CUDA graphs" or (case == "sample" and variant == "compiled"):
+        if variant == "CUDA graphs" or (not CASES[case].compiles and variant == "compiled"):
             assert result["seconds"] is None and (
                 "CUDA" in result["remark"] or "nothing to compile" in result["remark"]
             )
         else:
             assert min(result["seconds"], result["bare_seconds"], result["ratio"]) > 0
             assert result["rounds"] == (5 if CASES[case].fast else 1)
+            low, high = result["quartiles"]
+            assert 0 < low <= high
+            assert (result["launches"] is not None) == (variant == "eager")
+            assert case == "sample" or variant != "eager" or result["launches"] > 20
     assert "--size tiny" in content["command"] and content["date"] and content["machine"]["processor"]
     assert {"torch", "torchrl"} <= set(content["versions"]) and content["size"]["horizon"] == 2
     page = (tmp_path / "speed_tiny_cpu.md").read_text()
@@ -66,7 +70,7 @@ def test_nothing_is_written_unless_asked_and_a_plain_test_run_times_nothing():
     assert sorted((ROOT / "benchmarks" / "results").iterdir()) == before
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "sample"])
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].compiles])
 def test_products_are_those_that_the_computation_does(name, tmp_path):
     """Bare products are at most what torch counts, and no small part of it: what is left is avoidable."""
     case = CASES[name].build(Bench(SIZES["tiny"], CPU, lambda function: function, tmp_path))
@@ -133,12 +137,18 @@ def test_a_compiler_that_does_not_work_is_a_reason_to_skip(monkeypatch):
 
 def test_table_and_files_say_what_was_skipped_and_against_what(tmp_path):
     results = [
-        Result("a", "one | thing", "eager", "bare reads", 0.5, 0.25, 2.0, 7, None, "x"),
+        Result("a", "one | thing", "eager", "bare reads", 0.5, 0.25, 2.0, 7, None, "x", (0.4, 0.6), 70, 3),
         Result("a", "one | thing", "compiled", "bare reads", remark="no compiler"),
+        Result("b", "product", "eager", "bare matrix products", 0.5, 0.25, 2.0, 7, 100.0),
     ]
     lines = table(results).splitlines()
-    assert lines[2] == "| one / thing | eager | 500 | 250 | 2.00 | - | against bare reads; x |"
+    assert (
+        lines[2]
+        == "| one / thing | eager | 500 | 400 to 600 | 2 | 250 | 2.00 | - | - | 70 | 3 | against bare reads; x |"
+    )
     assert lines[3].endswith("| - | - | - | - | skipped: no compiler |")
+    assert lines[4].endswith("| 100 | 0.2 | - | - |  |")
+    assert len({line.count("|") for line in lines}) == 1
     page, data = write(
         tmp_path, results, size="small", device=CPU, threads=2, backend="inductor", command="make speed",
         today=datetime.date(2026, 11, 21),

@@ -10,7 +10,7 @@ from torchrl import torchrl_logger
 
 from tests.trainers import tiny
 from tests.trainers.test_online import make_trainer
-from torchrl_pwm.trainers.gated_adam import linear_schedule, load_schedule
+from torchrl_pwm._utils.gated_steps import linear_schedule, load_schedule
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from torchrl.data import LazyTensorStorage, ReplayBuffer, SamplerWithoutReplacem
 from torchrl.objectives import ValueEstimators
 
 from torchrl_pwm import PWMLoss, PWMWorldModel, PWMWorldModelLoss, make_pwm_actor, make_value_ensemble
+from torchrl_pwm._utils.gated_steps import linear_schedule
 from torchrl_pwm.trainers import PWMOptimizationStepper, PWMTrainer, WorldModelOptimizationStepper
-from torchrl_pwm.trainers.gated_adam import linear_schedule
 
 CASES = ("single", "multi", "single_finetune")
 STEPS = ("0", "1", "2")

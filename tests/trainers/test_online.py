@@ -197,10 +197,10 @@ def test_collectors_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy_updates": 0}, "policy_updates must be at least 1"),
-        ({"start_states": 0}, "start_states must be at least 1"),
-        ({"model_updates": -1}, "model_updates must be at least 0"),
-        ({"recent_share": 1.5}, "recent_share must be between 0 and 1"),
+        ({"policy_updates": 0}, "policy_updates must be a whole number of at least 1"),
+        ({"start_states": 0}, "start_states must be a whole number of at least 1"),
+        ({"model_updates": -1}, "model_updates must be a whole number of at least 0"),
+        ({"recent_share": 1.5}, "recent_share must be a number of at least 0 and at most 1"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

@@ -14,8 +14,10 @@ from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_pwm._utils.ranges import COUNT, check_range
-from torchrl_pwm.modules.large_batches import mlp
-from torchrl_pwm.modules.layers import ResetsItself, stacked_mlps
+from torchrl_pwm.modules.layers import MLP, Mish, ResetsItself, stacked_mlps
+from torchrl_pwm.modules.stacks import Form, Layer, run
+
+_MISH_NORM, _LINEAR = Form("mish_norm"), Form()
 
 
 class GaussianHead(nn.Module):
@@ -39,9 +41,9 @@ class GaussianHead(nn.Module):
         self.min_log_std, self.output_gain = min_log_std, output_gain
         layers: list[nn.Module] = []
         for width in units:
-            layers += [nn.Linear(in_features, width), nn.Mish(), nn.LayerNorm(width)]
+            layers += [nn.Linear(in_features, width), Mish(), nn.LayerNorm(width)]
             in_features = width
-        self.mu_net = nn.Sequential(*layers, nn.Linear(in_features, out_features))
+        self.mu_net = MLP(*layers, nn.Linear(in_features, out_features))
         self.init_log_std = float(init_log_std)
         self.logstd = nn.Parameter(torch.full((out_features,), self.init_log_std))
         self._scale_output()
@@ -137,8 +139,7 @@ class ValueEnsemble(ResetsItself, TensorDictModuleBase):
     :class:`torchrl.modules.EnsembleModule` does; called with a tensor, the values. Parameters are stacked along the
     first axis, in the published order: weight, bias, norm gain, norm bias of each hidden layer, then weight and bias.
 
-    Hidden layers are Linear -> Mish -> LayerNorm. The gain and bias of each normalisation are folded into the next
-    linear map, W (g x + b) + c = (W g) x + (W b + c), which saves two passes over the activations.
+    Hidden layers are Linear -> Mish -> LayerNorm.
     """
 
     def __init__(
@@ -162,17 +163,16 @@ class ValueEnsemble(ResetsItself, TensorDictModuleBase):
     def values(self, latent: Tensor) -> Tensor:
         """``[*, D]`` to ``[N, *, 1]``."""
         flat = latent.reshape(-1, latent.shape[-1])
-        outputs = [mlp(flat, self._layers(net)) for net in range(self.num_nets)]
+        outputs = [run(flat, layers) for layers in self._layers()]
         return torch.stack(outputs).view(self.num_nets, *latent.shape[:-1], 1)
 
-    def _layers(self, net: int) -> list[tuple[Tensor, Tensor]]:
-        """Weights and biases of one MLP, each with the gain and bias of the normalisation before it."""
-        params = [param[net] for param in self.params]
-        layers = [(params[0], params[1])]
-        for index in range(2, len(params), 4):
-            gain, shift, weight, bias = params[index : index + 4]
-            layers.append((weight * gain, torch.addmv(bias, weight, shift)))
-        return layers
+    def _layers(self) -> list[list[Layer]]:
+        """The layers of each MLP."""
+        nets = zip(*(param.unbind(0) for param in self.params))
+        return [
+            [Layer(_MISH_NORM, *net[i : i + 4]) for i in range(0, len(net) - 2, 4)] + [Layer(_LINEAR, *net[-2:])]
+            for net in nets
+        ]
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrl.modules import symlog
 
+from torchrl_pwm.modules.kernels import mish
 from torchrl_pwm.modules.world_model import PWMWorldModel
 
 
@@ -69,7 +69,7 @@ class DynamicsEnsemble(nn.Module):
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases)):
             hidden = torch.baddbmm(bias, hidden, weight)
-            hidden = hidden if layer == last else F.mish(hidden)
+            hidden = hidden if layer == last else mish(hidden)
         return hidden
 
     def forward(self, latent: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from types import TracebackType
+from typing import Any
 
-from tensordict import TensorDict, TensorDictBase
-from torch import nn
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from torch import Tensor, nn
+
+_Slot = tuple[dict[str, Any], str, Tensor]  # where a module keeps a weight, its name there, and one to put in its place
 
 
 class swapped(AbstractContextManager[None]):
     """A context in which ``module`` runs on ``params``; however it ends, the module has its own weights again.
 
-    TensorDict's own context, ``with params.to_module(module)``, gives them back only where no error is raised.
+    TensorDict's own context, ``with params.to_module(module)``, gives them back only where no error is raised. It takes
+    as long as the network itself where that is small, so that it serves only while code is compiled, and for modules
+    that keep their weights in a place of their own (recurrent layers).
 
     Args:
         module (nn.Module): the network.
@@ -35,11 +41,83 @@ class swapped(AbstractContextManager[None]):
         self.module, self.params, self.preserve_module_state = module, params, preserve_module_state
 
     def __enter__(self) -> None:
+        self._held: list[_Slot] | None = None
+        slots = None if torch.compiler.is_compiling() else self._slots()
+        if slots is None:
+            self._enter_by_tensordict()
+            return
+        self._held = [(owner, name, owner[name]) for owner, name, _ in slots]
+        _put(slots)
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._held is None:
+            self._swap.__exit__(None, None, None)
+        else:
+            _put(self._held)
+
+    def _slots(self) -> list[_Slot] | None:
+        """Where the weights go, or None where TensorDict must put them."""
+        slots: list[_Slot] = []
+        known = _match(self.module, self.params, slots)
+        # TensorDict would make a parameter of a tensor that takes the place of one.
+        kept = not self.preserve_module_state or all(
+            isinstance(value, nn.Parameter) or not isinstance(owner[name], nn.Parameter) for owner, name, value in slots
+        )
+        return slots if known and kept else None
+
+    def _enter_by_tensordict(self) -> None:
         self._swap = self.params.to_module(self.module, preserve_module_state=self.preserve_module_state)
         self._swap.__enter__()
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._swap.__exit__(None, None, None)
+
+class _frozen(swapped):
+    def __init__(self, module: nn.Module, params: TensorDictBase | None) -> None:
+        self.module, self.given, self.preserve_module_state = module, params, False
+
+    def _slots(self) -> list[_Slot] | None:
+        slots: list[_Slot] = []
+        if self.given is not None:
+            known = _match(self.module, self.given, slots)
+        else:
+            modules = list(self.module.modules())
+            known = all(map(_is_plain, modules))
+            for module in modules:
+                slots += [
+                    (module._parameters, name, value) for name, value in module._parameters.items() if value is not None
+                ]
+        return [(owner, name, value.detach()) for owner, name, value in slots] if known else None
+
+    def _enter_by_tensordict(self) -> None:
+        params = TensorDict.from_module(self.module) if self.given is None else self.given
+        self.params = params.data
+        super()._enter_by_tensordict()
+
+
+def _put(slots: list[_Slot]) -> None:
+    for owner, name, value in slots:
+        owner[name] = value
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module's weights are found where torch puts them."""
+    return type(module).__setattr__ is nn.Module.__setattr__ and not isinstance(module, TensorDictParams)
+
+
+def _match(module: nn.Module, params: TensorDictBase, slots: list[_Slot]) -> bool:
+    """Finds the place of each weight in a module, if all have one."""
+    if not _is_plain(module):
+        return False
+    for key, value in params.items():
+        if not isinstance(value, Tensor):
+            child = module._modules.get(key)
+            if child is None or not _match(child, value, slots):
+                return False
+            continue
+        owner = next((owner for owner in (module._parameters, module._buffers) if owner.get(key) is not None), None)
+        if owner is None:
+            return False
+        slots.append((owner, key, value))
+    return True
 
 
 def frozen(module: nn.Module, params: TensorDictBase | None = None) -> swapped:
@@ -60,5 +138,4 @@ def frozen(module: nn.Module, params: TensorDictBase | None = None) -> swapped:
         >>> net.weight.grad is None, x.grad is None
         (True, False)
     """
-    params = TensorDict.from_module(module) if params is None else params
-    return swapped(module, params.data, preserve_module_state=False)
+    return _frozen(module, params)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.parameter import is_lazy
+
+from torchrl_pwm.modules import kernels
+from torchrl_pwm.modules.stacks import Form, Layer, run
 
 _SMALLEST = 1e-8
 
@@ -52,7 +56,7 @@ class SimNorm(nn.Module):
         """Maps ``[*, D]`` to ``[*, D]``."""
         if x.shape[-1] % self.dim:
             raise ValueError(f"SimNorm needs a multiple of {self.dim} features, found {x.shape[-1]}.")
-        return x.unflatten(-1, (-1, self.dim)).softmax(-1).flatten(-2)
+        return kernels.simplex(x, self.dim)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"
@@ -88,6 +92,19 @@ class ResidualLatent(nn.Module):
         return self(change + (latent if self.simnorm is None else latent.clamp_min(_SMALLEST).log()))
 
 
+class Mish(nn.Mish):
+    """:class:`torch.nn.Mish`, faster on a CPU; see :mod:`.kernels`.
+
+    Examples:
+        >>> import torch
+        >>> Mish()(torch.zeros(2))
+        tensor([0., 0.])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.mish(x)
+
+
 class NormedLinear(nn.Linear):
     """Linear, then LayerNorm, then an activation: the hidden block of the world model.
 
@@ -105,15 +122,87 @@ class NormedLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, activation: nn.Module | None = None) -> None:
         super().__init__(in_features, out_features)
         self.ln = nn.LayerNorm(out_features)
-        self.act = nn.Mish() if activation is None else activation
+        self.act = Mish() if activation is None else activation
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[*, in_features]`` to ``[*, out_features]``."""
-        return self.finish(super().forward(x))
+        layers = layers_of([self]) if kernels.suits(x) else None
+        return self.finish(super().forward(x)) if layers is None else run(x, layers)
 
     def finish(self, linear: Tensor) -> Tensor:
         """Normalisation and activation of an already computed linear part ``[*, out_features]``."""
         return self.act(self.ln(linear))
+
+
+class MLP(nn.Sequential):
+    """Layers one after another; on a CPU all of them as one autograd function, where :func:`layers_of` knows them.
+
+    Examples:
+        >>> import torch
+        >>> MLP(nn.Linear(3, 5), Mish(), nn.LayerNorm(5), nn.Linear(5, 2))(torch.randn(4, 3)).shape
+        torch.Size([4, 2])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = layers_of(self) if kernels.suits(x) else None
+        return super().forward(x) if layers is None else run(x, layers)
+
+
+def layers_of(modules: Iterable[nn.Module]) -> list[Layer] | None:
+    """What :func:`.stacks.run` needs to run these modules, or None where it cannot.
+
+    It knows linear maps, :class:`NormedLinear` with Mish or :class:`SimNorm`, and linear maps with Mish and then a
+    ``LayerNorm``, all without hooks and parametrisations, which one function for all would pass over.
+    """
+    if _has_any_global_hook():
+        return None
+    layers: list[Layer] = []
+    rest = iter(modules)
+    for module in rest:
+        known: Layer | None = None
+        if type(module) is NormedLinear:
+            known = _normed(module, module.ln, module.act)
+        elif type(module) is nn.Linear and not _hooked(module):
+            known = Layer(_LINEAR, module.weight, module.bias)
+        elif type(module) in (Mish, nn.Mish) and layers and layers[-1].form is _LINEAR:
+            known = _acted(layers.pop(), module, next(rest, None))
+        if known is None:
+            return None
+        layers.append(known)
+    return layers
+
+
+_LINEAR = Form()
+
+
+def _normed(linear: NormedLinear, norm: nn.Module, act: nn.Module) -> Layer | None:
+    """A linear map, its normalisation, and Mish or SimNorm."""
+    if type(norm) is not nn.LayerNorm or norm.normalized_shape != (linear.out_features,):
+        return None
+    if _hooked(linear) or _hooked(norm) or _hooked(act):
+        return None
+    if type(act) is SimNorm and linear.out_features % act.dim == 0:
+        form = Form("norm_simplex", norm.eps, act.dim)
+    elif type(act) in (Mish, nn.Mish):
+        form = Form("norm_mish", norm.eps)
+    else:
+        return None
+    return Layer(form, linear.weight, linear.bias, norm.weight, norm.bias)
+
+
+def _acted(linear: Layer, act: nn.Module, norm: nn.Module | None) -> Layer | None:
+    """A linear map, Mish, and its normalisation."""
+    if type(norm) is not nn.LayerNorm or norm.normalized_shape != tuple(linear.weight.shape[:1]):
+        return None
+    if _hooked(act) or _hooked(norm):
+        return None
+    return Layer(Form("mish_norm", norm.eps), linear.weight, linear.bias, norm.weight, norm.bias)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def make_mlp(
@@ -133,7 +222,7 @@ def make_mlp(
         layers.append(nn.Linear(sizes[-1], out_features))
     else:
         layers.append(NormedLinear(sizes[-1], out_features, last_activation))
-    return nn.Sequential(*layers)
+    return MLP(*layers)
 
 
 def require_initialized(network: nn.Module, name: str) -> None:
@@ -184,6 +273,9 @@ def run_from_first_linear(mlp: nn.Sequential, x: Tensor, weight: Tensor, bias: T
     ``bias`` may have batch axes: that is how the constant share of an input (a task embedding) is computed
     once for many calls.
     """
+    layers = layers_of(mlp) if kernels.suits(x) else None
+    if layers is not None:
+        return run(x, [layers[0]._replace(weight=weight, bias=bias), *layers[1:]])
     hidden = F.linear(x, weight) + bias
     first, *rest = mlp
     hidden = first.finish(hidden) if isinstance(first, NormedLinear) else hidden

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchrl_pwm.modules.kernels import mish
 from torchrl_pwm.modules.layers import ResetsItself, stacked_mlps
 
 
@@ -71,7 +72,7 @@ class QEnsemble(ResetsItself, nn.Module):
             hidden = torch.baddbmm(bias, hidden, weight.squeeze(1).mT)
             if layer == 0 and dropout:
                 hidden = F.dropout(hidden, self.dropout, self.training)
-            hidden = F.mish(F.layer_norm(hidden, hidden.shape[-1:]) * gain + shift)
+            hidden = mish(F.layer_norm(hidden, hidden.shape[-1:]) * gain + shift)
         out = torch.baddbmm(params[-1].unsqueeze(1), hidden, params[-2].mT)
         return out.view(out.shape[0], *x.shape[:-1], -1)
 

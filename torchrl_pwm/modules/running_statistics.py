@@ -137,3 +137,17 @@ class PercentileScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x / S."""
         return x / self.value
+
+
+class KeptStatistics:
+    """Running statistics as they were, for updates that must leave no trace in them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        kinds = (RunningMoments, PercentileScale)
+        self.buffers = [buffer for part in module.modules() if isinstance(part, kinds) for buffer in part.buffers()]
+        self.before = [buffer.clone() for buffer in self.buffers]
+
+    def keep_if(self, allowed: Tensor) -> None:
+        """Takes back what happened to them unless ``allowed``."""
+        for buffer, before in zip(self.buffers, self.before):
+            buffer.copy_(torch.where(allowed, buffer, before))

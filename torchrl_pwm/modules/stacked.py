@@ -14,7 +14,8 @@ from torchrl.data import Bounded
 from torchrl.modules import TanhNormal
 
 from torchrl_pwm.modules.actor_critic import GaussianHead, PWMActor, ValueEnsemble
-from torchrl_pwm.modules.large_batches import BLOCK, Layer, mlp
+from torchrl_pwm.modules.kernels import suits
+from torchrl_pwm.modules.stacks import Form, Layer, run
 
 __all__ = ["StackedGaussianHead", "StackedValueEnsemble", "stack_actors", "stack_parameters", "stacked_mlp"]
 
@@ -46,24 +47,38 @@ def stack_parameters(networks: Sequence[nn.Module]) -> nn.ParameterList:
     return nn.ParameterList(stacked)
 
 
-def stacked_mlp(rows: Tensor, layers: Sequence[Layer]) -> Tensor:
-    """``[T, B, D]`` to ``[T, B, O]``: the MLP of :func:`.large_batches.mlp` for T sets of weights [T, O, I], [T, O].
+_MISH_NORM, _LINEAR = Form("mish_norm"), Form()
+_LARGE = 1 << 15  # numbers of an input and layer that make one network after the other as fast as a batched product
 
-    On a CPU large batches go one after the other through its blocks of rows: a batched product would not be faster.
+
+def stacked_mlp(rows: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """``[T, B, D]`` to ``[T, B, O]``: linear maps, Mish and layer normalisation between them, for T sets of weights.
+
+    On a CPU large batches go one after the other through :func:`.stacks.run`: a batched product would not be faster.
+
+    Args:
+        rows: [T, B, D].
+        params: weight [T, O, I], bias [T, O], gain and shift [T, O] of each hidden layer, then weight and bias.
     """
-    if rows.device.type == "cpu" and rows.shape[1] >= BLOCK and not torch.compiler.is_compiling():
+    if suits(rows, _LARGE * len(rows), params[0].shape[1] / rows.shape[-1]):
         # unbind, since the gradient of an index is a zero tensor of the whole size
-        networks = zip(*(zip(weight.unbind(0), bias.unbind(0)) for weight, bias in layers))
-        return torch.stack([mlp(task, list(network)) for task, network in zip(rows.unbind(0), networks)])
+        networks = zip(*(param.unbind(0) for param in params))
+        return torch.stack([run(task, _layers(network)) for task, network in zip(rows.unbind(0), networks)])
     hidden = rows
-    for weight, bias in layers[:-1]:
-        hidden = F.mish(torch.baddbmm(bias.unsqueeze(1), hidden, weight.mT))
-        hidden = F.layer_norm(hidden, hidden.shape[-1:])
-    weight, bias = layers[-1]
-    return torch.baddbmm(bias.unsqueeze(1), hidden, weight.mT)
+    (first_weight, first_bias), *layers = _folded(params)
+    hidden = torch.baddbmm(first_bias.unsqueeze(1), hidden, first_weight.mT)
+    for weight, bias in layers:
+        hidden = F.layer_norm(F.mish(hidden), hidden.shape[-1:])
+        hidden = torch.baddbmm(bias.unsqueeze(1), hidden, weight.mT)
+    return hidden
 
 
-def _folded(params: Iterable[Tensor]) -> list[Layer]:
+def _layers(params: Sequence[Tensor]) -> list[Layer]:
+    hidden = [Layer(_MISH_NORM, *params[index : index + 4]) for index in range(0, len(params) - 2, 4)]
+    return [*hidden, Layer(_LINEAR, *params[-2:])]
+
+
+def _folded(params: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Weights [T, O, I] and biases [T, O], each with the gain and shift [T, I] of the normalisation before it."""
     first_weight, first_bias, *rest = params
     layers = [(first_weight, first_bias)]
@@ -102,7 +117,7 @@ class StackedGaussianHead(nn.Module):
         with torch.no_grad():
             log_std.clamp_(min=self.min_log_std)
         flat = latent.flatten(1, -2)
-        loc = stacked_mlp(flat, _folded(params)).view(*latent.shape[:-1], -1)
+        loc = stacked_mlp(flat, params).view(*latent.shape[:-1], -1)
         between = [1] * (latent.ndim - 2)
         return loc, log_std.exp().view(len(log_std), *between, -1).expand_as(loc)
 
@@ -133,7 +148,7 @@ class StackedValueEnsemble(TensorDictModuleBase):
         """``[T, *, D]`` to ``[N, T, *, 1]``."""
         flat = latent.flatten(1, -2)
         networks = zip(*(param.unbind(1) for param in self.params))
-        outputs = [stacked_mlp(flat, _folded(network)) for network in networks]
+        outputs = [stacked_mlp(flat, network) for network in networks]
         return torch.stack(outputs).view(self.num_nets, *latent.shape[:-1], 1)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

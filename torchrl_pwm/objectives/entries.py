@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NoReturn
 
 import torch
 from tensordict import TensorDictBase
@@ -79,3 +80,14 @@ def describe_batch(batch: TensorDictBase) -> str:
             named = "" if task is None else f" of task {sorted(set(task[rows].flatten().tolist()))}"
             return f"the batch has non-finite {key}{named} in {int(rows.sum())} of {len(rows)} rows: check the data"
     return "every entry of the batch is finite, so the networks have diverged: lower the learning rate"
+
+
+def raise_non_finite(
+    name: str, update: int, numbers: Mapping[str, float | Tensor], *, where: str, changed: bool = False
+) -> NoReturn:
+    """Raises FloatingPointError with the numbers of the update, and ``where`` they may come from."""
+    listed = ", ".join(f"{name} {float(value):g}" for name, value in numbers.items())
+    state = "Earlier steps of this update were taken" if changed else "No parameter was changed"
+    raise FloatingPointError(
+        f"Update {update} of the {name}: expected finite numbers, found {listed}; {where}. {state}."
+    )

@@ -12,8 +12,7 @@ from torchrl_pwm._utils.devices import readable, send
 from torchrl_pwm._utils.seeds import seeded
 from torchrl_pwm.data import ReplayMixture
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
-from torchrl_pwm.objectives.entries import describe_batch
-from torchrl_pwm.trainers.update import raise_non_finite
+from torchrl_pwm.objectives.entries import describe_batch, raise_non_finite
 
 
 def train_disagreement(

@@ -13,9 +13,8 @@ from torchrl.modules import MLP, Actor
 from torchrl.objectives import BCLoss
 
 from torchrl_pwm._utils.seeds import seeded
-from torchrl_pwm.objectives.entries import describe_batch
+from torchrl_pwm.objectives.entries import describe_batch, raise_non_finite
 from torchrl_pwm.objectives.first_batch import FirstBatch, outside_unit
-from torchrl_pwm.trainers.update import raise_non_finite
 
 __all__ = ["clone_behavior"]
 

@@ -10,12 +10,16 @@ from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 
 from torchrl_pwm._utils.devices import send
-from torchrl_pwm._utils.ranges import COUNT_OR_NONE, check_range
+from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, SHARE, check_range
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
-from torchrl_pwm.objectives.entries import describe_batch
-from torchrl_pwm.trainers.steppers import PWMOptimizationStepper, WorldModelOptimizationStepper, first_states
+from torchrl_pwm.objectives.entries import describe_batch, raise_non_finite
+from torchrl_pwm.trainers.steppers import (
+    PWMOptimizationStepper,
+    UpdateStepper,
+    WorldModelOptimizationStepper,
+    first_states,
+)
 from torchrl_pwm.trainers.trainer import Metrics, OnlineTrainer, ReplayTrainer
-from torchrl_pwm.trainers.update import UpdateStepper, raise_non_finite
 
 if TYPE_CHECKING:
     from torchrl_pwm.trainers.averaging import PolicyAverage
@@ -68,8 +72,7 @@ class WorldModelTrainer(ReplayTrainer):
         """
         for _ in self.remaining():
             sequences = self.sample()
-            metrics = self.optimization_stepper.step(self, sequences)
-            self.log(metrics)
+            self.log(self.optimization_stepper.step(self, sequences))
             self.log_evaluation()
             self.save()
 
@@ -182,13 +185,9 @@ class OnlinePWMOptimizationStepper(UpdateStepper):
         policy_stepper: PWMOptimizationStepper | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value in (("policy_updates", policy_updates), ("start_states", start_states)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, found {value}.")
-        if model_updates < 0:
-            raise ValueError(f"model_updates must be at least 0, found {model_updates}.")
-        if not 0.0 <= recent_share <= 1.0:
-            raise ValueError(f"recent_share must be between 0 and 1, found {recent_share}.")
+        check_range(COUNT, policy_updates=policy_updates, start_states=start_states)
+        check_range(COUNT_OR_NONE, model_updates=model_updates)
+        check_range(SHARE, recent_share=recent_share)
         if loss_module.world_model is not model_loss.world_model:
             raise ValueError("PWMLoss and PWMWorldModelLoss must share one world model: build both with the same one.")
         self.loss_module, self.model_loss, self.replay_buffer = loss_module, model_loss, replay_buffer
@@ -329,8 +328,7 @@ class OnlinePWMTrainer(OnlineTrainer):
             self.warm_up()
         for _ in self.remaining():
             steps = self.collection.collect()
-            metrics = self.optimization_stepper.update(steps)
-            self.log_steps(steps, metrics)
+            self.log_steps(steps, self.optimization_stepper.update(steps))
             self.log_evaluation()
             self.save()
         self.close()

@@ -12,11 +12,11 @@ from torch import Tensor
 from torchrl import torchrl_logger
 from torchrl.envs import EnvBase
 
+from torchrl_pwm._utils.gated_steps import lerp_if
 from torchrl_pwm.envs.simulators.state import load_env, save_env
 from torchrl_pwm.objectives import SHACLoss
 from torchrl_pwm.trainers.steppers import FirstOrderOptimizationStepper
 from torchrl_pwm.trainers.trainer import Trainer
-from torchrl_pwm.trainers.update import lerp_if
 
 
 class SHACOptimizationStepper(FirstOrderOptimizationStepper):

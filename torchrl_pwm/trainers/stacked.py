@@ -8,10 +8,10 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
+from torchrl_pwm.objectives.entries import raise_non_finite
 from torchrl_pwm.objectives.stacked_pwm import StackedPWMLoss
 from torchrl_pwm.trainers.stacked_adam import StackedAdam
 from torchrl_pwm.trainers.steppers import PWMOptimizationStepper
-from torchrl_pwm.trainers.update import raise_non_finite
 
 __all__ = ["StackedPWMUpdate"]
 
@@ -68,7 +68,7 @@ class StackedPWMUpdate:
         self._report = torch.zeros(len(steppers), 5, device=device)
         self._skipped = torch.tensor([float(stepper.skipped) for stepper in steppers], device=device)
         self._updates, self._batches = 0, []  # type: ignore[var-annotated]
-        self._first_update = [stepper.schedulers[0].last_epoch + 1 for stepper in steppers]
+        self._first_update = [stepper.number for stepper in steppers]
         for stepper in steppers:
             # A schedule may not go before its optimiser; without gradients this changes nothing.
             stepper.actor_optimizer.step()
@@ -86,23 +86,20 @@ class StackedPWMUpdate:
         Returns:
             Detached metrics [T], by the names of a single update's.
         """
-        device = self._alive.device
-        # CUDA's kernels read a rate in single precision, the CPU's in double.
-        dtype = torch.float64 if device.type == "cpu" else torch.float32
-        rates = torch.tensor([self._rates(stepper) for stepper in self.steppers], dtype=dtype)
+        rates = torch.stack([self._rates(stepper) for stepper in self.steppers], 1)
         self._updates += 1
         self._batches.append(batch)
         if self.skip_non_finite:
             self._batches.clear()
-        metrics = self._compute(batch, noise, rates.T.to(device, non_blocking=True))
+        metrics = self._compute(batch, noise, rates)
         for stepper in self.steppers:
-            for scheduler in stepper.schedulers:
-                scheduler.step()
+            stepper.anneal()
         return metrics
 
     @staticmethod
-    def _rates(stepper: PWMOptimizationStepper) -> list[float]:
-        return [rate for opt in (stepper.actor_optimizer, stepper.critic_optimizer) for rate in opt.scheduled_rates]
+    def _rates(stepper: PWMOptimizationStepper) -> Tensor:
+        optimizers = (stepper.actor_optimizer, stepper.critic_optimizer)
+        return torch.stack([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
 
     def _compute(self, batch: TensorDictBase, noise: Tensor | None, rates: Tensor) -> TensorDictBase:
         """Tensors to tensors; nothing is read on the host."""
@@ -136,7 +133,7 @@ class StackedPWMUpdate:
         rollout = rollout.detach().set(loss.tensor_keys.value_target, target).select(*keys)
         rows = rollout.transpose(1, 2).reshape(len(self.steppers), -1)  # [T, H B], time-major
         size = max(rows.shape[1] // self.critic_batches, 1)
-        losses, norms = [], []
+        losses, norms, begun = [], [], allowed
         for _ in range(self.critic_iterations):
             for minibatch in rows.split(size, 1):
                 value_loss = loss.value_loss(minibatch)
@@ -147,7 +144,8 @@ class StackedPWMUpdate:
                 finite = self._allow(_CRITIC, allowed, losses[-1], norm)
                 allowed = allowed if self.skip_non_finite else finite
                 self.critics.step(clipped, rates, finite)
-        return {"loss_value": torch.stack(losses).mean(0), "critic_grad_norm": torch.stack(norms).mean(0)}
+        means = {"loss_value": torch.stack(losses).mean(0), "critic_grad_norm": torch.stack(norms).mean(0)}
+        return {key: torch.where(begun, value, torch.nan) for key, value in means.items()}
 
     def _allow(self, where: float, before: Tensor, *numbers: Tensor) -> Tensor:
         """Of the tasks [T] allowed before, those whose numbers are finite; the others are noted."""
@@ -178,6 +176,7 @@ class StackedPWMUpdate:
             for task, (where, update, *numbers) in enumerate(self._report.cpu()):
                 if where:
                     errors[task] = self._error(task, "actor" if where == _ACTOR else "critic", int(update), numbers)
+            self._report.zero_()
         self._batches.clear()
         return errors
 

@@ -54,13 +54,13 @@ class StackedAdam:
 
     @torch.no_grad()
     def clipped(self, gradients: Sequence[Tensor], limit: float) -> tuple[list[Tensor], Tensor]:
-        """Gradients with a norm of at most ``limit`` for each task, and the norms [T] before."""
+        """Gradients, in place, with a norm of at most ``limit`` for each task, and the norms [T] before."""
         norms = torch.stack([torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients])
         norm = torch.linalg.vector_norm(norms, dim=0)
         share = (limit / (norm + 1e-6)).clamp(max=1.0)
-        clipped = [gradient * share.view(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
         # Fused steps read a gradient in the order of its parameter's memory.
-        return [gradient.contiguous() for gradient in clipped], norm
+        own = [gradient.contiguous() for gradient in gradients]
+        return [gradient.mul_(share.view(-1, *[1] * (gradient.ndim - 1))) for gradient in own], norm
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], rates: Tensor, allowed: Tensor) -> None:

@@ -2,16 +2,123 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NoReturn
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torchrl.trainers import OptimizationStepper
 
+from torchrl_pwm._utils.devices import readable
+from torchrl_pwm._utils.gated_steps import Gate, GatedAdam, Made, finite_or_nan
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, NORM, NOT_NEGATIVE, POSITIVE, check_range
+from torchrl_pwm.modules.running_statistics import KeptStatistics
 from torchrl_pwm.objectives import FirstOrderLoss, PWMLoss, PWMWorldModelLoss
-from torchrl_pwm.trainers.gated_adam import GatedAdam
-from torchrl_pwm.trainers.update import GatedStepper, Statistics, as_metrics, finite_or_nan
+from torchrl_pwm.objectives.entries import describe_batch, raise_non_finite
+
+_CHECK_INTERVAL = 16  # updates, where a read waits for the device
+
+
+class UpdateStepper(OptimizationStepper):
+    """A TorchRL optimisation stepper whose step in a trainer is its :meth:`update`, which needs no trainer."""
+
+    def update(self, batch: TensorDictBase) -> TensorDictBase:
+        """One update from a batch; returns detached metrics."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises FloatingPointError if one of the updates since the last check was not finite."""
+
+    def step(self, trainer: Any, sub_batch: TensorDictBase) -> TensorDictBase:
+        return self.update(sub_batch)
+
+
+class GatedStepper(UpdateStepper):
+    """An update of pure tensor functions: whether its numbers are finite is read every ``check_interval`` updates.
+
+    Parameters, moments and statistics are untouched by an update that is not finite and by all after it, whenever
+    that is read. A subclass writes :meth:`compute`, which reads no number, and asks the gate before every step.
+
+    Args:
+        params (iterable of Tensor): parameters that are optimised, all on one device.
+
+    Keyword Args:
+        skip_non_finite (bool): leave such steps out, and count them in :attr:`skipped`, instead of raising.
+        check_interval (int, optional): updates between two reads. Default: 1 on a CPU, where a read costs nothing,
+            else 16. :meth:`check` reads at once; trainers call it before they log, evaluate or save.
+
+    Raises:
+        ValueError: if ``check_interval`` is below 1.
+        FloatingPointError: from :meth:`update` or :meth:`check`, if a number is not finite; names the update, the
+            entry of its batch and its tasks.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], *, skip_non_finite: bool = False, check_interval: int | None = None
+    ) -> None:
+        if check_interval is not None:
+            check_range(COUNT, check_interval=check_interval)
+        device = next(iter(params)).device
+        self.check_interval = check_interval or (1 if device.type == "cpu" else _CHECK_INTERVAL)
+        self.skip_non_finite = skip_non_finite
+        self.gate = Gate(device, skip=skip_non_finite)
+        self._made: list[Made] = []
+
+    @property
+    def number(self) -> int:
+        """Number of the next update, from 1 on."""
+        raise NotImplementedError
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were left out; waits for the device."""
+        return int(self.gate.refused)
+
+    def anneal(self) -> None:
+        """The next learning rates."""
+        raise NotImplementedError
+
+    def apply(self, batch: TensorDictBase, metrics: TensorDictBase) -> TensorDictBase:
+        """Ends an update from ``batch``, whose steps have been taken: checks, next rates."""
+        self.note(batch)
+        self.anneal()
+        return metrics
+
+    def note(self, batch: TensorDictBase) -> None:
+        """Remembers what the gate was asked since the last call, of steps from ``batch``, and checks in time."""
+        self._made.append(Made(self.number, self.evidence(batch), *self.gate.answers()))
+        if len(self._made) >= self.check_interval:
+            self.check()
+
+    def check(self) -> None:
+        made, self._made = self._made, []
+        if not made or self.skip_non_finite or not readable(made[0].failed):
+            return
+        for update, failed in zip(made, torch.stack([update.failed for update in made]).tolist()):
+            if any(failed):
+                self.gate.closed.zero_()
+                self._refuse(update, failed.index(True))
+
+    def evidence(self, batch: TensorDictBase) -> Any:
+        """What an error of the update looks at later."""
+        return batch
+
+    def locate(self, evidence: Any) -> str:
+        """What is not finite in what an update was made of, and what to do, for the error."""
+        return describe_batch(evidence)
+
+    def _refuse(self, update: Made, index: int) -> NoReturn:
+        asked = update.asked[index]
+        begin = sum(len(question.numbers) for question in update.asked[:index])
+        values = update.numbers[begin : begin + len(asked.numbers)].tolist()
+        raise_non_finite(
+            asked.name,
+            update.number,
+            dict(zip(asked.numbers, values)),
+            where=self.locate(update.evidence),
+            changed=asked.changed,
+        )
 
 
 class FirstOrderOptimizationStepper(GatedStepper):
@@ -30,7 +137,7 @@ class FirstOrderOptimizationStepper(GatedStepper):
         betas (tuple of float): Adam's.
         actor_clip, critic_clip (float): largest gradient norms.
         critic_iterations, critic_batches (int): passes and minibatches a pass.
-        skip_non_finite, check_interval: see :class:`~torchrl_pwm.trainers.update.GatedStepper`.
+        skip_non_finite, check_interval: see :class:`~GatedStepper`.
 
     Raises:
         ValueError: if a number is out of range.
@@ -80,7 +187,7 @@ class FirstOrderOptimizationStepper(GatedStepper):
 
     def compute(self, batch: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
         """Actor step and critic pass from the batch; reads no number of the device."""
-        statistics = Statistics(self.loss_module)
+        statistics = KeptStatistics(self.loss_module)
         losses, rows, metrics = self.forward(batch, noise)
         self.actor_optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
@@ -93,7 +200,7 @@ class FirstOrderOptimizationStepper(GatedStepper):
         critic = self.critic_pass(rows, allowed)
         metrics = {"actor_grad_norm": norm, **losses, **critic, **metrics}
         rates = {"actor_lr": self.actor_optimizer.rate, "skipped": self.gate.refused.float()}
-        return as_metrics({**metrics, **rates})
+        return TensorDict({**metrics, **rates}).detach()
 
     def forward(
         self, batch: TensorDictBase, noise: Tensor | None = None
@@ -210,7 +317,7 @@ class WorldModelOptimizationStepper(GatedStepper):
         final_lr (float, optional): where it ends; ``None`` (default, as published for many tasks) keeps it constant.
         encoder_lr_scale (float): the encoder's share of ``lr``; published: 0.3 for many tasks, 1 for one.
         clip (float): largest gradient norm.
-        skip_non_finite, check_interval: see :class:`~torchrl_pwm.trainers.update.GatedStepper`.
+        skip_non_finite, check_interval: see :class:`~GatedStepper`.
 
     Raises:
         ValueError: if a number is out of range.
@@ -258,7 +365,7 @@ class WorldModelOptimizationStepper(GatedStepper):
 
     def compute(self, batch: TensorDictBase) -> TensorDictBase:
         """One step from the sequences; reads no number of the device."""
-        statistics = Statistics(self.loss_module)
+        statistics = KeptStatistics(self.loss_module)
         losses = self.loss_module.losses(batch)
         total = sum(value for key, value in losses.items() if key.startswith("loss_"))
         self.optimizer.zero_grad()
@@ -269,7 +376,7 @@ class WorldModelOptimizationStepper(GatedStepper):
         allowed = self.gate.admits("world-model", {"loss": total, "gradient norm": norm, "data": data})
         statistics.keep_if(allowed)
         self.optimizer.step_if(allowed)
-        return as_metrics({**losses, "model_grad_norm": norm, "model_lr": self.optimizer.rate})
+        return TensorDict({**losses, "model_grad_norm": norm, "model_lr": self.optimizer.rate}).detach()
 
     def anneal(self) -> None:
         self.optimizer.anneal()

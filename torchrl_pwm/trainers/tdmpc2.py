@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 
 from torchrl_pwm._utils.devices import send
+from torchrl_pwm._utils.gated_steps import GatedAdam, finite_or_nan, lerp_if
 from torchrl_pwm._utils.ranges import COUNT_OR_NONE, NORM, NOT_NEGATIVE, POSITIVE, check_range
 from torchrl_pwm.modules import PWMWorldModel
+from torchrl_pwm.modules.running_statistics import KeptStatistics
 from torchrl_pwm.objectives.tdmpc2 import TDMPC2Loss, TDMPC2Noise
-from torchrl_pwm.trainers.gated_adam import GatedAdam
+from torchrl_pwm.trainers.steppers import GatedStepper, UpdateStepper
 from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
-from torchrl_pwm.trainers.update import GatedStepper, Statistics, UpdateStepper, as_metrics, finite_or_nan, lerp_if
 
 
 class TDMPC2OptimizationStepper(GatedStepper):
@@ -33,7 +34,7 @@ class TDMPC2OptimizationStepper(GatedStepper):
         clip (float): largest gradient norm, of the model and of the policy.
         policy_eps (float): Adam's epsilon for the policy.
         tau (float): how far the target Q functions move: target = lerp(target, Q, tau).
-        skip_non_finite, check_interval: see :class:`~torchrl_pwm.trainers.update.GatedStepper`.
+        skip_non_finite, check_interval: see :class:`~torchrl_pwm.trainers.steppers.GatedStepper`.
 
     Raises:
         ValueError: if a number is out of range.
@@ -113,7 +114,7 @@ class TDMPC2OptimizationStepper(GatedStepper):
         allowed = self.gate.admits("model", {"loss": total, "gradient norm": model_norm, "data": data})
         self.model_optimizer.step_if(allowed)
 
-        statistics = Statistics(loss)
+        statistics = KeptStatistics(loss)
         policy = loss.policy_loss(latents, batch, noise)
         self.policy_optimizer.zero_grad()
         policy["loss_policy"].backward()
@@ -124,7 +125,7 @@ class TDMPC2OptimizationStepper(GatedStepper):
         self.policy_optimizer.step_if(allowed)
         lerp_if(allowed, list(model.target_q.params), list(model.q.params), self.tau)
         norms = {"model_grad_norm": model_norm, "policy_grad_norm": policy_norm}
-        return as_metrics({**losses, **policy, **norms, "model_lr": self.model_optimizer.rate})
+        return TensorDict({**losses, **policy, **norms, "model_lr": self.model_optimizer.rate}).detach()
 
     def anneal(self) -> None:
         self.model_optimizer.anneal()

@@ -155,4 +155,5 @@ class _Group:
 
 def _anything_due(trainer: PWMTrainer) -> bool:
     evaluates = trainer.evaluate is not None and trainer.due(trainer.eval_interval)
-    return trainer.due(trainer.log_interval) or trainer.save_due or evaluates
+    saves = trainer.save_folder is not None and trainer.save_due
+    return trainer.due(trainer.log_interval) or saves or evaluates

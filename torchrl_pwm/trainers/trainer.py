@@ -28,7 +28,7 @@ from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data.collect.online import OnlineCollection
 from torchrl_pwm.data.sampling import ReplaySampling
 from torchrl_pwm.modules import PWMWorldModel, RunningMoments
-from torchrl_pwm.trainers.update import UpdateStepper
+from torchrl_pwm.trainers.steppers import UpdateStepper
 
 Metrics = Mapping[str, Any]
 _STATISTICS_SAMPLES = 100  # batches
@@ -175,13 +175,12 @@ class Trainer:
 
     @property
     def save_due(self) -> bool:
-        """Whether ``save_interval`` iterations have passed since the last checkpoint, or the last one is done."""
-        at_the_end = self.iteration == self.iterations
-        return self.save_folder is not None and (at_the_end or self.iteration - self._saved >= self.save_interval)
+        """Whether ``save_interval`` iterations have passed since the last checkpoint, or all are done."""
+        return self.iteration == self.iterations or self.iteration - self._saved >= self.save_interval
 
     def save(self) -> None:
         """Saves a checkpoint where one is due."""
-        if self.save_due and self.save_folder is not None:
+        if self.save_folder is not None and self.save_due:
             self._saved = self.iteration
             self.check()
             save_checkpoint(Path(self.save_folder), self.state_dict(), step=self.iteration)
@@ -354,8 +353,8 @@ class OnlineTrainer(Trainer):
 
     def warm_up(self) -> None:
         """Collects the first steps, sets the statistics, and makes the first updates of the model."""
-        disable = not self.progress_bar or not self.warmup_steps
-        with tqdm(total=self.warmup_steps, desc="warm-up steps", disable=disable) as bar:
+        hidden = not self.progress_bar or not self.warmup_steps
+        with tqdm(total=self.warmup_steps, desc="warm-up steps", disable=hidden) as bar:
             while not self.env_steps or self.env_steps < self.warmup_steps:
                 bar.update(self.collection.collect().numel())
         self.set_statistics(self.collection.replay_buffer)

@@ -26,8 +26,8 @@ from torchrl.trainers import OptimizationStepper
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from benchmarks.learning.methods.model_free import Parts, run_script
 from torchrl_pwm._utils.devices import place_buffers, readable
+from torchrl_pwm._utils.gated_steps import linear_schedule
 from torchrl_pwm.modules import ObservationNormalizer
-from torchrl_pwm.trainers.gated_adam import linear_schedule
 
 _KEY = "normalized_observation"
 

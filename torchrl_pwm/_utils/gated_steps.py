@@ -1,13 +1,87 @@
-"""Adam whose step a flag on the device can leave out, and its linear schedules: no number is read by the host."""
+"""Optimiser steps that a flag on the device can leave out: no number is read by the host."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass(frozen=True)
+class Question:
+    """What had to be finite for a step."""
+
+    name: str
+    numbers: tuple[str, ...]
+    changed: bool
+
+
+class Gate:
+    """Whether an optimiser may step, decided on the device.
+
+    The first number that is not finite closes it: no later step changes anything until the host has read of it. With
+    ``skip`` it stays open, and what it refuses is counted.
+
+    Args:
+        device (torch.device): of the networks.
+        skip (bool): refuse the steps concerned alone.
+    """
+
+    def __init__(self, device: torch.device, *, skip: bool = False) -> None:
+        self.skip = skip
+        self.closed = torch.zeros((), dtype=torch.bool, device=device)
+        self.refused = torch.zeros((), dtype=torch.int64, device=device)
+        self._asked: list[Question] = []
+        self._failed: list[Tensor] = []
+        self._numbers: list[Tensor] = []
+
+    def admits(
+        self, name: str, numbers: Mapping[str, Tensor], *, changed: bool = False, among: Tensor | None = None
+    ) -> Tensor:
+        """Whether the step of ``name`` may be taken: its numbers are finite, and nothing has closed the gate.
+
+        Args:
+            name: what steps, for the error.
+            numbers: scalars that have to be finite.
+            changed: whether other steps of the same update come before.
+            among: a flag of an earlier step of this update that this one depends on.
+        """
+        values = torch.stack([value.detach().float() for value in numbers.values()])
+        asked, finite = self.is_open(among), values.isfinite().all()
+        failed = asked & ~finite
+        if self.skip:
+            self.refused.add_(failed)
+        else:
+            self.closed.logical_or_(failed)
+        self._asked.append(Question(name, tuple(numbers), changed))
+        self._failed.append(failed)
+        self._numbers.append(values)
+        return asked & finite
+
+    def is_open(self, among: Tensor | None = None) -> Tensor:
+        """Whether nothing has closed the gate yet, and ``among`` holds."""
+        return ~self.closed if among is None else among & ~self.closed
+
+    def answers(self) -> tuple[tuple[Question, ...], Tensor, Tensor]:
+        """What was asked since the last call, which of it failed [n], and all numbers one after the other."""
+        asked = tuple(self._asked), torch.stack(self._failed), torch.cat(self._numbers)
+        self._asked, self._failed, self._numbers = [], [], []
+        return asked
+
+
+@dataclass(frozen=True)
+class Made:
+    """An update whose flags the host has not read yet."""
+
+    number: int
+    evidence: Any
+    asked: tuple[Question, ...]
+    failed: Tensor
+    numbers: Tensor
 
 
 class GatedAdam(torch.optim.Adam):
@@ -58,7 +132,8 @@ class GatedAdam(torch.optim.Adam):
         self.all_params: list[Tensor] = [param for group in self.param_groups for param in group["params"]]
         device = self.all_params[0].device
         for group in self.param_groups:
-            group |= {"fused": device.type != "meta", "capturable": device.type == "cuda"}
+            meta = device.type == "meta"
+            group |= {"fused": not meta, "foreach": meta, "capturable": device.type == "cuda"}
         self._need_device_dtype_check_for_fused = False
         self.schedule = linear_schedule(self, final_lr, iterations)
         self._rates_as_tensors()
@@ -69,7 +144,7 @@ class GatedAdam(torch.optim.Adam):
 
     def step_if(self, allowed: Tensor) -> None:
         """A step where ``allowed`` (bool, on the device) is true; else parameters and moments stay as they are."""
-        self.grad_scale, self.found_inf = None, (~allowed).float()
+        self.grad_scale, self.found_inf = None, None if allowed.is_meta else (~allowed).float()
         self.step()
 
     def anneal(self) -> None:
@@ -79,7 +154,8 @@ class GatedAdam(torch.optim.Adam):
     @property
     def rate(self) -> Tensor:
         """Learning rate of the last group, as it is now; stays so."""
-        return torch.as_tensor(self.param_groups[-1]["lr"], dtype=torch.float32).clone()
+        rate, device = self.param_groups[-1]["lr"], self.all_params[0].device
+        return torch.as_tensor(rate, dtype=torch.float32, device=device).clone()
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -138,3 +214,16 @@ def load_schedule(schedule: LambdaLR, state: Mapping[str, Any]) -> None:
     schedule.load_state_dict({**state, "_last_lr": rates})
     for group, rate in zip(schedule.optimizer.param_groups, rates):
         group["lr"] = rate
+
+
+def finite_or_nan(values: Sequence[Tensor]) -> Tensor:
+    """0 if every entry of all tensors is finite, else NaN."""
+    finite = torch.stack([value.isfinite().all() for value in values]).all()
+    return torch.where(finite, 0.0, torch.nan)
+
+
+@torch.no_grad()
+def lerp_if(allowed: Tensor, targets: Sequence[Tensor], sources: Sequence[Tensor], weight: float) -> None:
+    """target <- lerp(target, source, weight) where ``allowed``."""
+    for target, moved in zip(targets, torch._foreach_lerp(list(targets), list(sources), weight)):
+        target.copy_(torch.where(allowed, moved, target))
