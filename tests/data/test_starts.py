@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 
+from torchrl_pwm import PWMWorldModel
 from torchrl_pwm.data import EpisodeStore, EpisodeStoreWriter, start_states
+from torchrl_pwm.data.starts import encoded_starts
 
 EPISODES, LENGTH = 6, 100
 
@@ -69,3 +72,22 @@ def test_the_seed_decides(store):
 def test_numbers_out_of_range_are_refused(store, options, message):
     with pytest.raises(ValueError, match=message):
         start_states(store, **{"task": "cheetah-run", **options})
+
+
+def test_encoded_starts_carry_the_latents_of_the_model_in_place_of_the_observations():
+    model = PWMWorldModel(5, 2, latent_dim=16, units=(8,), encoder_units=(8,), num_tasks=3, task_dim=4)
+    starts = TensorDict(
+        {"observation": torch.randn(7, 5), "action": torch.rand(7, 2), "task": torch.arange(7) % 3}, [7]
+    )
+    encoded = encoded_starts(starts, model, rows=3)
+    assert set(encoded.keys()) == {"latent", "action", "task"} and not encoded["latent"].requires_grad
+    torch.testing.assert_close(encoded["latent"], model.encode_observation(starts["observation"], starts["task"]))
+    assert torch.equal(encoded["action"], starts["action"])
+
+
+def test_start_states_that_are_not_finite_are_not_encoded():
+    model = PWMWorldModel(5, 2, latent_dim=16, units=(8,), encoder_units=(8,))
+    observation = torch.zeros(7, 5)
+    observation[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="others in 1 of 7 observations"):
+        encoded_starts(TensorDict({"observation": observation}, [7]), model)

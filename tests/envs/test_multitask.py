@@ -273,6 +273,18 @@ def test_pixels_show_the_state(name):
 
 
 @_needs_rendering
+def test_only_chosen_steps_are_rendered():
+    whole, chosen = (
+        make_task_env("pendulum-spin", from_pixels=True, pixel_size=(16, 16), pixel_steps=steps)
+        for steps in (None, (0, 2))
+    )
+    pixels, found = (env.rollout(3, lambda td: td.set("action", torch.ones(1))) for env in (whole, chosen))
+    for step, (full, picture) in enumerate(zip(pixels["next", "pixels"], found["next", "pixels"]), 1):
+        assert torch.equal(picture, full if step == 2 else torch.zeros_like(full))
+    assert torch.equal(pixels["pixels"][0], found["pixels"][0]) and pixels["pixels"][0].any()
+
+
+@_needs_rendering
 def test_first_row_of_the_pixels_is_the_top():
     env = make_task_env("walker-stand", from_pixels=True, pixel_size=(64, 64))
     pixels = env.reset()["pixels"].float()

@@ -160,6 +160,11 @@ def test_recorded_frames_run_from_the_reset_to_the_last_state():
     assert [frames[:, 0, 0, 0].tolist() for frames in result.frames] == [[*range(4)], [*range(6)], [*range(4)]]
 
 
+def test_only_the_frames_of_chosen_steps_are_kept():
+    result = evaluate_policy(constant(), CountingEnv([3, 5], pixels=True), episodes=4, record=3, record_steps=[0, 2, 5])
+    assert [frames[:, 0, 0, 0].tolist() for frames in result.frames] == [[0, 2], [0, 2, 5], [0, 2]]
+
+
 def test_recording_an_env_without_pixels_says_what_to_do():
     with pytest.raises(ValueError, match="from_pixels=True"):
         evaluate_policy(constant(), CountingEnv(3), episodes=1, record=1)

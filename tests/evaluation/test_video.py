@@ -13,6 +13,7 @@ from torchrl_pwm.evaluation import (
     film_pictures,
     film_strip,
 )
+from torchrl_pwm.evaluation.video import film_steps
 
 
 def film(steps=21, height=20, width=30):
@@ -59,3 +60,12 @@ def test_missing_extra_names_the_install_command(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r'pip install "torchrl-pwm\[plots\]"'):
         film_strip({"a": film()}, tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_film_of_chosen_steps_is_that_of_the_whole_episode(tmp_path):
+    whole = film(251)
+    steps = film_steps(251)
+    assert film_pictures(whole[steps], steps=steps) == film_pictures(whole)
+    film_strip({"walker-run": whole}, tmp_path / "whole.png")
+    film_strip({"walker-run": whole[steps]}, tmp_path / "chosen.png", steps={"walker-run": steps})
+    assert (tmp_path / "chosen.png").read_bytes() == (tmp_path / "whole.png").read_bytes()

@@ -19,11 +19,11 @@ from tests.trainers.tiny import write_store
 from torchrl_pwm import PWMWorldModel
 from torchrl_pwm.data import EpisodeStoreWriter
 from torchrl_pwm.envs import make_task_env
+from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.modules import pack_quickstart
 from torchrl_pwm.runs.baselines import (
     DEFAULT_BASELINES,
     BaselineJob,
-    RandomPolicy,
     baseline_settings,
     measure_baselines,
 )

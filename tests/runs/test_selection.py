@@ -26,7 +26,7 @@ from tests.examples.test_tdmpc2_online import SIMULATOR
 from tests.examples.test_tdmpc2_online import TINY as TDMPC2
 from tests.trainers.tiny import assert_same, write_store
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm.evaluation import evaluate_policy, read_summary
+from torchrl_pwm.evaluation import evaluate_policy, read_summary, task_episodes
 from torchrl_pwm.evaluation.trust import probe_trust
 from torchrl_pwm.runs import baselines, evaluator, extraction, tdmpc2_offline
 from torchrl_pwm.runs.cli import compose_config
@@ -55,9 +55,10 @@ class Watched:
         self.seeds: list[int] = []
         offer = BestPolicy.offer
 
-        def offer_less_each_time(best: BestPolicy, score: float, real_return: float) -> None:
-            self.offered.append({name: value.clone() for name, value in best.networks.state_dict().items()})
-            offer(best, -len(self.offered), real_return)
+        def offer_less_each_time(best: BestPolicy, score: float, real_return: float, weights=None) -> None:
+            weights = weights or best.networks.state_dict()
+            self.offered.append({name: value.clone() for name, value in weights.items()})
+            offer(best, -len(self.offered), real_return, self.offered[-1])
 
         def evaluate(*arguments, **options):
             self.seeds.append(options["seed"])
@@ -69,8 +70,8 @@ class Watched:
             self.seeds.append(options["seed"])
             return probe_trust(*arguments, **options)
 
-        monkeypatch.setattr(extraction, "probe_trust", probe)
-        for module in (evaluator, extraction, baselines, tdmpc2_offline):
+        monkeypatch.setattr(task_episodes, "probe_trust", probe)
+        for module in (evaluator, task_episodes, tdmpc2_offline):
             monkeypatch.setattr(module, "evaluate_policy", evaluate)
 
 

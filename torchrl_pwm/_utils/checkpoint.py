@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -17,6 +17,14 @@ from torchrl_pwm._utils.files import file_sha256, replace_file, replaced_file
 from torchrl_pwm._utils.tensor_files import read_tensors
 
 _MANIFEST = "checkpoint.json"
+
+
+class Component(Protocol):
+    """A part of a checkpoint; one whose attribute ``optional`` is True begins anew where a checkpoint has none."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 def save_checkpoint(folder: str | os.PathLike[str], state: Mapping[str, Any], *, step: int) -> Path:

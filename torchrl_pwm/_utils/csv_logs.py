@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torchrl.record.loggers import Logger
@@ -26,3 +27,38 @@ def rewind_metrics(logger: Logger | None, step: int) -> None:
             if (stream := open_files.pop(str(file), None)) is not None:
                 stream.close()
             replace_file(file, "".join(kept).encode())
+
+
+def logged_rows(logger: Logger | None, steps: Collection[int]) -> set[tuple[str, int]]:
+    """Key and step of the rows that a CSVLogger's files hold of these steps; of other loggers none."""
+    if not isinstance(logger, CSVLogger) or not steps:
+        return set()
+    folder = Path(logger.experiment.log_dir) / "scalars"
+    return {
+        (file.relative_to(folder).with_suffix("").as_posix(), int(row.split(",")[0]))
+        for file in folder.glob("**/*.csv")
+        for row in file.read_text().splitlines()
+        if int(row.split(",")[0]) in steps
+    }
+
+
+class MetricsLog:
+    """Numbers for a logger, each key at a step once."""
+
+    def __init__(self, logger: Logger | None) -> None:
+        self.logger = logger
+        self._steps: dict[str, int] = {}
+        self._kept: set[tuple[str, int]] = set()
+
+    def write(self, metrics: Mapping[str, float], step: int) -> None:
+        """Logs what was not logged of this step before."""
+        for key, value in metrics.items():
+            known = self._steps.get(key) == step or (key, step) in self._kept
+            if self.logger is not None and not known:
+                self.logger.log_scalar(key, value, step=step)
+            self._steps[key] = step
+
+    def rewind(self, step: int, repeated: Collection[int] = ()) -> None:
+        """Removes what is after ``step``, see :func:`rewind_metrics`, and keeps what there is of ``repeated`` steps."""
+        rewind_metrics(self.logger, step)
+        self._kept = logged_rows(self.logger, repeated)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tensordict import TensorDict
+import torch
+from tensordict import TensorDict, TensorDictBase
 
 from torchrl_pwm.data.store.storage import EpisodeStorage
 from torchrl_pwm.data.store.store import EpisodeStore
+from torchrl_pwm.modules import PWMWorldModel
 
-__all__ = ["start_states"]
+__all__ = ["encoded_starts", "start_states"]
 
 
 def start_states(
@@ -108,3 +110,36 @@ def _of_any_length(
     drawn = steps[(stretches * len(steps)).astype(np.int64)]
     chosen = np.concatenate([_in_rounds(episodes, first, draws) if first else episodes[:0], owners[drawn]])
     return chosen, np.concatenate([np.zeros(first, np.int64), ages[drawn]])
+
+
+@torch.no_grad()
+def encoded_starts(starts: TensorDictBase, world_model: PWMWorldModel, *, rows: int = 1024) -> TensorDictBase:
+    """Start states with the latents of a frozen model in place of their observations, each encoded once.
+
+    Args:
+        starts: [N] with ``observation`` and, for a model of several tasks, ``task``.
+        world_model: the model; the latents return to the device of the start states.
+        rows: states that are encoded at once.
+
+    Returns:
+        TensorDict [N] with ``latent`` [N, D] and all other entries.
+
+    Raises:
+        ValueError: if an observation is not finite.
+
+    Examples:
+        >>> from torchrl_pwm import PWMWorldModel
+        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
+        >>> encoded_starts(TensorDict({"observation": torch.randn(10, 5)}, [10]), model)["latent"].shape
+        torch.Size([10, 16])
+    """
+    if not bool(starts["observation"].isfinite().all()):
+        bad = int((~starts["observation"].isfinite().reshape(len(starts), -1).all(1)).sum())
+        raise ValueError(
+            f"start states must be finite, found others in {bad} of {len(starts)} observations: check the data"
+        )
+    device, latents = next(world_model.parameters()).device, []
+    for part in starts.split(rows):
+        task = part["task"].to(device) if world_model.num_tasks else None
+        latents.append(world_model.encode_observation(part["observation"].to(device), task).to(starts["observation"]))
+    return starts.exclude("observation").set("latent", torch.cat(latents))

@@ -54,6 +54,10 @@ class DMControlSimulation:
         """Restart the generator of all draws, as if the task had been built with ``seed``."""
         self._task.random.seed(seed)
 
+    def draw_as(self, other: DMControlSimulation) -> None:
+        """Draw from the generator of another simulation of the task from here on."""
+        self._task._random = other._task.random
+
     def reset(self) -> np.ndarray:
         """Begin an episode. Returns the first observation, float32 [observation_dim]."""
         self._was_reset = True

@@ -57,6 +57,10 @@ class MetaWorldSimulation:
         """Restart the generator of all draws, as if the task had been built with ``seed``."""
         self._env.seed(seed)
 
+    def draw_as(self, other: MetaWorldSimulation) -> None:
+        """Draw from the generator of another simulation of the task from here on."""
+        self._env.np_random = other._env.np_random
+
     def reset(self) -> np.ndarray:
         """Begin an episode with a fresh draw. Returns the first observation, float32 [39]."""
         env = self._env

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ class TaskSimulation(Protocol):
     """The simulator of a :class:`TaskEnv`: numpy in and out, sizes without padding."""
 
     def seed(self, seed: int) -> None: ...
+    def draw_as(self, other: Any) -> None: ...
     def reset(self) -> np.ndarray: ...
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool | None]: ...
     def restore(self, record: Mapping[str, Any]) -> np.ndarray: ...
@@ -39,6 +40,7 @@ class TaskEnv(EnvBase):
         task_set: set whose sizes are padded to, or None for the task's own sizes.
         device: device of all tensors; the simulation itself runs on the CPU.
         pixel_size: height and width of ``pixels``, or None for no pixels.
+        pixel_steps: numbers of the steps that are rendered, 0 for the reset; others are black. Default: all.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class TaskEnv(EnvBase):
         task_set: TaskSet | None = None,
         device: torch.device | str | int | None = None,
         pixel_size: tuple[int, int] | None = None,
+        pixel_steps: Collection[int] | None = None,
     ) -> None:
         super().__init__(device=device, batch_size=torch.Size([]))
         self.task_spec = spec
         self.task_set = task_set
         self._simulation = simulation
         self._pixel_size = pixel_size
+        self._pixel_steps = pixel_steps
         self._steps: int | None = None
         self._record: Mapping[str, Any] | None = None
         sizes = task_set if task_set is not None else spec
@@ -124,11 +128,16 @@ class TaskEnv(EnvBase):
         if self.task_spec.score_rule == "success":
             entries["success"] = torch.tensor([success])
         if self._pixel_size is not None:
-            entries["pixels"] = torch.from_numpy(self._simulation.render(*self._pixel_size))
+            entries["pixels"] = self._picture(self._pixel_size)
         entries["done"] = torch.tensor([truncated])
         entries["terminated"] = torch.tensor([False])
         entries["truncated"] = torch.tensor([truncated])
         return TensorDict(entries, batch_size=self.batch_size, device=self.device)
+
+    def _picture(self, size: tuple[int, int]) -> torch.Tensor:
+        if self._pixel_steps is not None and self._steps not in self._pixel_steps:
+            return torch.zeros(*size, 3, dtype=torch.uint8)
+        return torch.from_numpy(self._simulation.render(*size))
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         # EnvBase starts out closed and never says otherwise, so its flag cannot be asked.
@@ -148,6 +157,7 @@ def make_task_env(
     device: torch.device | str | int | None = None,
     from_pixels: bool = False,
     pixel_size: tuple[int, int] = (256, 256),
+    pixel_steps: Collection[int] | None = None,
 ) -> TaskEnv:
     """Make the TorchRL env of one task.
 
@@ -174,6 +184,8 @@ def make_task_env(
         device: device of the tensors.
         from_pixels: also render each state. Needs an OpenGL library, see :mod:`torchrl_pwm.envs.rendering`.
         pixel_size: height and width of the pixels.
+        pixel_steps: numbers of the steps that are rendered, 0 for the reset; the pixels of others are black, and cost
+            nothing. Default: all.
 
     Returns:
         The env, of batch size [].
@@ -197,18 +209,26 @@ def make_task_env(
     table = None if task_set is None else get_task_set(task_set)
     spec = get_task_spec(name) if table is None else table[name]
     seed = checked_seed(seed)
-    simulation: TaskSimulation
+    height, width = pixel_size
+    size = (int(height), int(width)) if from_pixels else None
+    return TaskEnv(
+        spec, make_simulation(spec, seed), task_set=table, device=device, pixel_size=size, pixel_steps=pixel_steps
+    )
+
+
+def make_simulation(spec: TaskSpec, seed: int) -> TaskSimulation:
+    """The simulator of a task.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
     if spec.suite == "metaworld":
         from torchrl_pwm.envs.meta_world import MetaWorldSimulation
 
-        simulation = MetaWorldSimulation(spec, seed)
-    else:
-        from torchrl_pwm.envs.dm_control import DMControlSimulation
+        return MetaWorldSimulation(spec, seed)
+    from torchrl_pwm.envs.dm_control import DMControlSimulation
 
-        simulation = DMControlSimulation(spec, seed)
-    height, width = pixel_size
-    size = (int(height), int(width)) if from_pixels else None
-    return TaskEnv(spec, simulation, task_set=table, device=device, pixel_size=size)
+    return DMControlSimulation(spec, seed)
 
 
 def make_task_envs(

@@ -22,12 +22,13 @@ class BestPolicy:
 
     def __init__(self, networks: nn.Module) -> None:
         self.networks = networks
-        self.result, self.weights = (-math.inf, -math.inf), _copy_state(networks)
+        self.result, self.weights = (-math.inf, -math.inf), copy_state(networks)
 
-    def offer(self, score: float, real_return: float) -> None:
-        """Keeps the weights as they are now if their score is above any before, or equal and their return is."""
+    def offer(self, score: float, real_return: float, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Keeps weights, by default those of now, if their score is above any before, or equal and their return is."""
         if (score, real_return) > self.result:
-            self.result, self.weights = (score, real_return), _copy_state(self.networks)
+            self.weights = copy_state(self.networks) if weights is None else self._in_place(weights)
+            self.result = (score, real_return)
 
     def restore(self) -> None:
         """Puts the best weights back into the networks."""
@@ -43,7 +44,7 @@ class BestPolicy:
         Returns:
             What it returned of the ``"last"`` and of the ``"best"``, which is None where none was evaluated before.
         """
-        last = _copy_state(self.networks)
+        last = copy_state(self.networks)
         outcomes: dict[str, Outcome | None] = {"last": evaluate(), "best": None}
         if self.result[0] > -math.inf:
             same = all(torch.equal(weight, self.weights[name]) for name, weight in last.items())
@@ -57,11 +58,14 @@ class BestPolicy:
         return {"result": self.result, "weights": self.weights}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        # Where the networks are: a checkpoint is read on the CPU.
+        self.result, self.weights = tuple(state_dict["result"]), self._in_place(state_dict["weights"])
+
+    def _in_place(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Where the networks are: a checkpoint is read on the CPU, a snapshot evaluated there."""
         places = {name: value.device for name, value in self.networks.state_dict().items()}
-        weights = {name: value.to(places.get(name, "cpu")) for name, value in state_dict["weights"].items()}
-        self.result, self.weights = tuple(state_dict["result"]), weights
+        return {name: value.to(places.get(name, "cpu")) for name, value in weights.items()}
 
 
-def _copy_state(module: nn.Module) -> dict[str, Tensor]:
+def copy_state(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict, which later updates leave alone."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,8 @@ class EvaluationResult(Mapping[str, Any]):
         successes: success at the last step of each episode, bool [E]; None for a task that has no success.
         scores: normalised score of each episode, float64 [E]; None for an env that is in no task table.
         seconds: wall time of the evaluation.
-        frames: uint8 [steps + 1, H, W, 3] of each recorded episode, from its reset to its last state.
+        frames: uint8 [steps + 1, H, W, 3] of each recorded episode, from its reset to its last state; where only some
+            steps were recorded, of these.
     """
 
     task: str
@@ -144,8 +145,11 @@ class EvaluationResult(Mapping[str, Any]):
 class EpisodeStatistics:
     """Returns, lengths and successes of the first episodes of N envs; episode k is number k // N of env k % N."""
 
-    def __init__(self, label: str, episodes: int, num_envs: int, record: int) -> None:
+    def __init__(
+        self, label: str, episodes: int, num_envs: int, record: int, record_steps: Collection[int] | None = None
+    ) -> None:
         self.label, self.episodes, self.num_envs, self.record = label, episodes, num_envs, record
+        self.record_steps = record_steps
         self.finished = [0] * num_envs
         self.steps = [0] * num_envs
         self.running = torch.zeros(num_envs, dtype=torch.float64)
@@ -177,11 +181,15 @@ class EpisodeStatistics:
                         "Look for a diverging simulation, or a NaN in the weights of the policy or world model"
                     )
 
+    def _recorded(self, env: int) -> bool:
+        wanted = self.record_steps
+        return self.episode(env) < self.record and (wanted is None or self.steps[env] in wanted)
+
     def add_frames(self, state: TensorDictBase) -> None:
         pixels = state.get("pixels")
         pixels = pixels.reshape(self.num_envs, *pixels.shape[-3:])
         for env in self.active():
-            if self.episode(env) < self.record:
+            if self._recorded(env):
                 self.pictures.setdefault(self.episode(env), []).append(pixels[env].cpu().numpy().copy())
 
     def add_step(self, step: TensorDictBase, reward_key: NestedKey, done_key: NestedKey, success_key: NestedKey) -> int:
@@ -206,9 +214,9 @@ class EpisodeStatistics:
                 episode = self.episode(env)
                 outcome = None if won is None else bool(won[env])
                 self.results[episode] = (self.running[env].item(), self.steps[env], outcome)
-                if episode < self.record:
+                if self._recorded(env):
                     last = after.get("pixels").reshape(self.num_envs, *after.get("pixels").shape[-3:])[env]
-                    self.pictures[episode].append(last.cpu().numpy().copy())
+                    self.pictures.setdefault(episode, []).append(last.cpu().numpy().copy())
                 completed += 1
             self.finished[env] += 1
             self.steps[env] = 0
@@ -230,4 +238,5 @@ class EpisodeStatistics:
         return np.array(returns, dtype=np.float64), np.array(lengths, dtype=np.int64), successes
 
     def frames(self) -> tuple[np.ndarray, ...]:
-        return tuple(np.stack(self.pictures[episode]) for episode in range(self.record))
+        kept = (self.pictures.get(episode, []) for episode in range(self.record))
+        return tuple(np.stack(pictures) if pictures else np.empty((0, 0, 0, 3), np.uint8) for pictures in kept)

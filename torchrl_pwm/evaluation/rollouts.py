@@ -6,7 +6,7 @@ import contextlib
 import functools
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, overload
 
 import numpy as np
@@ -46,6 +46,7 @@ class _Options(TypedDict, total=False):
     num_envs: int
     parallel: bool
     record: int
+    record_steps: Collection[int] | None
     pixel_size: tuple[int, int]
     device: torch.device | str | None
     task: str | None
@@ -73,6 +74,7 @@ def evaluate_policy(
     num_envs: int = 1,
     parallel: bool = False,
     record: int = 0,
+    record_steps: Collection[int] | None = None,
     pixel_size: tuple[int, int] = (256, 256),
     device: torch.device | str | None = None,
     task: str | None = None,
@@ -105,7 +107,9 @@ def evaluate_policy(
         num_envs: copies of the env that run side by side, for task names.
         parallel: run the copies in processes of their own.
         record: keep the frames of this many episodes. Every step is rendered then, which is slow: record in a short
-            call of its own. An env that is passed in must write ``pixels`` [H, W, 3].
+            call of its own, or name ``record_steps``. An env that is passed in must write ``pixels`` [H, W, 3].
+        record_steps: numbers of the steps whose frames are kept, 0 for the reset; of a task name no others are
+            rendered. Default: all.
         pixel_size: height and width of the frames, for task names; small ones render faster.
         device: device of the envs that are built. Default: that of the policy's first parameter.
         task: name of the task when an env is passed in. Default: the task of a ``make_task_env`` env, else the
@@ -141,6 +145,7 @@ def evaluate_policy(
         episodes=episodes,
         seed=seed,
         record=int(record),
+        record_steps=record_steps,
         success_key=success_key,
         max_steps=max_steps,
         progress=progress,
@@ -174,7 +179,7 @@ def evaluate_policy(
         make: Callable[..., EnvBase] = make_task_env
         if num_envs > 1:
             make = functools.partial(make_task_envs, num_envs=num_envs, parallel=parallel)
-        pixels = {"from_pixels": True, "pixel_size": pixel_size} if record else {}
+        pixels = {"from_pixels": True, "pixel_size": pixel_size, "pixel_steps": record_steps} if record else {}
         env = make(name, task_set=task_set, seed=seed, device=place, **pixels)
         try:
             wrapped = _as_read(env, task_policy, world_model)
@@ -194,13 +199,14 @@ def _evaluate(
     episodes: int,
     seed: int,
     record: int,
+    record_steps: Collection[int] | None,
     success_key: NestedKey,
     max_steps: int,
     progress: bool,
 ) -> EvaluationResult:
     start = time.perf_counter()
     num_envs = max(env.batch_size.numel(), 1)
-    statistics = EpisodeStatistics(label, episodes, num_envs, min(record, episodes))
+    statistics = EpisodeStatistics(label, episodes, num_envs, min(record, episodes), record_steps)
     with (
         torch.no_grad(),
         set_exploration_type(ExplorationType.DETERMINISTIC),

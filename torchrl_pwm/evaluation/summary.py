@@ -22,7 +22,7 @@ _OUTCOME = {"return_mean": False, "return_std": True, "success": True, "score": 
 _ROW = {**_OUTCOME, "return_std": False, "episodes": False, "behavior_return_mean": True, "seconds_extraction": True}
 _ROW_MORE = ("seeds", "baselines", "published", *SELECT)
 _TOP = ("tasks", "score_mean", "seconds_total", "seed", "versions")
-_TOP_MORE = ("statistics", "notes", "comparison", "select", *SELECT)
+_TOP_MORE = ("statistics", "notes", "phases", "comparison", "select", *SELECT)
 _COMPARISON = ("task_set", "source", "remarks", "tasks", "methods")
 
 
@@ -35,6 +35,7 @@ def make_summary(
     notes: Sequence[str] = (),
     comparison: Mapping[str, Any] | None = None,
     select: str | None = None,
+    phases: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The content of ``summary.json``.
 
@@ -60,6 +61,7 @@ def make_summary(
         comparison: the papers' numbers beside the run's, of
             :func:`~torchrl_pwm.evaluation.compare_with_published`; an entry where it is given.
         select: which policy counts; an entry where it is given.
+        phases: seconds that each phase took, of all processes together; an entry where it is given.
 
     Raises:
         ValueError: if a row lacks an entry, has one more, repeats a task or holds a number that is not finite, or if
@@ -90,6 +92,8 @@ def make_summary(
             summary[which] = {"score_mean": _score_mean(chosen)}
             if "statistics" in summary:
                 summary[which]["statistics"] = compare_methods(chosen)
+    if phases:
+        summary["phases"] = _plain(phases)
     if notes:
         summary["notes"] = list(notes)
     if comparison is not None:

@@ -164,6 +164,9 @@ def _notes(summary: Mapping[str, Any], known: bool, task_set: str | TaskSet) -> 
         # whether the data are others, a comparison says itself
         note += ", trained on other data." if "comparison" not in summary else "."
     remarks = [note, *summary.get("notes", [])]
+    if phases := summary.get("phases"):
+        spent = ", ".join(f"{name} {seconds:.0f}" for name, seconds in phases.items())
+        remarks.insert(1, f"Seconds by phase, of all processes together: {spent}.")
     if "select" in summary:
         remarks.insert(1, selection_sentence(summary["select"]))
     if "comparison" in summary:

@@ -10,9 +10,10 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
-from torchrl.envs import TransformedEnv
+from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm.envs import WorldModelWrapper, make_task_env
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 from torchrl_pwm.modules import PWMWorldModel
@@ -84,6 +85,7 @@ def probe_trust(
     task_set: str | TaskSet = "mt80",
     steps: Sequence[int] = PROBED_STEPS,
     stride: int = 4,
+    env: EnvBase | None = None,
 ) -> TrustProbe:
     """Runs the policy in the real env and compares the rewards of its episodes with the model's.
 
@@ -100,6 +102,8 @@ def probe_trust(
         task_set: task set of the model.
         steps: imagined steps to report, from 1.
         stride: real steps between two rollouts of the model.
+        env: one of the task to play in, of batch [] or [N], which writes ``latent`` and is left open. Default: a new
+            one.
 
     Raises:
         ValueError: for an unknown task, or steps that no episode has.
@@ -118,15 +122,17 @@ def probe_trust(
             f"steps must lie in 1 to {spec.episode_length}, the episode of {task}, and episodes be at least 1, found "
             f"steps={tuple(steps)}, episodes={episodes}"
         )
-    device = next(world_model.parameters()).device
-    env = TransformedEnv(
-        make_task_env(task, task_set=task_set, seed=seed, device=device), WorldModelWrapper(world_model)
-    )
+    played = env if env is not None else _new_env(task, task_set, world_model)
     try:
-        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-            rollouts = TensorDict.stack([env.rollout(spec.episode_length, policy) for _ in range(episodes)])
+        # kept, since an env's set_seed seeds torch's global generator too
+        with kept_generators(), torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            played.set_seed(seed)
+            rounds = range(-(-episodes // max(played.batch_size.numel(), 1)))
+            played_rounds = [played.rollout(spec.episode_length, policy) for _ in rounds]
     finally:
-        env.close(raise_if_closed=False)
+        if env is None:
+            played.close(raise_if_closed=False)
+    rollouts = TensorDict.cat([whole.reshape(-1, spec.episode_length) for whole in played_rounds])[:episodes]
     real = rollouts["next", "reward"].squeeze(-1)
     starts = range(0, spec.episode_length - longest + 1, stride)
     windows = TensorDict.cat([rollouts[:, start : start + longest] for start in starts])
@@ -138,3 +144,8 @@ def probe_trust(
         returns=real.sum(1).double().cpu().numpy(),
         successes=None if success is None else success[:, -1, 0].float().cpu().numpy(),
     )
+
+
+def _new_env(task: str, task_set: str | TaskSet, world_model: PWMWorldModel) -> EnvBase:
+    device = next(world_model.parameters()).device
+    return TransformedEnv(make_task_env(task, task_set=task_set, device=device), WorldModelWrapper(world_model))

@@ -13,7 +13,7 @@ import numpy as np
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import picture_path, replaced_file
 
-__all__ = ["Film", "FilmStrip", "film_pictures", "film_strip"]
+__all__ = ["Film", "FilmStrip", "film_pictures", "film_steps", "film_strip"]
 
 _GAP, _HEADER, _LABEL_SIZE = 4, 22, 15
 _INK, _PAPER = (27, 31, 36), (255, 255, 255)
@@ -41,6 +41,7 @@ def film_strip(
     *,
     num_frames: int = 8,
     height: int = 160,
+    steps: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
     """One row of pictures per episode, evenly spaced in time from the first frame to the last.
 
@@ -52,6 +53,7 @@ def film_strip(
         path: file to write; the suffix chooses the format (PNG if it has none).
         num_frames: pictures per row; an episode of fewer frames shows all it has.
         height: height of each picture in the strip, in pixels.
+        steps: by label, the numbers of the steps that the frames are of, where not all were recorded.
 
     Returns:
         The path of the strip.
@@ -79,23 +81,23 @@ def film_strip(
     rows = []
     for label, frames in films.items():
         frames = _checked(frames, label)
-        steps = _steps(frames, num_frames)
+        shown = film_steps(len(frames), num_frames)
         width = max(1, round(height * frames.shape[2] / frames.shape[1]))
-        pictures = [image_module.fromarray(frames[step]).resize((width, height)) for step in steps]
-        rows.append((label, steps, pictures, width))
+        pictures = [image_module.fromarray(frames[number]).resize((width, height)) for number in shown]
+        rows.append((label, _numbers(shown, None if steps is None else steps.get(label)), pictures, width))
 
     # a label that is wider than its pictures still fits
     total = max(
-        max(len(steps) * (width + _GAP) + _GAP, int(font.getlength(label)) + 2 * _GAP)
-        for label, steps, _, width in rows
+        max(len(numbers) * (width + _GAP) + _GAP, int(font.getlength(label)) + 2 * _GAP)
+        for label, numbers, _, width in rows
     )
     row_height = 2 * _HEADER + height + _GAP
     strip = image_module.new("RGB", (total, len(rows) * row_height + _GAP), _PAPER)
     draw = draw_module.Draw(strip)
-    for number, (label, steps, pictures, width) in enumerate(rows):
-        top = number * row_height
+    for row, (label, numbers, pictures, width) in enumerate(rows):
+        top = row * row_height
         draw.text((_GAP, top + _HEADER // 2 + 2), label, fill=_INK, font=font, anchor="lm")
-        for column, (step, picture) in enumerate(zip(steps, pictures)):
+        for column, (step, picture) in enumerate(zip(numbers, pictures)):
             left = _GAP + column * (width + _GAP)
             draw.text((left, top + _HEADER + _HEADER // 2), f"step {step}", fill=_INK, font=small, anchor="lm")
             strip.paste(picture, (left, top + 2 * _HEADER))
@@ -108,12 +110,15 @@ def film_strip(
     return target
 
 
-def film_pictures(frames: np.ndarray, *, num_frames: int = 8) -> list[tuple[int, bytes]]:
+def film_pictures(
+    frames: np.ndarray, *, num_frames: int = 8, steps: Sequence[int] | None = None
+) -> list[tuple[int, bytes]]:
     """Frames evenly spaced in time, from the first to the last, as JPEG files.
 
     Args:
         frames: uint8 [T, H, W, 3].
         num_frames: number of pictures; an episode of fewer frames gives all it has.
+        steps: numbers of the steps that the frames are of, where not all were recorded.
 
     Returns:
         Number of the step and content of the file of each picture.
@@ -129,16 +134,26 @@ def film_pictures(frames: np.ndarray, *, num_frames: int = 8) -> list[tuple[int,
     """
     image_module = require("PIL.Image", extra="plots", purpose="drawing a film strip")
     frames = _checked(frames, "the episode")
-    pictures = []
-    for step in _steps(frames, num_frames).tolist():
+    pictures, shown = [], film_steps(len(frames), num_frames)
+    for number, step in zip(shown, _numbers(shown, steps)):
         buffer = io.BytesIO()
-        image_module.fromarray(frames[step]).save(buffer, format="JPEG", quality=85)
+        image_module.fromarray(frames[number]).save(buffer, format="JPEG", quality=85)
         pictures.append((step, buffer.getvalue()))
     return pictures
 
 
-def _steps(frames: np.ndarray, count: int) -> np.ndarray:
-    return np.unique(np.linspace(0, len(frames) - 1, count).round().astype(int))
+def film_steps(length: int, num_frames: int = 8) -> list[int]:
+    """Numbers of the frames that a film strip shows of an episode of ``length`` frames, from the first to the last.
+
+    Examples:
+        >>> film_steps(501, 5)
+        [0, 125, 250, 375, 500]
+    """
+    return [int(step) for step in np.unique(np.linspace(0, length - 1, num_frames).round())]
+
+
+def _numbers(shown: list[int], steps: Sequence[int] | None) -> list[int]:
+    return shown if steps is None else [steps[number] for number in shown]
 
 
 def _checked(frames: np.ndarray, label: str) -> np.ndarray:

@@ -182,8 +182,7 @@ class PWMLoss(ActingLoss):
             self.first_batch.check(
                 "actions", outside_unit(wanted, keys.action, self, own), not_representable(wanted, keys.action, self)
             )
-        with frozen(model):
-            state = TensorDict({keys.latent: self._start(model, tensordict, task)}, tensordict.batch_size)
+        state = TensorDict({keys.latent: self._start(model, tensordict, task)}, tensordict.batch_size)
         if task is not None:
             state.set(keys.task, task)
         with swapped(self.actor_network, self.actor_network_params), self.memory.stepping():

@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDictBase
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 from tqdm import tqdm
 
 from torchrl_pwm._utils.devices import one_thread
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
+from torchrl_pwm._utils.seeds import uniform_actions
+from torchrl_pwm._utils.stopwatch import Stopwatch, rounded
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.envs import TaskSpec, get_task_set
-from torchrl_pwm.envs.random_policy import RandomPolicy
-from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy
 from torchrl_pwm.evaluation.best_policy import BestPolicy
+from torchrl_pwm.evaluation.task_episodes import TaskEpisodes
 from torchrl_pwm.modules import load_quickstart
 from torchrl_pwm.trainers.imitation import clone_behavior
 
@@ -71,28 +73,34 @@ class BaselineJob:
 
         Returns:
             For ``"random"`` and ``"cloning"``, where they are wanted, a list of runs with ``seed``, ``returns`` and
-            ``successes``; those of ``"cloning"`` with ``last`` and ``best`` too, see
+            ``successes``; those of ``"cloning"`` with ``last``, ``best`` and ``phases`` too, see
             :func:`~torchrl_pwm.runs.extraction.extract_policy`.
         """
         if self.file.exists():
             return json.loads(self.file.read_text())
-        with one_thread():
-            results = dict(self._measure())
+        # without the task set: these policies read the task's own observation and write its own action
+        with one_thread(), TaskEpisodes(self.task) as played:
+            results = dict(self._measure(played))
         self.file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.file, json.dumps(results, indent=2).encode())
         return results
 
-    def _measure(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    def _measure(self, played: TaskEpisodes) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         spec = get_task_set(self.task_set)[self.task]
         if self.settings["random"]:
-            yield "random", [self._evaluate(RandomPolicy(spec.action_dim, self.seed)).record()]
+            policy = RandomEpisodes(spec, self.episodes, self.seed)
+            yield "random", [played.evaluate(policy, self.episodes, self.seed).record()]
         options = dict(self.settings["cloning"] or {"updates": 0})
         top = options.pop("top", None)
         if options["updates"]:
-            yield "cloning", [self._clone(spec, seed, 1.0 if top is None else top, **options) for seed in self.seeds]
+            yield (
+                "cloning",
+                [self._clone(played, spec, seed, 1.0 if top is None else top, **options) for seed in self.seeds],
+            )
 
     def _clone(
         self,
+        played: TaskEpisodes,
         spec: TaskSpec,
         seed: int,
         top: float,
@@ -103,10 +111,12 @@ class BaselineJob:
         **options: Any,
     ) -> dict[str, Any]:
         best: list[BestPolicy] = []
+        stopwatch = Stopwatch()
 
         def evaluate(actor: Any) -> None:
             # On the start states of the policies' evaluations along the way.
-            result = evaluate_policy(actor, self.task, episodes=eval_episodes, seed=self.seed + 1)
+            with stopwatch.evaluating():
+                result = played.evaluate(actor, eval_episodes, self.seed + 1)
             if not best:
                 best.append(BestPolicy(actor))
             best[0].offer(0.0 if result.score is None else result.score, result.return_mean)
@@ -116,12 +126,10 @@ class BaselineJob:
         actor = clone_behavior(
             self.replay(seed, top), *sizes, seed=seed, evaluate=evaluate, eval_interval=interval, **options
         )
-        both = best[0].choose(select, lambda: self._evaluate(actor).record())
-        return {**(both[select] or {}), "seed": seed, **both}
-
-    def _evaluate(self, policy: Any) -> EvaluationResult:
-        # without the task set: these policies read the task's own observation and write its own action
-        return evaluate_policy(policy, self.task, episodes=self.episodes, seed=self.seed)
+        stopwatch.phases["behaviour cloning"] = stopwatch.training_seconds
+        with stopwatch.phase("final evaluation"):
+            both = best[0].choose(select, lambda: played.evaluate(actor, self.episodes, self.seed).record())
+        return {**(both[select] or {}), "seed": seed, **both, "phases": rounded(stopwatch.phases)}
 
     def replay(self, seed: int, top: float) -> ReplayBuffer:
         """What is cloned: all data of the task, or its best episodes."""
@@ -132,6 +140,30 @@ class BaselineJob:
         else:
             states = load_quickstart().starts[self.task]
         return TensorDictReplayBuffer(storage=TensorStorage(states), generator=torch.Generator().manual_seed(seed))
+
+
+class RandomEpisodes:
+    """Uniform actions of episodes side by side: those that a :class:`~torchrl_pwm.envs.random_policy.RandomPolicy`
+    draws as it plays them one after the other.
+
+    Args:
+        spec: row of the task.
+        episodes: number of episodes.
+        seed: seed of the draws.
+    """
+
+    def __init__(self, spec: TaskSpec, episodes: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.actions = uniform_actions(episodes, spec.episode_length, spec.action_dim, generator=generator)
+        self.steps = 0
+
+    def __call__(self, td: TensorDictBase) -> TensorDictBase:
+        length, num_envs = self.actions.shape[1], len(td)
+        rounds, step = divmod(self.steps, length)
+        self.steps += 1
+        # envs of the last round that are not counted repeat the last episode
+        playing = (rounds * num_envs + torch.arange(num_envs)).clamp_max(len(self.actions) - 1)
+        return td.set("action", self.actions[playing, step])
 
 
 def measure_baselines(

@@ -5,39 +5,38 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.objectives.utils import ValueEstimators
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device, reads_ahead, torch_threads
+from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm._utils.seeds import kept_generators
-from torchrl_pwm._utils.stopwatch import SharedStopwatch, Stopwatch
+from torchrl_pwm._utils.stopwatch import SharedStopwatch, Stopwatch, rounded
 from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
+from torchrl_pwm.data.starts import encoded_starts
 from torchrl_pwm.envs import get_task_set
-from torchrl_pwm.evaluation import evaluate_policy
-from torchrl_pwm.evaluation.best_policy import BestPolicy
-from torchrl_pwm.evaluation.trust import probe_trust
-from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart, symexp
+from torchrl_pwm.evaluation.best_policy import BestPolicy, copy_state
+from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart
 from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.runs.folder import make_logger
+from torchrl_pwm.runs.policy_evaluation import RealEpisodes, predicted_return, real_metrics, task_episodes
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
@@ -61,6 +60,7 @@ class ExtractionJob:
         world_model: file of the frozen model.
         threads: torch threads of the process.
         device: where it runs.
+        evaluator: evaluate along the way in a process of its own, while the training goes on.
     """
 
     config: dict[str, Any]
@@ -71,6 +71,7 @@ class ExtractionJob:
     world_model: Path
     threads: int
     device: str
+    evaluator: bool = False
 
     @property
     def result_file(self) -> Path:
@@ -83,7 +84,8 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
 
     Returns:
         ``task``, ``seed``, ``returns`` and ``successes`` of the evaluation's episodes, ``last`` and ``best`` with these
-        of the last and of the best policy, of which ``extraction.select`` counts, and ``seconds``.
+        of the last and of the best policy, of which ``extraction.select`` counts, ``seconds``, and those of each phase,
+        ``phases``.
     """
     if job.result_file.exists():
         return json.loads(job.result_file.read_text())
@@ -94,8 +96,9 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
 
 def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
     extraction = Extraction(job, report)
-    extraction.begin()
-    extraction.trainer.train()
+    with extraction.background:
+        extraction.begin()
+        extraction.trainer.train()
     return extraction.finish()
 
 
@@ -110,6 +113,7 @@ class Extraction:
         shared: the model and disagreement ensemble of another extraction of the same run, to use in place of loading
             them once more.
         stopwatch: of the training; default: a new one.
+        policies: that are trained in this process at once.
     """
 
     def __init__(
@@ -119,15 +123,16 @@ class Extraction:
         *,
         shared: Extraction | None = None,
         stopwatch: Stopwatch | None = None,
+        policies: int = 1,
     ) -> None:
-        config = OmegaConf.create(job.config)
+        config, start = OmegaConf.create(job.config), time.perf_counter()
         task_set = get_task_set(config.task_set)
         self.job, self.config, self.settings = job, config, config.extraction
         torch.manual_seed(1_000_003 * job.seed + task_set[job.task].index)
         # Loaded in any case: what is drawn for its first weights decides what is drawn next.
         loaded = load_world_model(config, job.world_model)
         self.model: PWMWorldModel = loaded.to(job.device) if shared is None else shared.model
-        self.replay = make_starts(job, config)
+        self.replay = make_starts(job, config, self.model)
         self.disagreement: DynamicsEnsemble | None = None
         if config.loss.disagreement_coef:
             ensemble = load_disagreement(disagreement_file(job.world_model), self.model)
@@ -137,7 +142,10 @@ class Extraction:
         self.shown = first_states(self.replay.sample()).to(job.device)
         self.best = BestPolicy(self.loss.actor_network)
         self.average = PolicyAverage(self.loss.actor_network, self.settings.average)
-        self.stopwatch = stopwatch or Stopwatch()
+        self.played = task_episodes(config, job.task, self.model, policies=policies)
+        real = RealEpisodes(job.config, job.task, job.world_model, job.threads)
+        self.background = BackgroundEvaluation(self.snapshot, real, joined=self.joined)
+        self.loading, self.stopwatch = time.perf_counter() - start, stopwatch or Stopwatch()
         self.trainer = PWMTrainer(
             self.loss,
             self.replay,
@@ -147,7 +155,7 @@ class Extraction:
             device=job.device,
             logger=make_logger(config, job.folder),
             log_interval=self.settings.log_interval,
-            evaluate=self.evaluate,
+            evaluate=self.background if job.evaluator else self.evaluate,
             eval_interval=self.settings.eval_interval,
             stopwatch=self.stopwatch,
             save_folder=job.folder / "checkpoint",
@@ -160,16 +168,29 @@ class Extraction:
     def evaluate(self) -> dict[str, float]:
         """What the averaged policy earns, beside what the model promises."""
         with self.average.applied():
-            metrics = _compare(self.loss, self.model, self.shown, self.job, self.config)
-            self.best.offer(metrics["real_score"], metrics["real_return"])
-        return metrics
+            real = real_metrics(self.loss.actor_network, self.played, self.config)
+        return self.joined(self.snapshot(), real)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The averaged policy, for an evaluation elsewhere, and what the model promises of it."""
+        length = get_task_set(self.config.task_set)[self.job.task].episode_length
+        with self.average.applied():
+            predicted = predicted_return(self.loss, self.shown, length)
+            weights = {name: weight.cpu() for name, weight in copy_state(self.loss.actor_network).items()}
+        return {"predicted_return": predicted, "weights": weights}
+
+    def joined(self, snapshot: Mapping[str, Any], real: Mapping[str, Any]) -> dict[str, float]:
+        """What is logged of a snapshot whose real episodes have ended."""
+        self.best.offer(real["real_score"], real["real_return"], snapshot["weights"])
+        return {"predicted_return": snapshot["predicted_return"], **real}
 
     def begin(self) -> None:
         """Goes on from the checkpoint; without one, the policy begins with the data's behaviour as configured."""
         self.trainer.resume(required=False)
         if self.trainer.iteration == 0:
             warm = self.settings.warm_start
-            warm_start(self.loss, self.stepper, self.replay, **warm, device=self.job.device)
+            with self.stopwatch.phase("cloning before the updates"):
+                warm_start(self.loss, self.stepper, self.replay, **warm, device=self.job.device)
             self.average.restart()
             if warm.behavior_updates:
                 self.trainer.log_evaluation(now=True)
@@ -177,24 +198,27 @@ class Extraction:
     def finish(self) -> dict[str, Any]:
         """Evaluates the trained policy, writes its files, and returns the result."""
         job, config = self.job, self.config
-        seconds = self.stopwatch.seconds
+        seconds, phases = self.stopwatch.seconds, self.stopwatch.phases
+        phases["updates"] = seconds - sum(phases.values())
         self.average.restore()
-        episodes = {"episodes": config.evaluation.episodes, "seed": config.evaluation.seed}
-        both = self.best.choose(
-            self.settings.select,
-            lambda: evaluate_policy(
-                self.loss.actor_network, job.task, task_set=config.task_set, world_model=self.model, **episodes
-            ).record(),
-        )
+        actor, final = self.loss.actor_network, config.evaluation
+        with self.played, self.stopwatch.phase("final evaluation"):
+            both = self.best.choose(
+                self.settings.select, lambda: self.played.evaluate(actor, final.episodes, final.seed).record()
+            )
         save_policy(self.loss, job.folder / "policy.pt")
         chosen = both[self.settings.select] or {}
         result = {"task": job.task, **chosen, "seed": job.seed, "seconds": seconds, **both}
+        result["phases"] = rounded({"loading": self.loading, **phases})
         replace_file(job.result_file, json.dumps(result, indent=2).encode())
         return result
 
 
-def make_starts(job: ExtractionJob, config: Any) -> ReplayBuffer:
-    """The start states of a job: drawn uniformly from all data as published, or from a few chosen ones."""
+def make_starts(job: ExtractionJob, config: Any, model: PWMWorldModel) -> ReplayBuffer:
+    """The start states of a job: drawn uniformly from all data as published, or from a few chosen ones.
+
+    Of chosen ones the frozen model's latents are kept, so that no update has to encode them again.
+    """
     settings = config.extraction
     if job.data is not None and not settings.starts:
         return TDMPC2ExperienceReplay(
@@ -211,7 +235,7 @@ def make_starts(job: ExtractionJob, config: Any) -> ReplayBuffer:
     else:
         chosen = start_states(EpisodeStore(job.data), job.task, seed=job.seed, **settings.starts)
     return TensorDictReplayBuffer(
-        storage=TensorStorage(chosen),
+        storage=TensorStorage(encoded_starts(chosen, model)),
         batch_size=settings.batch_size,
         generator=torch.Generator().manual_seed(job.seed),
     )
@@ -246,33 +270,6 @@ def load_actor(
     return actor
 
 
-def _compare(
-    loss: PWMLoss, model: PWMWorldModel, starts: TensorDictBase, job: ExtractionJob, config: Any
-) -> dict[str, float]:
-    """What the model promises beside what the simulator pays: the mean action's return, and the trust probe."""
-    task = get_task_set(config.task_set)[job.task]
-    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        noise = torch.zeros(loss.horizon, len(starts), model.action_dim, device=job.device)
-        reward = loss.imagine(starts, noise)["next", "reward"]
-    if model.num_bins and loss.reward_space == "symlog":
-        reward = symexp(reward)
-    probe = probe_trust(
-        loss.actor_network,
-        model,
-        job.task,
-        task_set=config.task_set,
-        episodes=config.extraction.eval_episodes,
-        seed=config.evaluation.seed + 1,
-    )
-    return {
-        "predicted_return": float(reward.mean()) * task.episode_length,
-        "real_return": float(probe.returns.mean()),
-        "real_score": float(np.mean(task.score(probe.returns, probe.successes))),
-        **({} if probe.successes is None else {"real_success": float(probe.successes.mean())}),
-        **probe.metrics(),
-    }
-
-
 def extract_all(
     config: DictConfig, folder: Path, data: Path | None, model_file: Path, tasks: list[str]
 ) -> list[dict[str, Any]]:
@@ -283,7 +280,8 @@ def extract_all(
     """
     device = choose_device(config.device)
     cores = os.cpu_count() or 1
-    workers = 1 if device != "cpu" else config.workers or cores
+    processes = config.workers or cores
+    workers = processes if device == "cpu" else 1
     plain: Any = OmegaConf.to_container(config, resolve=True)
     jobs = [
         ExtractionJob(
@@ -302,6 +300,9 @@ def extract_all(
     ]
     left = [job for job in jobs if not job.result_file.exists()]
     groups = _groups(left, config.get("tasks_per_batch", 1), workers)
+    if processes >= 2 * min(workers, len(groups)):
+        # There are processes for evaluations beside those that train.
+        groups = [[replace(job, evaluator=len(group) == 1) for job in group] for group in groups]
     total = len(jobs) * config.extraction.iterations
     with tqdm(total=total, desc="policies", unit="update", disable=not config.progress) as bar:
         run_jobs(extract_group, groups, workers=workers, report=_Progress(bar))
@@ -329,7 +330,7 @@ def _extract_together(jobs: Sequence[ExtractionJob], report: Report) -> None:
     extractions: dict[PWMTrainer, Extraction] = {}
     for job in jobs:
         shared = next(iter(extractions.values()), None)
-        extraction = Extraction(job, report, shared=shared, stopwatch=SharedStopwatch())
+        extraction = Extraction(job, report, shared=shared, stopwatch=SharedStopwatch(), policies=len(jobs))
         with own_generators(extraction.trainer):
             extraction.begin()
         extractions[extraction.trainer] = extraction

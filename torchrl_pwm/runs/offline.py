@@ -20,6 +20,7 @@ from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, start_states
+from torchrl_pwm.data.starts import encoded_starts
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.evaluation.best_policy import BestPolicy
@@ -182,7 +183,7 @@ def extract(
     loss = make_loss(config, model, model.action_dim).to(device)
     starts = start_states(recordings.store, task, episodes=recordings.kept, seed=config.seed, **settings.starts)
     replay = TensorDictReplayBuffer(
-        storage=TensorStorage(starts),
+        storage=TensorStorage(encoded_starts(starts, model)),
         batch_size=settings.batch_size,
         generator=torch.Generator().manual_seed(config.seed),
     )

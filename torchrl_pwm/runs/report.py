@@ -12,6 +12,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm._utils.stopwatch import added, rounded
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.envs.rendering import rendering_available
@@ -32,6 +33,7 @@ from torchrl_pwm.evaluation import (
 )
 from torchrl_pwm.evaluation.curves import Series
 from torchrl_pwm.evaluation.statistics import SELECT
+from torchrl_pwm.evaluation.video import film_steps
 from torchrl_pwm.modules import Quickstart
 from torchrl_pwm.runs.baselines import baseline_settings, measure_baselines
 from torchrl_pwm.runs.deviations import protocol_deviations
@@ -80,6 +82,11 @@ def write_report(
             **_last_and_best(spec, runs),
         )
         rows.append(row)
+    begin = time.perf_counter()
+    films = _films(config, folder, model_file, tasks)
+    phases = [run.get("phases", {}) for run in results]
+    phases += [run.get("phases", {}) for found in baselines.values() for run in found.get("cloning", [])]
+    phases.append({"films": time.perf_counter() - begin})
     path = folder / "summary.json"
     notes = _notes(config, store, rows)
     comparison = None
@@ -94,6 +101,7 @@ def write_report(
         notes=notes,
         comparison=comparison,
         select=config.extraction.select,
+        phases=rounded(added(phases)),
     )
     plot_scores(summary, folder / "scores.png", task_set=task_set)
     write_html_report(
@@ -102,7 +110,7 @@ def write_report(
         task_set=task_set,
         title=f"PWM on {', '.join(tasks)}" if len(tasks) <= 3 else None,
         curves=_curves(config, folder, results, behavior),
-        films=_films(config, folder, model_file, tasks),
+        films=films,
         config=OmegaConf.to_yaml(config),
         made=datetime.date.today().isoformat(),
     )
@@ -191,8 +199,9 @@ def _films(config: DictConfig, folder: Path, model_file: Path, tasks: list[str])
     if not (config.evaluation.film and rendering_available()):
         return {}
     model = load_world_model(config, model_file)
-    films, strips = {}, {}
+    films, strips, shown = {}, {}, {}
     for task in tasks[: config.evaluation.film]:
+        steps = film_steps(get_task_set(config.task_set)[task].episode_length + 1)
         result = evaluate_policy(
             load_actor(config, model, folder, task),
             task,
@@ -201,13 +210,15 @@ def _films(config: DictConfig, folder: Path, model_file: Path, tasks: list[str])
             episodes=1,
             seed=config.evaluation.seed,
             record=1,
+            record_steps=steps,
             pixel_size=(128, 128),
         )
         ending = "" if result.success is None else f", {'success' if result.success else 'no success'} at its last step"
-        strips[f"{task}: return {result.return_mean:.0f}"] = result.frames[0]
+        label = f"{task}: return {result.return_mean:.0f}"
+        strips[label], shown[label] = result.frames[0], steps
         films[task] = FilmStrip(
-            film_pictures(result.frames[0]),
+            film_pictures(result.frames[0], steps=steps),
             f"First evaluation episode of seed {config.seed}: return {result.return_mean:.0f}{ending}.",
         )
-    film_strip(strips, folder / "film.png")
+    film_strip(strips, folder / "film.png", steps=shown)
     return films

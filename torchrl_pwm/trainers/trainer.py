@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -18,9 +18,10 @@ from torchrl.record.loggers import Logger
 from torchrl.trainers import OptimizationStepper
 from tqdm import tqdm
 
-from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint, save_checkpoint
-from torchrl_pwm._utils.csv_logs import rewind_metrics
+from torchrl_pwm._utils.checkpoint import Component, has_checkpoint, load_checkpoint, save_checkpoint
+from torchrl_pwm._utils.csv_logs import MetricsLog
 from torchrl_pwm._utils.devices import send
+from torchrl_pwm._utils.evaluations import BackgroundEvaluation, evaluation_of
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, check_range
 from torchrl_pwm._utils.seeds import TorchGenerators
 from torchrl_pwm._utils.stopwatch import Stopwatch
@@ -31,14 +32,6 @@ from torchrl_pwm.trainers.steppers import UpdateStepper
 
 Metrics = Mapping[str, Any]
 _STATISTICS_SAMPLES = 100  # batches
-
-
-class Component(Protocol):
-    """A part of a checkpoint; one whose attribute ``optional`` is True begins anew where a checkpoint has none."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 class Trainer:
@@ -57,7 +50,7 @@ class Trainer:
         iterations (int): number of iterations.
         logger (torchrl Logger, optional): for instance a ``CSVLogger``.
         log_interval, eval_interval, save_interval (int): in iterations; all three also act at the last one.
-        evaluate (callable, optional): returns a mapping of named numbers.
+        evaluate (callable, optional): returns a mapping of named numbers; or a ``BackgroundEvaluation``.
         stopwatch (Stopwatch, optional): is part of the checkpoint; ``training_seconds``, those without evaluations,
             are logged beside the metrics.
         save_folder (path, optional): folder of the checkpoint.
@@ -83,7 +76,7 @@ class Trainer:
         iterations: int,
         logger: Logger | None = None,
         log_interval: int = 100,
-        evaluate: Callable[[], Metrics] | None = None,
+        evaluate: Callable[[], Metrics] | BackgroundEvaluation | None = None,
         eval_interval: int = 1000,
         stopwatch: Stopwatch | None = None,
         save_folder: str | os.PathLike[str] | None = None,
@@ -95,7 +88,7 @@ class Trainer:
         check_range(COUNT, iterations=iterations, **intervals)
         self.loss_module, self.optimization_stepper = loss_module, optimization_stepper
         self.iteration, self.iterations = 0, iterations
-        self.logger, self.log_interval = logger, log_interval
+        self._log, self.log_interval = MetricsLog(logger), log_interval
         self.evaluate, self.eval_interval = evaluate, eval_interval
         self.save_folder, self.save_interval = save_folder, save_interval
         self.progress_bar, self.on_log = progress_bar, on_log
@@ -107,8 +100,9 @@ class Trainer:
         }
         if stopwatch is not None:
             self.components["stopwatch"] = stopwatch
+        if isinstance(evaluate, BackgroundEvaluation):
+            self.components["evaluations"] = evaluate
         self.latest: dict[str, float] = {}
-        self._logged: dict[str, int] = {}
         self._shown: dict[str, float] = {}
         self._saved = 0
         self._bar = tqdm(disable=True)
@@ -144,17 +138,21 @@ class Trainer:
         """Logs metrics every ``log_interval`` iterations."""
         if self.due(self.log_interval):
             self.check()
-            self._write({str(key): float(value) for key, value in metrics.items()}, self.progress_keys)
+            self._write({str(key): float(value) for key, value in metrics.items()}, self.progress_keys, self.iteration)
             self._report()
 
     def log_evaluation(self, *, now: bool = False) -> None:
-        """Calls ``evaluate`` every ``eval_interval`` iterations, or ``now``, and logs what it returns."""
-        if self.evaluate is not None and (now or self.due(self.eval_interval)):
+        """Evaluates every ``eval_interval`` iterations, or ``now``, and logs what has come of it by now."""
+        evaluation = evaluation_of(self.evaluate)
+        if due := evaluation.wanted and (now or self.due(self.eval_interval)):
             self.check()
-            self._write({}, ())  # the seconds of training before it
-            with self.stopwatch.evaluating() if self.stopwatch else contextlib.nullcontext():
-                metrics = {key: float(value) for key, value in self.evaluate().items()}
-            self._write(metrics, tuple(metrics))
+            self._write({}, (), self.iteration)  # the seconds of training before it
+        with self.stopwatch.evaluating() if self.stopwatch else contextlib.nullcontext():
+            if due:
+                evaluation.submit(self.iteration)
+            found = list(evaluation.results(wait=self.iteration == self.iterations))
+        for iteration, metrics in found:
+            self._write({key: float(value) for key, value in metrics.items()}, tuple(metrics), iteration)
             self._report()
 
     def check(self) -> None:
@@ -166,13 +164,10 @@ class Trainer:
         if self.on_log is not None:
             self.on_log(self.iteration, dict(self.latest))
 
-    def _write(self, metrics: dict[str, float], shown: tuple[str, ...]) -> None:
-        if self.stopwatch is not None:
+    def _write(self, metrics: dict[str, float], shown: tuple[str, ...], iteration: int) -> None:
+        if self.stopwatch is not None and iteration == self.iteration:
             metrics = {**metrics, "training_seconds": self.stopwatch.training_seconds}
-        for key, value in metrics.items():
-            if self.logger is not None and self._logged.get(key) != self.iteration:
-                self.logger.log_scalar(key, value, step=self.iteration)
-            self._logged[key] = self.iteration
+        self._log.write(metrics, iteration)
         self.latest.update(metrics)
         self._shown |= {key: metrics[key] for key in shown if key in metrics}
         texts = {key: f"{value:.{0 if value.is_integer() else 4}f}" for key, value in sorted(self._shown.items())}
@@ -209,7 +204,7 @@ class Trainer:
         saved = required or has_checkpoint(source)
         if saved:
             self.load_state_dict(load_checkpoint(source))
-        rewind_metrics(self.logger, self.iteration if saved else -1)
+        self._log.rewind(self.iteration if saved else -1, evaluation_of(self.evaluate).iterations)
 
     def state_dict(self) -> dict[str, Any]:
         return {"iteration": self.iteration, **{name: part.state_dict() for name, part in self.components.items()}}

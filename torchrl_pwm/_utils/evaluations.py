@@ -1,0 +1,148 @@
+"""Evaluations in worker processes, while the training goes on."""
+
+from __future__ import annotations
+
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeAlias
+
+from torchrl_pwm._utils.processes import process_pool
+
+__all__ = ["BackgroundEvaluation"]
+
+Snapshot = Mapping[str, Any]
+Metrics = Mapping[str, Any]
+Evaluation: TypeAlias = "PromptEvaluation | BackgroundEvaluation"
+
+
+class PromptEvaluation:
+    """Evaluates the present state at once, in this process; nothing without a function."""
+
+    iterations: Sequence[int] = ()
+
+    def __init__(self, evaluate: Callable[[], Metrics] | None) -> None:
+        self.evaluate, self.wanted = evaluate, evaluate is not None
+        self._found: list[tuple[int, Metrics]] = []
+
+    def submit(self, iteration: int) -> None:
+        """Evaluates the present state."""
+        if self.evaluate is not None:
+            self._found.append((iteration, self.evaluate()))
+
+    def results(self, *, wait: bool) -> Iterator[tuple[int, Metrics]]:
+        """Iteration and numbers of what was evaluated."""
+        found, self._found = self._found, []
+        yield from found
+
+
+class BackgroundEvaluation:
+    """Evaluates snapshots of a policy in worker processes, and joins the results in the order of their iterations.
+
+    Given to a :class:`~torchrl_pwm.trainers.Trainer` as ``evaluate``, it makes a snapshot where the trainer would wait
+    for an evaluation, and the trainer logs what came of it, at the iteration of the snapshot, as soon as it and those
+    before it are done. A checkpoint holds the snapshots that are not, and a resumed run evaluates them again.
+
+    Args:
+        snapshot (callable): what an evaluation needs of the present state: a dictionary of numbers and copies of
+            tensors.
+        evaluate (callable): of a snapshot, returns named numbers; a name of a module, or a ``functools.partial`` of
+            one, as it is sent to the workers.
+
+    Keyword Args:
+        joined (callable, optional): called with a snapshot and its numbers, in their order; returns what is logged.
+        workers (int): processes.
+        limit (int): snapshots that wait or are evaluated; with one more the training waits for the first.
+
+    Use it as a context: at its end no process is left.
+
+    Raises:
+        ChildProcessError: where a result is joined, if its worker process was killed.
+        Exception: there too, what the evaluation raised.
+
+    Examples:
+        >>> from functools import partial
+        >>> evaluation = BackgroundEvaluation(lambda: {"weight": 2.0}, dict, workers=1)
+        >>> with evaluation:
+        ...     evaluation.submit(10)
+        ...     list(evaluation.results(wait=True))
+        [(10, {'weight': 2.0})]
+    """
+
+    optional = True  # in a checkpoint: a run that began without one has none waiting
+    wanted = True
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        evaluate: Callable[[Snapshot], Metrics],
+        *,
+        joined: Callable[[Snapshot, Metrics], Metrics] = lambda snapshot, metrics: metrics,
+        workers: int = 1,
+        limit: int = 8,
+    ) -> None:
+        self.snapshot, self.evaluate, self.joined = snapshot, evaluate, joined
+        self.workers, self.limit = workers, limit
+        self._waiting: deque[tuple[int, Snapshot, Future[Metrics]]] = deque()
+        self._pool: ProcessPoolExecutor | None = None
+
+    @property
+    def iterations(self) -> list[int]:
+        """Of the snapshots whose results are not joined."""
+        return [iteration for iteration, _, _ in self._waiting]
+
+    def submit(self, iteration: int) -> None:
+        """Begins the evaluation of the present state."""
+        self._begin(iteration, self.snapshot())
+
+    def _begin(self, iteration: int, snapshot: Snapshot) -> None:
+        if self._pool is None:
+            self._pool = process_pool(self.workers)
+        # as bytes: a queue between processes would move tensors into shared memory
+        future = self._pool.submit(_evaluate, self.evaluate, pickle.dumps(snapshot))
+        self._waiting.append((iteration, snapshot, future))
+
+    def results(self, *, wait: bool) -> Iterator[tuple[int, Metrics]]:
+        """Iteration and numbers of each evaluation that is done, and all before it are; with ``wait``, of all."""
+        while self._waiting and (wait or self._waiting[0][2].done() or len(self._waiting) > self.limit):
+            iteration, snapshot, future = self._waiting[0]
+            try:
+                metrics = future.result()
+            except BrokenProcessPool as error:
+                raise ChildProcessError(
+                    f"the process that evaluated the policy of iteration {iteration} was killed, often for want of "
+                    "memory; the run goes on from its checkpoint when it is resumed"
+                ) from error
+            self._waiting.popleft()
+            yield iteration, self.joined(snapshot, metrics)
+
+    def __enter__(self) -> BackgroundEvaluation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        # what an interrupted run has begun is evaluated again when it is resumed
+        if not all(future.done() for _, _, future in self._waiting):
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"waiting": [{"iteration": iteration, "snapshot": snapshot} for iteration, snapshot, _ in self._waiting]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        for entry in state_dict["waiting"]:
+            self._begin(entry["iteration"], entry["snapshot"])
+
+
+def _evaluate(evaluate: Callable[[Snapshot], Metrics], snapshot: bytes) -> Metrics:
+    return evaluate(pickle.loads(snapshot))
+
+
+def evaluation_of(evaluate: Callable[[], Metrics] | BackgroundEvaluation | None) -> Evaluation:
+    """What a trainer was given, in the form that it asks for results."""
+    return evaluate if isinstance(evaluate, BackgroundEvaluation) else PromptEvaluation(evaluate)
