@@ -43,6 +43,7 @@ class TDMPC2OptimizationStepper(GatedStepper):
             the model's step.
 
     Examples:
+        >>> import torch
         >>> from tensordict import TensorDict
         >>> from torchrl_pwm import PWMWorldModel, TDMPC2Loss, TDMPC2Model
         >>> model = TDMPC2Model(PWMWorldModel(5, 2, latent_dim=16, units=(32, 32), num_bins=11))
