@@ -1,4 +1,4 @@
-"""Time of a SHAC window at the published cart-pole settings, with critics in blocks of rows and in torch's functions.
+"""Time of a SHAC window at the published cart-pole settings, with critics on the kernels for CPUs and in torch's functions.
 
     python -m benchmarks.speed.shac_window                        # 1,024 envs, one thread
     python -m benchmarks.speed.shac_window --threads 2 --envs 128 --rounds 5
@@ -23,7 +23,7 @@ from torchrl_pwm.trainers import SHACOptimizationStepper
 
 VARIANTS = {
     "torch's functions": lambda: torch.backends.mkldnn.flags(enabled=False),
-    "in blocks": contextlib.nullcontext,
+    "kernels": contextlib.nullcontext,
 }
 
 
