@@ -1,6 +1,5 @@
 """Time of a SHAC window at the published cart-pole settings, with critics on the kernels for CPUs and without.
 
-
     python -m benchmarks.speed.shac_window                        # 1,024 envs, one thread
     python -m benchmarks.speed.shac_window --threads 2 --envs 128 --rounds 5
 
