@@ -140,6 +140,7 @@ class BackgroundEvaluation:
 
 
 def _evaluate(evaluate: Callable[[Snapshot], Metrics], snapshot: bytes) -> Metrics:
+    # bytes of the process that started this one, never of a file
     return evaluate(pickle.loads(snapshot))
 
 

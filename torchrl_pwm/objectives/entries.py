@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from tensordict import TensorDictBase
@@ -82,12 +82,17 @@ def describe_batch(batch: TensorDictBase) -> str:
     return "every entry of the batch is finite, so the networks have diverged: lower the learning rate"
 
 
-def raise_non_finite(
+def non_finite(
     name: str, update: int, numbers: Mapping[str, float | Tensor], *, where: str, changed: bool = False
-) -> NoReturn:
-    """Raises FloatingPointError with the numbers of the update, and ``where`` they may come from."""
-    listed = ", ".join(f"{name} {float(value):g}" for name, value in numbers.items())
+) -> FloatingPointError:
+    """The error of an update whose numbers are not finite, with ``where`` they may come from."""
+    listed = ", ".join(f"{number} {float(value):g}" for number, value in numbers.items())
     state = "Earlier steps of this update were taken" if changed else "No parameter was changed"
-    raise FloatingPointError(
+    return FloatingPointError(
         f"Update {update} of the {name}: expected finite numbers, found {listed}; {where}. {state}."
     )
+
+
+def raise_non_finite(*arguments: Any, **options: Any) -> NoReturn:
+    """Raises :func:`non_finite`."""
+    raise non_finite(*arguments, **options)

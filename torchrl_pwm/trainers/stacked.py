@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from torchrl_pwm.objectives.entries import raise_non_finite
+from torchrl_pwm.objectives.entries import non_finite
 from torchrl_pwm.objectives.stacked_pwm import StackedPWMLoss
 from torchrl_pwm.trainers.stacked_adam import StackedAdam
 from torchrl_pwm.trainers.steppers import PWMOptimizationStepper
@@ -183,17 +183,8 @@ class StackedPWMUpdate:
     def _error(self, task: int, name: str, update: int, numbers: list[Tensor]) -> FloatingPointError:
         stepper, batch = self.steppers[task], self._batches[update - self._updates - 1][task]
         named = dict(zip(_NUMBERS[name], numbers))
-        try:
-            raise_non_finite(
-                name,
-                self._first_update[task] + update - 1,
-                named,
-                changed=name == "critic",
-                where=stepper.locate(batch),
-            )
-        except FloatingPointError as error:
-            return error
-        raise AssertionError
+        number = self._first_update[task] + update - 1
+        return non_finite(name, number, named, changed=name == "critic", where=stepper.locate(batch))
 
     def release(self) -> None:
         """Gives the tasks weights of their own again; this update is of no more use."""
