@@ -84,7 +84,7 @@ def _broadcasts(shape: torch.Size, batch: torch.Size) -> bool:
 def embed(table: nn.Embedding, task: Tensor) -> Tensor:
     """Embeddings [*, E] of tasks [*], each shortened to the table's ``max_norm`` where it is longer.
 
-    That is what ``nn.Embedding`` does itself, in place, but its kernel for GPUs waits for the host, so that it cannot be
+    ``nn.Embedding`` does that itself, in place, but its kernel for GPUs waits for the host, so that it cannot be
     captured in a CUDA graph.
     """
     weight, longest = table.weight, table.max_norm

@@ -394,4 +394,5 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
         if value.shape[-len(shape) :] != shape:
             raise ValueError(wrong_size(name, value.shape, shape))
         first: Any = self._dynamics[0]
-        return value if value.dtype == first.weight.dtype else value.to(first.weight.dtype)
+        dtype = first.bias.dtype  # under autocast a frozen weight is narrower
+        return value if value.dtype == dtype else value.to(dtype)
