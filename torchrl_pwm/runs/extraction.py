@@ -17,6 +17,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl import torchrl_logger
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 from torchrl.objectives.utils import ValueEstimators
 from tqdm import tqdm
@@ -36,11 +38,10 @@ from torchrl_pwm.evaluation.best_policy import BestPolicy, copy_state
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart
 from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.runs.folder import make_logger
-from torchrl_pwm.runs.policy_evaluation import RealEpisodes, predicted_return, real_metrics, task_episodes
+from torchrl_pwm.runs.policy_evaluation import RealEpisodes, probed, real_metrics, task_episodes
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
-from torchrl_pwm.trainers.steppers import first_states
 from torchrl_pwm.trainers.trainer import Metrics
 
 Report = Callable[[str, int, Metrics], object]
@@ -139,11 +140,11 @@ class Extraction:
             self.disagreement = ensemble.to(job.device) if shared is None else shared.disagreement
         self.loss = make_loss(config, self.model, task_set.action_dim, self.disagreement).to(job.device)
         self.stepper = instantiate(config.stepper, self.loss, iterations=self.settings.iterations)
-        self.shown = first_states(self.replay.sample()).to(job.device)
+        self.replay.sample()  # what is drawn here has always decided what the updates draw
         self.best = BestPolicy(self.loss.actor_network)
         self.average = PolicyAverage(self.loss.actor_network, self.settings.average)
-        self.played = task_episodes(config, job.task, self.model, policies=policies)
-        real = RealEpisodes(job.config, job.task, job.world_model, job.threads)
+        self.played = task_episodes(config, job.task, self.model, data=job.data, policies=policies)
+        real = RealEpisodes(job.config, job.task, job.world_model, job.threads, data=job.data)
         self.background = BackgroundEvaluation(self.snapshot, real, joined=self.joined)
         self.loading, self.stopwatch = time.perf_counter() - start, stopwatch or Stopwatch()
         self.trainer = PWMTrainer(
@@ -166,23 +167,21 @@ class Extraction:
         self.trainer.components["best_policy"] = self.best
 
     def evaluate(self) -> dict[str, float]:
-        """What the averaged policy earns, beside what the model promises."""
+        """What the averaged policy earns, beside what model and critics promise."""
         with self.average.applied():
-            real = real_metrics(self.loss.actor_network, self.played, self.config)
+            real = real_metrics(self.loss.actor_network, self.played, self.config, self.loss.value_network)
         return self.joined(self.snapshot(), real)
 
     def snapshot(self) -> dict[str, Any]:
-        """The averaged policy, for an evaluation elsewhere, and what the model promises of it."""
-        length = get_task_set(self.config.task_set)[self.job.task].episode_length
+        """The averaged policy and its critics, for an evaluation elsewhere."""
         with self.average.applied():
-            predicted = predicted_return(self.loss, self.shown, length)
-            weights = {name: weight.cpu() for name, weight in copy_state(self.loss.actor_network).items()}
-        return {"predicted_return": predicted, "weights": weights}
+            weights = _on_host(self.loss.actor_network)
+        return {"weights": weights, "critics": _on_host(self.loss.value_network)}
 
     def joined(self, snapshot: Mapping[str, Any], real: Mapping[str, Any]) -> dict[str, float]:
         """What is logged of a snapshot whose real episodes have ended."""
         self.best.offer(real["real_score"], real["real_return"], snapshot["weights"])
-        return {"predicted_return": snapshot["predicted_return"], **real}
+        return dict(real)
 
     def begin(self) -> None:
         """Goes on from the checkpoint; without one, the policy begins with the data's behaviour as configured."""
@@ -197,21 +196,30 @@ class Extraction:
 
     def finish(self) -> dict[str, Any]:
         """Evaluates the trained policy, writes its files, and returns the result."""
-        job, config = self.job, self.config
+        job = self.job
         seconds, phases = self.stopwatch.seconds, self.stopwatch.phases
         phases["updates"] = seconds - sum(phases.values())
         self.average.restore()
-        actor, final = self.loss.actor_network, config.evaluation
+        critics = iter([self.loss.value_network])  # of the last policy, which is evaluated first
         with self.played, self.stopwatch.phase("final evaluation"):
-            both = self.best.choose(
-                self.settings.select, lambda: self.played.evaluate(actor, final.episodes, final.seed).record()
-            )
+            both = self.best.choose(self.settings.select, lambda: self._final(next(critics, None)))
         save_policy(self.loss, job.folder / "policy.pt")
         chosen = both[self.settings.select] or {}
         result = {"task": job.task, **chosen, "seed": job.seed, "seconds": seconds, **both}
         result["phases"] = rounded({"loading": self.loading, **phases})
         replace_file(job.result_file, json.dumps(result, indent=2).encode())
         return result
+
+    def _final(self, value_network: nn.Module | None) -> dict[str, Any]:
+        """Outcome of the final evaluation, with what the trust probe says of it."""
+        final = self.config.evaluation
+        probe = probed(self.loss.actor_network, self.played, self.config, final.episodes, final.seed, value_network)
+        torchrl_logger.info(f"{self.job.task}, seed {self.job.seed}: {probe.line}")
+        return {**probe.result.record(), "trust": probe.record()}
+
+
+def _on_host(module: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.cpu() for name, weight in copy_state(module).items()}
 
 
 def make_starts(job: ExtractionJob, config: Any, model: PWMWorldModel) -> ReplayBuffer:
