@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,15 +26,14 @@ from torchrl_pwm.evaluation.open_loop import (
 from torchrl_pwm.evaluation.results import EvaluationResult
 from torchrl_pwm.evaluation.rollouts import evaluate_policy
 from torchrl_pwm.evaluation.value_gaps import FAINT, ValueGap, value_gap
-from torchrl_pwm.modules import PWMWorldModel
-from torchrl_pwm.modules.policy import WorldModelPolicy
+from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.modules.two_hot import RewardSpace
 
-__all__ = ["PROBED_STEPS", "TrustProbe", "imagined_returns", "open_loop_rewards", "probe_trust", "trust_line"]
+__all__ = ["PROBED_STEPS", "TrustProbe", "imagined_episodes", "open_loop_rewards", "probe_trust", "trust_line"]
 
 _FAR = 0.25  # of the larger one: by so much must what is promised exceed what is earned
-_READ = ("observation", "action", "task", ("next", "observation"), ("next", "reward"))
-_FLAGS = (("next", "done"), ("next", "terminated"))
+_NEXT = ("observation", "latent", "reward", "done", "terminated")
+_READ = ("observation", "latent", "action", "task", *(("next", name) for name in _NEXT))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,8 @@ class TrustProbe:
         observation_explained: share of the observations' variance that ``observation_error`` sees; None without it.
         imagined: return of a whole episode by the model, from the start of each real one; None for a policy that reads
             no latent.
-        gap: V - G; None without critics.
+        gap: V - G of the real episodes; None without critics.
+        imagined_gap: the same of the imagined ones: how far the critics are from what the model itself pays.
         peak: largest size of a reward in these episodes and the data.
     """
 
@@ -58,6 +59,7 @@ class TrustProbe:
     observation_explained: float | None
     imagined: np.ndarray | None
     gap: ValueGap | None
+    imagined_gap: ValueGap | None
     peak: float
 
     @property
@@ -89,15 +91,17 @@ class TrustProbe:
     def exploited(self) -> bool:
         """Whether there is a sign of exploitation, in either of two figures; False is not its absence.
 
-        The imagined return exceeds the real one, or the critics' value what was earned, by a quarter of the larger of
-        the two. Differences below a hundredth of the largest reward in each step do not count.
+        The imagined return exceeds the real one, or V - G in reality V - G in imagination, by a quarter of the larger
+        of what is promised and what was earned. Critics that have not settled are wrong in imagination as well, which
+        is no fault of the model. Differences below a hundredth of the largest reward in each step do not count.
         """
         faint = FAINT * (self.peak or 1.0) * float(self.result.lengths.mean())
-        promised, gap = self.imagined_return, self.gap
-        if promised is not None and _far_above(promised, self.result.return_mean, faint):
+        promised, real, gap = self.imagined_return, self.result.return_mean, self.gap
+        if promised is not None and promised - real > max(_FAR * max(abs(promised), abs(real)), faint):
             return True
-        # by step a value is that of about as many rewards as it is larger than one
-        return gap is not None and gap.closed > max(_FAR * max(gap.value, gap.earned), gap.faint)
+        if gap is None or self.imagined_gap is None:
+            return False
+        return gap.closed - max(self.imagined_gap.closed, 0.0) > max(_FAR * max(gap.value, gap.earned), gap.faint)
 
     @property
     def line(self) -> str:
@@ -107,7 +111,8 @@ class TrustProbe:
 
     def metrics(self) -> dict[str, float]:
         """For a logger: ``predicted_return``, ``trust_step1`` and so on (reward), ``dynamics_step1`` and so on
-        (observations), the same on data with ``data_`` in front, ``value_gap``, ``value_gap_open``, ``exploited``.
+        (observations), the same on data with ``data_`` in front, ``value_gap``, ``value_gap_open``,
+        ``value_gap_imagined``, ``exploited``.
         """
         found = {f"trust_step{step}": error for step, error in self.errors.items()}
         for prefix, errors in (("", self.own), ("data_", self.data or {})):
@@ -120,6 +125,8 @@ class TrustProbe:
             found["predicted_return"] = self.imagined_return
         if self.gap is not None:
             found |= {"value_gap": self.gap.closed, "value_gap_open": self.gap.open}
+        if self.imagined_gap is not None:
+            found["value_gap_imagined"] = self.imagined_gap.closed
         return {**found, "exploited": float(self.exploited)}
 
     def record(self) -> dict[str, Any]:
@@ -130,6 +137,7 @@ class TrustProbe:
             "imagined_return": self.imagined_return,
             "real_return": self.result.return_mean,
             "value_gap": None if self.gap is None else dataclasses.asdict(self.gap),
+            "value_gap_imagined": None if self.imagined_gap is None else dataclasses.asdict(self.imagined_gap),
             "observation_explained": self.observation_explained,
             "own": _by_name(self.own),
             "data": None if self.data is None else _by_name(self.data),
@@ -139,10 +147,6 @@ class TrustProbe:
 def _by_name(errors: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:
     shown = ("error", "absolute_error", "observation_error")
     return {name: {str(step): error for step, error in errors[name].items()} for name in shown if name in errors}
-
-
-def _far_above(promised: float, earned: float, faint: float) -> bool:
-    return promised - earned > max(_FAR * max(abs(promised), abs(earned)), faint)
 
 
 def trust_line(exploited: bool, imagined: float | None, real: float, gap: float | None) -> str:
@@ -220,59 +224,56 @@ def probe_trust(
             f"steps must lie in 1 to {length or 'the length of an episode'}, and episodes be at least 1, found "
             f"steps={tuple(steps)}, episodes={episodes}"
         )
-    played: list[TensorDictBase] = []
-    result = evaluate_policy(
-        policy,
-        env_or_task,
-        episodes=episodes,
-        seed=seed,
-        task_set=task_set if isinstance(env_or_task, str) else None,
-        world_model=world_model,
-        on_step=lambda step: played.append(step.select(*_READ, *_FLAGS, strict=False).detach().clone()),
-    )
-    device = next(world_model.parameters()).device
-    whole = _episodes(played, episodes).to(device)
+    options = {"task_set": task_set} if isinstance(env_or_task, str) else {}
+    result, whole = _play(policy, env_or_task, episodes, seed=seed, world_model=world_model, **options)
+    whole = whole.to(next(world_model.parameters()).device)
     longest = max(step for step in steps if step <= whole.shape[1])
     windows = TensorDict.cat([whole[:, k : k + longest] for k in range(0, whole.shape[1] - longest + 1, stride)])
-    kept = windows["collector", "mask"][:, 0]
-    windows, data = windows[kept], None if data is None else data.to(device)
+    windows, data = windows[windows["collector", "mask"][:, 0]], None if data is None else data.to(whole.device)
     reader = _reader(world_model, whole, data)
+    imagined = imagined_episodes(policy, world_model, whole[:, 0], whole.shape[1], mask_actions=mask_actions)
+    gaps = [
+        None
+        if value_network is None or each is None
+        else value_gap(world_model, value_network, each, gamma=gamma, reward_space=reward_space)
+        for each in (whole, imagined)
+    ]
     rewards = [each["next", "reward"].abs().max() for each in (whole, data) if each is not None]
     return TrustProbe(
         result=result,
         own=open_loop_errors(world_model, windows, steps, reader),
         data=None if data is None else open_loop_errors(world_model, data, steps, reader),
-        observation_explained=None if reader is None else reader.explained,
-        imagined=imagined_returns(policy, world_model, whole[:, 0], whole.shape[1], mask_actions=mask_actions),
-        gap=None
-        if value_network is None
-        else value_gap(world_model, value_network, whole, gamma=gamma, reward_space=reward_space),
+        observation_explained=None if reader is None or math.isnan(reader.explained) else reader.explained,
+        imagined=None if imagined is None else imagined["next", "reward"].sum((1, 2)).double().cpu().numpy(),
+        gap=gaps[0],
+        imagined_gap=gaps[1],
         peak=float(torch.stack(rewards).max()),
     )
 
 
-def imagined_returns(
+def imagined_episodes(
     policy: TensorDictModuleBase,
     world_model: PWMWorldModel,
     starts: TensorDictBase,
     steps: int,
     *,
     mask_actions: bool = False,
-) -> np.ndarray | None:
-    """Returns of whole episodes inside the model under the mean action, in raw units; None without a latent to act on.
+) -> TensorDictBase | None:
+    """Whole episodes [E, L] inside the model under the mean action, in raw units; None without a latent to act on.
 
     Args:
-        policy: reads ``latent``, or is a :class:`~torchrl_pwm.modules.WorldModelPolicy`.
+        policy: reads ``latent``, or is a :class:`~torchrl_pwm.WorldModelPolicy`.
         world_model: the model.
         starts: [E] real start states with ``observation`` and, for a multi-task model, ``task``.
-        steps: length of an episode.
-        mask_actions: zero the padded entries of the action, as the loss of this name does.
+        steps: length of an episode, which ends before where a termination head says so.
+        mask_actions: zero the padded entries of the action, as the loss does that has this option.
 
     Examples:
         >>> from torchrl_pwm import PWMWorldModel, make_pwm_actor
         >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
-        >>> imagined_returns(make_pwm_actor(16, 2), model, TensorDict({"observation": torch.zeros(3, 5)}, [3]), 4)
-        array([0., 0., 0.])
+        >>> starts = TensorDict({"observation": torch.zeros(3, 5)}, [3])
+        >>> imagined_episodes(make_pwm_actor(16, 2), model, starts, 4)["next", "reward"].shape
+        torch.Size([3, 4, 1])
     """
     actor: Any = policy.actor if isinstance(policy, WorldModelPolicy) else policy
     if "latent" not in getattr(actor, "in_keys", ()):
@@ -282,17 +283,24 @@ def imagined_returns(
         mask = world_model.action_masks[starts["task"] if world_model.num_tasks else 0]
         actor = TensorDictSequential(actor, TensorDictModule(lambda action: action * mask, ["action"], ["action"]))
     env = ImaginedEnv(world_model, batch_size=len(starts), max_steps=steps, starts=lambda _: starts)
-    return evaluate_policy(actor, env, episodes=len(starts), task=None).returns
+    return _play(actor, env, len(starts))[1]
 
 
-def _episodes(played: Sequence[TensorDictBase], episodes: int) -> TensorDictBase:
-    """The first episodes [E, L] of the steps of N envs, in the order of an evaluation, filled up to the longest."""
+def _play(policy: Any, env: str | EnvBase, episodes: int, **options: Any) -> tuple[EvaluationResult, TensorDictBase]:
+    """Result and steps [E, L] of an evaluation's episodes, in its order, filled up to the longest."""
+    played: list[TensorDictBase] = []
+    result = evaluate_policy(
+        policy,
+        env,
+        episodes=episodes,
+        on_step=lambda step: played.append(step.select(*_READ, strict=False).detach().clone()),
+        **options,
+    )
     steps: Any = torch.stack([step.reshape(-1) for step in played], 1)
     done = steps["next", "done"].squeeze(-1).long()
-    number = done.cumsum(1) - done
+    number, envs = done.cumsum(1) - done, len(steps)
     steps["collector"] = TensorDict({"mask": torch.ones_like(done, dtype=torch.bool)}, steps.batch_size)
-    envs = len(steps)
-    return pad_sequence([steps[k % envs][number[k % envs] == k // envs] for k in range(episodes)])
+    return result, pad_sequence([steps[k % envs][number[k % envs] == k // envs] for k in range(episodes)])
 
 
 def _reader(world_model: PWMWorldModel, whole: TensorDictBase, data: TensorDictBase | None) -> ObservationReader | None:

@@ -54,12 +54,12 @@ def value_gap(
     gamma: float = 0.99,
     reward_space: RewardSpace = "symlog",
 ) -> ValueGap:
-    """V - G at the real states of whole episodes of the policy that the critics value.
+    """V - G at the states of whole episodes of the policy that the critics value.
 
     Args:
         world_model: the model whose latents the critics read.
         value_network: see :func:`~torchrl_pwm.make_value_ensemble`; its smallest value counts.
-        episodes: [E, L] with ``observation``, ``("next", "observation")``, ``("next", "reward")``,
+        episodes: [E, L] with ``observation`` (or ``latent``), here and under ``"next"``, ``("next", "reward")``,
             ``("next", "terminated")`` and, for a multi-task model, ``task``; shorter ones are filled up and marked by
             ``("collector", "mask")``.
         gamma: discount of the critics.
@@ -76,11 +76,11 @@ def value_gap(
         True
     """
     counts, task = counting_steps(episodes), episodes["task"] if world_model.num_tasks else None
-    value = smallest_value(value_network, world_model.encode_observation(episodes["observation"], task), task)
+    value = smallest_value(value_network, _latent(world_model, episodes, task), task)
     end = counts.sum(1) - 1
     last = episodes[torch.arange(len(episodes), device=end.device), end]
     index = last["task"] if world_model.num_tasks else None
-    tail = smallest_value(value_network, world_model.encode_observation(last["next", "observation"], index), index)
+    tail = smallest_value(value_network, _latent(world_model, last["next"], index), index)
     terminated = last["next", "terminated"].squeeze(-1)
     scale, reward = _summed(world_model, episodes["next", "reward"].squeeze(-1).double(), reward_space)
     nothing = torch.zeros_like(tail)
@@ -99,6 +99,12 @@ def value_gap(
         cut=float((~terminated).double().mean()),
         faint=FAINT * float(reward[counts].abs().max()) / max(1.0 - gamma, 1.0 / reward.shape[1]),
     )
+
+
+def _latent(world_model: PWMWorldModel, states: TensorDictBase, task: Tensor | None) -> Tensor:
+    """Of the observation where there is one: imagined states have none."""
+    observation = states.get("observation", None)
+    return states["latent"] if observation is None else world_model.encode_observation(observation, task)
 
 
 def smallest_value(value_network: nn.Module, latent: Tensor, task: Tensor | None = None) -> Tensor:
