@@ -17,26 +17,24 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tensordict.nn import TensorDictModule
-from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 from torchrl.objectives.utils import ValueEstimators
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device, reads_ahead, torch_threads
+from torchrl_pwm._utils.devices import choose_device, torch_threads
 from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm._utils.stopwatch import SharedStopwatch, Stopwatch, rounded
 from torchrl_pwm._utils.tensor_files import read_tensors
-from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
-from torchrl_pwm.data.starts import encoded_starts
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation.best_policy import BestPolicy, copy_state
-from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart
+from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
 from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.runs.policy_evaluation import RealEpisodes, predicted_return, real_metrics, task_episodes
+from torchrl_pwm.runs.starts import FRESH, Before, make_starts
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
@@ -61,6 +59,7 @@ class ExtractionJob:
         threads: torch threads of the process.
         device: where it runs.
         evaluator: evaluate along the way in a process of its own, while the training goes on.
+        before: what the policy begins with.
     """
 
     config: dict[str, Any]
@@ -72,6 +71,7 @@ class ExtractionJob:
     threads: int
     device: str
     evaluator: bool = False
+    before: Before = FRESH
 
     @property
     def result_file(self) -> Path:
@@ -98,7 +98,8 @@ def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
     extraction = Extraction(job, report)
     with extraction.background:
         extraction.begin()
-        extraction.trainer.train()
+        if not job.before.finished:
+            extraction.trainer.train()
     return extraction.finish()
 
 
@@ -132,7 +133,8 @@ class Extraction:
         # Loaded in any case: what is drawn for its first weights decides what is drawn next.
         loaded = load_world_model(config, job.world_model)
         self.model: PWMWorldModel = loaded.to(job.device) if shared is None else shared.model
-        self.replay = make_starts(job, config, self.model)
+        places: dict[str, Any] = {"data": job.data, "before": job.before, "device": job.device}
+        self.replay = make_starts(config, job.task, job.seed, self.model, **places)
         self.disagreement: DynamicsEnsemble | None = None
         if config.loss.disagreement_coef:
             ensemble = load_disagreement(disagreement_file(job.world_model), self.model)
@@ -188,11 +190,16 @@ class Extraction:
         """Goes on from the checkpoint; without one, the policy begins with the data's behaviour as configured."""
         self.trainer.resume(required=False)
         if self.trainer.iteration == 0:
-            warm = self.settings.warm_start
-            with self.stopwatch.phase("cloning before the updates"):
-                warm_start(self.loss, self.stepper, self.replay, **warm, device=self.job.device)
+            warm, before = self.settings.warm_start, self.job.before.folder
+            if before is not None:
+                load_policy(self.loss, policy_file(before, self.job.task, self.job.seed))
+            else:
+                with self.stopwatch.phase("cloning before the updates"):
+                    warm_start(self.loss, self.stepper, self.replay, **warm, device=self.job.device)
             self.average.restart()
-            if warm.behavior_updates:
+            if self.job.before.finished:
+                self.best.offer(0.0, 0.0)
+            elif warm.behavior_updates or before is not None:
                 self.trainer.log_evaluation(now=True)
 
     def finish(self) -> dict[str, Any]:
@@ -214,33 +221,6 @@ class Extraction:
         return result
 
 
-def make_starts(job: ExtractionJob, config: Any, model: PWMWorldModel) -> ReplayBuffer:
-    """The start states of a job: drawn uniformly from all data as published, or from a few chosen ones.
-
-    Of chosen ones the frozen model's latents are kept, so that no update has to encode them again.
-    """
-    settings = config.extraction
-    if job.data is not None and not settings.starts:
-        return TDMPC2ExperienceReplay(
-            job.data,
-            settings.batch_size,
-            slice_len=1,
-            tasks=[job.task],
-            seed=job.seed,
-            check_finite=False,
-            **reads_ahead(job.device),
-        )
-    if job.data is None:
-        chosen = load_quickstart().starts[job.task]
-    else:
-        chosen = start_states(EpisodeStore(job.data), job.task, seed=job.seed, **settings.starts)
-    return TensorDictReplayBuffer(
-        storage=TensorStorage(encoded_starts(chosen, model)),
-        batch_size=settings.batch_size,
-        generator=torch.Generator().manual_seed(job.seed),
-    )
-
-
 def make_loss(
     config: Any, model: PWMWorldModel, action_dim: int, disagreement: DynamicsEnsemble | None = None
 ) -> PWMLoss:
@@ -260,18 +240,34 @@ def save_policy(loss: PWMLoss, path: Path) -> None:
     save_tensors(path, {name: getattr(loss, f"{name}_network").state_dict() for name in ("actor", "value")})
 
 
+def load_policy(loss: PWMLoss, path: Path) -> None:
+    """Gives a loss the actor and critics that :func:`save_policy` wrote."""
+    for name, weights in read_tensors(path, what="policy").items():
+        getattr(loss, f"{name}_network").load_state_dict(weights)
+
+
+def policy_file(folder: Path, task: str, seed: int) -> Path:
+    """Where the policy of a task and seed is, in the folder of a run or round."""
+    return folder / "policies" / task / f"seed-{seed}" / "policy.pt"
+
+
 def load_actor(
     config: Any, model: PWMWorldModel, folder: Path, task: str, *, seed: int | None = None
 ) -> TensorDictModule:
     """The policy of a task and seed, by default the first, from the folder of a run."""
     actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=model.action_dim)
-    saved = folder / "policies" / task / f"seed-{config.seed if seed is None else seed}" / "policy.pt"
+    saved = policy_file(folder, task, config.seed if seed is None else seed)
     actor.load_state_dict(read_tensors(saved, what="policy")["actor"])
     return actor
 
 
 def extract_all(
-    config: DictConfig, folder: Path, data: Path | None, model_file: Path, tasks: list[str]
+    config: DictConfig,
+    folder: Path,
+    data: Path | None,
+    model_file: Path,
+    tasks: list[str],
+    before: Before | None = None,
 ) -> list[dict[str, Any]]:
     """Extracts a policy for every task and seed, several at a time where there are several cores.
 
@@ -294,6 +290,7 @@ def extract_all(
             # One thread each also makes the numbers independent of how many run at once.
             threads=1 if device == "cpu" else cores,
             device=device,
+            before=before or FRESH,
         )
         for task in tasks
         for number in range(config.seeds)
@@ -316,8 +313,9 @@ def extract_group(jobs: Sequence[ExtractionJob], report: Report) -> None:
         FloatingPointError: if a number is not finite; the other jobs have been done then.
     """
     jobs = [job for job in jobs if not job.result_file.exists()]
-    if len(jobs) == 1:
-        extract_policy(jobs[0], report)
+    if len(jobs) == 1 or any(job.before.finished for job in jobs):
+        for job in jobs:
+            extract_policy(job, report)
     elif jobs:
         # What follows in this process must not depend on whether jobs run in it.
         with torch_threads(jobs[0].threads), kept_generators():

@@ -21,7 +21,7 @@ from torchrl_pwm.runs.deviations import check_comparison
 from torchrl_pwm.runs.extraction import extract_all
 from torchrl_pwm.runs.folder import claim_folder
 from torchrl_pwm.runs.report import write_report
-from torchrl_pwm.runs.rounds import improve_world_model
+from torchrl_pwm.runs.rounds import add_earlier, run_rounds
 from torchrl_pwm.runs.world_model import (
     given_world_model,
     load_world_model,
@@ -51,11 +51,13 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
     if source == "collect":
         store = collect_data(config, folder, tasks)
     model_file = prepare_world_model(config, folder, store, tasks)
+    last, before = config, None
     if config.rounds.count and store is not None:
-        model_file = improve_world_model(config, folder, store, model_file, tasks)
+        last, model_file, before = run_rounds(config, folder, store, model_file, tasks)
     if config.loss.disagreement_coef and store is not None:
         prepare_disagreement(config, store, model_file, tasks)
-    results = extract_all(config, folder, None if store is None else Path(store.root), model_file, tasks)
+    data = None if store is None else Path(store.root)
+    results = add_earlier(extract_all(last, folder, data, model_file, tasks, before), folder)
     behavior = load_quickstart() if store is None else store
     return write_report(config, folder, behavior, model_file, results, seconds=time.perf_counter() - start)
 

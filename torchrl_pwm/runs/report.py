@@ -26,7 +26,6 @@ from torchrl_pwm.evaluation import (
     film_strip,
     plot_scores,
     plot_training,
-    read_metrics,
     reference_score,
     write_html_report,
     write_summary,
@@ -38,6 +37,7 @@ from torchrl_pwm.modules import Quickstart
 from torchrl_pwm.runs.baselines import baseline_settings, measure_baselines
 from torchrl_pwm.runs.deviations import protocol_deviations
 from torchrl_pwm.runs.extraction import load_actor
+from torchrl_pwm.runs.rounds import policy_metrics
 from torchrl_pwm.runs.world_model import load_world_model
 
 
@@ -184,7 +184,7 @@ def _curves(
     for result in results if config.logger == "csv" else ():
         task, seed = result["task"], result["seed"]
         place = folder / "policies" / task / f"seed-{seed}"
-        curves.setdefault(task, {})[seed] = metrics = read_metrics(place)
+        curves.setdefault(task, {})[seed] = metrics = policy_metrics(folder, result)
         plot_training(
             metrics,
             place / "training.png",

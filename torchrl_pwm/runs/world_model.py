@@ -13,6 +13,7 @@ from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device, reads_ahead
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay
@@ -25,6 +26,9 @@ from torchrl_pwm.modules.quickstart import QUICKSTART_FILE
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.trainers.disagreement import train_disagreement
 from torchrl_pwm.trainers.pwm import WorldModelTrainer
+
+#: The world model of the round that counts, in the folder of a run.
+CHOSEN = Path("rounds") / "world_model.pt"
 
 
 def make_world_model(config: Any) -> PWMWorldModel:
@@ -189,12 +193,22 @@ def world_model_of_run(config: Any, folder: Path) -> Path:
     return given_world_model(config, folder)
 
 
+def keep_chosen_world_model(folder: Path, file: Path) -> Path:
+    """Keeps the world model of the round that counts where :func:`latest_world_model` looks first."""
+    kept = folder / CHOSEN
+    if kept != file:
+        replace_file(kept, file.read_bytes())
+    return kept
+
+
 def latest_world_model(folder: Path) -> Path:
-    """The file of a run's last world model.
+    """The file of a run's last world model, or of the one that its policies were extracted from in rounds.
 
     Raises:
         FileNotFoundError: if the run has none.
     """
+    if (folder / CHOSEN).exists():
+        return folder / CHOSEN
     rounds = sorted((folder / "rounds").glob("*/world_model/world_model.pt"), key=lambda file: int(file.parts[-3]))
     file = rounds[-1] if rounds else folder / "world_model" / "world_model.pt"
     if not file.exists():
