@@ -5,11 +5,11 @@ from __future__ import annotations
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeAlias
 
-from torchrl_pwm._utils.processes import process_pool
+from torchrl_pwm._utils.processes import LazyPool
 
 __all__ = ["BackgroundEvaluation"]
 
@@ -54,9 +54,10 @@ class BackgroundEvaluation:
     Keyword Args:
         joined (callable, optional): called with a snapshot and its numbers, in their order; returns what is logged.
         workers (int): processes.
+        pool (LazyPool, optional): of several evaluations together, in place of processes of its own.
         limit (int): snapshots that wait or are evaluated; with one more the training waits for the first.
 
-    Use it as a context: at its end no process is left.
+    Use it as a context: at its end none of its own processes is left.
 
     Raises:
         ChildProcessError: where a result is joined, if its worker process was killed.
@@ -81,12 +82,13 @@ class BackgroundEvaluation:
         *,
         joined: Callable[[Snapshot, Metrics], Metrics] = lambda snapshot, metrics: metrics,
         workers: int = 1,
+        pool: LazyPool | None = None,
         limit: int = 8,
     ) -> None:
-        self.snapshot, self.evaluate, self.joined = snapshot, evaluate, joined
-        self.workers, self.limit = workers, limit
+        self.snapshot, self.evaluate, self.joined, self.limit = snapshot, evaluate, joined, limit
+        self._own = LazyPool(workers)
+        self._pool = self._own if pool is None else pool
         self._waiting: deque[tuple[int, Snapshot, Future[Metrics]]] = deque()
-        self._pool: ProcessPoolExecutor | None = None
 
     @property
     def iterations(self) -> list[int]:
@@ -94,12 +96,11 @@ class BackgroundEvaluation:
         return [iteration for iteration, _, _ in self._waiting]
 
     def submit(self, iteration: int) -> None:
-        """Begins the evaluation of the present state."""
-        self._begin(iteration, self.snapshot())
+        """Begins the evaluation of the present state, if that of this iteration has not begun."""
+        if iteration not in self.iterations:
+            self._begin(iteration, self.snapshot())
 
     def _begin(self, iteration: int, snapshot: Snapshot) -> None:
-        if self._pool is None:
-            self._pool = process_pool(self.workers)
         # as bytes: a queue between processes would move tensors into shared memory
         future = self._pool.submit(_evaluate, self.evaluate, pickle.dumps(snapshot))
         self._waiting.append((iteration, snapshot, future))
@@ -121,15 +122,9 @@ class BackgroundEvaluation:
     def __enter__(self) -> BackgroundEvaluation:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
+    def __exit__(self, *error: object) -> None:
         # what an interrupted run has begun is evaluated again when it is resumed
-        if not all(future.done() for _, _, future in self._waiting):
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
+        self._own.__exit__(*error)
 
     def state_dict(self) -> dict[str, Any]:
         return {"waiting": [{"iteration": iteration, "snapshot": snapshot} for iteration, snapshot, _ in self._waiting]}

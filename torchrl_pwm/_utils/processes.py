@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
@@ -89,6 +89,47 @@ def process_pool(workers: int, messages: Any = None, **options: Any) -> ProcessP
     """
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(messages,), **options)
+
+
+class LazyPool:
+    """A :func:`process_pool` that is started with its first job and ends with the block.
+
+    Where the block ends before its jobs, they are ended too.
+
+    Args:
+        workers: how many.
+
+    Examples:
+        >>> with LazyPool(1) as pool:
+        ...     pool.submit(abs, -2).result()
+        2
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+        self._running: set[Future[Any]] = set()
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        """The result of ``function(*args)`` in a worker; both are pickled."""
+        if self._pool is None:
+            self._pool = process_pool(self.workers)
+        future = self._pool.submit(function, *args)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        return future
+
+    def __enter__(self) -> LazyPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        if not all(future.done() for future in list(self._running)):
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
