@@ -97,7 +97,7 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
 
 def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
     extraction = Extraction(job, report)
-    with extraction.background:
+    with extraction.evaluation:
         extraction.begin()
         extraction.trainer.train()
     return extraction.finish()
@@ -147,7 +147,8 @@ class Extraction:
         self.average = PolicyAverage(self.loss.actor_network, self.settings.average)
         self.played = task_episodes(config, job.task, self.model, policies=policies)
         real = RealEpisodes(job.config, job.task, job.world_model, job.threads if is_host(job.device) else 1, policies)
-        self.background = BackgroundEvaluation(self.snapshot, real, joined=self.joined, pool=pool)
+        here = None if job.evaluator else self.evaluate
+        self.evaluation = BackgroundEvaluation(self.snapshot, real, joined=self.joined, here=here, pool=pool)
         self.loading, self.stopwatch = time.perf_counter() - start, stopwatch or Stopwatch()
         self.trainer = PWMTrainer(
             self.loss,
@@ -158,7 +159,7 @@ class Extraction:
             device=job.device,
             logger=make_logger(config, job.folder),
             log_interval=self.settings.log_interval,
-            evaluate=self.background if job.evaluator else self.evaluate,
+            evaluate=self.evaluation,
             eval_interval=self.settings.eval_interval,
             stopwatch=self.stopwatch,
             save_folder=job.folder / "checkpoint",
@@ -169,10 +170,9 @@ class Extraction:
         self.trainer.components["best_policy"] = self.best
 
     def evaluate(self) -> dict[str, float]:
-        """What the averaged policy earns, beside what the model promises."""
+        """What the averaged policy earns."""
         with self.average.applied():
-            real = real_metrics(self.loss.actor_network, self.played, self.config)
-        return self.joined(self.snapshot(), real)
+            return real_metrics(self.loss.actor_network, self.played, self.config)
 
     def snapshot(self) -> dict[str, Any]:
         """The averaged policy, for an evaluation elsewhere, and what the model promises of it."""
