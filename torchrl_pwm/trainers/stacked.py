@@ -66,7 +66,7 @@ class StackedPWMUpdate:
         self._alive = torch.ones(len(steppers), dtype=torch.bool, device=device)
         # What was not finite first: where, and the numbers there.
         self._report = torch.zeros(len(steppers), 5, device=device)
-        self._skipped = torch.tensor([float(stepper.skipped) for stepper in steppers], device=device)
+        self._skipped = torch.stack([stepper.gate.refused for stepper in steppers]).float()
         self._updates, self._batches = 0, []  # type: ignore[var-annotated]
         self._first_update = [stepper.number for stepper in steppers]
         for stepper in steppers:
@@ -98,8 +98,8 @@ class StackedPWMUpdate:
 
     @staticmethod
     def _rates(stepper: PWMOptimizationStepper) -> Tensor:
-        optimizers = (stepper.actor_optimizer, stepper.critic_optimizer)
-        return torch.stack([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+        groups = [optimizer.param_groups[0] for optimizer in (stepper.actor_optimizer, stepper.critic_optimizer)]
+        return torch.stack([torch.as_tensor(group["lr"], device=group["params"][0].device) for group in groups])
 
     def _compute(self, batch: TensorDictBase, noise: Tensor | None, rates: Tensor) -> TensorDictBase:
         """Tensors to tensors; nothing is read on the host."""
