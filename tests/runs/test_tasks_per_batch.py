@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import multiprocessing
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tests.trainers.tiny import write_store
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm.evaluation.best_policy import BestPolicy
+from torchrl_pwm.runs.baselines import baseline_jobs, measure, measure_baselines
 from torchrl_pwm.runs.cli import compose_config
 from torchrl_pwm.runs.extraction import ExtractionJob, extract_all, extract_group, load_actor
 from torchrl_pwm.runs.world_model import load_world_model, make_world_model
@@ -173,3 +175,18 @@ def test_a_program_killed_while_others_evaluate_goes_on_to_the_same_numbers(
     assert not list(tmp_path.rglob("real_score.csv"))
     extract_group(group(tmp_path, data, model_file, evaluator=True), say_nothing, evaluators=2)
     assert rows(tmp_path) == in_one_process
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_processes_of_a_run_measure_its_baselines_too(workers, data, model_file, tmp_path):
+    cloning = {"updates": 2, "units": [8], "batch_size": 4}
+    baselines = f"++evaluation.baselines={{random: true, cloning: {cloning}}}".replace("'", "")
+    config = compose_config("pwm_mt80", [*SETTINGS, "seeds=1", f"workers={workers}", baselines])
+    alone = measure_baselines(config, tmp_path / "alone", data, TASKS)
+    jobs = baseline_jobs(config, tmp_path, data, TASKS)
+    extract_all(config, tmp_path, data, model_file, TASKS, further=[partial(measure, job) for job in jobs])
+    found = {job.task: json.loads(job.file.read_text()) for job in jobs}
+    for runs in (*alone.values(), *found.values()):
+        for run in runs["cloning"]:
+            run["phases"] = None
+    assert found == alone
