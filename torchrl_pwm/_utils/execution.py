@@ -49,6 +49,8 @@ class Execution:
         ValueError: if an option is unknown, or the device has no such thing.
     """
 
+    backend = "inductor"  # of ``torch.compile``
+
     def __init__(
         self,
         device: torch.device,
@@ -62,6 +64,13 @@ class Execution:
         check_choice(_MODES, compile_mode=compile_mode)
         check_choice(get_args(Precision), precision=precision)
         check_range(COUNT, warmup_steps=warmup_steps)
+        self.options: dict[str, Any] = {
+            "compile_train_step": compile_train_step,
+            "compile_mode": compile_mode,
+            "cudagraph": cudagraph,
+            "warmup_steps": warmup_steps,
+            "precision": precision,
+        }
         cuda = device.type == "cuda"
         if cudagraph and not cuda:
             raise ValueError(f"cudagraph=True needs networks on a CUDA device, found them on {device}: leave it out.")
@@ -83,14 +92,20 @@ class Execution:
         self._compiled: dict[str, Callable[..., Any]] = {}
         self._captured: dict[str, _Captured] = {}
 
+    def copy(self) -> Execution:
+        """The same way of running, of other functions."""
+        return Execution(self.device, **self.options)
+
     def call(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """A pure function's result, compiled if it is to be, in its precision."""
         if self.compiles and not self._off:
             name = function.__name__
             if name not in self._compiled:
-                self._compiled[name] = torch.compile(function, mode=self.compile_mode, dynamic=False)
+                self._compiled[name] = torch.compile(
+                    function, backend=self.backend, mode=self.compile_mode, dynamic=False
+                )
             function = self._compiled[name]
-        if self.precision != "bf16":
+        if self.precision != "bf16" or self.device.type == "meta":  # which has no autocast
             return function(*inputs)
         with torch.autocast(self.device.type, torch.bfloat16):
             return function(*inputs)
@@ -107,7 +122,7 @@ class Execution:
         Where compiling was not asked for by name and is not possible, updates run eagerly, with a warning.
         """
         self._off, self.ready = False, True
-        obstacle = compiler_obstacle(self.device.type) if self.compiles else None
+        obstacle = compiler_obstacle(self.device.type, self.backend) if self.compiles else None
         if obstacle is not None:
             self._give_up(obstacle)
         if not (self.compiles or self.captures):
