@@ -102,7 +102,8 @@ class GrowingTasks(Rebuildable):
             self.action_masks = torch.cat([self.action_masks, mask[None]])
         if statistics is not None:
             self.observation_mean, self.observation_std = statistics
-        sizes = None if self.action_masks is None else self.action_masks.sum(-1).int().tolist()
+        dims = self.constructor_arguments.get("action_dims")
+        sizes = None if dims is None else [*dims, own]
         self._change_arguments(num_tasks=self.num_tasks, action_dims=sizes)
         return self.num_tasks - 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -21,10 +22,10 @@ from torchrl.objectives.utils import ValueEstimators
 from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device, torch_threads
+from torchrl_pwm._utils.devices import choose_device, is_host, torch_threads
 from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm._utils.files import replace_file
-from torchrl_pwm._utils.processes import run_jobs
+from torchrl_pwm._utils.processes import LazyPool, run_jobs
 from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm._utils.stopwatch import SharedStopwatch, Stopwatch, rounded
 from torchrl_pwm._utils.tensor_files import read_tensors
@@ -96,7 +97,7 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
 
 def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
     extraction = Extraction(job, report)
-    with extraction.background:
+    with extraction.evaluation:
         extraction.begin()
         if not job.before.finished:
             extraction.trainer.train()
@@ -115,6 +116,7 @@ class Extraction:
             them once more.
         stopwatch: of the training; default: a new one.
         policies: that are trained in this process at once.
+        pool: of the evaluations of several of them.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Extraction:
         shared: Extraction | None = None,
         stopwatch: Stopwatch | None = None,
         policies: int = 1,
+        pool: LazyPool | None = None,
     ) -> None:
         config, start = OmegaConf.create(job.config), time.perf_counter()
         task_set = get_task_set(config.task_set)
@@ -145,8 +148,9 @@ class Extraction:
         self.best = BestPolicy(self.loss.actor_network)
         self.average = PolicyAverage(self.loss.actor_network, self.settings.average)
         self.played = task_episodes(config, job.task, self.model, policies=policies)
-        real = RealEpisodes(job.config, job.task, job.world_model, job.threads)
-        self.background = BackgroundEvaluation(self.snapshot, real, joined=self.joined)
+        real = RealEpisodes(job.config, job.task, job.world_model, job.threads if is_host(job.device) else 1, policies)
+        here = None if job.evaluator else self.evaluate
+        self.evaluation = BackgroundEvaluation(self.snapshot, real, joined=self.joined, here=here, pool=pool)
         self.loading, self.stopwatch = time.perf_counter() - start, stopwatch or Stopwatch()
         self.trainer = PWMTrainer(
             self.loss,
@@ -157,7 +161,7 @@ class Extraction:
             device=job.device,
             logger=make_logger(config, job.folder),
             log_interval=self.settings.log_interval,
-            evaluate=self.background if job.evaluator else self.evaluate,
+            evaluate=self.evaluation,
             eval_interval=self.settings.eval_interval,
             stopwatch=self.stopwatch,
             save_folder=job.folder / "checkpoint",
@@ -168,10 +172,9 @@ class Extraction:
         self.trainer.components["best_policy"] = self.best
 
     def evaluate(self) -> dict[str, float]:
-        """What the averaged policy earns, beside what the model promises."""
+        """What the averaged policy earns."""
         with self.average.applied():
-            real = real_metrics(self.loss.actor_network, self.played, self.config)
-        return self.joined(self.snapshot(), real)
+            return real_metrics(self.loss.actor_network, self.played, self.config)
 
     def snapshot(self) -> dict[str, Any]:
         """The averaged policy, for an evaluation elsewhere, and what the model promises of it."""
@@ -268,11 +271,16 @@ def extract_all(
     model_file: Path,
     tasks: list[str],
     before: Before | None = None,
+    *,
+    further: Sequence[Callable[[Callable[..., object]], object]] = (),
 ) -> list[dict[str, Any]]:
     """Extracts a policy for every task and seed, several at a time where there are several cores.
 
     Up to ``tasks_per_batch`` of them are trained as one program. Their folders are those of policies that are trained
     one by one, so that a run may go on with another number.
+
+    Keyword Args:
+        further: other work, for processes that have no policy left to extract; each says when it is done.
     """
     device = choose_device(config.device)
     cores = os.cpu_count() or 1
@@ -297,17 +305,30 @@ def extract_all(
     ]
     left = [job for job in jobs if not job.result_file.exists()]
     groups = _groups(left, config.get("tasks_per_batch", 1), workers)
-    if processes >= 2 * min(workers, len(groups)):
-        # There are processes for evaluations beside those that train.
-        groups = [[replace(job, evaluator=len(group) == 1) for job in group] for group in groups]
-    total = len(jobs) * config.extraction.iterations
-    with tqdm(total=total, desc="policies", unit="update", disable=not config.progress) as bar:
-        run_jobs(extract_group, groups, workers=workers, report=_Progress(bar))
+    # Processes for evaluations beside each that trains.
+    evaluators = processes // max(1, min(workers, len(groups))) - 1
+    groups = [[replace(job, evaluator=evaluators > 0) for job in group] for group in groups]
+    work: list[Any] = [partial(extract_group, group, evaluators=evaluators) for group in groups]
+    total, hidden = len(jobs) * config.extraction.iterations, not config.progress
+    with (
+        tqdm(total=total, desc="policies", unit="update", disable=hidden) as bar,
+        tqdm(total=len(further), desc="baselines", unit="task", disable=hidden or not further) as second,
+    ):
+        run_jobs(_call, [*work, *further], workers=workers, report=_Progress(bar, second))
     return [json.loads(job.result_file.read_text()) for job in jobs]
 
 
-def extract_group(jobs: Sequence[ExtractionJob], report: Report) -> None:
+def _call(work: Callable[[Callable[..., object]], object], report: Callable[..., object]) -> None:
+    work(report)
+
+
+def extract_group(jobs: Sequence[ExtractionJob], report: Report, *, evaluators: int = 1) -> None:
     """Extracts the policies of one run's jobs that are not there yet: of several, in one program.
+
+    Args:
+        jobs: the jobs.
+        report: gets the metrics of each log.
+        evaluators: processes for the evaluations of jobs that are to have one.
 
     Raises:
         FloatingPointError: if a number is not finite; the other jobs have been done then.
@@ -319,20 +340,29 @@ def extract_group(jobs: Sequence[ExtractionJob], report: Report) -> None:
     elif jobs:
         # What follows in this process must not depend on whether jobs run in it.
         with torch_threads(jobs[0].threads), kept_generators():
-            _extract_together(jobs, report)
+            _extract_together(jobs, report, max(1, min(evaluators, len(jobs))))
 
 
-def _extract_together(jobs: Sequence[ExtractionJob], report: Report) -> None:
+def _extract_together(jobs: Sequence[ExtractionJob], report: Report, evaluators: int) -> None:
     from torchrl_pwm.trainers.together import own_generators, train_together
 
     extractions: dict[PWMTrainer, Extraction] = {}
-    for job in jobs:
-        shared = next(iter(extractions.values()), None)
-        extraction = Extraction(job, report, shared=shared, stopwatch=SharedStopwatch(), policies=len(jobs))
-        with own_generators(extraction.trainer):
-            extraction.begin()
-        extractions[extraction.trainer] = extraction
-    train_together(list(extractions), at_end=lambda trainer: extractions[trainer].finish())
+    with contextlib.ExitStack() as stack:
+        # of one process each, so that a task's simulators are built in one of them alone
+        pools = [stack.enter_context(LazyPool(1)) for _ in range(evaluators)]
+        for number, job in enumerate(jobs):
+            extraction = Extraction(
+                job,
+                report,
+                shared=next(iter(extractions.values()), None),
+                stopwatch=SharedStopwatch(),
+                policies=len(jobs),
+                pool=pools[number % evaluators],
+            )
+            with own_generators(extraction.trainer):
+                extraction.begin()
+            extractions[extraction.trainer] = extraction
+        train_together(list(extractions), at_end=lambda trainer: extractions[trainer].finish())
 
 
 def _groups(jobs: Sequence[ExtractionJob], most: int, workers: int) -> list[list[ExtractionJob]]:
@@ -347,13 +377,16 @@ def _report(report: Report, job: ExtractionJob, iteration: int, metrics: Metrics
 
 
 class _Progress:
-    """Adds what the workers report to one progress bar."""
+    """Adds what the workers report to the progress bars: of the updates, and of other work, which says no more."""
 
-    def __init__(self, bar: tqdm) -> None:
-        self.bar, self.done = bar, {}  # type: ignore[var-annotated]
+    def __init__(self, bar: tqdm, further: tqdm) -> None:
+        self.bar, self.further, self.done = bar, further, {}  # type: ignore[var-annotated]
 
-    def __call__(self, name: str, done: int, metrics: Metrics) -> None:
+    def __call__(self, name: str = "", done: int = 0, metrics: Metrics | None = None) -> None:
+        if not name:
+            self.further.update()
+            return
         self.bar.update(done - self.done.get(name, 0))
         self.done[name] = done
-        shown = (f"{key}={value:.4g}" for key, value in metrics.items())
+        shown = (f"{key}={value:.4g}" for key, value in (metrics or {}).items())
         self.bar.set_postfix_str(" ".join((name, *shown)))

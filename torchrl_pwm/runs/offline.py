@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from torchrl.data import TensorDictReplayBuffer, TensorStorage
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device, reads_ahead
+from torchrl_pwm._utils.evaluations import NetworkEvaluation
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
@@ -191,13 +195,17 @@ def extract(
     average, best = PolicyAverage(loss.actor_network, settings.average), BestPolicy(loss.actor_network)
     policy = WorldModelPolicy(model, loss.actor_network)
 
-    def evaluate() -> dict[str, float]:
-        assert evaluator is not None
-        with average.applied():
-            result = evaluator.run(policy, settings.eval_episodes, config.evaluation.seed + 1).return_mean
-            best.offer(result, result)
-        return {"real_return": result}
+    def offer(snapshot: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        best.offer(metrics["real_return"], metrics["real_return"], snapshot["weights"])
+        return metrics
 
+    evaluation = None
+    if evaluator is not None:
+        along_the_way = partial(_real_return, evaluator, policy, settings.eval_episodes)
+        elsewhere = bool(config.get("evaluator"))
+        evaluation = NetworkEvaluation(
+            loss.actor_network, along_the_way, joined=offer, applied=average.applied, elsewhere=elsewhere
+        )
     trainer = PWMTrainer(
         loss,
         replay,
@@ -207,7 +215,7 @@ def extract(
         device=device,
         logger=make_logger(config, folder),
         log_interval=settings.log_interval,
-        evaluate=None if evaluator is None else evaluate,
+        evaluate=evaluation,
         eval_interval=settings.eval_interval,
         stopwatch=Stopwatch(),
         save_folder=folder / "checkpoint",
@@ -215,12 +223,13 @@ def extract(
         progress_bar=config.progress,
     )
     trainer.components["best_policy"] = best
-    trainer.resume(required=False)
-    if trainer.iteration == 0:
-        torchrl_logger.info(f"{task}: the policy begins with the behaviour of the data")
-        warm_start(loss, stepper, replay, **settings.warm_start, device=device)
-        average.restart()
-    trainer.train()
+    with evaluation or contextlib.nullcontext():
+        trainer.resume(required=False)
+        if trainer.iteration == 0:
+            torchrl_logger.info(f"{task}: the policy begins with the behaviour of the data")
+            warm_start(loss, stepper, replay, **settings.warm_start, device=device)
+            average.restart()
+        trainer.train()
     average.restore()
     outcomes: dict[str, Any] = {}
     if evaluator is not None:
@@ -229,3 +238,8 @@ def extract(
         outcomes["random actions"] = evaluator.outcome(RandomPolicy(model.action_dim, config.seed))
     save_tensors(folder / "policy.pt", loss.actor_network.state_dict())
     return loss, outcomes
+
+
+def _real_return(evaluator: Evaluator, policy: Any, episodes: int) -> dict[str, float]:
+    """The mean return, on seeds of its own, so that nothing is chosen on those of the final evaluation."""
+    return {"real_return": evaluator.run(policy, episodes, evaluator.settings.seed + 1).return_mean}

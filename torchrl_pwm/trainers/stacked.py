@@ -74,7 +74,7 @@ class StackedPWMUpdate:
         self._report = torch.zeros(len(steppers), 5, device=device)
         self._places = {where: torch.full((len(steppers),), where, device=device) for where in (_ACTOR, _CRITIC)}
         self._number = torch.zeros(len(steppers), device=device)
-        self._skipped = torch.tensor([float(stepper.skipped) for stepper in steppers], device=device)
+        self._skipped = torch.stack([stepper.gate.refused for stepper in steppers]).float()
         self._updates, self._batches = 0, []  # type: ignore[var-annotated]
         self._first_update = [stepper.number for stepper in steppers]
         for stepper in steppers:
@@ -109,8 +109,8 @@ class StackedPWMUpdate:
 
     @staticmethod
     def _rates(stepper: PWMOptimizationStepper) -> Tensor:
-        optimizers = (stepper.actor_optimizer, stepper.critic_optimizer)
-        return torch.stack([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+        groups = [optimizer.param_groups[0] for optimizer in (stepper.actor_optimizer, stepper.critic_optimizer)]
+        return torch.stack([torch.as_tensor(group["lr"], device=group["params"][0].device) for group in groups])
 
     def _warm_up(self, *inputs: Any) -> None:
         """Compiles and captures :meth:`compute`, as far as it is to be; nothing else changes."""

@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from tqdm import tqdm
 
+from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm._utils.seeds import OwnGenerators
 from torchrl_pwm._utils.stopwatch import SharedStopwatch
 from torchrl_pwm.trainers.pwm import PWMTrainer
@@ -146,11 +147,18 @@ class _Group:
     def _follow(self, metrics: TensorDictBase, failed: Iterable[PWMTrainer]) -> None:
         if any(trainer.due(trainer.log_interval) for trainer in self.trainers):
             metrics = metrics.cpu()
-        for trainer, own in zip(self.trainers, metrics.unbind(0)):
-            self.bar.update()
-            if trainer not in failed:
+        updated = [(trainer, own) for trainer, own in zip(self.trainers, metrics.unbind(0)) if trainer not in failed]
+        self.bar.update(len(self.trainers))
+        for trainer, _ in updated:
+            if trainer.average is not None:
+                trainer.average.update()
+            # The last evaluations in other processes begin before the first of them is waited for.
+            if isinstance(trainer.evaluate, BackgroundEvaluation) and trainer.iteration == trainer.iterations:
                 with own_generators(trainer):
-                    trainer.after_update(own)
+                    trainer.evaluate.submit(trainer.iteration)
+        for trainer, own in updated:
+            with own_generators(trainer):
+                trainer.after_update(own)
 
 
 def _anything_due(trainer: PWMTrainer) -> bool:
