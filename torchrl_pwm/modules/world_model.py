@@ -6,32 +6,24 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from torchrl_pwm._utils.devices import is_host, readable
 from torchrl_pwm._utils.ranges import COUNT, check_range
 from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model, untold_arguments
 from torchrl_pwm.modules.hub import Pretrained
-from torchrl_pwm.modules.layers import (
-    ResetsItself,
-    ResidualLatent,
-    SimNorm,
-    initialize,
-    make_mlp,
-    run_from_first_linear,
-)
-from torchrl_pwm.modules.multitask import TaskContext, action_masks, check_tasks, known_task
+from torchrl_pwm.modules.latent_steps import LatentSteps
+from torchrl_pwm.modules.layers import ResetsItself, ResidualLatent, SimNorm, initialize, make_mlp
+from torchrl_pwm.modules.multitask import action_masks
 from torchrl_pwm.modules.new_task import GrowingTasks
-from torchrl_pwm.modules.own_encoder import OwnEncoder, observation_shape, wrong_size
+from torchrl_pwm.modules.own_encoder import OwnEncoder, observation_shape
 from torchrl_pwm.modules.presets import Preset, preset_sizes
 from torchrl_pwm.modules.standardization import Standardization
 from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
 from torchrl_pwm.modules.world_model_entries import WorldModelEntries
 
 
-class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, WorldModelEntries):
+class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, LatentSteps, WorldModelEntries):
     """The multi-task world model of PWM and TD-MPC2, a :class:`torchrl.modules.WorldModel`.
 
     z = enc(o, e),  z' = dyn(z, e, a),  r = rew(z, e, a), with e the task's embedding (PWM, arXiv 2407.02466,
@@ -300,24 +292,6 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
             latent = self._encoder(self.join(self.standardize_observation(observation, task), task))
         return latent if self._latents is None else self._latents(latent)
 
-    def next_latent(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
-        """z' = dyn(z, e, a): ``[*, D]`` and ``[*, A]`` to ``[*, D]``."""
-        action = self._read("action", action, (self.action_dim,))
-        if isinstance(task, TaskContext):
-            joint = torch.cat([latent, action], -1)
-            output = run_from_first_linear(self._dynamics, joint, task.dynamics_weight, task.dynamics_bias)
-        else:
-            output = self._dynamics(self.join(latent, task, action))
-        return output if self._latents is None else self._latents.step(latent, output)
-
-    def reward_logits(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
-        """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``, which may be normalised."""
-        action = self._read("action", action, (self.action_dim,))
-        if isinstance(task, TaskContext):
-            joint = torch.cat([latent, action], -1)
-            return run_from_first_linear(self._reward, joint, task.reward_weight, task.reward_bias)
-        return self._reward(self.join(latent, task, action))
-
     def decode_reward(self, logits: Tensor, space: RewardSpace = "raw") -> Tensor:
         """Logits ``[*, K]`` to rewards ``[*, 1]``, in raw units or as the head has them: in symlog space with bins,
         normalised with ``normalize_rewards``, else the same.
@@ -340,58 +314,3 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
         if self._termination is None:
             raise ValueError("This model has no termination head: build it with termination=True.")
         return self._termination(self.join(latent, task))
-
-    def task_context(self, task: Tensor | int | None) -> TaskContext | Tensor | int | None:
-        """The share of ``task`` [*] in a step, to pass in place of ``task`` to many steps. ``None`` without tasks.
-
-        A subclass that overrides a step gets ``task`` itself back, which is what its step expects.
-        """
-        if self._task_emb is None:
-            return None
-        steps = ("next_latent", "reward_logits")
-        if any(getattr(type(self), step) is not getattr(PWMWorldModel, step) for step in steps):
-            return task
-        embedding = self._embed(task)
-
-        def split(layer: nn.Module) -> tuple[Tensor, Tensor]:
-            assert isinstance(layer, nn.Linear)
-            latent, shared, action = layer.weight.split([self.latent_dim, self.task_dim, self.action_dim], 1)
-            return torch.cat([latent, action], 1), nn.functional.linear(embedding, shared, layer.bias)
-
-        return TaskContext(*split(self._dynamics[0]), *split(self._reward[0]))
-
-    def join(self, first: Tensor, task: Tensor | int | None, action: Tensor | None = None) -> Tensor:
-        """Input of the encoder (observation first) or a head (latent first, with action), [*, first + E + action]."""
-        parts = [first]
-        if self._task_emb is not None:
-            parts.append(self._embed(task, first.shape[:-1], first.device).expand(*first.shape[:-1], -1))
-        if action is not None:
-            parts.append(action)
-        return torch.cat(parts, -1) if len(parts) > 1 else first
-
-    def _embed(
-        self, task: Tensor | int | None, batch: torch.Size | None = None, device: torch.device | None = None
-    ) -> Tensor:
-        assert self._task_emb is not None
-        if task is None:
-            raise ValueError(f"This model has {self.num_tasks} tasks: give `task`, the index of each state's task.")
-        task = self._known(task, batch)
-        if not isinstance(task, Tensor):
-            task = torch.tensor(task, device=device or self._task_emb.weight.device)
-        return self._task_emb(task)
-
-    def _known(self, task: Tensor | int, batch: torch.Size | None) -> Tensor | int:
-        """The task, if it is one of the model's."""
-        task = known_task(task, self.num_tasks, batch)
-        if isinstance(task, Tensor) and readable(task) and not (self._indices_seen and not is_host(task.device)):
-            # On a GPU an index out of range ends the process, and reading it each time would cost more than the step.
-            check_tasks(task, self.num_tasks)
-            self._indices_seen = True
-        return task
-
-    def _read(self, name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """An input in the model's dtype, if its last axes have this shape."""
-        if value.shape[-len(shape) :] != shape:
-            raise ValueError(wrong_size(name, value.shape, shape))
-        first: Any = self._dynamics[0]
-        return value if value.dtype == first.weight.dtype else value.to(first.weight.dtype)
