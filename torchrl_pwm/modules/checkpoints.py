@@ -20,7 +20,7 @@ QUICKSTART_FILE = Path(__file__).parent.parent / "assets" / "quickstart.safetens
 #: What the weights of published models do not tell.
 PUBLISHED = {"simnorm_dim": 8, "vmin": -10.0, "vmax": 10.0}
 
-_LAYER = re.compile(r"_(encoder|dynamics|reward|termination)\.(?:state\.)?(\d+)\.(ln\.)?(weight|bias)")
+_LAYER = re.compile(r"_(encoder|dynamics|reward|termination|decoder)\.(?:state\.)?(\d+)\.(ln\.)?(weight|bias)")
 # Other parts of TD-MPC2 (policy prior, value ensembles) and its bookkeeping entries.
 _OTHER = re.compile(r"_pi\.|(_Qs|_detach_Qs|_target_Qs)(_params)?\.|log_std_(min|dif)$|_action_masks$")
 
@@ -158,12 +158,14 @@ def model_sizes(weights: Mapping[str, Tensor], *, published: bool = True) -> dic
     Raises:
         ValueError: if entries are missing.
     """
-    termination = any(key.startswith("_termination.") for key in weights)
-    parts = ["encoder", "dynamics", "reward", *(["termination"] if termination else [])]
+    more = [part for part in ("termination", "decoder") if any(key.startswith(f"_{part}.") for key in weights)]
+    parts = ["encoder", "dynamics", "reward", *more]
     shapes = {part: _layer_shapes(weights, part, published) for part in parts}
     embedding = weights.get("_task_emb.weight")
     num_tasks, task_dim = embedding.shape if embedding is not None else (0, 0)
     latent_dim, bins = shapes["encoder"][-1][0], shapes["reward"][-1][0]
+    first = weights["_dynamics.0.weight"]
+    heads = len(first) if first.ndim == 3 else 1
     return {
         "observation_dim": shapes["encoder"][0][1] - task_dim,
         "action_dim": shapes["dynamics"][0][1] - latent_dim - task_dim,
@@ -173,21 +175,22 @@ def model_sizes(weights: Mapping[str, Tensor], *, published: bool = True) -> dic
         "num_bins": bins if bins > 1 else None,
         "num_tasks": num_tasks,
         "task_dim": task_dim,
-        **({"termination": True} if termination else {}),
+        **dict.fromkeys(more, True),
+        **({"num_heads": heads} if heads > 1 else {}),
     }
 
 
 def _layer_shapes(weights: Mapping[str, Tensor], part: str, published: bool) -> list[tuple[int, int]]:
-    """(out, in) of each linear layer of a part, in order."""
+    """(out, in) of each linear layer of a part, in order; several heads have an axis before them."""
     indices = sorted({int(m[2]) for key in weights if (m := _LAYER.fullmatch(key)) and m[1] == part})
     if not indices or indices != list(range(len(indices))):
         raise ValueError(f"Incomplete checkpoint: expected layers 0, 1, ... under _{part}, found {indices or 'none'}.")
     expected = {f"_{part}.{i}.{name}" for i in indices for name in ("weight", "bias")}
-    normed = indices[:-1] if part in ("reward", "termination") else indices
+    normed = indices[:-1] if part in ("reward", "termination", "decoder") else indices
     expected |= {f"_{part}.{i}.ln.{name}" for i in normed for name in ("weight", "bias")}
     if not published:
         expected = {key for key in expected if ".ln." not in key}
     found = {key for key in weights if published or ".ln." not in key}
     if missing := sorted(expected ^ {key for key in found if key.startswith(f"_{part}.")}):
         raise ValueError(f"Incomplete or inconsistent checkpoint: the keys {missing[:8]} do not fit together.")
-    return [tuple(weights[f"_{part}.{i}.weight"].shape) for i in indices]  # type: ignore[misc]
+    return [tuple(weights[f"_{part}.{i}.weight"].shape[-2:]) for i in indices]  # type: ignore[misc]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchrl_pwm._utils.devices import is_host, readable
+from torchrl_pwm.modules.heads import HeadChoice, HeadsContext, StackedMLP
 from torchrl_pwm.modules.layers import ResidualLatent, run_from_first_linear
 from torchrl_pwm.modules.multitask import TaskContext, check_tasks, known_task
 from torchrl_pwm.modules.own_encoder import wrong_size
@@ -18,6 +20,7 @@ class LatentSteps(nn.Module):
 
     latent_dim: int
     action_dim: int
+    num_heads: int
     num_tasks: int
     task_dim: int
     _dynamics: nn.Sequential
@@ -26,9 +29,17 @@ class LatentSteps(nn.Module):
     _latents: ResidualLatent | None
     _indices_seen: bool  # of a task, on a GPU
 
-    def next_latent(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
-        """z' = dyn(z, e, a): ``[*, D]`` and ``[*, A]`` to ``[*, D]``."""
+    def next_latent(
+        self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | HeadsContext | None = None
+    ) -> Tensor:
+        """z' = dyn(z, e, a): ``[*, D]`` and ``[*, A]`` to ``[*, D]``.
+
+        Of several heads it is their mean, unless a context says which: see :meth:`task_context`.
+        """
         action = self._read("action", action, (self.action_dim,))
+        if self.num_heads > 1:
+            return self._next_of_heads(latent, action, self._heads(task))
+        assert not isinstance(task, HeadsContext)
         if isinstance(task, TaskContext):
             joint = torch.cat([latent, action], -1)
             output = run_from_first_linear(self._dynamics, joint, task.dynamics_weight, task.dynamics_bias)
@@ -36,24 +47,69 @@ class LatentSteps(nn.Module):
             output = self._dynamics(self.join(latent, task, action))
         return output if self._latents is None else self._latents.step(latent, output)
 
-    def reward_logits(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
-        """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``, which may be normalised."""
+    def reward_logits(
+        self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | HeadsContext | None = None
+    ) -> Tensor:
+        """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``, which may be normalised.
+
+        Of several heads it is the mean of their distributions, or rewards, unless a context says which head.
+        """
         action = self._read("action", action, (self.action_dim,))
+        if self.num_heads > 1:
+            return self._reward_of_heads(latent, action, self._heads(task))
+        assert not isinstance(task, HeadsContext)
         if isinstance(task, TaskContext):
             joint = torch.cat([latent, action], -1)
             return run_from_first_linear(self._reward, joint, task.reward_weight, task.reward_bias)
         return self._reward(self.join(latent, task, action))
 
-    def task_context(self, task: Tensor | int | None) -> TaskContext | Tensor | int | None:
+    def _heads(self, task: Tensor | int | TaskContext | HeadsContext | None) -> HeadsContext:
+        """The context of a step that may have been given none."""
+        assert not isinstance(task, TaskContext)
+        return task if isinstance(task, HeadsContext) else self._heads_context(task, "mean")
+
+    def _heads_context(self, task: Tensor | int | None, choice: HeadChoice) -> HeadsContext:
+        assert isinstance(self._dynamics, StackedMLP) and isinstance(self._reward, StackedMLP)
+        embedding = None if self._task_emb is None else self._embed(task)
+        return HeadsContext.of(choice, self._dynamics, self._reward, embedding, self.latent_dim)
+
+    def _next_of_heads(self, latent: Tensor, action: Tensor, context: HeadsContext) -> Tensor:
+        following = context.run(context.dynamics, latent, action)
+        if self._latents is not None:
+            following = self._latents.step(latent, following)
+        if context.choice != "mean":
+            return following
+        mean = following.mean(0)  # of points on simplices: one on them, too
+        return self._latents(mean) if self._latents is not None and self._latents.simnorm is None else mean
+
+    def _reward_of_heads(self, latent: Tensor, action: Tensor, context: HeadsContext) -> Tensor:
+        logits = context.run(context.reward, latent, action)
+        if context.choice != "mean":
+            return logits
+        if logits.shape[-1] == 1:
+            return logits.mean(0)
+        return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+    def task_context(
+        self, task: Tensor | int | None, heads: HeadChoice = "mean"
+    ) -> TaskContext | HeadsContext | Tensor | int | None:
         """The share of ``task`` [*] in a step, to pass in place of ``task`` to many steps. ``None`` without tasks.
 
         A subclass that overrides a step gets ``task`` itself back, which is what its step expects.
+
+        Args:
+            task: index or indices.
+            heads: of a model with several heads, those that the steps are of. ``"mean"``: the mean of all.
+                ``"each"``: every head with states of its own, [*, K, B, D]. ``"one"``: a random head for each state of
+                [*, B, D], the same in all steps that get this context; the work is that of one head.
         """
-        if self._task_emb is None:
+        if self._task_emb is None and self.num_heads == 1:
             return None
         steps = ("next_latent", "reward_logits")
         if any(getattr(type(self), step) is not getattr(LatentSteps, step) for step in steps):
             return task
+        if self.num_heads > 1:
+            return self._heads_context(task, heads)
         embedding = self._embed(task)
 
         def split(layer: nn.Module) -> tuple[Tensor, Tensor]:
