@@ -20,7 +20,7 @@ QUICKSTART_FILE = Path(__file__).parent.parent / "assets" / "quickstart.safetens
 #: What the weights of published models do not tell.
 PUBLISHED = {"simnorm_dim": 8, "vmin": -10.0, "vmax": 10.0}
 
-_LAYER = re.compile(r"_(encoder|dynamics|reward|termination|decoder)\.(?:state\.)?(\d+)\.(ln\.)?(weight|bias)")
+_LAYER = re.compile(r"_(encoder|dynamics|reward|termination)\.(?:state\.)?(\d+)\.(ln\.)?(weight|bias)")
 # Other parts of TD-MPC2 (policy prior, value ensembles) and its bookkeeping entries.
 _OTHER = re.compile(r"_pi\.|(_Qs|_detach_Qs|_target_Qs)(_params)?\.|log_std_(min|dif)$|_action_masks$")
 
@@ -158,8 +158,8 @@ def model_sizes(weights: Mapping[str, Tensor], *, published: bool = True) -> dic
     Raises:
         ValueError: if entries are missing.
     """
-    more = [part for part in ("termination", "decoder") if any(key.startswith(f"_{part}.") for key in weights)]
-    parts = ["encoder", "dynamics", "reward", *more]
+    termination = any(key.startswith("_termination.") for key in weights)
+    parts = ["encoder", "dynamics", "reward", *(["termination"] if termination else [])]
     shapes = {part: _layer_shapes(weights, part, published) for part in parts}
     embedding = weights.get("_task_emb.weight")
     num_tasks, task_dim = embedding.shape if embedding is not None else (0, 0)
@@ -175,7 +175,7 @@ def model_sizes(weights: Mapping[str, Tensor], *, published: bool = True) -> dic
         "num_bins": bins if bins > 1 else None,
         "num_tasks": num_tasks,
         "task_dim": task_dim,
-        **dict.fromkeys(more, True),
+        **({"termination": True} if termination else {}),
         **({"num_heads": heads} if heads > 1 else {}),
     }
 
@@ -186,7 +186,7 @@ def _layer_shapes(weights: Mapping[str, Tensor], part: str, published: bool) -> 
     if not indices or indices != list(range(len(indices))):
         raise ValueError(f"Incomplete checkpoint: expected layers 0, 1, ... under _{part}, found {indices or 'none'}.")
     expected = {f"_{part}.{i}.{name}" for i in indices for name in ("weight", "bias")}
-    normed = indices[:-1] if part in ("reward", "termination", "decoder") else indices
+    normed = indices[:-1] if part in ("reward", "termination") else indices
     expected |= {f"_{part}.{i}.ln.{name}" for i in normed for name in ("weight", "bias")}
     if not published:
         expected = {key for key in expected if ".ln." not in key}
