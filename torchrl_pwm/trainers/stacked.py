@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from torchrl_pwm.objectives.entries import non_finite
+from torchrl_pwm._utils.finite import non_finite
 from torchrl_pwm.objectives.stacked_pwm import StackedPWMLoss
 from torchrl_pwm.trainers.stacked_adam import StackedAdam
 from torchrl_pwm.trainers.steppers import PWMOptimizationStepper
