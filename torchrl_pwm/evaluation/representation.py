@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from math import nan
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm.modules import PWMWorldModel
 
-__all__ = ["collapse_warning", "latent_metrics", "representation", "representation_by_task"]
+__all__ = ["RepresentationWatch", "collapse_warning", "latent_metrics", "representation", "representation_by_task"]
 
 _STATES = 512  # of each task that are looked at, at most; half of them are what the probe learns from
 _UNITS, _UPDATES, _RATE = 128, 300, 1e-3  # of the probe network
@@ -92,7 +93,62 @@ def collapse_warning(found: Mapping[Any, Mapping[str, float]]) -> str | None:
     )
 
 
-def _mean(found: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+class RepresentationWatch:
+    """Measures of the representation along a training, to be given as its ``evaluate``.
+
+    Each call returns :func:`latent_metrics`, every ``probe_interval``-th, from the first on, ``observation_explained``
+    too. From the call ``warn_from`` on, when latents have had time to spread, a collapse is warned of, once.
+
+    Args:
+        world_model (PWMWorldModel): the model that is trained.
+        held_out (TensorDictBase): see :func:`representation`.
+
+    Keyword Args:
+        probe_interval (int): calls between two probes.
+        warn_from (int): number of calls before the first warning.
+        names (mapping, optional): of the tasks, by index, for the warning.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
+        >>> watch = RepresentationWatch(model, TensorDict({"observation": torch.randn(64, 5)}, [64]), probe_interval=2)
+        >>> sorted(watch()), sorted(watch())
+        (['latent_spread', 'observation_explained'], ['latent_spread'])
+    """
+
+    def __init__(
+        self,
+        world_model: PWMWorldModel,
+        held_out: TensorDictBase,
+        *,
+        probe_interval: int = 10,
+        warn_from: int = 10,
+        names: Mapping[int, str] | None = None,
+    ) -> None:
+        self.world_model, self.held_out, self.names = world_model, held_out, dict(names or {})
+        self.probe_interval, self.warn_from = probe_interval, warn_from
+        self._calls, self._warned = 0, False
+
+    def __call__(self) -> dict[str, float]:
+        self._calls += 1
+        if (self._calls - 1) % self.probe_interval:
+            return latent_metrics(self.world_model, self.held_out)
+        found = self.measure(warn=self._calls > self.warn_from)
+        return _mean(found)
+
+    def measure(self, *, warn: bool = True) -> dict[str, dict[str, float]]:
+        """:func:`representation_by_task` by name, with a warning of a collapse unless there was one."""
+        by_index = representation_by_task(self.world_model, self.held_out)
+        found = {self.names.get(index, str(index)): each for index, each in by_index.items()}
+        warning = collapse_warning(found) if warn and not self._warned else None
+        if warning:
+            self._warned = True
+            warnings.warn(warning, stacklevel=2)
+        return found
+
+
+def _mean(found: Mapping[Any, Mapping[str, float]]) -> dict[str, float]:
     names = next(iter(found.values()), {})
     return {name: sum(each[name] for each in found.values()) / len(found) for name in names}
 

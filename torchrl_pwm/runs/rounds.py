@@ -10,7 +10,7 @@ from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay
 from torchrl_pwm.envs import WorldModelWrapper, get_task_set
 from torchrl_pwm.runs.data import family
 from torchrl_pwm.runs.extraction import extract_all, load_actor
-from torchrl_pwm.runs.world_model import load_world_model, train_world_model
+from torchrl_pwm.runs.world_model import load_world_model, measured_states, train_world_model
 
 
 def improve_world_model(config: DictConfig, folder: Path, store: EpisodeStore, file: Path, tasks: list[str]) -> Path:
@@ -51,6 +51,12 @@ def improve_world_model(config: DictConfig, folder: Path, store: EpisodeStore, f
             for data, batch in [(store, max(size - number * share, 1)), *((data, share) for data in recent)]
         ]
         file = train_world_model(
-            config, here / "world_model", model, ReplayMixture(replays), iterations=settings.iterations
+            config,
+            here / "world_model",
+            model,
+            ReplayMixture(replays),
+            iterations=settings.iterations,
+            states=measured_states(store, tasks, seed=config.seed),
+            names=task_set.names,
         )
     return file
