@@ -137,10 +137,18 @@ def test_a_policy_is_imagined_in_one_head_a_state(num_tasks, batch):
     (rollout["next", "reward"].sum()).backward()
 
 
-def test_tasks_together_on_several_heads_are_refused():
-    model = make_model(num_heads=3)
-    with pytest.raises(ValueError, match=r"one head.*num_heads=3.*one by one"):
-        StackedPWMLoss([make_pwm(model), make_pwm(model)])
+@TASK_COUNTS
+def test_tasks_together_imagine_as_each_alone_in_the_heads_that_it_drew(num_tasks):
+    model = make_model(num_tasks, num_heads=3, residual=True)
+    nn.init.normal_(model.dynamics_network[-1].weight, std=0.3)
+    losses = [make_pwm(model) for _ in range(2)]
+    batches = [starts(num_tasks), starts(num_tasks)]
+    heads, noise = torch.tensor([[2, 0, 1], [1, 2, 0]]), torch.randn(HORIZON, 2, BATCH, ACTION)
+    expected = [loss.imagine(*each) for loss, *each in zip(losses, batches, noise.unbind(1), heads)]
+    found = StackedPWMLoss(losses).imagine(torch.stack(batches), noise, heads)
+    for alone, together in zip(expected, found.unbind(0)):
+        for key in ("latent", ("next", "latent"), ("next", "reward")):
+            torch.testing.assert_close(together[key], alone[key], rtol=1e-4, atol=1e-5)
 
 
 def test_a_decoder_that_came_after_the_loss_is_said():

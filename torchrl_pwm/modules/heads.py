@@ -91,6 +91,11 @@ class StackedMLP(nn.Sequential):
         """What :func:`run_stacked` needs to run these networks."""
         return [layer.layer() for layer in self if isinstance(layer, StackedLinear)]
 
+    def draw_order(self) -> Tensor:
+        """A random order [K] of the networks, from torch's generator of their device."""
+        first: StackedLinear = self[0]  # type: ignore[assignment]
+        return torch.rand(len(first.weight), device=first.weight.device).argsort()
+
     def forward(self, x: Tensor) -> Tensor:
         return run_stacked(x, self.layers())
 
@@ -145,32 +150,41 @@ class HeadsContext(NamedTuple):
             where an axis of 1 stands for all. ``"one"``: one head for each state of [*, B, D], with equal work for all.
         dynamics, reward: layers of the heads, see :func:`run_stacked`; for ``"one"`` in the order in which states
             take them.
+        order: [*, K], where states [*, B, D] take the heads in an order of their own along the first axes.
     """
 
     choice: HeadChoice
     dynamics: tuple[Layer, ...]
     reward: tuple[Layer, ...]
+    order: Tensor | None = None
 
     @classmethod
     def of(
-        cls, choice: HeadChoice, dynamics: StackedMLP, reward: StackedMLP, embedding: Tensor | None, latent_dim: int
+        cls,
+        choice: HeadChoice,
+        dynamics: StackedMLP,
+        reward: StackedMLP,
+        embedding: Tensor | None,
+        latent_dim: int,
+        order: Tensor | None = None,
     ) -> HeadsContext:
         """The context of states with this task embedding [*, E], or without one.
 
-        For ``"one"`` an order of the heads is drawn from torch's generator of their device: state i has the head at
-        the place i modulo K of it.
+        For ``"one"`` state i has the head at the place i modulo K of an ``order`` [K], or [*, K], which by default is
+        drawn from torch's generator of their device.
         """
-        first: StackedLinear = dynamics[0]  # type: ignore[assignment]
-        order = torch.rand(len(first.weight), device=first.weight.device).argsort() if choice == "one" else None
+        if choice == "one" and order is None:
+            order = dynamics.draw_order()
+        own = order if choice == "one" and order is not None and order.ndim > 1 else None
         parts = []
         for network in (dynamics, reward):
             layers = network.layers()
-            if order is not None:
+            if choice == "one" and order is not None and own is None:
                 layers = [_ordered(layer, order) for layer in layers]
             if embedding is not None:
-                layers[0] = _with_embedding(layers[0], choice, embedding, latent_dim)
+                layers[0] = _with_embedding(layers[0], choice, embedding, latent_dim, own)
             parts.append(tuple(layers))
-        return cls(choice, *parts)
+        return cls(choice, parts[0], parts[1], own)
 
     def run(self, layers: Sequence[Layer], latent: Tensor, action: Tensor) -> Tensor:
         """Output of the heads for latents and actions: [*, B, O], or [K, *, O] of all for their mean."""
@@ -178,15 +192,17 @@ class HeadsContext(NamedTuple):
             lead = torch.broadcast_shapes(latent.shape[:-1], action.shape[:-1])
             latent, action = (entry.expand(*lead, -1) for entry in (latent, action))
         joint, nets = torch.cat([latent, action], -1), len(layers[0].weight)
-        output = run_stacked(_spread(joint, nets, self.choice), layers)
+        output = run_stacked(_spread(joint, nets, self.choice, self.order), layers)
         if self.choice == "mean":
             return output
         if self.choice == "each":
             return output.movedim(0, -3)
+        if self.order is not None:
+            output = _reordered(output, self.order)
         return output.movedim(0, -2).flatten(-3, -2)[..., : joint.shape[-2], :]
 
 
-def _spread(x: Tensor, nets: int, choice: HeadChoice) -> Tensor:
+def _spread(x: Tensor, nets: int, choice: HeadChoice, order: Tensor | None = None) -> Tensor:
     """What each head reads: [K, *, I] of [*, I], as the context's ``choice`` says."""
     if choice == "mean":
         return x.expand(nets, *x.shape)
@@ -194,7 +210,15 @@ def _spread(x: Tensor, nets: int, choice: HeadChoice) -> Tensor:
         return x.expand(*x.shape[:-3], nets, *x.shape[-2:]).movedim(-3, 0)
     missing = -x.shape[-2] % nets
     x = F.pad(x, (0, 0, 0, missing)) if missing else x
-    return x.unflatten(-2, (-1, nets)).movedim(-2, 0)
+    x = x.unflatten(-2, (-1, nets)).movedim(-2, 0)
+    return x if order is None else _reordered(x, order.argsort(-1))
+
+
+def _reordered(x: Tensor, order: Tensor) -> Tensor:
+    """[K, *, n, D] with the first axis in an order [*, K] of its own for each entry of the axes before n."""
+    places = order.movedim(-1, 0)
+    between = [1] * (x.ndim - 2 - places.ndim)
+    return x.take_along_dim(places.view(len(x), *between, *places.shape[1:], 1, 1), 0)
 
 
 def _ordered(layer: Layer, order: Tensor) -> Layer:
@@ -202,7 +226,9 @@ def _ordered(layer: Layer, order: Tensor) -> Layer:
     return Layer(layer.form, *tensors)
 
 
-def _with_embedding(first: Layer, choice: HeadChoice, embedding: Tensor, latent_dim: int) -> Layer:
+def _with_embedding(
+    first: Layer, choice: HeadChoice, embedding: Tensor, latent_dim: int, order: Tensor | None
+) -> Layer:
     """The first layer without the columns of the embedding, whose share is in the bias [K, O] or [K, *, O]."""
     weight, bias, size = first.weight, first.bias, embedding.shape[-1]
     assert bias is not None
@@ -211,7 +237,7 @@ def _with_embedding(first: Layer, choice: HeadChoice, embedding: Tensor, latent_
         share = bias + shared @ embedding
     else:
         of_states = choice == "one" and embedding.shape[-2] > 1  # else one embedding for all
-        read = _spread(embedding, len(weight), "one" if of_states else "mean")
+        read = _spread(embedding, len(weight), "one" if of_states else "mean", order if of_states else None)
         flat = torch.baddbmm(bias.unsqueeze(1), read.reshape(len(weight), -1, size), shared.mT)
         share = flat.view(*read.shape[:-1], -1)
     return first._replace(weight=torch.cat([latent, action], -1), bias=share)

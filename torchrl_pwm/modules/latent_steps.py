@@ -68,10 +68,16 @@ class LatentSteps(nn.Module):
         assert not isinstance(task, TaskContext)
         return task if isinstance(task, HeadsContext) else self._heads_context(task, "mean")
 
-    def _heads_context(self, task: Tensor | int | None, choice: HeadChoice) -> HeadsContext:
+    def draw_heads(self) -> Tensor | None:
+        """A random order [K] of several heads, which states take in turn; None of one head."""
+        return self._dynamics.draw_order() if isinstance(self._dynamics, StackedMLP) else None
+
+    def _heads_context(
+        self, task: Tensor | int | None, choice: HeadChoice, order: Tensor | None = None
+    ) -> HeadsContext:
         assert isinstance(self._dynamics, StackedMLP) and isinstance(self._reward, StackedMLP)
         embedding = None if self._task_emb is None else self._embed(task)
-        return HeadsContext.of(choice, self._dynamics, self._reward, embedding, self.latent_dim)
+        return HeadsContext.of(choice, self._dynamics, self._reward, embedding, self.latent_dim, order)
 
     def _next_of_heads(self, latent: Tensor, action: Tensor, context: HeadsContext) -> Tensor:
         following = context.run(context.dynamics, latent, action)
@@ -91,7 +97,7 @@ class LatentSteps(nn.Module):
         return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
     def task_context(
-        self, task: Tensor | int | None, heads: HeadChoice = "mean"
+        self, task: Tensor | int | None, heads: HeadChoice = "mean", order: Tensor | None = None
     ) -> TaskContext | HeadsContext | Tensor | int | None:
         """The share of ``task`` [*] in a step, to pass in place of ``task`` to many steps. ``None`` without tasks.
 
@@ -102,6 +108,7 @@ class LatentSteps(nn.Module):
             heads: of a model with several heads, those that the steps are of. ``"mean"``: the mean of all.
                 ``"each"``: every head with states of its own, [*, K, B, D]. ``"one"``: a random head for each state of
                 [*, B, D], the same in all steps that get this context; the work is that of one head.
+            order: for ``"one"``, as :meth:`draw_heads` gives it: state i gets the head at its place i modulo K.
         """
         if self._task_emb is None and self.num_heads == 1:
             return None
@@ -109,7 +116,7 @@ class LatentSteps(nn.Module):
         if any(getattr(type(self), step) is not getattr(LatentSteps, step) for step in steps):
             return task
         if self.num_heads > 1:
-            return self._heads_context(task, heads)
+            return self._heads_context(task, heads, order)
         embedding = self._embed(task)
 
         def split(layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -60,11 +60,6 @@ class StackedPWMLoss(PWMLoss):
                 "tasks are trained together with delay_value=False and reduction mean or sum, found "
                 f"{first.delay_value} and {first.reduction}."
             )
-        if getattr(first.world_model, "num_heads", 1) > 1:
-            raise ValueError(
-                "tasks are trained together on a world model with one head, since each draws the head of its states by "
-                f"itself, found num_heads={first.world_model.num_heads}: train them one by one (tasks_per_batch=1)."
-            )
         critics = [loss.value_network for loss in losses]
         if not all(isinstance(critic, ValueEnsemble) for critic in critics):
             raise ValueError("tasks are trained together with the critics of make_value_ensemble alone, found others.")

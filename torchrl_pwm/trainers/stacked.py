@@ -80,8 +80,9 @@ class StackedPWMUpdate:
     critic_batches: int
     skip_non_finite: bool
 
-    def update(self, batch: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
-        """One update from start states ``[T, B]``; ``noise`` [H, T, B, A] replaces the sampled policy noise.
+    def update(self, batch: TensorDictBase, noise: Tensor | None = None, heads: Tensor | None = None) -> TensorDictBase:
+        """One update from start states ``[T, B]``; ``noise`` [H, T, B, A] replaces the sampled policy noise, and
+        ``heads`` [T, K] the order in which the start states of each task take the heads of a model with several.
 
         Returns:
             Detached metrics [T], by the names of a single update's.
@@ -91,7 +92,7 @@ class StackedPWMUpdate:
         self._batches.append(batch)
         if self.skip_non_finite:
             self._batches.clear()
-        metrics = self._compute(batch, noise, rates)
+        metrics = self._compute(batch, noise, heads, rates)
         for stepper in self.steppers:
             stepper.anneal()
         return metrics
@@ -101,11 +102,13 @@ class StackedPWMUpdate:
         optimizers = (stepper.actor_optimizer, stepper.critic_optimizer)
         return torch.stack([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
 
-    def _compute(self, batch: TensorDictBase, noise: Tensor | None, rates: Tensor) -> TensorDictBase:
+    def _compute(
+        self, batch: TensorDictBase, noise: Tensor | None, heads: Tensor | None, rates: Tensor
+    ) -> TensorDictBase:
         """Tensors to tensors; nothing is read on the host."""
         loss = self.loss_module
         actor_rates, critic_rates = rates
-        rollout = loss.imagine(batch, noise)
+        rollout = loss.imagine(batch, noise, heads)
         behavior = loss.behavior_loss(batch) if loss.behavior_coef else None
         before = [buffer.clone() for buffer in loss.return_moments.buffers()]
         actor_loss = loss.actor_loss(rollout)
