@@ -151,6 +151,17 @@ def test_tasks_together_imagine_as_each_alone_in_the_heads_that_it_drew(num_task
             torch.testing.assert_close(together[key], alone[key], rtol=1e-4, atol=1e-5)
 
 
+def test_several_heads_are_imagined_in_bfloat16_too():
+    loss, td = make_pwm(make_model(TASKS, num_heads=3, residual=True)), starts(TASKS)
+    noise, heads = torch.randn(HORIZON, BATCH, ACTION), torch.tensor([2, 0, 1])
+    expected = loss.imagine(td, noise, heads)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss.imagine(td, noise, heads)
+    for key in ("latent", "action", ("next", "latent"), ("next", "reward")):
+        assert found[key].dtype is torch.float32
+        torch.testing.assert_close(found[key], expected[key], rtol=0.05, atol=0.05)
+
+
 def test_a_decoder_that_came_after_the_loss_is_said():
     model = make_model()
     loss = PWMWorldModelLoss(model)

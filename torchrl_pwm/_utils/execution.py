@@ -62,6 +62,13 @@ class Execution:
         check_choice(_MODES, compile_mode=compile_mode)
         check_choice(get_args(Precision), precision=precision)
         check_range(COUNT, warmup_steps=warmup_steps)
+        self.options: dict[str, Any] = {
+            "compile_train_step": compile_train_step,
+            "compile_mode": compile_mode,
+            "cudagraph": cudagraph,
+            "warmup_steps": warmup_steps,
+            "precision": precision,
+        }
         cuda = device.type == "cuda"
         if cudagraph and not cuda:
             raise ValueError(f"cudagraph=True needs networks on a CUDA device, found them on {device}: leave it out.")
@@ -83,6 +90,10 @@ class Execution:
         self._compiled: dict[str, Callable[..., Any]] = {}
         self._captured: dict[str, _Captured] = {}
 
+    def copy(self) -> Execution:
+        """The same way of running, of other functions."""
+        return Execution(self.device, **self.options)
+
     def call(self, function: Callable[..., Any], *inputs: Any) -> Any:
         """A pure function's result, compiled if it is to be, in its precision."""
         if self.compiles and not self._off:
@@ -90,7 +101,7 @@ class Execution:
             if name not in self._compiled:
                 self._compiled[name] = torch.compile(function, mode=self.compile_mode, dynamic=False)
             function = self._compiled[name]
-        if self.precision != "bf16":
+        if self.precision != "bf16" or self.device.type == "meta":  # which has no autocast
             return function(*inputs)
         with torch.autocast(self.device.type, torch.bfloat16):
             return function(*inputs)

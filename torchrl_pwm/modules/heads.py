@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchrl_pwm.modules.kernels import mish, simplex, suits
-from torchrl_pwm.modules.stacks import Form, Layer, run
+from torchrl_pwm.modules.stacks import Form, Layer, as_wide, run
 
 __all__ = ["HeadChoice", "HeadsContext", "StackedLinear", "StackedMLP", "run_stacked"]
 
@@ -127,7 +127,7 @@ def run_stacked(x: Tensor, layers: Sequence[Layer]) -> Tensor:
             rows = (whole + bias.view(nets, *between, *bias.shape[1:])).flatten(1, -2)
         if form.order:
             rows = _finish(form, rows, gain, shift)
-    return rows.view(nets, *lead, rows.shape[-1])
+    return as_wide(rows.view(nets, *lead, rows.shape[-1]), x)
 
 
 def _split(layer: Layer, nets: int) -> list[Sequence[Tensor | None]]:

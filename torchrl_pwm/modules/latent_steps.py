@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torchrl_pwm._utils.devices import is_host, readable
 from torchrl_pwm.modules.heads import HeadChoice, HeadsContext, StackedMLP
 from torchrl_pwm.modules.layers import ResidualLatent, run_from_first_linear
-from torchrl_pwm.modules.multitask import TaskContext, check_tasks, known_task
+from torchrl_pwm.modules.multitask import TaskContext, check_tasks, embed, known_task
 from torchrl_pwm.modules.own_encoder import wrong_size
+from torchrl_pwm.modules.two_hot import TwoHotCodec
 
 
 class LatentSteps(nn.Module):
@@ -22,6 +23,7 @@ class LatentSteps(nn.Module):
     action_dim: int
     num_heads: int
     num_tasks: int
+    codec: TwoHotCodec
     task_dim: int
     _dynamics: nn.Sequential
     _reward: nn.Sequential
@@ -144,7 +146,7 @@ class LatentSteps(nn.Module):
         task = self._known(task, batch)
         if not isinstance(task, Tensor):
             task = torch.tensor(task, device=device or self._task_emb.weight.device)
-        return self._task_emb(task)
+        return embed(self._task_emb, task)
 
     def _known(self, task: Tensor | int, batch: torch.Size | None) -> Tensor | int:
         """The task, if it is one of the model's."""
@@ -160,4 +162,6 @@ class LatentSteps(nn.Module):
         if value.shape[-len(shape) :] != shape:
             raise ValueError(wrong_size(name, value.shape, shape))
         first: Any = self._dynamics[0]
-        return value if value.dtype == first.weight.dtype else value.to(first.weight.dtype)
+        # under autocast a frozen weight is narrower, and so is the bias of several heads, which is a matrix
+        dtype = first.bias.dtype if self.num_heads == 1 else self.codec.bins.dtype
+        return value if value.dtype == dtype else value.to(dtype)

@@ -24,7 +24,7 @@ from torchrl_pwm.modules.kernels import (
     suits,
 )
 
-__all__ = ["Form", "Layer", "run"]
+__all__ = ["Form", "Layer", "as_wide", "run"]
 
 # Numbers in the widest layer below which torch's functions are as fast: they start fewer operations.
 _SMALLEST, _SMALLEST_IN_GRAPH = 1 << 11, 1 << 13
@@ -67,11 +67,16 @@ def run(x: Tensor, layers: Sequence[Layer]) -> Tensor:
     tensors = [tensor for layer in layers for tensor in layer[1:]]
     graph = torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in tensors))
     if not (suits(x, _SMALLEST_IN_GRAPH if graph else _SMALLEST, _widest(layers)) and _fits(x, layers)):
-        return _by_torch(forms, x, *tensors)
+        return as_wide(_by_torch(forms, x, *tensors), x)
     if not graph:
         return _forward(forms, x, tensors, None)
     result: Tensor = _Stack.apply(x, forms, *tensors)
     return result
+
+
+def as_wide(result: Tensor, x: Tensor) -> Tensor:
+    """A network's result in the dtype of its input: autocast narrows what is multiplied inside, and nothing else."""
+    return result if result.dtype is x.dtype else result.to(x.dtype)
 
 
 def _widest(layers: Sequence[Layer]) -> float:
