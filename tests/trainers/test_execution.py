@@ -38,17 +38,15 @@ def capture(monkeypatch):
 
 
 @pytest.fixture
-def compiled(monkeypatch):
-    """Compiles as on any machine, without code of C++."""
-    compile_by = torch.compile
-
-    def compile_eagerly(function, **options):
-        return compile_by(function, **{**options, "backend": "aot_eager", "fullgraph": True})
-
-    monkeypatch.setattr(torch, "compile", compile_eagerly)
+def compiled():
+    """Lets steppers compile as on any machine, without code of C++."""
     execution.compiler_obstacle.cache_clear()
-    yield
-    execution.compiler_obstacle.cache_clear()
+
+    def switch(stepper):
+        stepper.execution.backend = "aot_eager"
+        return stepper
+
+    yield switch
     torch.compiler.reset()
 
 
@@ -169,7 +167,7 @@ def test_a_warm_up_changes_nothing(kind, name, capture):
 def test_compiled_updates_agree_and_are_compiled_once(kind, name, compiled):
     batch, options = sequences(name, "cpu"), {"compile_train_step": True, "warmup_steps": 1}
     eager = train(make_stepper(kind, name, "cpu"), batch, 3)
-    stepper = make_stepper(kind, name, "cpu", **options)
+    stepper = compiled(make_stepper(kind, name, "cpu", **options))
     stepper.warmup(batch)
     with torch.compiler.set_stance("fail_on_recompile"):
         found = train(stepper, batch, 3)
@@ -180,7 +178,7 @@ def test_compiled_updates_agree_and_are_compiled_once(kind, name, compiled):
 def test_compiled_windows_of_a_simulator_agree(compiled):
     found = []
     for options in ({}, {"compile_train_step": True}):
-        stepper, env = test_shac.make_stepper(**options), test_shac.make_env()
+        stepper, env = compiled(test_shac.make_stepper(**options)), test_shac.make_env()
         torch.manual_seed(5)
         found.append(torch.stack([stepper.update(test_shac.roll(stepper, env)) for _ in range(3)]))
     for key, value in found[0].items():

@@ -49,6 +49,8 @@ class Execution:
         ValueError: if an option is unknown, or the device has no such thing.
     """
 
+    backend = "inductor"  # of ``torch.compile``
+
     def __init__(
         self,
         device: torch.device,
@@ -99,7 +101,9 @@ class Execution:
         if self.compiles and not self._off:
             name = function.__name__
             if name not in self._compiled:
-                self._compiled[name] = torch.compile(function, mode=self.compile_mode, dynamic=False)
+                self._compiled[name] = torch.compile(
+                    function, backend=self.backend, mode=self.compile_mode, dynamic=False
+                )
             function = self._compiled[name]
         if self.precision != "bf16" or self.device.type == "meta":  # which has no autocast
             return function(*inputs)
@@ -118,7 +122,7 @@ class Execution:
         Where compiling was not asked for by name and is not possible, updates run eagerly, with a warning.
         """
         self._off, self.ready = False, True
-        obstacle = compiler_obstacle(self.device.type) if self.compiles else None
+        obstacle = compiler_obstacle(self.device.type, self.backend) if self.compiles else None
         if obstacle is not None:
             self._give_up(obstacle)
         if not (self.compiles or self.captures):
