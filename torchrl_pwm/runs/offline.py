@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
 from torch import Tensor
 from torchrl import torchrl_logger
 from torchrl.data import TensorDictReplayBuffer, TensorStorage
@@ -35,7 +36,7 @@ from torchrl_pwm.runs.extraction import make_loss
 from torchrl_pwm.runs.folder import claim_folder, finished, make_logger
 from torchrl_pwm.runs.offline_report import measure_trust, write_offline_report
 from torchrl_pwm.runs.recordings import Recordings, open_recordings
-from torchrl_pwm.runs.world_model import train_world_model
+from torchrl_pwm.runs.world_model import measured_states, train_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
 
@@ -76,7 +77,7 @@ def complete_config(config: DictConfig, recordings: Recordings) -> None:
     """Puts the sizes of the data into the configuration, so that it makes the networks without them."""
     store = recordings.store
     table = store.task_set
-    several = len(table) > 1
+    several, sizes = len(table) > 1, [table[name].observation_dim for name in table.names]
     with open_dict(config):
         config.model.update(
             observation_dim=table.observation_dim,
@@ -85,6 +86,7 @@ def complete_config(config: DictConfig, recordings: Recordings) -> None:
             task_dim=config.model.task_dim if several else 0,
             action_dims=list(table.action_dims) if several else None,
             termination=store.terminates,
+            observation_dims=sizes if several and config.model.decoder else None,
         )
         config.actor.update(latent_dim=config.model.latent_dim, action_dim=table.action_dim)
         config.value.latent_dim = config.model.latent_dim
@@ -161,7 +163,20 @@ def prepare_model(config: DictConfig, folder: Path, recordings: Recordings) -> P
             f"world model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(recordings.kept):,} "
             f"episodes and {len(recordings.held_out):,} held out"
         )
-        train_world_model(config, file.parent, model, replay, iterations=settings.iterations)
+        train_world_model(
+            config,
+            file.parent,
+            model,
+            replay,
+            iterations=settings.iterations,
+            states=TensorDict.cat(
+                [
+                    measured_states(recordings.store, [task], seed=config.seed, episodes=recordings.measured(task))
+                    for task in recordings.tasks
+                ]
+            ),
+            names=recordings.store.task_set.names,
+        )
     model.load_state_dict(read_tensors(file, what="world model")["model"])
     return model.requires_grad_(False)
 

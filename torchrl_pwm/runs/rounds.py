@@ -21,7 +21,7 @@ from torchrl_pwm.evaluation.curves import Series
 from torchrl_pwm.runs.data import family
 from torchrl_pwm.runs.extraction import extract_all, load_actor, policy_file
 from torchrl_pwm.runs.starts import Before
-from torchrl_pwm.runs.world_model import keep_chosen_world_model, load_world_model, train_world_model
+from torchrl_pwm.runs.world_model import keep_chosen_world_model, load_world_model, measured_states, train_world_model
 
 _APART = 7919  # from the seeds of the final score to those that a round is chosen by
 
@@ -183,7 +183,13 @@ def _train(
     rate = {} if settings.lr is None else {"model_stepper": {"lr": settings.lr, "final_lr": None}}
     merged: DictConfig = OmegaConf.merge(config, rate)  # type: ignore[assignment]
     return train_world_model(
-        merged, here / "world_model", model, ReplayMixture(replays), iterations=settings.iterations
+        merged,
+        here / "world_model",
+        model,
+        ReplayMixture(replays),
+        iterations=settings.iterations,
+        states=measured_states(store, tasks, seed=config.seed),
+        names=get_task_set(config.task_set).names,
     )
 
 

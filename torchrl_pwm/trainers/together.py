@@ -117,20 +117,23 @@ class _Group:
             update.release()
         return failed
 
-    def _draw(self) -> tuple[TensorDictBase, Tensor]:
-        """Start states [T, B] and noise [H, T, B, A], each task's from its own generators."""
-        batches, noises = [], []
+    def _draw(self) -> tuple[TensorDictBase, Tensor, Tensor | None]:
+        """Start states [T, B], noise [H, T, B, A] and of a model with several heads their order [T, K], each task's
+        from its own generators."""
+        batches, noises, orders = [], [], []
         for trainer in self.trainers:
             loss = trainer.loss_module
             keys = [*loss.in_keys, loss.tensor_keys.latent]
             with own_generators(trainer):
                 batches.append(first_states(trainer.sample()).select(*keys, strict=False))
+                if getattr(loss.world_model, "num_heads", 1) > 1:
+                    orders.append(loss.world_model.draw_heads())
                 shape = (loss.horizon, len(batches[-1]), loss.world_model.action_dim)
                 noises.append(torch.randn(shape, device=self.device))
         sizes = sorted({len(batch) for batch in batches})
         if len(sizes) > 1:
             raise ValueError(f"tasks that are trained together need batches of one size, found {sizes}.")
-        return torch.stack(batches), torch.stack(noises, 1)
+        return torch.stack(batches), torch.stack(noises, 1), torch.stack(orders) if orders else None
 
     def _failed(self, update: StackedPWMUpdate) -> dict[PWMTrainer, FloatingPointError]:
         self.unchecked += 1
