@@ -14,7 +14,7 @@ from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor, TanhNormal
 
 from torchrl_pwm._utils.ranges import COUNT, check_range
-from torchrl_pwm.modules.layers import MLP, Mish, ResetsItself, stacked_mlps
+from torchrl_pwm.modules.layers import MLP, Mish, ResetsItself, hooked, stacked_mlps
 from torchrl_pwm.modules.stacks import Form, Layer, run
 
 _MISH_NORM, _LINEAR = Form("mish_norm"), Form()
@@ -130,6 +130,19 @@ def make_pwm_actor(
         distribution_class=TanhNormal,
         default_interaction_type=InteractionType.RANDOM,
     )
+
+
+def gaussian_head(actor: nn.Module, in_key: NestedKey) -> GaussianHead | None:
+    """The network of an actor of :func:`make_pwm_actor` that reads ``in_key``; None for any other actor.
+
+    For a small actor its call takes half the time of the actor's own, which passes on TensorDicts.
+    """
+    if type(actor) is not PWMActor or len(actor.module) != 2:
+        return None
+    part = actor.module[0]
+    if type(part) is not TensorDictModule or part.in_keys != [in_key] or hooked(part):
+        return None
+    return part.module if type(part.module) is GaussianHead else None
 
 
 class ValueEnsemble(ResetsItself, TensorDictModuleBase):

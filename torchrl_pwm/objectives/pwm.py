@@ -11,9 +11,10 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 
+from torchrl_pwm.modules.actor_critic import gaussian_head
 from torchrl_pwm.modules.frozen import frozen, swapped
 from torchrl_pwm.modules.two_hot import RewardSpace
-from torchrl_pwm.objectives.acting import ActingLoss
+from torchrl_pwm.objectives.acting import ActingLoss, squashed
 from torchrl_pwm.objectives.entries import require, require_batch
 from torchrl_pwm.objectives.first_batch import not_representable, out_of_range, outside_unit, own_actions, task_entry
 from torchrl_pwm.objectives.first_order import Bootstrap
@@ -182,12 +183,14 @@ class PWMLoss(ActingLoss):
             self.first_batch.check(
                 "actions", outside_unit(wanted, keys.action, self, own), not_representable(wanted, keys.action, self)
             )
-        state = TensorDict({keys.latent: self._start(model, tensordict, task)}, tensordict.batch_size)
-        if task is not None:
-            state.set(keys.task, task)
+        latent = self._start(model, tensordict, task)
         with swapped(self.actor_network, self.actor_network_params), self.memory.stepping():
-            self.memory.recall(state, self.memory.begin(tensordict))
-            action = torch.tanh(self.actor_network.get_dist_params(state).get("loc"))
+            head = gaussian_head(self.actor_network, keys.latent)
+            if head is None:
+                state = self.memory.recall(self._state(latent, task), self.memory.begin(tensordict))
+                action = torch.tanh(self.actor_network.get_dist_params(state).get("loc"))
+            else:
+                action = torch.tanh(head(latent)[0])
         distance = (action - wanted.to(action.dtype)).square()
         masks = getattr(model, "action_masks", None)
         if masks is None:
@@ -224,13 +227,15 @@ class PWMLoss(ActingLoss):
                 # In one draw, as one kernel.
                 noise = latent.new_empty(self.horizon, *latent.shape[:-1], model.action_dim).normal_()
             latents, actions, held = [latent], [], self.memory.begin(tensordict)
+            head = gaussian_head(self.actor_network, keys.latent)
             for step in range(self.horizon):
-                state = {keys.latent: latent.detach() if self.detach_latent else latent}
-                if task is not None:
-                    state[keys.task] = task
-                seen = self.memory.recall(TensorDict(state, latent.shape[:-1]), held)
-                action = self._act(seen, None if noise is None else noise[step])
-                held = self.memory.keep(seen)
+                seen, drawn = latent.detach() if self.detach_latent else latent, None if noise is None else noise[step]
+                if head is None:
+                    state = self.memory.recall(self._state(seen, task), held)
+                    action = self._act(state, drawn)
+                    held = self.memory.keep(state)
+                else:
+                    action = squashed(*head(seen), drawn)
                 action = action if mask is None else action * mask
                 latent = model.next_latent(latent, action, context)
                 actions.append(action)
@@ -243,6 +248,11 @@ class PWMLoss(ActingLoss):
                 spread = self.disagreement(visited[:-1], taken, task)
             reward = reward - self.disagreement_coef * spread
         return self._as_rollout(task, visited, taken, reward, None if ends is None else torch.sigmoid(-ends))
+
+    def _state(self, latent: Tensor, task: Tensor | None) -> TensorDictBase:
+        """What the policy reads at latents [B, D]."""
+        entries = {self.tensor_keys.latent: latent}
+        return TensorDict(entries if task is None else {**entries, self.tensor_keys.task: task}, latent.shape[:-1])
 
     def _as_rollout(
         self, task: Tensor | None, visited: Tensor, taken: Tensor, reward: Tensor, going_on: Tensor | None
