@@ -87,7 +87,8 @@ def _fits(x: Tensor, layers: Sequence[Layer]) -> bool:
         if weight.dtype != x.dtype or weight.device != x.device or weight.shape[1:] != size:
             return False
         size = weight.shape[:1]
-        if bias is not None and bias.ndim > 1 and torch.broadcast_shapes(bias.shape[:-1], lead) != lead:
+        rows = lead if bias is None or bias.ndim == 1 else bias.shape[:-1]
+        if rows != lead and torch.broadcast_shapes(rows, lead) != lead:
             return False
     return True
 
@@ -148,6 +149,10 @@ def _finish(
     gain = rows.new_ones(rows.shape[1]) if gain is None else gain
     shift = rows.new_zeros(rows.shape[1]) if shift is None else shift
     parts = chunks(*rows.shape)
+    if form.order == "mish_norm" and not keep:
+        for part in parts:
+            mish_into(rows[part], rows[part], slope=False)
+        return (torch.native_layer_norm(rows, rows.shape[1:], gain, shift, form.eps)[0], *[None] * 4)
     if len(parts) == 1:
         whole = _finish_part(form, rows, gain, shift, keep, None, None)
         return whole if keep else (whole[0], None, None, None, None)
