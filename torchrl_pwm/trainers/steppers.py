@@ -10,7 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.trainers import OptimizationStepper
 
-from torchrl_pwm._utils.devices import readable
+from torchrl_pwm._utils.devices import keep_freed_memory, readable
 from torchrl_pwm._utils.gated_steps import Gate, GatedAdam, Made, finite_or_nan
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, NORM, NOT_NEGATIVE, POSITIVE, check_range
 from torchrl_pwm.modules.running_statistics import KeptStatistics
@@ -60,6 +60,7 @@ class GatedStepper(UpdateStepper):
         if check_interval is not None:
             check_range(COUNT, check_interval=check_interval)
         device = next(iter(params)).device
+        keep_freed_memory()
         self.check_interval = check_interval or (1 if device.type == "cpu" else _CHECK_INTERVAL)
         self.skip_non_finite = skip_non_finite
         self.gate = Gate(device, skip=skip_non_finite)
