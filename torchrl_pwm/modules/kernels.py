@@ -117,7 +117,7 @@ def chunks(length: int, unit: int = 1) -> list[slice]:
 
 
 def derivatives(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
+    function: Callable[..., Any], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Any
 ) -> Iterator[Tensor | None]:
     """Gradients of ``function(*inputs)`` that can be differentiated again, for those inputs that need one.
 

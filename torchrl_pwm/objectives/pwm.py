@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torchrl_pwm.modules.actor_critic import gaussian_head
 from torchrl_pwm.modules.frozen import frozen, swapped
 from torchrl_pwm.modules.two_hot import RewardSpace
-from torchrl_pwm.objectives.acting import ActingLoss, squashed
+from torchrl_pwm.objectives.acting import ActingLoss
 from torchrl_pwm.objectives.entries import require, require_batch
 from torchrl_pwm.objectives.first_batch import not_representable, out_of_range, outside_unit, own_actions, task_entry
 from torchrl_pwm.objectives.first_order import Bootstrap
+from torchrl_pwm.objectives.walk import state_at, walk
 
 
 class PWMLoss(ActingLoss):
@@ -187,7 +188,7 @@ class PWMLoss(ActingLoss):
         with swapped(self.actor_network, self.actor_network_params), self.memory.stepping():
             head = gaussian_head(self.actor_network, keys.latent)
             if head is None:
-                state = self.memory.recall(self._state(latent, task), self.memory.begin(tensordict))
+                state = self.memory.recall(state_at(latent, task, keys), self.memory.begin(tensordict))
                 action = torch.tanh(self.actor_network.get_dist_params(state).get("loc"))
             else:
                 action = torch.tanh(head(latent)[0])
@@ -214,7 +215,6 @@ class PWMLoss(ActingLoss):
             ValueError: if neither observation nor latent is there, or the noise has another shape.
         """
         self._check_noise(noise)
-        keys = self.tensor_keys
         task = self._task(tensordict)
         # Time comes first inside, so that entries of the batch broadcast over it.
         model = self.world_model
@@ -226,21 +226,8 @@ class PWMLoss(ActingLoss):
             if noise is None and self._tanh_gaussian and hasattr(model, "action_dim"):
                 # In one draw, as one kernel.
                 noise = latent.new_empty(self.horizon, *latent.shape[:-1], model.action_dim).normal_()
-            latents, actions, held = [latent], [], self.memory.begin(tensordict)
-            head = gaussian_head(self.actor_network, keys.latent)
-            for step in range(self.horizon):
-                seen, drawn = latent.detach() if self.detach_latent else latent, None if noise is None else noise[step]
-                if head is None:
-                    state = self.memory.recall(self._state(seen, task), held)
-                    action = self._act(state, drawn)
-                    held = self.memory.keep(state)
-                else:
-                    action = squashed(*head(seen), drawn)
-                action = action if mask is None else action * mask
-                latent = model.next_latent(latent, action, context)
-                actions.append(action)
-                latents.append(latent)
-            visited, taken = torch.stack(latents), torch.stack(actions)
+            held = self.memory.begin(tensordict)
+            visited, taken = walk(self, model, latent, task, context, noise, mask, held, detach=self.detach_latent)
             reward = model.decode_reward(model.reward_logits(visited[:-1], taken, context), self.reward_space)
             ends = model.termination_logits(visited[1:], task) if getattr(model, "termination", False) else None
         if self.disagreement_coef:
@@ -248,11 +235,6 @@ class PWMLoss(ActingLoss):
                 spread = self.disagreement(visited[:-1], taken, task)
             reward = reward - self.disagreement_coef * spread
         return self._as_rollout(task, visited, taken, reward, None if ends is None else torch.sigmoid(-ends))
-
-    def _state(self, latent: Tensor, task: Tensor | None) -> TensorDictBase:
-        """What the policy reads at latents [B, D]."""
-        entries = {self.tensor_keys.latent: latent}
-        return TensorDict(entries if task is None else {**entries, self.tensor_keys.task: task}, latent.shape[:-1])
 
     def _as_rollout(
         self, task: Tensor | None, visited: Tensor, taken: Tensor, reward: Tensor, going_on: Tensor | None
