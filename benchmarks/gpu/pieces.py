@@ -30,8 +30,12 @@ def _python(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", *arguments)
 
 
-def _updates(kind: str, batch: int) -> tuple[str, ...]:
-    return _python("benchmarks.gpu.updates", kind, "--size", "paper", "--batch", str(batch), "--updates", "300")
+def _updates(kind: str, what: str, batch: int) -> list[Piece]:
+    command = ("benchmarks.gpu.updates", kind, "--size", "paper", "--batch", str(batch), "--updates", "300")
+    return [
+        Piece(f"{kind}-{variant.replace(' ', '-')}", f"{what}, {variant}", _python(*command, "--variant", variant), 3)
+        for variant in ("CUDA graphs", "bf16", "eager")
+    ]
 
 
 def _newton(method: str, envs: int) -> Piece:
@@ -48,15 +52,15 @@ _RECORD = ("--size", "paper", "--record", "{folder}", "--device", "cuda")
 
 PIECES: tuple[Piece, ...] = (
     Piece("tests", "tests on CUDA", _python("pytest", "tests", "-q", "-n", "4", "-k", "cuda"), 5),
-    Piece("pwm-update", "PWM update, 48M, batch 512, one task", _updates("pwm", 512), 3),
-    # Eight tasks at once: a line like the last with the function that extracts several policies.
-    Piece("model-update", "world-model update, 48M, batch 1024", _updates("model", 1024), 3),
-    Piece("tdmpc2-update", "TD-MPC2 update, 48M, batch 1024", _updates("tdmpc2", 1024), 3),
+    *_updates("pwm", "PWM update, 48M, batch 512, one task", 512),
+    *_updates("pwm-8", "PWM update, 48M, batch 512, eight tasks at once", 512),
+    *_updates("model", "world-model update, 48M, batch 1024", 1024),
+    *_updates("tdmpc2", "TD-MPC2 update, 48M, batch 1024", 1024),
     *(_newton(method, envs) for method in ("shac", "pwm") for envs in (64, 512, 4096)),
     Piece("resumed", "a run that is killed and resumed", _python("benchmarks.gpu.resumed", "{folder}"), 5),
     *(
         Piece(f"speed-{variant.split()[0]}", f"make speed, {variant}", _python(*_SPEED, "-k", variant, *_RECORD), 8.5)
-        for variant in ("eager", "compiled", "CUDA and graphs")
+        for variant in ("eager", "compiled", "CUDA and graphs", "bf16")
     ),
     Piece(
         "learning-shac",

@@ -20,9 +20,15 @@ import torch
 
 from benchmarks.speed.cases import Bench
 from benchmarks.speed.sizes import SIZES
+from benchmarks.speed.variants import VARIANTS, Variant
 
-_BUILD = {"pwm": Bench.pwm_update, "model": Bench.model_update, "tdmpc2": Bench.tdmpc2_update}
-_BATCH = {"pwm": "start_states", "model": "sequences", "tdmpc2": "tdmpc2_sequences"}
+_BUILD = {
+    "pwm": Bench.pwm_update,
+    "pwm-8": lambda bench: bench.pwm_updates(8),
+    "model": Bench.model_update,
+    "tdmpc2": Bench.tdmpc2_update,
+}
+_BATCH = {"pwm": "start_states", "pwm-8": "start_states", "model": "sequences", "tdmpc2": "tdmpc2_sequences"}
 _BLOCKS = 10
 
 
@@ -34,12 +40,15 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=300)
     parser.add_argument("--warm-up", type=int, default=20)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--variant", choices=VARIANTS, help="default: eager, on CUDA CUDA graphs")
     options = parser.parse_args()
     device = torch.device(options.device)
     sizes: dict[str, Any] = {_BATCH[options.kind]: options.batch}
     size = dataclasses.replace(SIZES[options.size], **sizes)
     with tempfile.TemporaryDirectory() as folder:
-        case = _BUILD[options.kind](Bench(size, device, lambda function: function, Path(folder)))
+        name = options.variant or ("CUDA graphs" if device.type == "cuda" else "eager")
+        variant = Variant(name, device)
+        case = _BUILD[options.kind](Bench(size, device, Path(folder), variant))
     for _ in range(options.warm_up):
         case.run()
     gpu = device.type == "cuda"
@@ -60,9 +69,9 @@ def main() -> None:
     print("| update | batch | updates | ms | fastest, slowest | a second | TFLOP/s | 10,000 [s] | peak GiB |")
     print("|---|--:|--:|--:|---|--:|--:|--:|--:|")
     print(
-        f"| {options.kind}, {options.size} | {options.batch} | {count * _BLOCKS} | {1e3 * median:.2f} | "
-        f"{1e3 * min(seconds):.2f}, {1e3 * max(seconds):.2f} | {1 / median:.1f} | {flops / median / 1e12:.2f} | "
-        f"{10_000 * median:.0f} | {peak} |"
+        f"| {options.kind}, {options.size}, {name} | {options.batch} | {count * _BLOCKS} | "
+        f"{1e3 * median:.2f} | {1e3 * min(seconds):.2f}, {1e3 * max(seconds):.2f} | {1 / median:.1f} | "
+        f"{flops / median / 1e12:.2f} | {10_000 * median:.0f} | {peak} |"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from tensordict import TensorDict
@@ -16,6 +15,7 @@ from benchmarks.speed.naive import NaiveUpdate
 from benchmarks.speed.products import Product, Yardstick, bare_run
 from benchmarks.speed.sizes import Size
 from benchmarks.speed.stores import HotReplay, bare_reads, write_sparse_store
+from benchmarks.speed.variants import Variant
 from torchrl_pwm import (
     PWMLoss,
     PWMWorldModel,
@@ -27,11 +27,8 @@ from torchrl_pwm import (
     make_value_ensemble,
 )
 from torchrl_pwm.envs import MT80
-from torchrl_pwm.trainers import PWMOptimizationStepper, WorldModelOptimizationStepper
+from torchrl_pwm.trainers import PWMOptimizationStepper, StackedPWMUpdate, WorldModelOptimizationStepper
 from torchrl_pwm.trainers.tdmpc2 import TDMPC2OptimizationStepper
-
-F = TypeVar("F", bound=Callable[..., Any])
-Wrap = Callable[[F], F]  # compiles a function, or leaves it as it is
 
 
 @dataclass(frozen=True)
@@ -49,12 +46,13 @@ class Bench:
     Args:
         size: networks and batches.
         device: where they live.
-        wrap: put around every function that may be compiled.
         folder: for files.
+        variant: how updates and functions are run.
     """
 
-    def __init__(self, size: Size, device: torch.device, wrap: Wrap[Any], folder: Path) -> None:
-        self.size, self.device, self.wrap, self.folder = size, device, wrap, folder
+    def __init__(self, size: Size, device: torch.device, folder: Path, variant: Variant | None = None) -> None:
+        self.size, self.device, self.folder = size, device, folder
+        self.variant = variant or Variant("eager", device)
         self.yardstick = Yardstick(size)
         torch.manual_seed(0)
 
@@ -68,27 +66,29 @@ class Bench:
         rows = self.size.start_states
         latent = self._normal(rows, self.yardstick.latent)
         action, task = self._actions(rows), self._tasks(rows)
-        function = self.wrap(step)
+        function = self.variant.wrap(step)
         return self._case(lambda: function(latent, action, task), self.yardstick.model_step())
 
     def model_update(self) -> Case:
-        loss = PWMWorldModelLoss(self._world_model())
-        loss.forward = self.wrap(loss.forward)  # type: ignore[method-assign]
-        stepper = WorldModelOptimizationStepper(loss, iterations=1_000_000)
+        loss, options = PWMWorldModelLoss(self._world_model()), self.variant.options
+        stepper = self.variant.stepper(WorldModelOptimizationStepper(loss, iterations=1_000_000, **options))
         sequences = self._sequences(self.size.sequences, self.size.horizon)
         return self._case(lambda: stepper.update(sequences), self.yardstick.model_update())
 
     def imagine(self) -> Case:
-        function, start = self.wrap(self._pwm_loss().imagine), self._start_states(self.size.start_states)
+        function, start = self.variant.wrap(self._pwm_loss().imagine), self._start_states(self.size.start_states)
         return self._case(lambda: function(start), self.yardstick.imagine())
 
     def pwm_update(self) -> Case:
-        loss = self._pwm_loss()
-        for name in ("imagine", "actor_loss", "value_target", "value_loss"):
-            setattr(loss, name, self.wrap(getattr(loss, name)))
-        stepper = PWMOptimizationStepper(loss, iterations=1_000_000)
-        start = self._start_states(self.size.start_states)
+        stepper, start = self._pwm_stepper(), self._start_states(self.size.start_states)
         return self._case(lambda: stepper.update(start), self.yardstick.pwm_update())
+
+    def pwm_updates(self, tasks: int) -> Case:
+        """The updates of so many tasks as one program."""
+        model = self._world_model().requires_grad_(False)
+        together = self.variant.stepper(StackedPWMUpdate([self._pwm_stepper(model) for _ in range(tasks)]))
+        start = torch.stack([self._start_states(self.size.start_states) for _ in range(tasks)])
+        return self._case(lambda: together.update(start), self.yardstick.pwm_update() * tasks)
 
     def naive_update(self) -> Case:
         return self._beside_pwm(NaiveUpdate(self.size, self.device))
@@ -100,16 +100,13 @@ class Bench:
         return Case(run, bare_run(self.yardstick.pwm_update(), self.device))
 
     def tdmpc2_update(self) -> Case:
-        loss = TDMPC2Loss(self._tdmpc2())
-        for name in ("model_losses", "policy_loss"):
-            setattr(loss, name, self.wrap(getattr(loss, name)))
-        stepper = TDMPC2OptimizationStepper(loss)
+        stepper = self.variant.stepper(TDMPC2OptimizationStepper(TDMPC2Loss(self._tdmpc2()), **self.variant.options))
         sequences = self._sequences(self.size.tdmpc2_sequences, self.size.tdmpc2_steps)
         return self._case(lambda: stepper.update(sequences), self.yardstick.tdmpc2_update())
 
     def plan(self, envs: int) -> Case:
         planner = TDMPC2Planner(self._tdmpc2().eval(), **self.size.planner)
-        planner.plan_actions = self.wrap(planner.plan_actions)
+        planner.plan_actions = self.variant.wrap(planner.plan_actions)
         state = self._start_states(envs).set("is_init", torch.zeros(envs, 1, dtype=torch.bool, device=self.device))
         settings = planner.settings
         products = self.yardstick.plan(
@@ -124,7 +121,7 @@ class Bench:
         return Case(hot.round, bare_reads(hot.replay.store, slices, length))
 
     def _case(self, run: Callable[[], object], products: list[Product]) -> Case:
-        return Case(run, bare_run(products, self.device), tuple(products))
+        return Case(run, bare_run(products, self.device, self.variant.dtype), tuple(products))
 
     def _world_model(self) -> PWMWorldModel:
         size = self.size
@@ -139,11 +136,15 @@ class Bench:
         )
         return model.to(self.device)
 
-    def _pwm_loss(self) -> PWMLoss:
+    def _pwm_stepper(self, model: PWMWorldModel | None = None) -> PWMOptimizationStepper:
+        stepper = PWMOptimizationStepper(self._pwm_loss(model), iterations=1_000_000, **self.variant.options)
+        return self.variant.stepper(stepper)
+
+    def _pwm_loss(self, model: PWMWorldModel | None = None) -> PWMLoss:
         size, latent = self.size, self.yardstick.latent
         actor = make_pwm_actor(latent, size.action_dim, units=size.actor)
         critics = make_value_ensemble(latent, units=size.critic, num_nets=size.critics)
-        model = self._world_model().requires_grad_(False)
+        model = self._world_model().requires_grad_(False) if model is None else model
         return PWMLoss(actor.to(self.device), critics.to(self.device), model, horizon=size.horizon).to(self.device)
 
     def _tdmpc2(self) -> TDMPC2Model:
@@ -186,11 +187,16 @@ class Entry:
     compiles: bool = True
 
 
+TOGETHER = 8
+
 CASES: dict[str, Entry] = {
     "model-step": Entry(Bench.model_step, "world-model step: next latent and reward, no gradient", fast=True),
     "imagine": Entry(Bench.imagine, "imagination: H steps of policy and world model, with their graph"),
     "model-update": Entry(Bench.model_update, "world-model update on sequences"),
     "pwm-update": Entry(Bench.pwm_update, "full PWM update: imagination, actor step, 8 x 4 critic minibatches"),
+    "pwm-updates": Entry(
+        lambda bench: bench.pwm_updates(TOGETHER), f"full PWM update of {TOGETHER} tasks on one model, as one program"
+    ),
     "naive-update": Entry(
         Bench.naive_update,
         "the same written as a naive loop, critic by critic",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 
@@ -43,11 +44,12 @@ def mlp_products(
     return products
 
 
-def bare_run(products: Iterable[Product], device: torch.device) -> Callable[[], None]:
+def bare_run(
+    products: Iterable[Product], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Callable[[], None]:
     """A function that runs the products on random matrices, and nothing else."""
-    work = [
-        (torch.randn(p.m, p.k, device=device), torch.randn(p.k, p.n, device=device), p.times) for p in products if p.m
-    ]
+    place: dict[str, Any] = {"device": device, "dtype": dtype}
+    work = [(torch.randn(p.m, p.k, **place), torch.randn(p.k, p.n, **place), p.times) for p in products if p.m]
 
     def run() -> None:
         for left, right, times in work:

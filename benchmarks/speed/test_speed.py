@@ -23,7 +23,7 @@ from benchmarks.speed.cases import CASES, Bench
 from benchmarks.speed.counting import Counts, count
 from benchmarks.speed.record import Result
 from benchmarks.speed.sizes import SIZES
-from benchmarks.speed.variants import VARIANTS, fresh, obstacle, skipped_graphs, wrapper
+from benchmarks.speed.variants import VARIANTS, Variant, fresh, skipped_graphs
 
 FAST_ROUNDS = 5  # times as many
 WARM_UP = 3  # compiles, and records CUDA graphs
@@ -50,12 +50,13 @@ def test_speed(
 ) -> None:
     options, entry = request.config.option, CASES[name]
     labels = {"case": name, "what": entry.what, "variant": variant, "against": entry.against}
-    reason = obstacle(variant, entry.compiles, device, options.backend)
+    way = Variant(variant, device, options.backend)
+    reason = way.obstacle(entry.compiles)
     if reason is not None:
         results.append(Result(**labels, remark=reason))
         pytest.skip(reason)
     fresh()
-    case = entry.build(Bench(SIZES[options.size], device, wrapper(variant, options.backend), tmp_path))
+    case = entry.build(Bench(SIZES[options.size], device, tmp_path, way))
     bare_times: list[float] = []
     counts = counted(case.run, device) if variant == "eager" else None
 

@@ -1,47 +1,74 @@
-"""Eager, compiled and with CUDA graphs: how a function is wrapped, and why it cannot be."""
+"""Eager, compiled, with CUDA graphs and in bfloat16: how updates and functions are run, and why they cannot be."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-VARIANTS = ("eager", "compiled", "CUDA graphs")
+from torchrl_pwm._utils.execution import compiler_obstacle
+
+VARIANTS = ("eager", "compiled", "CUDA graphs", "bf16")
 
 
-def obstacle(variant: str, compiles: bool, device: torch.device, backend: str) -> str | None:
-    """Why a case has no such variant here, or None."""
-    if variant == "eager":
-        return None
-    if not compiles:
-        return "it runs as it is: there is nothing to compile"
-    if variant == "CUDA graphs" and device.type != "cuda":
-        return f"CUDA graphs need a CUDA device, this run is on {device.type}"
-    return compiler_obstacle(backend, device)
+@dataclass(frozen=True)
+class Variant:
+    """One way to run on a device.
 
+    Args:
+        name: of :data:`VARIANTS`. On a GPU ``"bf16"`` is compiled and captured too.
+        device: where.
+        backend: of ``torch.compile``.
+    """
 
-@functools.cache
-def compiler_obstacle(backend: str, device: torch.device) -> str | None:
-    """Why ``torch.compile`` does not work here, from a function of two operations; None if it does."""
-    try:
-        torch.compile(lambda x: x.sin() + 1, backend=backend)(torch.ones(8, device=device))
-    except Exception as error:  # every backend has its own errors
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        return f"torch.compile with {backend} does not work here: {lines[0][:160]}"
-    return None
+    name: str
+    device: torch.device
+    backend: str = "inductor"
 
+    @property
+    def whole(self) -> bool:
+        return self.name == "CUDA graphs" or (self.name == "bf16" and self.device.type == "cuda")
 
-def wrapper(variant: str, backend: str) -> Callable[[Any], Any]:
-    """What a variant puts around a function."""
-    if variant == "eager":
-        return lambda function: function
-    if variant == "compiled":
-        return lambda function: torch.compile(function, backend=backend, dynamic=False)
-    return _with_cuda_graphs
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the products."""
+        return torch.bfloat16 if self.name == "bf16" else torch.float32
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of a stepper."""
+        return {
+            "compile_train_step": self.name == "compiled" or self.whole,
+            "cudagraph": self.whole,
+            "precision": "bf16" if self.name == "bf16" else "fp32",
+        }
+
+    def stepper(self, stepper: Any) -> Any:
+        """The stepper, compiled by the backend."""
+        stepper.execution.backend = self.backend
+        return stepper
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function without an update."""
+        if self.name == "bf16":
+            function = torch.autocast(self.device.type, torch.bfloat16)(function)
+        if self.name == "compiled":
+            return torch.compile(function, backend=self.backend, dynamic=False)
+        return _with_cuda_graphs(function) if self.whole else function
+
+    def obstacle(self, compiles: bool) -> str | None:
+        """Why a case has no such variant here, or None."""
+        if self.name == "eager":
+            return None
+        if not compiles:
+            return "it runs as it is: there is nothing to compile"
+        if self.name == "CUDA graphs" and self.device.type != "cuda":
+            return f"CUDA graphs need a CUDA device, this run is on {self.device.type}"
+        return compiler_obstacle(self.device.type, self.backend) if self.options["compile_train_step"] else None
 
 
 def _with_cuda_graphs(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -65,6 +65,6 @@ def test_a_naive_update_trains_with_more_host_reads_than_this_package_s(tmp_path
     naive()
     after = [param for net in (naive.actor, naive.critics) for param in net.parameters()]
     assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
-    own = Bench(SIZES["tiny"], CPU, lambda function: function, tmp_path).pwm_update().run
+    own = Bench(SIZES["tiny"], CPU, tmp_path).pwm_update().run
     own()
     assert count(naive).host_reads > 10 * count(own).host_reads

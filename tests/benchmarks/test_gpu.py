@@ -116,7 +116,7 @@ def test_updates_are_timed(kind, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["updates", kind, *options])
     updates.main()
     head, _, row = capsys.readouterr().out.splitlines()
-    assert head.count("|") == row.count("|") and row.startswith(f"| {kind}, tiny | 4 | 10 |")
+    assert head.count("|") == row.count("|") and row.startswith(f"| {kind}, tiny, eager | 4 | 10 |")
 
 
 def test_a_learning_run_is_begun_and_then_resumed(tmp_path):

@@ -12,6 +12,7 @@ _READS = {
     torch.ops.aten.is_nonzero.default,
     torch.ops.aten.nonzero.default,
     torch.ops.aten.equal.default,
+    torch.ops.aten.embedding_renorm_.default,  # its kernel for GPUs looks for the rows in use
 }
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from torchrl_pwm._utils.devices import readable
 
-@dataclass(frozen=True)
-class Question:
+_REPORTED = 3  # numbers of a question, at most
+
+
+class Question(NamedTuple):
     """What had to be finite for a step."""
 
     name: str
@@ -20,11 +22,21 @@ class Question:
     changed: bool
 
 
+class Refusal(NamedTuple):
+    """The update that was not finite: its number, what it was made of, what was asked, and the numbers found."""
+
+    update: int
+    evidence: Any
+    asked: Question
+    numbers: dict[str, float]
+
+
 class Gate:
     """Whether an optimiser may step, decided on the device.
 
     The first number that is not finite closes it: no later step changes anything until the host has read of it. With
-    ``skip`` it stays open, and what it refuses is counted.
+    ``skip`` it stays open, and what it refuses is counted. All that changes are buffers in place, so that updates can
+    be captured in a CUDA graph.
 
     Args:
         device (torch.device): of the networks.
@@ -35,9 +47,10 @@ class Gate:
         self.skip = skip
         self.closed = torch.zeros((), dtype=torch.bool, device=device)
         self.refused = torch.zeros((), dtype=torch.int64, device=device)
-        self._asked: list[Question] = []
-        self._failed: list[Tensor] = []
-        self._numbers: list[Tensor] = []
+        # The question whose answer closed the gate, and its numbers.
+        self._report = torch.zeros(1 + _REPORTED, device=device)
+        self._questions: dict[Question, Tensor] = {}
+        self._noted: list[tuple[int, Any, Tensor]] = []
 
     def admits(
         self, name: str, numbers: Mapping[str, Tensor], *, changed: bool = False, among: Tensor | None = None
@@ -46,42 +59,55 @@ class Gate:
 
         Args:
             name: what steps, for the error.
-            numbers: scalars that have to be finite.
+            numbers: at most three scalars that have to be finite.
             changed: whether other steps of the same update come before.
             among: a flag of an earlier step of this update that this one depends on.
         """
-        values = torch.stack([value.detach().float() for value in numbers.values()])
-        asked, finite = self.is_open(among), values.isfinite().all()
+        values = [value.detach().float() for value in numbers.values()]
+        code = self._code(Question(name, tuple(numbers), changed))
+        # Only numbers can fail: the code is finite.
+        report = torch.stack([code, *values, *[code] * (_REPORTED - len(values))])
+        asked, finite = self.is_open(among), report.isfinite().all()
         failed = asked & ~finite
         if self.skip:
             self.refused.add_(failed)
         else:
             self.closed.logical_or_(failed)
-        self._asked.append(Question(name, tuple(numbers), changed))
-        self._failed.append(failed)
-        self._numbers.append(values)
+            self._report.copy_(torch.where(failed, report, self._report))
         return asked & finite
 
     def is_open(self, among: Tensor | None = None) -> Tensor:
         """Whether nothing has closed the gate yet, and ``among`` holds."""
         return ~self.closed if among is None else among & ~self.closed
 
-    def answers(self) -> tuple[tuple[Question, ...], Tensor, Tensor]:
-        """What was asked since the last call, which of it failed [n], and all numbers one after the other."""
-        asked = tuple(self._asked), torch.stack(self._failed), torch.cat(self._numbers)
-        self._asked, self._failed, self._numbers = [], [], []
-        return asked
+    def note(self, update: int, evidence: Any) -> int:
+        """Remembers an update until :meth:`refusal` looks at it; returns how many there are."""
+        self._noted.append((update, evidence, self.closed.clone()))
+        return len(self._noted)
 
+    @property
+    def noted(self) -> list[Any]:
+        """What the updates were made of that nobody has looked at yet."""
+        return [evidence for _, evidence, _ in self._noted]
 
-@dataclass(frozen=True)
-class Made:
-    """An update whose flags the host has not read yet."""
+    def refusal(self) -> Refusal | None:
+        """The first update since the last call that was not finite, and opens the gate again; reads the device."""
+        noted, self._noted = self._noted, []
+        if not noted or self.skip or not readable(self.closed):
+            return None
+        closed = torch.stack([flag for *_, flag in noted]).tolist()
+        if not any(closed):
+            return None
+        self.closed.zero_()
+        code, *values = self._report.tolist()
+        asked = list(self._questions)[int(code)]
+        update, evidence, _ = noted[closed.index(True)]
+        return Refusal(update, evidence, asked, dict(zip(asked.numbers, values)))
 
-    number: int
-    evidence: Any
-    asked: tuple[Question, ...]
-    failed: Tensor
-    numbers: Tensor
+    def _code(self, question: Question) -> Tensor:
+        if question not in self._questions:
+            self._questions[question] = torch.full_like(self._report[0], len(self._questions))
+        return self._questions[question]
 
 
 class GatedAdam(torch.optim.Adam):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchrl.modules import symlog
 
 from torchrl_pwm.modules.kernels import mish
+from torchrl_pwm.modules.stacks import as_wide
 from torchrl_pwm.modules.world_model import PWMWorldModel
 
 
@@ -70,7 +71,7 @@ class DynamicsEnsemble(nn.Module):
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases)):
             hidden = torch.baddbmm(bias, hidden, weight)
             hidden = hidden if layer == last else mish(hidden)
-        return hidden
+        return as_wide(hidden, latent)
 
     def forward(self, latent: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor:
         """Disagreement [*, 1] at latent [*, D] and action [*, A]; 1 is what it is on the training data on average."""

@@ -85,12 +85,20 @@ class _frozen(swapped):
                 slots += [
                     (module._parameters, name, value) for name, value in module._parameters.items() if value is not None
                 ]
-        return [(owner, name, value.detach()) for owner, name, value in slots] if known else None
+        return [(owner, name, _detached(value)) for owner, name, value in slots] if known else None
 
     def _enter_by_tensordict(self) -> None:
         params = TensorDict.from_module(self.module) if self.given is None else self.given
         self.params = params.data
         super()._enter_by_tensordict()
+
+
+def _detached(weight: Tensor) -> Tensor:
+    """Under autocast matrices are narrowed here, once, and not at every use."""
+    kind = weight.device.type
+    if weight.ndim < 2 or kind == "meta" or not torch.is_autocast_enabled(kind):
+        return weight.detach()
+    return weight.detach().to(torch.get_autocast_dtype(kind))
 
 
 def _put(slots: list[_Slot]) -> None:

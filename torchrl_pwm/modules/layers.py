@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.parameter import is_lazy
 
 from torchrl_pwm.modules import kernels
-from torchrl_pwm.modules.stacks import Form, Layer, run
+from torchrl_pwm.modules.stacks import Form, Layer, as_wide, run
 
 _SMALLEST = 1e-8
 
@@ -145,7 +145,7 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         layers = layers_of(self) if kernels.suits(x) else None
-        return super().forward(x) if layers is None else run(x, layers)
+        return as_wide(super().forward(x), x) if layers is None else run(x, layers)
 
 
 def layers_of(modules: Iterable[nn.Module]) -> list[Layer] | None:
@@ -282,4 +282,4 @@ def run_from_first_linear(mlp: nn.Sequential, x: Tensor, weight: Tensor, bias: T
     hidden = first.finish(hidden) if isinstance(first, NormedLinear) else hidden
     for layer in rest:
         hidden = layer(hidden)
-    return hidden
+    return as_wide(hidden, x)

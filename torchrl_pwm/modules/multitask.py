@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 class TaskContext(NamedTuple):
@@ -78,3 +79,18 @@ def check_tasks(task: Tensor, num_tasks: int) -> None:
 def _broadcasts(shape: torch.Size, batch: torch.Size) -> bool:
     missing = len(batch) - len(shape)
     return missing >= 0 and all(size in (1, whole) for size, whole in zip(shape, batch[missing:]))
+
+
+def embed(table: nn.Embedding, task: Tensor) -> Tensor:
+    """Embeddings [*, E] of tasks [*], each shortened to the table's ``max_norm`` where it is longer.
+
+    ``nn.Embedding`` does that itself, in place, but its kernel for GPUs waits for the host, so that it cannot be
+    captured in a CUDA graph.
+    """
+    weight, longest = table.weight, table.max_norm
+    if longest is not None:
+        with torch.no_grad():
+            norm = weight.norm(dim=1, keepdim=True)
+            used = torch.zeros_like(norm, dtype=torch.bool).index_fill_(0, task.flatten(), True)
+            weight.mul_(torch.where(used & (norm > longest), longest / (norm + 1e-7), 1.0))
+    return F.embedding(task, weight)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torchrl_pwm.modules.kernels import mish
 from torchrl_pwm.modules.layers import ResetsItself, stacked_mlps
+from torchrl_pwm.modules.stacks import as_wide
 
 
 class QEnsemble(ResetsItself, nn.Module):
@@ -74,7 +75,7 @@ class QEnsemble(ResetsItself, nn.Module):
                 hidden = F.dropout(hidden, self.dropout, self.training)
             hidden = mish(F.layer_norm(hidden, hidden.shape[-1:]) * gain + shift)
         out = torch.baddbmm(params[-1].unsqueeze(1), hidden, params[-2].mT)
-        return out.view(out.shape[0], *x.shape[:-1], -1)
+        return as_wide(out, x).view(out.shape[0], *x.shape[:-1], -1)
 
     def extra_repr(self) -> str:
         return f"num_nets={self.num_nets}, dropout={self.dropout}"

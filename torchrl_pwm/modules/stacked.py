@@ -15,7 +15,7 @@ from torchrl.modules import TanhNormal
 
 from torchrl_pwm.modules.actor_critic import GaussianHead, PWMActor, ValueEnsemble
 from torchrl_pwm.modules.kernels import suits
-from torchrl_pwm.modules.stacks import Form, Layer, run
+from torchrl_pwm.modules.stacks import Form, Layer, as_wide, run
 
 __all__ = ["StackedGaussianHead", "StackedValueEnsemble", "stack_actors", "stack_parameters", "stacked_mlp"]
 
@@ -70,7 +70,7 @@ def stacked_mlp(rows: Tensor, params: Sequence[Tensor]) -> Tensor:
     for weight, bias in layers:
         hidden = F.layer_norm(F.mish(hidden), hidden.shape[-1:])
         hidden = torch.baddbmm(bias.unsqueeze(1), hidden, weight.mT)
-    return hidden
+    return as_wide(hidden, rows)
 
 
 def _layers(params: Sequence[Tensor]) -> list[Layer]:

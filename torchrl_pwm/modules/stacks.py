@@ -24,7 +24,7 @@ from torchrl_pwm.modules.kernels import (
     suits,
 )
 
-__all__ = ["Form", "Layer", "run", "run_each"]
+__all__ = ["Form", "Layer", "as_wide", "run", "run_each"]
 
 # Numbers in the widest layer below which torch's functions are as fast: they start fewer operations.
 _SMALLEST, _SMALLEST_IN_GRAPH = 1 << 11, 1 << 13
@@ -67,7 +67,7 @@ def run(x: Tensor, layers: Sequence[Layer]) -> Tensor:
     tensors = [tensor for layer in layers for tensor in layer[1:]]
     graph = needs_graph(x, *tensors)
     if not serves(x, layers, graph):
-        return by_torch(forms, x, *tensors)
+        return as_wide(by_torch(forms, x, *tensors), x)
     if not graph:
         return evaluate(forms, x, tensors, None)
     result: Tensor = _Stack.apply(x, forms, *tensors)
@@ -94,6 +94,11 @@ def _each(forms: Sequence[Form], x: Tensor, *tensors: Tensor | None) -> Tensor:
 def needs_graph(*tensors: Tensor | None) -> bool:
     """Whether something will ask for a gradient of these."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def as_wide(result: Tensor, x: Tensor) -> Tensor:
+    """A network's result in the dtype of its input: autocast narrows what is multiplied inside, and nothing else."""
+    return result if result.dtype is x.dtype else result.to(x.dtype)
 
 
 def _widest(layers: Sequence[Layer]) -> float:

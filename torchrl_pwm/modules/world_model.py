@@ -22,7 +22,7 @@ from torchrl_pwm.modules.layers import (
     make_mlp,
     run_from_first_linear,
 )
-from torchrl_pwm.modules.multitask import TaskContext, action_masks, check_tasks, known_task
+from torchrl_pwm.modules.multitask import TaskContext, action_masks, check_tasks, embed, known_task
 from torchrl_pwm.modules.new_task import GrowingTasks
 from torchrl_pwm.modules.own_encoder import OwnEncoder, observation_shape, wrong_size
 from torchrl_pwm.modules.presets import Preset, preset_sizes
@@ -378,7 +378,7 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
         task = self._known(task, batch)
         if not isinstance(task, Tensor):
             task = torch.tensor(task, device=device or self._task_emb.weight.device)
-        return self._task_emb(task)
+        return embed(self._task_emb, task)
 
     def _known(self, task: Tensor | int, batch: torch.Size | None) -> Tensor | int:
         """The task, if it is one of the model's."""
@@ -394,4 +394,5 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
         if value.shape[-len(shape) :] != shape:
             raise ValueError(wrong_size(name, value.shape, shape))
         first: Any = self._dynamics[0]
-        return value if value.dtype == first.weight.dtype else value.to(first.weight.dtype)
+        dtype = first.bias.dtype  # under autocast a frozen weight is narrower
+        return value if value.dtype == dtype else value.to(dtype)

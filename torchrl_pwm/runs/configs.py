@@ -212,7 +212,20 @@ class ReplayConfig:
 
 
 @dataclass
-class PWMStepperConfig:
+class UpdatesConfig:
+    """How the updates of all steppers are run."""
+
+    skip_non_finite: bool = False
+    check_interval: Any = None
+    compile_train_step: Any = None
+    compile_mode: str = "default"
+    cudagraph: Any = None
+    warmup_steps: int = 3
+    precision: str = "fp32"
+
+
+@dataclass
+class PWMStepperConfig(UpdatesConfig):
     """:class:`torchrl_pwm.trainers.PWMOptimizationStepper`."""
 
     _target_: str = "torchrl_pwm.trainers.PWMOptimizationStepper"
@@ -225,8 +238,6 @@ class PWMStepperConfig:
     critic_clip: float = 100.0
     critic_iterations: int = 8
     critic_batches: int = 4
-    skip_non_finite: bool = False
-    check_interval: Any = None
 
 
 @dataclass
@@ -241,7 +252,7 @@ class SHACStepperConfig(PWMStepperConfig):
 
 
 @dataclass
-class WorldModelStepperConfig:
+class WorldModelStepperConfig(UpdatesConfig):
     """:class:`torchrl_pwm.trainers.WorldModelOptimizationStepper`."""
 
     _target_: str = "torchrl_pwm.trainers.WorldModelOptimizationStepper"
@@ -250,8 +261,6 @@ class WorldModelStepperConfig:
     final_lr: Any = None
     encoder_lr_scale: float = 0.3
     clip: float = 20.0
-    skip_non_finite: bool = False
-    check_interval: Any = None
 
 
 @dataclass
@@ -365,35 +374,25 @@ class OnlineTDMPC2TrainerConfig(OnlineTrainerConfig):
     iterations: int = 100_000
 
 
-def register() -> None:
-    """Puts every configuration into Hydra's store, by group and name."""
-    store = ConfigStore.instance().store
-    store(group="model", name="custom", node=WorldModelConfig)
-    for preset in ("5M", "19M", "48M", "317M"):
-        store(group="model", name=preset, node=PresetConfig(preset=preset))
-    store(group="heads", name="tdmpc2", node=TDMPC2ModelConfig)
-    store(group="actor", name="pwm", node=ActorConfig)
-    store(group="value", name="ensemble", node=ValueEnsembleConfig)
-    store(group="model_loss", name="pwm", node=PWMWorldModelLossConfig)
-    store(group="loss", name="first_order", node=FirstOrderLossConfig)
-    store(group="loss", name="pwm", node=PWMLossConfig)
-    store(group="loss", name="shac", node=SHACLossConfig)
-    store(group="loss", name="tdmpc2", node=TDMPC2LossConfig)
-    store(group="planner", name="tdmpc2", node=TDMPC2PlannerConfig)
-    store(group="normalizer", name="moments", node=ObservationNormalizerConfig)
-    store(group="replay", name="tdmpc2", node=ReplayConfig)
-    store(group="stepper", name="pwm", node=PWMStepperConfig)
-    store(group="stepper", name="shac", node=SHACStepperConfig)
-    store(group="stepper", name="tdmpc2", node=TDMPC2StepperConfig)
-    store(group="model_stepper", name="pwm", node=WorldModelStepperConfig)
-    store(group="online", name="pwm", node=OnlinePWMStepperConfig)
-    store(group="online", name="tdmpc2", node=OnlineTDMPC2StepperConfig)
-    store(group="trainer", name="pwm", node=PWMTrainerConfig)
-    store(group="trainer", name="online_pwm", node=OnlinePWMTrainerConfig)
-    store(group="trainer", name="tdmpc2", node=TDMPC2TrainerConfig)
-    store(group="trainer", name="online_tdmpc2", node=OnlineTDMPC2TrainerConfig)
-    store(group="trainer", name="shac", node=SHACTrainerConfig)
-    store(group="model_trainer", name="pwm", node=WorldModelTrainerConfig)
+_NODES: dict[str, dict[str, Any]] = {
+    "model": {"custom": WorldModelConfig} | {size: PresetConfig(preset=size) for size in ("5M", "19M", "48M", "317M")},
+    "heads": {"tdmpc2": TDMPC2ModelConfig},
+    "actor": {"pwm": ActorConfig},
+    "value": {"ensemble": ValueEnsembleConfig},
+    "model_loss": {"pwm": PWMWorldModelLossConfig},
+    "loss": {"first_order": FirstOrderLossConfig, "pwm": PWMLossConfig, "shac": SHACLossConfig}
+    | {"tdmpc2": TDMPC2LossConfig},
+    "planner": {"tdmpc2": TDMPC2PlannerConfig},
+    "normalizer": {"moments": ObservationNormalizerConfig},
+    "replay": {"tdmpc2": ReplayConfig},
+    "stepper": {"pwm": PWMStepperConfig, "shac": SHACStepperConfig, "tdmpc2": TDMPC2StepperConfig},
+    "model_stepper": {"pwm": WorldModelStepperConfig},
+    "online": {"pwm": OnlinePWMStepperConfig, "tdmpc2": OnlineTDMPC2StepperConfig},
+    "trainer": {"pwm": PWMTrainerConfig, "tdmpc2": TDMPC2TrainerConfig, "shac": SHACTrainerConfig}
+    | {"online_pwm": OnlinePWMTrainerConfig, "online_tdmpc2": OnlineTDMPC2TrainerConfig},
+    "model_trainer": {"pwm": WorldModelTrainerConfig},
+}
 
-
-register()
+for _group, _nodes in _NODES.items():
+    for _name, _node in _nodes.items():
+        ConfigStore.instance().store(group=_group, name=_name, node=_node)

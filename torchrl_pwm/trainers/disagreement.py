@@ -9,10 +9,10 @@ from torchrl.data import ReplayBuffer
 from tqdm import tqdm
 
 from torchrl_pwm._utils.devices import readable, send
+from torchrl_pwm._utils.finite import describe_batch, raise_non_finite
 from torchrl_pwm._utils.seeds import seeded
 from torchrl_pwm.data import ReplayMixture
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
-from torchrl_pwm.objectives.entries import describe_batch, raise_non_finite
 
 
 def train_disagreement(

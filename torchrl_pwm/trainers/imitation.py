@@ -12,9 +12,9 @@ from torchrl.data import Bounded, ReplayBuffer
 from torchrl.modules import MLP, Actor
 from torchrl.objectives import BCLoss
 
+from torchrl_pwm._utils.finite import describe_batch, raise_non_finite
 from torchrl_pwm._utils.seeds import seeded
 from torchrl_pwm.modules.layers import Mish
-from torchrl_pwm.objectives.entries import describe_batch, raise_non_finite
 from torchrl_pwm.objectives.first_batch import FirstBatch, outside_unit
 
 __all__ = ["clone_behavior"]

@@ -10,9 +10,9 @@ from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 
 from torchrl_pwm._utils.devices import send
+from torchrl_pwm._utils.finite import describe_batch, raise_non_finite
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, SHARE, check_range
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
-from torchrl_pwm.objectives.entries import describe_batch, raise_non_finite
 from torchrl_pwm.trainers.steppers import (
     PWMOptimizationStepper,
     UpdateStepper,

@@ -65,8 +65,7 @@ class SHACOptimizationStepper(FirstOrderOptimizationStepper):
         critic_iterations: int = 16,
         critic_batches: int = 4,
         target_tau: float = 0.8,
-        skip_non_finite: bool = False,
-        check_interval: int | None = None,
+        **options: Any,
     ) -> None:
         if not 0.0 < target_tau <= 1.0:
             raise ValueError(f"target_tau must be above 0 and at most 1, found {target_tau}.")
@@ -81,8 +80,7 @@ class SHACOptimizationStepper(FirstOrderOptimizationStepper):
             critic_clip=critic_clip,
             critic_iterations=critic_iterations,
             critic_batches=critic_batches,
-            skip_non_finite=skip_non_finite,
-            check_interval=check_interval,
+            **options,
         )
         self.target_tau = target_tau
         self._gradients: list[Tensor | None] = []

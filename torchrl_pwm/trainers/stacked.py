@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from torchrl_pwm.objectives.entries import non_finite
+from torchrl_pwm._utils.finite import non_finite
+from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm.objectives.stacked_pwm import StackedPWMLoss
 from torchrl_pwm.trainers.stacked_adam import StackedAdam
 from torchrl_pwm.trainers.steppers import PWMOptimizationStepper
@@ -52,11 +54,15 @@ class StackedPWMUpdate:
 
     def __init__(self, steppers: Sequence[PWMOptimizationStepper]) -> None:
         self.steppers = list(steppers)
+        ways = [stepper.execution.options for stepper in steppers]
+        if any(way != ways[0] for way in ways):
+            raise ValueError(f"tasks that are trained together run in one way, found {ways}.")
         for name in _SETTINGS:
             values = {getattr(stepper, name) for stepper in steppers}
             if len(values) != 1:
                 raise ValueError(f"tasks that are trained together need the same {name}, found {sorted(values)}.")
             setattr(self, name, values.pop())
+        self.execution = steppers[0].execution.copy()
         self.loss_module = StackedPWMLoss([stepper.loss_module for stepper in steppers])
         self.actor_params = list(self.loss_module.actor_network.parameters())
         self.critic_params = list(self.loss_module.value_network.parameters())
@@ -64,8 +70,10 @@ class StackedPWMUpdate:
         self.critics = StackedAdam([stepper.critic_optimizer for stepper in steppers])
         device = self.actor_params[0].device
         self._alive = torch.ones(len(steppers), dtype=torch.bool, device=device)
-        # What was not finite first: where, and the numbers there.
+        # What was not finite first: where, in which update, and the numbers there.
         self._report = torch.zeros(len(steppers), 5, device=device)
+        self._places = {where: torch.full((len(steppers),), where, device=device) for where in (_ACTOR, _CRITIC)}
+        self._number = torch.zeros(len(steppers), device=device)
         self._skipped = torch.tensor([float(stepper.skipped) for stepper in steppers], device=device)
         self._updates, self._batches = 0, []  # type: ignore[var-annotated]
         self._first_update = [stepper.number for stepper in steppers]
@@ -91,7 +99,10 @@ class StackedPWMUpdate:
         self._batches.append(batch)
         if self.skip_non_finite:
             self._batches.clear()
-        metrics = self._compute(batch, noise, rates)
+        inputs = batch, noise, rates
+        if not self.execution.ready:
+            self._warm_up(*inputs)
+        metrics = self.execution.program(self.compute)(*inputs)
         for stepper in self.steppers:
             stepper.anneal()
         return metrics
@@ -101,42 +112,58 @@ class StackedPWMUpdate:
         optimizers = (stepper.actor_optimizer, stepper.critic_optimizer)
         return torch.stack([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
 
-    def _compute(self, batch: TensorDictBase, noise: Tensor | None, rates: Tensor) -> TensorDictBase:
+    def _warm_up(self, *inputs: Any) -> None:
+        """Compiles and captures :meth:`compute`, as far as it is to be; nothing else changes."""
+        buffers = [self._alive, self._number, *self.loss_module.buffers()]
+        before = [buffer.clone() for buffer in buffers]
+        self._alive.fill_(False)
+        try:
+            with kept_generators():
+                self.execution.warm_up(lambda: self.execution.program(self.compute)(*inputs))
+        finally:
+            for buffer, value in zip(buffers, before):
+                buffer.copy_(value)
+
+    def forward(
+        self, batch: TensorDictBase, noise: Tensor | None
+    ) -> tuple[dict[str, Tensor], TensorDictBase, dict[str, Tensor]]:
+        """Losses [T] of the actors; what the critics learn from, [T, B, H] with targets, detached; and metrics."""
+        loss = self.loss_module
+        rollout = loss.imagine(batch, noise)
+        losses = {"loss_actor": loss.actor_loss(rollout)}
+        if loss.behavior_coef:
+            losses["loss_behavior"] = loss.behavior_loss(batch)
+        rows = rollout.select(*loss.value_network.in_keys).detach()
+        rows.set(loss.tensor_keys.value_target, loss.value_target(rollout))
+        return losses, rows, loss.rollout_metrics(rollout)
+
+    def compute(self, batch: TensorDictBase, noise: Tensor | None, rates: Tensor) -> TensorDictBase:
         """Tensors to tensors; nothing is read on the host."""
         loss = self.loss_module
-        actor_rates, critic_rates = rates
-        rollout = loss.imagine(batch, noise)
-        behavior = loss.behavior_loss(batch) if loss.behavior_coef else None
+        actor_rates, critic_rates = rates.unbind(0)
+        self._number.add_(1)
         before = [buffer.clone() for buffer in loss.return_moments.buffers()]
-        actor_loss = loss.actor_loss(rollout)
-        total = actor_loss if behavior is None else actor_loss + behavior
-        gradients, norm = self.actor.clipped(torch.autograd.grad(total.sum(), self.actor_params), self.actor_clip)
-        target = loss.value_target(rollout)
-        numbers = (actor_loss.detach(), norm, target.flatten(1).sum(1))
+        losses, rollout, further = self.execution.call(self.forward, batch, noise)
+        total = torch.stack(list(losses.values())).sum()
+        gradients, norm = self.actor.clipped(torch.autograd.grad(total, self.actor_params), self.actor_clip)
+        target = rollout.get(loss.tensor_keys.value_target)
+        numbers = (losses["loss_actor"].detach(), norm, target.flatten(1).sum(1))
         allowed = self._allow(_ACTOR, self._alive, *numbers)
         self.actor.step(gradients, actor_rates, allowed)
         for buffer, old in zip(loss.return_moments.buffers(), before):
             buffer.copy_(torch.where(allowed, buffer, old))
-        metrics = {"loss_actor": actor_loss.detach(), "actor_grad_norm": norm}
-        metrics |= self._update_critics(rollout, target, critic_rates, allowed)
-        if behavior is not None:
-            metrics["loss_behavior"] = behavior.detach()
-        metrics |= loss.rollout_metrics(rollout)
+        metrics = {"actor_grad_norm": norm, **losses, **self._update_critics(rollout, critic_rates, allowed), **further}
         metrics |= {"actor_lr": actor_rates.float(), "skipped": self._skipped.clone()}
-        return TensorDict(metrics, [len(self.steppers)])
+        return TensorDict(metrics, [len(self.steppers)]).detach()
 
-    def _update_critics(
-        self, rollout: TensorDictBase, target: Tensor, rates: Tensor, allowed: Tensor
-    ) -> dict[str, Tensor]:
+    def _update_critics(self, rollout: TensorDictBase, rates: Tensor, allowed: Tensor) -> dict[str, Tensor]:
         loss = self.loss_module
-        keys = [*loss.value_network.in_keys, loss.tensor_keys.value_target]
-        rollout = rollout.detach().set(loss.tensor_keys.value_target, target).select(*keys)
         rows = rollout.transpose(1, 2).reshape(len(self.steppers), -1)  # [T, H B], time-major
         size = max(rows.shape[1] // self.critic_batches, 1)
         losses, norms, begun = [], [], allowed
         for _ in range(self.critic_iterations):
             for minibatch in rows.split(size, 1):
-                value_loss = loss.value_loss(minibatch)
+                value_loss = self.execution.call(loss.value_loss, minibatch)
                 gradients = torch.autograd.grad(value_loss.sum(), self.critic_params)
                 clipped, norm = self.critics.clipped(gradients, self.critic_clip)
                 losses.append(value_loss.detach())
@@ -155,9 +182,7 @@ class StackedPWMUpdate:
         self._skipped += bad
         if not self.skip_non_finite:
             entries = [*found, *[torch.zeros_like(found[0])] * (3 - len(found))]
-            note = torch.stack(
-                [torch.full_like(found[0], where), torch.full_like(found[0], self._updates), *entries], 1
-            )
+            note = torch.stack([self._places[where], self._number, *entries], 1)
             self._report.copy_(torch.where(bad.unsqueeze(1), note, self._report))
             self._alive &= finite
         return before & finite

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.trainers import OptimizationStepper
 
-from torchrl_pwm._utils.devices import keep_freed_memory, readable
-from torchrl_pwm._utils.gated_steps import Gate, GatedAdam, Made, finite_or_nan
+from torchrl_pwm._utils.gated_steps import GatedAdam, finite_or_nan
+from torchrl_pwm._utils.gated_updates import GatedUpdates
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, NORM, NOT_NEGATIVE, POSITIVE, check_range
 from torchrl_pwm.modules.running_statistics import KeptStatistics
 from torchrl_pwm.objectives import FirstOrderLoss, PWMLoss, PWMWorldModelLoss
-from torchrl_pwm.objectives.entries import describe_batch, raise_non_finite
-
-_CHECK_INTERVAL = 16  # updates, where a read waits for the device
 
 
 class UpdateStepper(OptimizationStepper):
@@ -34,95 +30,7 @@ class UpdateStepper(OptimizationStepper):
         return self.update(sub_batch)
 
 
-class GatedStepper(UpdateStepper):
-    """An update of pure tensor functions: whether its numbers are finite is read every ``check_interval`` updates.
-
-    Parameters, moments and statistics are untouched by an update that is not finite and by all after it, whenever
-    that is read. A subclass writes :meth:`compute`, which reads no number, and asks the gate before every step.
-
-    Args:
-        params (iterable of Tensor): parameters that are optimised, all on one device.
-
-    Keyword Args:
-        skip_non_finite (bool): leave such steps out, and count them in :attr:`skipped`, instead of raising.
-        check_interval (int, optional): updates between two reads. Default: 1 on a CPU, where a read costs nothing,
-            else 16. :meth:`check` reads at once; trainers call it before they log, evaluate or save.
-
-    Raises:
-        ValueError: if ``check_interval`` is below 1.
-        FloatingPointError: from :meth:`update` or :meth:`check`, if a number is not finite; names the update, the
-            entry of its batch and its tasks.
-    """
-
-    def __init__(
-        self, params: Iterable[Tensor], *, skip_non_finite: bool = False, check_interval: int | None = None
-    ) -> None:
-        if check_interval is not None:
-            check_range(COUNT, check_interval=check_interval)
-        device = next(iter(params)).device
-        keep_freed_memory()
-        self.check_interval = check_interval or (1 if device.type == "cpu" else _CHECK_INTERVAL)
-        self.skip_non_finite = skip_non_finite
-        self.gate = Gate(device, skip=skip_non_finite)
-        self._made: list[Made] = []
-
-    @property
-    def number(self) -> int:
-        """Number of the next update, from 1 on."""
-        raise NotImplementedError
-
-    @property
-    def skipped(self) -> int:
-        """Steps that were left out; waits for the device."""
-        return int(self.gate.refused)
-
-    def anneal(self) -> None:
-        """The next learning rates."""
-        raise NotImplementedError
-
-    def apply(self, batch: TensorDictBase, metrics: TensorDictBase) -> TensorDictBase:
-        """Ends an update from ``batch``, whose steps have been taken: checks, next rates."""
-        self.note(batch)
-        self.anneal()
-        return metrics
-
-    def note(self, batch: TensorDictBase) -> None:
-        """Remembers what the gate was asked since the last call, of steps from ``batch``, and checks in time."""
-        self._made.append(Made(self.number, self.evidence(batch), *self.gate.answers()))
-        if len(self._made) >= self.check_interval:
-            self.check()
-
-    def check(self) -> None:
-        made, self._made = self._made, []
-        if not made or self.skip_non_finite or not readable(made[0].failed):
-            return
-        for update, failed in zip(made, torch.stack([update.failed for update in made]).tolist()):
-            if any(failed):
-                self.gate.closed.zero_()
-                self._refuse(update, failed.index(True))
-
-    def evidence(self, batch: TensorDictBase) -> Any:
-        """What an error of the update looks at later."""
-        return batch
-
-    def locate(self, evidence: Any) -> str:
-        """What is not finite in what an update was made of, and what to do, for the error."""
-        return describe_batch(evidence)
-
-    def _refuse(self, update: Made, index: int) -> NoReturn:
-        asked = update.asked[index]
-        begin = sum(len(question.numbers) for question in update.asked[:index])
-        values = update.numbers[begin : begin + len(asked.numbers)].tolist()
-        raise_non_finite(
-            asked.name,
-            update.number,
-            dict(zip(asked.numbers, values)),
-            where=self.locate(update.evidence),
-            changed=asked.changed,
-        )
-
-
-class FirstOrderOptimizationStepper(GatedStepper):
+class FirstOrderOptimizationStepper(GatedUpdates, UpdateStepper):
     """One actor step and the critic pass on a differentiable rollout, with linear learning-rate schedules.
 
     The actor takes one clipped Adam step; the critics then regress on targets fixed before they change:
@@ -138,13 +46,15 @@ class FirstOrderOptimizationStepper(GatedStepper):
         betas (tuple of float): Adam's.
         actor_clip, critic_clip (float): largest gradient norms.
         critic_iterations, critic_batches (int): passes and minibatches a pass.
-        skip_non_finite, check_interval: see :class:`~GatedStepper`.
+        **options: ``skip_non_finite``, ``check_interval`` and how it is run, see :class:`.GatedUpdates`.
 
     Raises:
         ValueError: if a number is out of range.
         FloatingPointError: if a loss, value target or gradient is not finite. Neither parameters nor the running
             moments have changed then, unless it is a critic minibatch alone that overflows, after the actor's step.
     """
+
+    captured = "critic_pass"  # a rollout comes with its graph, which is new each time
 
     def __init__(
         self,
@@ -159,18 +69,16 @@ class FirstOrderOptimizationStepper(GatedStepper):
         critic_clip: float = 100.0,
         critic_iterations: int = 8,
         critic_batches: int = 4,
-        skip_non_finite: bool = False,
-        check_interval: int | None = None,
+        **options: Any,
     ) -> None:
         check_range(COUNT_OR_NONE, iterations=iterations)  # of a schedule alone
         check_range(COUNT, critic_iterations=critic_iterations, critic_batches=critic_batches)
         check_range(POSITIVE, actor_lr=actor_lr, critic_lr=critic_lr)
         check_range(NOT_NEGATIVE, final_lr=final_lr)
         check_range(NORM, actor_clip=actor_clip, critic_clip=critic_clip)
-        self.loss_module = loss_module
         self.actor_params = list(loss_module.actor_network_params.parameters())
         self.critic_params = list(loss_module.value_network_params.parameters())
-        super().__init__(self.actor_params, skip_non_finite=skip_non_finite, check_interval=check_interval)
+        super().__init__(loss_module, **options)
         schedule: dict[str, Any] = {"final_lr": final_lr, "iterations": iterations, "betas": betas}
         self.actor_optimizer = GatedAdam(self.actor_params, actor_lr, clip=actor_clip, **schedule)
         self.critic_optimizer = GatedAdam(self.critic_params, critic_lr, clip=critic_clip, **schedule)
@@ -184,12 +92,12 @@ class FirstOrderOptimizationStepper(GatedStepper):
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
         """One update from a rollout ``[B, H]`` with its graph."""
-        return self.apply(batch, self.compute(batch))
+        return self.finish(batch, self.prepared(batch)(batch))
 
     def compute(self, batch: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
         """Actor step and critic pass from the batch; reads no number of the device."""
         statistics = KeptStatistics(self.loss_module)
-        losses, rows, metrics = self.forward(batch, noise)
+        losses, rows, metrics = self.execution.call(self.forward, batch, noise)
         self.actor_optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         norm = self.actor_optimizer.clipped_norm()
@@ -198,7 +106,7 @@ class FirstOrderOptimizationStepper(GatedStepper):
         allowed = self.gate.admits("actor", numbers)
         statistics.keep_if(allowed)
         self.actor_optimizer.step_if(allowed)
-        critic = self.critic_pass(rows, allowed)
+        critic = self.program(self.critic_pass)(rows, allowed)
         metrics = {"actor_grad_norm": norm, **losses, **critic, **metrics}
         rates = {"actor_lr": self.actor_optimizer.rate, "skipped": self.gate.refused.float()}
         return TensorDict({**metrics, **rates}).detach()
@@ -225,7 +133,7 @@ class FirstOrderOptimizationStepper(GatedStepper):
         losses, norms = [], []
         for _ in range(self.critic_iterations):
             for minibatch in minibatches:
-                value_loss = loss.value_loss(minibatch)
+                value_loss = self.execution.call(loss.value_loss, minibatch)
                 optimizer.zero_grad()
                 value_loss.backward()
                 norms.append(optimizer.clipped_norm())
@@ -242,6 +150,10 @@ class FirstOrderOptimizationStepper(GatedStepper):
         metrics = self.critic_pass(self._with_target(rollout, target))
         self.note(batch)
         return metrics
+
+    def _rehearse(self, *inputs: Any) -> None:
+        batch, *draws = inputs
+        super()._rehearse(batch.apply(_with_graph), *draws)
 
     def _with_target(self, rollout: TensorDictBase, target: Tensor) -> TensorDictBase:
         inputs = rollout.select(*self.loss_module.value_network.in_keys).detach()
@@ -265,6 +177,7 @@ class FirstOrderOptimizationStepper(GatedStepper):
             optimizer.load_state_dict(state_dict[f"{name}_optimizer"])
             optimizer.load_schedule(schedule)
         self.gate.refused.fill_(state_dict["skipped"])
+        self.execution.forget()
 
 
 class PWMOptimizationStepper(FirstOrderOptimizationStepper):
@@ -292,13 +205,21 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
     """
 
     loss_module: PWMLoss
+    captured = "compute"
 
     def update(self, batch: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
         """One update from ``[B]`` start states, or the first steps of ``[B, T]`` sequences.
 
         ``noise`` [H, B, A] replaces the sampled policy noise.
         """
-        return self.apply(batch, self.compute(first_states(batch), noise))
+        inputs = self.inputs(batch), noise
+        return self.finish(batch, self.prepared(*inputs)(*inputs))
+
+    def inputs(self, batch: TensorDictBase) -> TensorDictBase:
+        return first_states(batch)
+
+    def _rehearse(self, *inputs: Any) -> None:
+        GatedUpdates._rehearse(self, *inputs)
 
     def imagine(self, batch: TensorDictBase, noise: Tensor | None) -> tuple[TensorDictBase, dict[str, Tensor]]:
         loss = self.loss_module
@@ -306,7 +227,7 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
         return rollout, {"loss_behavior": loss.behavior_loss(batch)} if loss.behavior_coef else {}
 
 
-class WorldModelOptimizationStepper(GatedStepper):
+class WorldModelOptimizationStepper(GatedUpdates, UpdateStepper):
     """One clipped Adam step on a world model.
 
     Args:
@@ -318,7 +239,7 @@ class WorldModelOptimizationStepper(GatedStepper):
         final_lr (float, optional): where it ends; ``None`` (default, as published for many tasks) keeps it constant.
         encoder_lr_scale (float): the encoder's share of ``lr``; published: 0.3 for many tasks, 1 for one.
         clip (float): largest gradient norm.
-        skip_non_finite, check_interval: see :class:`~GatedStepper`.
+        **options: ``skip_non_finite``, ``check_interval`` and how it is run, see :class:`.GatedUpdates`.
 
     Raises:
         ValueError: if a number is out of range.
@@ -336,14 +257,12 @@ class WorldModelOptimizationStepper(GatedStepper):
         final_lr: float | None = None,
         encoder_lr_scale: float = 0.3,
         clip: float = 20.0,
-        skip_non_finite: bool = False,
-        check_interval: int | None = None,
+        **options: Any,
     ) -> None:
         check_range(COUNT_OR_NONE, iterations=iterations)
         check_range(POSITIVE, lr=lr)
         check_range(NOT_NEGATIVE, final_lr=final_lr or 0.0, encoder_lr_scale=encoder_lr_scale)
         check_range(NORM, clip=clip)
-        self.loss_module = loss_module
         self.params = list(loss_module.world_model.parameters())
         encoder = list(loss_module.world_model.encoder_network.parameters())
         inside = {id(param) for param in encoder}
@@ -351,7 +270,7 @@ class WorldModelOptimizationStepper(GatedStepper):
             {"params": encoder, "lr": lr * encoder_lr_scale},
             {"params": [param for param in self.params if id(param) not in inside]},
         ]
-        super().__init__(self.params, skip_non_finite=skip_non_finite, check_interval=check_interval)
+        super().__init__(loss_module, **options)
         self.optimizer = GatedAdam(groups, lr, clip=clip, final_lr=final_lr, iterations=iterations)
         self.scheduler = self.optimizer.schedule
         self.clip = clip
@@ -362,12 +281,12 @@ class WorldModelOptimizationStepper(GatedStepper):
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
         """One update from ``[B, T]`` sequences."""
-        return self.apply(batch, self.compute(batch))
+        return self.finish(batch, self.prepared(batch)(batch))
 
     def compute(self, batch: TensorDictBase) -> TensorDictBase:
         """One step from the sequences; reads no number of the device."""
         statistics = KeptStatistics(self.loss_module)
-        losses = self.loss_module.losses(batch)
+        losses = self.execution.call(self.loss_module.losses, batch)
         total = sum(value for key, value in losses.items() if key.startswith("loss_"))
         self.optimizer.zero_grad()
         total.backward()
@@ -383,7 +302,7 @@ class WorldModelOptimizationStepper(GatedStepper):
         self.optimizer.anneal()
 
     def check(self) -> None:
-        batches = [made.evidence for made in self._made]
+        batches = self.gate.noted
         super().check()
         self.loss_module.warn_of_ends(*batches)
 
@@ -393,8 +312,14 @@ class WorldModelOptimizationStepper(GatedStepper):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.optimizer.load_schedule(state_dict["scheduler"])
+        self.execution.forget()
 
 
 def first_states(batch: TensorDictBase) -> TensorDictBase:
     """The start states [B] of a batch: itself, or the first steps of sequences [B, T]."""
     return batch[:, 0] if batch.ndim == 2 else batch
+
+
+def _with_graph(entry: Tensor) -> Tensor:
+    """A copy of an entry that asks for gradients, as those of a rollout do."""
+    return entry.detach().requires_grad_().clone() if entry.is_floating_point() else entry

@@ -10,15 +10,16 @@ from torchrl.data import ReplayBuffer
 
 from torchrl_pwm._utils.devices import send
 from torchrl_pwm._utils.gated_steps import GatedAdam, finite_or_nan, lerp_if
+from torchrl_pwm._utils.gated_updates import GatedUpdates
 from torchrl_pwm._utils.ranges import COUNT_OR_NONE, NORM, NOT_NEGATIVE, POSITIVE, check_range
 from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.modules.running_statistics import KeptStatistics
 from torchrl_pwm.objectives.tdmpc2 import TDMPC2Loss, TDMPC2Noise
-from torchrl_pwm.trainers.steppers import GatedStepper, UpdateStepper
+from torchrl_pwm.trainers.steppers import UpdateStepper
 from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
 
 
-class TDMPC2OptimizationStepper(GatedStepper):
+class TDMPC2OptimizationStepper(GatedUpdates, UpdateStepper):
     """One clipped Adam step on everything but the policy, then one on the policy, then the target's.
 
     Source: TD-MPC2 (arXiv 2310.16828), appendix; the defaults are the published ones.
@@ -34,7 +35,7 @@ class TDMPC2OptimizationStepper(GatedStepper):
         clip (float): largest gradient norm, of the model and of the policy.
         policy_eps (float): Adam's epsilon for the policy.
         tau (float): how far the target Q functions move: target = lerp(target, Q, tau).
-        skip_non_finite, check_interval: see :class:`~torchrl_pwm.trainers.steppers.GatedStepper`.
+        **options: ``skip_non_finite``, ``check_interval`` and how it is run, see :class:`.GatedUpdates`.
 
     Raises:
         ValueError: if a number is out of range.
@@ -66,8 +67,7 @@ class TDMPC2OptimizationStepper(GatedStepper):
         clip: float = 20.0,
         policy_eps: float = 1e-5,
         tau: float = 0.01,
-        skip_non_finite: bool = False,
-        check_interval: int | None = None,
+        **options: Any,
     ) -> None:
         if not 0.0 < tau <= 1.0:
             raise ValueError(f"tau must be above 0 and at most 1, found {tau}.")
@@ -75,7 +75,6 @@ class TDMPC2OptimizationStepper(GatedStepper):
         check_range(POSITIVE, lr=lr, policy_eps=policy_eps)
         check_range(NOT_NEGATIVE, final_lr=final_lr or 0.0, encoder_lr_scale=encoder_lr_scale)
         check_range(NORM, clip=clip)
-        self.loss_module = loss_module
         model = loss_module.model
         self.policy_params = list(model.policy.parameters())
         apart = {id(param) for param in [*self.policy_params, *model.target_q.parameters()]}
@@ -86,7 +85,7 @@ class TDMPC2OptimizationStepper(GatedStepper):
             {"params": encoder, "lr": lr * encoder_lr_scale},
             {"params": [param for param in self.model_params if id(param) not in inside]},
         ]
-        super().__init__(self.model_params, skip_non_finite=skip_non_finite, check_interval=check_interval)
+        super().__init__(loss_module, **options)
         schedule: dict[str, Any] = {"clip": clip, "final_lr": final_lr, "iterations": iterations}
         self.model_optimizer = GatedAdam(groups, lr, **schedule)
         self.policy_optimizer = GatedAdam(self.policy_params, lr, eps=policy_eps, **schedule)
@@ -99,12 +98,12 @@ class TDMPC2OptimizationStepper(GatedStepper):
 
     def update(self, batch: TensorDictBase, noise: TDMPC2Noise | None = None) -> TensorDictBase:
         """One update from ``[B, T]`` sequences; ``noise`` replaces all random draws but dropout's."""
-        return self.apply(batch, self.compute(batch, noise))
+        return self.finish(batch, self.prepared(batch, noise)(batch, noise))
 
     def compute(self, batch: TensorDictBase, noise: TDMPC2Noise | None = None) -> TensorDictBase:
         """The model's step, the policy's and the target's; reads no number of the device."""
         loss, model = self.loss_module, self.loss_module.model
-        losses, latents = loss.model_losses(batch, noise)
+        losses, latents = self.execution.call(loss.model_losses, batch, noise)
         total = sum(value for key, value in losses.items() if key.startswith("loss_"))
         self.model_optimizer.zero_grad()
         total.backward()
@@ -116,7 +115,7 @@ class TDMPC2OptimizationStepper(GatedStepper):
         self.model_optimizer.step_if(allowed)
 
         statistics = KeptStatistics(loss)
-        policy = loss.policy_loss(latents, batch, noise)
+        policy = self.execution.call(loss.policy_loss, latents, batch, noise)
         self.policy_optimizer.zero_grad()
         policy["loss_policy"].backward()
         policy_norm = self.policy_optimizer.clipped_norm()
@@ -144,6 +143,7 @@ class TDMPC2OptimizationStepper(GatedStepper):
             optimizer: GatedAdam = getattr(self, f"{name}_optimizer")
             optimizer.load_state_dict(state_dict[f"{name}_optimizer"])
             optimizer.load_schedule(schedule)
+        self.execution.forget()
 
 
 class TDMPC2Trainer(ReplayTrainer):
