@@ -11,12 +11,14 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 
+from torchrl_pwm.modules.actor_critic import gaussian_head
 from torchrl_pwm.modules.frozen import frozen, swapped
 from torchrl_pwm.modules.two_hot import RewardSpace
 from torchrl_pwm.objectives.acting import ActingLoss
 from torchrl_pwm.objectives.entries import require, require_batch
 from torchrl_pwm.objectives.first_batch import not_representable, out_of_range, outside_unit, own_actions, task_entry
 from torchrl_pwm.objectives.first_order import Bootstrap
+from torchrl_pwm.objectives.walk import state_at, walk
 
 
 class PWMLoss(ActingLoss):
@@ -182,12 +184,14 @@ class PWMLoss(ActingLoss):
             self.first_batch.check(
                 "actions", outside_unit(wanted, keys.action, self, own), not_representable(wanted, keys.action, self)
             )
-        state = TensorDict({keys.latent: self._start(model, tensordict, task)}, tensordict.batch_size)
-        if task is not None:
-            state.set(keys.task, task)
+        latent = self._start(model, tensordict, task)
         with swapped(self.actor_network, self.actor_network_params), self.memory.stepping():
-            self.memory.recall(state, self.memory.begin(tensordict))
-            action = torch.tanh(self.actor_network.get_dist_params(state).get("loc"))
+            head = gaussian_head(self.actor_network, keys.latent)
+            if head is None:
+                state = self.memory.recall(state_at(latent, task, keys), self.memory.begin(tensordict))
+                action = torch.tanh(self.actor_network.get_dist_params(state).get("loc"))
+            else:
+                action = torch.tanh(head(latent)[0])
         distance = (action - wanted.to(action.dtype)).square()
         masks = getattr(model, "action_masks", None)
         if masks is None:
@@ -215,7 +219,6 @@ class PWMLoss(ActingLoss):
             ValueError: if neither observation nor latent is there, or the noise has another shape.
         """
         self._check_noise(noise)
-        keys = self.tensor_keys
         task = self._task(tensordict)
         # Time comes first inside, so that entries of the batch broadcast over it.
         model = self.world_model
@@ -227,19 +230,8 @@ class PWMLoss(ActingLoss):
             if noise is None and self._tanh_gaussian and hasattr(model, "action_dim"):
                 # In one draw, as one kernel.
                 noise = latent.new_empty(self.horizon, *latent.shape[:-1], model.action_dim).normal_()
-            latents, actions, held = [latent], [], self.memory.begin(tensordict)
-            for step in range(self.horizon):
-                state = {keys.latent: latent.detach() if self.detach_latent else latent}
-                if task is not None:
-                    state[keys.task] = task
-                seen = self.memory.recall(TensorDict(state, latent.shape[:-1]), held)
-                action = self._act(seen, None if noise is None else noise[step])
-                held = self.memory.keep(seen)
-                action = action if mask is None else action * mask
-                latent = model.next_latent(latent, action, context)
-                actions.append(action)
-                latents.append(latent)
-            visited, taken = torch.stack(latents), torch.stack(actions)
+            held = self.memory.begin(tensordict)
+            visited, taken = walk(self, model, latent, task, context, noise, mask, held, detach=self.detach_latent)
             reward = model.decode_reward(model.reward_logits(visited[:-1], taken, context), self.reward_space)
             ends = model.termination_logits(visited[1:], task) if getattr(model, "termination", False) else None
         if self.disagreement_coef:
