@@ -12,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.parameter import is_lazy
 
 from torchrl_pwm.modules import kernels
+from torchrl_pwm.modules.heads import StackedLinear
 from torchrl_pwm.modules.stacks import Form, Layer, as_wide, run
 
 _SMALLEST = 1e-8
@@ -248,7 +249,7 @@ def initialize(network: nn.Module, leave: nn.Module | None = None) -> None:
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.LayerNorm):
+        elif isinstance(layer, (nn.LayerNorm, StackedLinear)):
             layer.reset_parameters()
         elif isinstance(layer, nn.Embedding):
             nn.init.uniform_(layer.weight, -0.02, 0.02)

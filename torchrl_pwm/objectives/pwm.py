@@ -199,12 +199,16 @@ class PWMLoss(ActingLoss):
         mask = masks[task if task is not None else 0].expand_as(distance)
         return self._reduce_loss((distance * mask).sum(-1) / mask.sum(-1), None)
 
-    def imagine(self, tensordict: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
+    def imagine(
+        self, tensordict: TensorDictBase, noise: Tensor | None = None, heads: Tensor | None = None
+    ) -> TensorDictBase:
         """Rolls the policy out inside the model.
 
         Args:
             tensordict (TensorDictBase): start states ``[B]``.
             noise (Tensor, optional): ``[H, B, A]``, instead of fresh Gaussian noise; zeros give the mean action.
+            heads (Tensor, optional): of a model with K heads their order ``[K]``, instead of a random one: start state
+                i keeps the head at its place i modulo K through the whole rollout.
 
         Returns:
             A TensorDict ``[B, H]`` with ``latent``, ``action``, ``("next", "latent")``, ``("next", "reward")`` and, of
@@ -221,7 +225,7 @@ class PWMLoss(ActingLoss):
         acting = swapped(self.actor_network, self.actor_network_params)
         with frozen(model), acting, self.memory.stepping():
             latent = self._start(model, tensordict, task)
-            context = model.task_context(task) if hasattr(model, "task_context") else task
+            context = self._context(model, task, heads)
             mask = model.action_masks[task if task is not None else 0] if self.mask_actions else None
             if noise is None and self._tanh_gaussian and hasattr(model, "action_dim"):
                 # In one draw, as one kernel.
@@ -235,6 +239,13 @@ class PWMLoss(ActingLoss):
                 spread = self.disagreement(visited[:-1], taken, task)
             reward = reward - self.disagreement_coef * spread
         return self._as_rollout(task, visited, taken, reward, None if ends is None else torch.sigmoid(-ends))
+
+    @staticmethod
+    def _context(model: Any, task: Tensor | None, heads: Tensor | None) -> Any:
+        """What the steps of a rollout get of the task; of a model with several heads each state keeps a random one."""
+        if getattr(model, "num_heads", 1) > 1:
+            return model.task_context(task, "one", heads)
+        return model.task_context(task) if hasattr(model, "task_context") else task
 
     def _as_rollout(
         self, task: Tensor | None, visited: Tensor, taken: Tensor, reward: Tensor, going_on: Tensor | None

@@ -63,27 +63,32 @@ class RealEpisodes:
         task: name of the task.
         world_model: file of the frozen model.
         threads: torch threads.
+        policies: that are trained at once, each in a task or with a seed of its own.
     """
 
     config: dict[str, Any]
     task: str
     world_model: Path
     threads: int
+    policies: int = 1
 
     def __call__(self, snapshot: Mapping[str, Any]) -> dict[str, float]:
         """The metrics of ``snapshot["weights"]``; model and simulators are kept for the next call in this process."""
-        if not _KEPT or _KEPT[0] != self:
-            _KEPT[:] = [self, *self._open()]
-        _, config, actor, played = _KEPT
+        key = (self.task, str(self.world_model), self.policies)
+        if key not in _KEPT:
+            _KEPT[key] = self._open()
+        config, actor, played = _KEPT[key]
         actor.load_state_dict(snapshot["weights"])
         with torch_threads(self.threads):
             return real_metrics(actor, played, config)
 
     def _open(self) -> tuple[Any, nn.Module, TaskEpisodes]:
         config = OmegaConf.create(self.config)
-        model = load_world_model(config, self.world_model)
+        others = (played.world_model for (_, file, _), (_, _, played) in _KEPT.items() if file == str(self.world_model))
+        model = next(others, None) or load_world_model(config, self.world_model)
         actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=model.action_dim)
-        return config, actor, task_episodes(config, self.task, model)
+        return config, actor, task_episodes(config, self.task, model, policies=self.policies)
 
 
-_KEPT: list[Any] = []  # of a worker process: the last RealEpisodes, and what it has opened
+# Of a worker process, whose evaluations are all of one run: what was opened, by task, world model and policies.
+_KEPT: dict[tuple[str, str, int], tuple[Any, nn.Module, TaskEpisodes]] = {}
