@@ -27,7 +27,7 @@ from torchrl_pwm.runs.rounds import policy_metrics
 from torchrl_pwm.runs.starts import Before, make_starts
 from torchrl_pwm.runs.world_model import make_world_model
 
-TASK = "pendulum-swingup"
+TASK = "cartpole-swingup"  # which pays any policy something
 FILE = Path("policies") / TASK / "seed-0" / "policy.pt"
 SMALL = [*NETWORKS, *MODEL, *WORLD_MODEL, *EXTRACTION, *EVALUATION, *DATA, "evaluation.baselines=null", f"task={TASK}"]
 ROUNDS = ["rounds.count=1", "rounds.iterations=3", "rounds.policy_iterations=10", "rounds.eval_episodes=1"]
@@ -94,8 +94,9 @@ def marked(tmp_path):
     """Data whose observations are zeros, and own episodes of two seeds whose observations are ones and twos."""
     for name, value in (("data", 0.0), ("own/seed-0", 1.0), ("own/seed-1", 2.0)):
         with EpisodeStoreWriter(tmp_path / name, "mt80", {TASK: 10}, row_length=100) as writer:
-            observation = np.full((10, 101, 3), value, np.float32)
-            writer.write(TASK, observation, np.zeros((10, 100, 1), np.float32), np.ones((10, 100), np.float32))
+            observation = np.zeros((10, 101, 39), np.float32)
+            observation[..., :3] = value
+            writer.write(TASK, observation, np.zeros((10, 100, 6), np.float32), np.ones((10, 100), np.float32))
     return tmp_path
 
 

@@ -108,7 +108,7 @@ def add_earlier(results: list[dict[str, Any]], folder: Path) -> list[dict[str, A
 def policy_metrics(folder: Path, result: dict[str, Any]) -> dict[str, Series]:
     """The metrics of a policy's training in the folder of a run, those of its rounds one after the other."""
     last = policy_file(folder, result["task"], result["seed"])
-    places = [file.parent for file in (*_policies(folder, result), last) if any(file.parent.rglob("scalars"))]
+    places = [file.parent for file in (*_policies(folder, result), last) if any(file.parent.rglob("*.csv"))]
     curves, begin = [], 0.0
     for metrics in map(read_metrics, places or [last.parent]):
         curves.append({name: (x + begin, y) for name, (x, y) in metrics.items()})
