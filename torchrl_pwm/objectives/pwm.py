@@ -11,6 +11,7 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 
+from torchrl_pwm._utils.ranges import POSITIVE, check_range
 from torchrl_pwm.modules.actor_critic import gaussian_head
 from torchrl_pwm.modules.frozen import frozen, swapped
 from torchrl_pwm.modules.two_hot import RewardSpace
@@ -46,6 +47,8 @@ class PWMLoss(ActingLoss):
         reward_space (str): the reward that is summed. ``"symlog"`` (default) leaves a binned head's reward in symlog
             space, as published, and a normalised one normalised; ``"raw"`` decodes it to the task's units. Of any
             other scalar head both are the same.
+        reward_scale (float): the reward that is summed times this, so that critics see values of moderate size: raw
+            rewards of Meta-World reach 10 a step. Default: 1.
         mask_actions (bool): zero the padded entries of the action before the model sees them (needs a model with
             ``action_dims``). Default: ``False``, as published.
         behavior_coef (float): weight of ``loss_behavior``, the squared distance of the mean action at the start
@@ -97,6 +100,7 @@ class PWMLoss(ActingLoss):
         horizon: int = 16,
         detach_latent: bool = True,
         reward_space: RewardSpace = "symlog",
+        reward_scale: float = 1.0,
         normalize_returns: bool = True,
         bootstrap: Bootstrap = "standard",
         delay_value: bool = False,
@@ -111,6 +115,7 @@ class PWMLoss(ActingLoss):
             raise ValueError(f'reward_space must be "raw" or "symlog", found {reward_space!r}.')
         if mask_actions and getattr(world_model, "action_masks", None) is None:
             raise ValueError("mask_actions=True needs a world model built with action_dims.")
+        check_range(POSITIVE, reward_scale=reward_scale)
         for name, coefficient in (("behavior_coef", behavior_coef), ("disagreement_coef", disagreement_coef)):
             if not 0.0 <= coefficient < float("inf"):
                 raise ValueError(f"{name} must be finite and at least 0, found {coefficient}.")
@@ -130,7 +135,7 @@ class PWMLoss(ActingLoss):
             reduction=reduction,
         )
         self.detach_latent = detach_latent
-        self.reward_space = reward_space
+        self.reward_space, self.reward_scale = reward_space, reward_scale
         self.mask_actions = mask_actions
         self.behavior_coef = behavior_coef
         self.disagreement_coef = disagreement_coef
@@ -238,6 +243,7 @@ class PWMLoss(ActingLoss):
             with frozen(self.disagreement):
                 spread = self.disagreement(visited[:-1], taken, task)
             reward = reward - self.disagreement_coef * spread
+        reward = reward if self.reward_scale == 1.0 else reward * self.reward_scale
         return self._as_rollout(task, visited, taken, reward, None if ends is None else torch.sigmoid(-ends))
 
     @staticmethod

@@ -20,7 +20,14 @@ from torchrl_pwm.objectives.pwm import PWMLoss
 
 __all__ = ["StackedPWMLoss"]
 
-_OPTIONS: tuple[str, ...] = ("horizon", "detach_latent", "reward_space", "normalize_returns", "bootstrap")
+_OPTIONS: tuple[str, ...] = (
+    "horizon",
+    "detach_latent",
+    "reward_space",
+    "reward_scale",
+    "normalize_returns",
+    "bootstrap",
+)
 _OPTIONS += ("delay_value", "mask_actions")
 _OPTIONS += ("behavior_coef", "disagreement_coef", "loss_function", "reduction", "training")
 

@@ -117,6 +117,7 @@ class PWMLossConfig(FirstOrderLossConfig):
     horizon: int = 16
     detach_latent: bool = True
     reward_space: str = "symlog"
+    reward_scale: float = 1.0
     mask_actions: bool = False
     behavior_coef: float = 0.0
     disagreement: Any = None

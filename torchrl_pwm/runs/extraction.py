@@ -29,10 +29,11 @@ from torchrl_pwm._utils.processes import LazyPool, run_jobs
 from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm._utils.stopwatch import SharedStopwatch, Stopwatch, rounded
 from torchrl_pwm._utils.tensor_files import read_tensors
-from torchrl_pwm.envs import get_task_set
+from torchrl_pwm.envs import TaskSpec, get_task_set
 from torchrl_pwm.evaluation.best_policy import BestPolicy, copy_state
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
 from torchrl_pwm.objectives import PWMLoss
+from torchrl_pwm.runs.data import family
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.runs.policy_evaluation import RealEpisodes, predicted_return, real_metrics, task_episodes
 from torchrl_pwm.runs.starts import FRESH, Before, make_starts
@@ -142,7 +143,8 @@ class Extraction:
         if config.loss.disagreement_coef:
             ensemble = load_disagreement(disagreement_file(job.world_model), self.model)
             self.disagreement = ensemble.to(job.device) if shared is None else shared.disagreement
-        self.loss = make_loss(config, self.model, task_set.action_dim, self.disagreement).to(job.device)
+        chosen = loss_of_task(config, task_set[job.task])
+        self.loss = make_loss(chosen, self.model, task_set.action_dim, self.disagreement).to(job.device)
         self.stepper = instantiate(config.stepper, self.loss, iterations=self.settings.iterations)
         self.shown = first_states(self.replay.sample()).to(job.device)
         self.best = BestPolicy(self.loss.actor_network)
@@ -222,6 +224,12 @@ class Extraction:
         result["phases"] = rounded({"loading": self.loading, **phases})
         replace_file(job.result_file, json.dumps(result, indent=2).encode())
         return result
+
+
+def loss_of_task(config: DictConfig, task: TaskSpec) -> DictConfig:
+    """The configuration with the settings of the loss that are those of the task's family alone."""
+    settings = (OmegaConf.select(config, "extraction.loss_of") or {}).get(family(task.suite), {})
+    return OmegaConf.merge(config, {"loss": settings})  # type: ignore[return-value]
 
 
 def make_loss(
