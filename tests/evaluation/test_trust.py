@@ -54,7 +54,11 @@ def test_a_model_that_promises_one_more_than_the_env_pays_shows_it(model, monkey
     paid = probe.returns[0] / MT80["pendulum-swingup"].episode_length
     assert set(probe.errors) == {1, 4, 8, 16} and probe.successes is None
     assert abs(probe.errors[1] - (promised - paid)) < 0.05
-    assert probe.metrics() == {f"trust_step{step}": error for step, error in probe.errors.items()}
+    logged = probe.metrics()
+    assert {f"trust_step{step}": error for step, error in probe.errors.items()}.items() <= logged.items()
+    # what is promised in each step of an imagined episode as well
+    assert logged["predicted_return"] == pytest.approx(promised * MT80["pendulum-swingup"].episode_length, rel=1e-3)
+    assert logged["exploited"] == 1.0 and probe.line.startswith("exploits its model: imagined ")
     assert all(probe.absolute_errors[step] >= abs(error) - 1e-6 for step, error in probe.errors.items())
 
 

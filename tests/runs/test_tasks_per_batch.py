@@ -21,7 +21,8 @@ from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.runs.baselines import baseline_jobs, measure, measure_baselines
 from torchrl_pwm.runs.cli import compose_config
-from torchrl_pwm.runs.extraction import ExtractionJob, extract_all, extract_group, load_actor
+from torchrl_pwm.runs.extraction import ExtractionJob, extract_all, extract_group
+from torchrl_pwm.runs.policies import load_actor
 from torchrl_pwm.runs.world_model import load_world_model, make_world_model
 from torchrl_pwm.trainers.pwm import PWMTrainer
 

@@ -2,88 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from math import nan
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from torchrl_pwm.evaluation.trust import PROBED_STEPS, open_loop_rewards
+from torchrl_pwm.evaluation.open_loop import counting_steps, open_loop, open_loop_errors
+from torchrl_pwm.evaluation.value_gaps import closed_returns, smallest_value
 from torchrl_pwm.modules import PWMWorldModel
-from torchrl_pwm.objectives.sequences import same_episode, unroll
 
 __all__ = ["distance_from_data", "open_loop_ends", "open_loop_errors", "value_gaps"]
-
-
-@torch.no_grad()
-def open_loop_errors(
-    world_model: PWMWorldModel, sequences: TensorDictBase, steps: Sequence[int] = PROBED_STEPS
-) -> dict[str, dict[int, float]]:
-    """Errors of what the model predicts for real actions from the first observations on, by imagined step.
-
-    Args:
-        world_model: the model.
-        sequences: [B, T] of real transitions. Steps that TorchRL's samplers mark as added, by
-            ``("collector", "mask")``, do not count, nor do those after a ``("next", "done")``.
-        steps: numbers of imagined steps, from 1; those beyond T are left out.
-
-    Returns:
-        By step, ``error`` (mean of predicted minus real), ``absolute_error``, ``relative_error``, the same in units of
-        the mean size of the real rewards, and ``explained``, the share of their variance that the predictions explain,
-        at most 1; it is NaN where the real rewards do not vary. ``state_explained`` is the same share of the latents
-        that the real observations have.
-
-    Examples:
-        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
-        >>> data = TensorDict({"observation": torch.randn(4, 9, 5), "action": torch.zeros(4, 9, 2)}, [4, 9])
-        >>> data["next"] = TensorDict({"observation": torch.randn(4, 9, 5), "reward": torch.ones(4, 9, 1)}, [4, 9])
-        >>> sorted(open_loop_errors(model, data)["error"])
-        [1, 4, 8]
-    """
-    real = sequences["next", "reward"].squeeze(-1)
-    difference = (open_loop_rewards(world_model, sequences) - real).double()
-    counts = _counting(sequences)
-    latents, encoded = _latents(world_model, sequences)
-    names = ("error", "absolute_error", "relative_error", "explained", "state_explained")
-    result: dict[str, dict[int, float]] = {name: {} for name in names}
-    for step in steps:
-        if step > real.shape[1] or not counts[:, step - 1].any():
-            continue
-        here = counts[:, step - 1]
-        errors, rewards = difference[here, step - 1], real[here, step - 1].double()
-        ahead, real_states = latents[here, step - 1].double(), encoded[here, step - 1].double()
-        result["error"][step] = float(errors.mean())
-        result["absolute_error"][step] = size = float(errors.abs().mean())
-        result["relative_error"][step] = size / max(float(rewards.abs().mean()), 1e-12)
-        result["explained"][step] = _explained(errors[:, None], rewards[:, None])
-        result["state_explained"][step] = _explained(ahead - real_states, real_states)
-    return result
-
-
-def _explained(errors: Tensor, real: Tensor) -> float:
-    """Share of the variance of ``real`` [N, D] that predictions with these errors explain; NaN where there is none."""
-    spread, size = float((real - real.mean(0)).square().sum()), float(real.square().sum())
-    return 1.0 - float(errors.square().sum()) / spread if spread > 1e-12 * max(size, 1e-12) else nan
-
-
-def _latents(world_model: PWMWorldModel, sequences: TensorDictBase) -> tuple[Tensor, Tensor]:
-    """Latents [B, T, D] of the following states: imagined from the first observation on, and of the real ones."""
-    task = sequences["task"] if world_model.num_tasks else None
-    first = None if task is None else task[:, 0]
-    latents, _ = unroll(world_model, sequences["observation"][:, 0], sequences["action"], first)
-    return latents[1:].transpose(0, 1), world_model.encode_observation(sequences["next", "observation"], task)
-
-
-def _counting(sequences: TensorDictBase) -> Tensor:
-    """[B, T]: which steps count, those of one episode that were not added."""
-    counts = torch.ones(sequences.shape, dtype=torch.bool, device=sequences.device)
-    if (ended := same_episode(sequences, "done")) is not None:
-        counts = counts & ended
-    added = sequences.get(("collector", "mask"), None)
-    return counts if added is None else counts & added.reshape(counts.shape)
 
 
 @torch.no_grad()
@@ -99,8 +30,8 @@ def open_loop_ends(world_model: PWMWorldModel, sequences: TensorDictBase) -> dic
         NaN where there are none.
     """
     task = sequences["task"] if world_model.num_tasks else None
-    ends = torch.sigmoid(world_model.termination_logits(_latents(world_model, sequences)[0], task)).squeeze(-1)
-    real, counts = sequences["next", "terminated"].squeeze(-1), _counting(sequences)
+    ends = torch.sigmoid(world_model.termination_logits(open_loop(world_model, sequences)[1], task)).squeeze(-1)
+    real, counts = sequences["next", "terminated"].squeeze(-1), counting_steps(sequences)
     return {"where_ended": float(ends[counts & real].mean()), "elsewhere": float(ends[counts & ~real].mean())}
 
 
@@ -133,15 +64,10 @@ def value_gaps(
     for episode in episodes:
         observation = torch.as_tensor(np.array(episode["observation"], np.float32), device=like.device)
         index = None if task is None else torch.full(observation.shape[:1], task, device=like.device)
-        state = TensorDict({"latent": world_model.encode_observation(observation, index)}, observation.shape[:1])
-        if index is not None:
-            state.set("task", index)
-        value = value_network(state)["state_value"].amin(0).squeeze(-1).double().cpu().numpy()
-        reward, earned = np.asarray(episode["reward"], np.float64), 0.0 if episode["terminated"] else float(value[-1])
-        returns = np.empty(len(reward))
-        for step in reversed(range(len(reward))):
-            earned = returns[step] = reward[step] + gamma * earned
-        gaps.append(value[:-1] - returns)
+        value = smallest_value(value_network, world_model.encode_observation(observation, index), index).cpu()
+        reward = torch.as_tensor(np.array(episode["reward"], np.float64))
+        returns = closed_returns(reward, torch.zeros(()) if episode["terminated"] else value[-1], gamma=gamma)
+        gaps.append((value[:-1] - returns).numpy())
     return np.concatenate(gaps)
 
 

@@ -50,6 +50,8 @@ def write_html_report(
         title: heading. Default: the number of tasks.
         curves: by task and seed, metrics as :func:`~torchrl_pwm.evaluation.read_metrics` reads them. Those shown are
             ``predicted_return`` beside ``real_return``, and ``trust_step1`` to ``trust_step16``; any may be missing.
+            Runs of before the trust probe imagined whole episodes have another ``predicted_return``: the mean reward of
+            16 imagined steps from states of the data, times the length of an episode.
         films: by task, the film strip of an episode.
         config: the run's configuration as text.
         made: when the report was made.
@@ -170,6 +172,7 @@ def _task(row: Mapping[str, Any], runs: Runs, film: FilmStrip | None) -> dict[st
         "film": film,
         "learning": _learning(row, runs),
         "trust": _trust(runs),
+        "probe": _probe(row),
     }
 
 
@@ -212,6 +215,23 @@ def _trust(runs: Runs) -> dict[str, Any] | None:
         return None
     ends = ", ".join(f"imagined {name} {value:+.3f}" for name, _, value in content["last"])
     return {**content, "alt": f"Predicted minus real reward of a step along the extraction; at its end: {ends}."}
+
+
+def _probe(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Alarm, and the errors of each seed's model by imagined step: what they are of, and values on the policy's path
+    and on the data.
+    """
+    if "trust" not in row:
+        return None
+    errors = []
+    for seed in row["trust"]["seeds"]:
+        kinds = (("error", "reward, predicted - real", "+.3f"), ("observation_error", "observation", ".2f"))
+        for name, label, spec in kinds:
+            values = {place: (seed.get(place) or {}).get(name, {}) for place in ("own", "data")}
+            if values["own"]:
+                errors.append({"label": f"{label} (seed {seed['seed']})", "spec": spec, **values})
+    steps = list(dict.fromkeys(step for each in errors for step in each["own"]))
+    return {**row["trust"], "errors": errors, "steps": steps}
 
 
 def _curves(

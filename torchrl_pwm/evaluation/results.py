@@ -104,6 +104,7 @@ class EvaluationResult(Mapping[str, Any]):
         published: Mapping[str, float] | None = None,
         last: Mapping[str, Any] | None = None,
         best: Mapping[str, Any] | None = None,
+        trust: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """The row of this task in ``summary.json``.
 
@@ -115,6 +116,7 @@ class EvaluationResult(Mapping[str, Any]):
             published: by method, the published score.
             last, best: :meth:`outcome` of the last and of the best policy, where both were evaluated; these episodes
                 are those of the one that counts. Of several policies with ``seeds`` likewise.
+            trust: what the trust probe says of these policies.
         """
         row = {
             "task": self.task,
@@ -127,7 +129,7 @@ class EvaluationResult(Mapping[str, Any]):
             "seconds_extraction": seconds_extraction,
         }
         more = {"seeds": seeds, "baselines": baselines, "published": published}
-        more |= {"last": last, "best": best}
+        more |= {"last": last, "best": best, "trust": trust}
         return {**row, **{key: value for key, value in more.items() if value is not None}}
 
     def __getitem__(self, key: str) -> Any:

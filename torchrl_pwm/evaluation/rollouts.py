@@ -53,6 +53,7 @@ class _Options(TypedDict, total=False):
     success_key: NestedKey
     max_steps: int
     progress: bool
+    on_step: Callable[[TensorDictBase], object] | None
 
 
 @overload
@@ -81,6 +82,7 @@ def evaluate_policy(
     success_key: NestedKey = "success",
     max_steps: int = 100_000,
     progress: bool = False,
+    on_step: Callable[[TensorDictBase], object] | None = None,
 ) -> Any:
     """Run whole episodes of a policy in the real environment; return, success and normalised score per task.
 
@@ -117,6 +119,7 @@ def evaluate_policy(
         success_key: entry of the next state that tells success, if the env has it.
         max_steps: an episode of more steps is an error, for envs that never end.
         progress: show a progress bar.
+        on_step: called with the TensorDict of each step of the envs, what was read and done, and ``"next"``.
 
     Returns:
         An :class:`EvaluationResult`; for several task names a dict of them by name.
@@ -149,6 +152,7 @@ def evaluate_policy(
         success_key=success_key,
         max_steps=max_steps,
         progress=progress,
+        on_step=on_step,
     )
     if is_gym_env(env_or_task):
         place = device_of(policy) if device is None else device
@@ -203,6 +207,7 @@ def _evaluate(
     success_key: NestedKey,
     max_steps: int,
     progress: bool,
+    on_step: Callable[[TensorDictBase], object] | None,
 ) -> EvaluationResult:
     start = time.perf_counter()
     num_envs = max(env.batch_size.numel(), 1)
@@ -236,6 +241,8 @@ def _evaluate(
                 check_action(state, env)
                 first = False
             step, state = env.step_and_maybe_reset(state)
+            if on_step is not None:
+                on_step(step)
             bar.update(statistics.add_step(step, env.reward_key, done_key, success_key))
             statistics.check_length(max_steps)
     returns, lengths, successes = statistics.arrays()

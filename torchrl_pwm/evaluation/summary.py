@@ -20,7 +20,7 @@ __all__ = ["make_summary", "package_versions", "read_summary", "write_summary"]
 _OUTCOME = {"return_mean": False, "return_std": True, "success": True, "score": True, "episodes": True}
 # Numbers of a row: the data's mean and the extraction time may be null where there was no data or no extraction.
 _ROW = {**_OUTCOME, "return_std": False, "episodes": False, "behavior_return_mean": True, "seconds_extraction": True}
-_ROW_MORE = ("seeds", "baselines", "published", *SELECT)
+_ROW_MORE = ("seeds", "baselines", "published", "trust", *SELECT)
 _TOP = ("tasks", "score_mean", "seconds_total", "seed", "versions")
 _TOP_MORE = ("statistics", "notes", "phases", "comparison", "select", *SELECT)
 _COMPARISON = ("task_set", "source", "remarks", "tasks", "methods")
@@ -43,10 +43,11 @@ def make_summary(
     "seconds_extraction"}], "score_mean", "seconds_total", "seed", "versions"}``; ``score_mean`` is the mean over the
     tasks that have a score.
 
-    A row may have three more entries: ``seeds``, the policy of each seed by itself; ``baselines``, of ``"random"``,
-    ``"cloning"`` and ``"data"``, in the same form; and ``published``, the scores of ``"pwm"`` and ``"tdmpc2"``. With
-    ``seeds`` there is a further entry ``statistics``: interquartile mean, mean and median of each method with its
-    confidence interval, see :func:`~torchrl_pwm.evaluation.statistics.compare_methods`.
+    A row may have four more entries: ``seeds``, the policy of each seed by itself; ``baselines``, of ``"random"``,
+    ``"cloning"`` and ``"data"``, in the same form; ``published``, the scores of ``"pwm"`` and ``"tdmpc2"``; and
+    ``trust``, what the trust probe says of the policies, ``{"exploited", "line", "seeds"}``. With ``seeds`` there is a
+    further entry ``statistics``: interquartile mean, mean and median of each method with its confidence interval, see
+    :func:`~torchrl_pwm.evaluation.statistics.compare_methods`.
 
     Where a training has evaluated its policies, ``select`` says which counts, ``"last"`` or ``"best"``; rows, and
     behaviour cloning in them, have the outcomes of both as ``last`` and ``best``, and so has the summary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 from torch import nn
 from torchrl.envs import EnvBase, TransformedEnv
 
@@ -33,6 +34,7 @@ class TaskEpisodes:
         world_model: writes ``latent`` for policies that read it.
         device: of the env.
         abreast: simulators at most.
+        data: recorded sequences beside which the model's errors are measured, see :func:`.probe_trust`.
 
     Examples:
         >>> from torchrl_pwm.evaluation.task_episodes import TaskEpisodes
@@ -50,20 +52,26 @@ class TaskEpisodes:
         world_model: nn.Module | None = None,
         device: torch.device | str | None = None,
         abreast: int = SIMULATORS,
+        data: TensorDictBase | None = None,
     ) -> None:
         self.task, self.task_set, self.device = task, task_set, device
         self.simulators, self.abreast = TaskSimulators(task), abreast
         self.world_model: Any = world_model
+        self.data = data
         self._envs: dict[int, EnvBase] = {}
 
     def evaluate(self, policy: Any, episodes: int, seed: int) -> EvaluationResult:
         """Episodes from the start states of a seed."""
         return evaluate_policy(policy, self._env(episodes), episodes=episodes, seed=seed)
 
-    def probe(self, policy: Any, episodes: int, seed: int) -> TrustProbe:
-        """The same, with what the world model predicts along them."""
-        table, env = self.task_set or "mt80", self._env(episodes)
-        return probe_trust(policy, self.world_model, self.task, episodes=episodes, seed=seed, task_set=table, env=env)
+    def probe(
+        self, policy: Any, episodes: int, seed: int, value_network: nn.Module | None = None, **options: Any
+    ) -> TrustProbe:
+        """The same, with what the world model and the critics promise; options are those of :func:`.probe_trust`."""
+        env = self._env(episodes)
+        return probe_trust(
+            policy, self.world_model, env, value_network, episodes=episodes, seed=seed, data=self.data, **options
+        )
 
     def _env(self, episodes: int) -> EnvBase:
         """As many envs as divide the episodes into the fewest rounds."""

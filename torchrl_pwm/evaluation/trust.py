@@ -1,109 +1,208 @@
-"""Trust probe of a world model: predicted beside real rewards, step by step of an open-loop rollout."""
+"""Honest probe of a policy that was optimised inside a world model: does it exploit the model's errors?"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
-from torchrl.envs import EnvBase, TransformedEnv
-from torchrl.envs.utils import ExplorationType, set_exploration_type
+from tensordict import TensorDict, TensorDictBase, pad_sequence
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from torch import nn
+from torchrl.envs import EnvBase
 
-from torchrl_pwm._utils.seeds import kept_generators
-from torchrl_pwm.envs import WorldModelWrapper, make_task_env
+from torchrl_pwm.envs import ImaginedEnv
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
+from torchrl_pwm.evaluation.open_loop import (
+    PROBED_STEPS,
+    ObservationReader,
+    counting_steps,
+    open_loop_errors,
+    open_loop_rewards,
+)
+from torchrl_pwm.evaluation.results import EvaluationResult
+from torchrl_pwm.evaluation.rollouts import evaluate_policy
+from torchrl_pwm.evaluation.value_gaps import FAINT, ValueGap, value_gap
 from torchrl_pwm.modules import PWMWorldModel
+from torchrl_pwm.modules.policy import WorldModelPolicy
+from torchrl_pwm.modules.two_hot import RewardSpace
 
-__all__ = ["TrustProbe", "open_loop_rewards", "probe_trust"]
+__all__ = ["PROBED_STEPS", "TrustProbe", "imagined_returns", "open_loop_rewards", "probe_trust", "trust_line"]
 
-PROBED_STEPS = (1, 4, 8, 16)
+_FAR = 0.25  # of the larger one: by so much must what is promised exceed what is earned
+_READ = ("observation", "action", "task", ("next", "observation"), ("next", "reward"))
+_FLAGS = (("next", "done"), ("next", "terminated"))
 
 
 @dataclasses.dataclass(frozen=True)
 class TrustProbe:
-    """Errors of the predicted reward along the policy's own real episodes, and the return of these.
+    """What whole real episodes of a policy say of its model and its critics; see :func:`probe_trust`.
 
     Args:
-        errors: predicted minus real reward by imagined step (first step: 1), in the task's units per step.
-        absolute_errors: the mean of its size.
-        returns: real return of each episode.
-        successes: success at the last step of each episode, or None.
+        result: of the real episodes.
+        own: errors of the model from the states of these episodes on, with the actions that the policy took: those of
+            :func:`~torchrl_pwm.evaluation.open_loop.open_loop_errors`.
+        data: the same from recorded states on, if some were given.
+        observation_explained: share of the observations' variance that ``observation_error`` sees; None without it.
+        imagined: return of a whole episode by the model, from the start of each real one; None for a policy that reads
+            no latent.
+        gap: V - G; None without critics.
+        peak: largest size of a reward in these episodes and the data.
     """
 
-    errors: dict[int, float]
-    absolute_errors: dict[int, float]
-    returns: np.ndarray
-    successes: np.ndarray | None
+    result: EvaluationResult
+    own: Mapping[str, Mapping[int, float]]
+    data: Mapping[str, Mapping[int, float]] | None
+    observation_explained: float | None
+    imagined: np.ndarray | None
+    gap: ValueGap | None
+    peak: float
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Real return of each episode."""
+        return self.result.returns
+
+    @property
+    def successes(self) -> np.ndarray | None:
+        """Success at the last step of each episode, where the env tells it."""
+        return self.result.successes
+
+    @property
+    def errors(self) -> Mapping[int, float]:
+        """Predicted minus real reward on the policy's own path by imagined step, in raw units per step."""
+        return self.own["error"]
+
+    @property
+    def absolute_errors(self) -> Mapping[int, float]:
+        """The mean of its size."""
+        return self.own["absolute_error"]
+
+    @property
+    def imagined_return(self) -> float | None:
+        """Mean return of the imagined episodes."""
+        return None if self.imagined is None else float(self.imagined.mean())
+
+    @property
+    def exploited(self) -> bool:
+        """Whether there is a sign of exploitation, in either of two figures; False is not its absence.
+
+        The imagined return exceeds the real one, or the critics' value what was earned, by a quarter of the larger of
+        the two. Differences below a hundredth of the largest reward in each step do not count.
+        """
+        faint = FAINT * (self.peak or 1.0) * float(self.result.lengths.mean())
+        promised, gap = self.imagined_return, self.gap
+        if promised is not None and _far_above(promised, self.result.return_mean, faint):
+            return True
+        # by step a value is that of about as many rewards as it is larger than one
+        return gap is not None and gap.closed > max(_FAR * max(gap.value, gap.earned), gap.faint)
+
+    @property
+    def line(self) -> str:
+        """One line for a log or a report."""
+        gap = None if self.gap is None else self.gap.closed
+        return trust_line(self.exploited, self.imagined_return, self.result.return_mean, gap)
 
     def metrics(self) -> dict[str, float]:
-        """For a logger: ``trust_step1``, ``trust_step4`` and so on."""
-        return {f"trust_step{step}": error for step, error in self.errors.items()}
+        """For a logger: ``predicted_return``, ``trust_step1`` and so on (reward), ``dynamics_step1`` and so on
+        (observations), the same on data with ``data_`` in front, ``value_gap``, ``value_gap_open``, ``exploited``.
+        """
+        found = {f"trust_step{step}": error for step, error in self.errors.items()}
+        for prefix, errors in (("", self.own), ("data_", self.data or {})):
+            found |= {f"{prefix}dynamics_step{step}": e for step, e in errors.get("observation_error", {}).items()}
+        if self.data is not None:
+            found |= {f"data_trust_step{step}": error for step, error in self.data["error"].items()}
+        if self.observation_explained is not None:
+            found["dynamics_explained"] = self.observation_explained
+        if self.imagined_return is not None:
+            found["predicted_return"] = self.imagined_return
+        if self.gap is not None:
+            found |= {"value_gap": self.gap.closed, "value_gap_open": self.gap.open}
+        return {**found, "exploited": float(self.exploited)}
+
+    def record(self) -> dict[str, Any]:
+        """Plain numbers for a file, with the line."""
+        return {
+            "exploited": self.exploited,
+            "line": self.line,
+            "imagined_return": self.imagined_return,
+            "real_return": self.result.return_mean,
+            "value_gap": None if self.gap is None else dataclasses.asdict(self.gap),
+            "observation_explained": self.observation_explained,
+            "own": _by_name(self.own),
+            "data": None if self.data is None else _by_name(self.data),
+        }
 
 
-@torch.no_grad()
-def open_loop_rewards(world_model: PWMWorldModel, sequences: TensorDictBase) -> Tensor:
-    """Rewards [B, T] that the model predicts for real actions from the first observations on, in raw units.
+def _by_name(errors: Mapping[str, Mapping[int, float]]) -> dict[str, dict[str, float]]:
+    shown = ("error", "absolute_error", "observation_error")
+    return {name: {str(step): error for step, error in errors[name].items()} for name in shown if name in errors}
 
-    With a termination head each counts with the probability that the episode has not ended before it.
 
-    Args:
-        world_model: the model.
-        sequences: [B, T] with ``observation``, ``action`` and, for a multi-task model, ``task``.
+def _far_above(promised: float, earned: float, faint: float) -> bool:
+    return promised - earned > max(_FAR * max(abs(promised), abs(earned)), faint)
+
+
+def trust_line(exploited: bool, imagined: float | None, real: float, gap: float | None) -> str:
+    """What is said of a policy in one line.
 
     Examples:
-        >>> import torch
-        >>> from tensordict import TensorDict
-        >>> from torchrl_pwm import PWMWorldModel
-        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
-        >>> batch = TensorDict({"observation": torch.randn(4, 9, 5), "action": torch.zeros(4, 9, 2)}, [4, 9])
-        >>> open_loop_rewards(model, batch).shape
-        torch.Size([4, 9])
+        >>> trust_line(True, 852.3, 401.0, 24.31)
+        'exploits its model: imagined 852.3, real 401, V - G +24.3'
+        >>> trust_line(False, None, 12.0, None)
+        'no sign of exploitation: real 12'
     """
-    task = sequences["task"][:, 0] if world_model.num_tasks else None
-    latent = world_model.encode_observation(sequences["observation"][:, 0], task)
-    context = world_model.task_context(task)
-    rewards, alive = [], torch.ones_like(latent[:, :1])
-    for action in sequences["action"].unbind(1):
-        rewards.append(alive * world_model.decode_reward(world_model.reward_logits(latent, action, context)))
-        latent = world_model.next_latent(latent, action, context)
-        if world_model.termination:
-            alive = alive * torch.sigmoid(-world_model.termination_logits(latent, task))
-    return torch.cat(rewards, -1)
+    figures = [f"real {real:.4g}"]
+    if imagined is not None:
+        figures.insert(0, f"imagined {imagined:.4g}")
+    if gap is not None:
+        figures.append(f"V - G {gap:+.3g}")
+    return f"{'exploits its model' if exploited else 'no sign of exploitation'}: {', '.join(figures)}"
 
 
 def probe_trust(
     policy: TensorDictModuleBase,
     world_model: PWMWorldModel,
-    task: str,
+    env_or_task: str | EnvBase,
+    value_network: nn.Module | None = None,
     *,
     episodes: int = 2,
     seed: int = 0,
     task_set: str | TaskSet = "mt80",
     steps: Sequence[int] = PROBED_STEPS,
     stride: int = 4,
-    env: EnvBase | None = None,
+    gamma: float = 0.99,
+    reward_space: RewardSpace = "symlog",
+    data: TensorDictBase | None = None,
+    mask_actions: bool = False,
 ) -> TrustProbe:
-    """Runs the policy in the real env and compares the rewards of its episodes with the model's.
+    """Runs the policy in the real env and compares these episodes with what model and critics promise.
 
-    A policy optimised inside a model drifts to where the model promises too much. From every ``stride``-th real state
-    the model is rolled out with the actions that the policy really took; predicted minus real reward is near zero
-    where the model can be believed and positive where it is exploited.
+    A policy optimised inside a model drifts to where the model promises too much. No single figure shows it:
+
+    - whole imagined episodes from the real start states, beside the real ones. Far above them is exploitation; below
+      is not its absence, since an open loop loses an unstable balance and stops earning there.
+    - V - G, what the critics promise at real states minus what was earned from there on, closed where a time limit cuts
+      the episode off; see :class:`~torchrl_pwm.evaluation.value_gaps.ValueGap`.
+    - errors of the model by imagined step from every ``stride``-th real state on, with the actions that the policy
+      really took: of the reward, and of the observation in units of its standard deviation, beside those on data.
 
     Args:
         policy: deterministic where it can be; reads ``latent`` or ``observation``.
         world_model: the frozen model.
-        task: task name.
+        env_or_task: an env, which is left open, or the name of a task, see :func:`~torchrl_pwm.evaluate_policy`.
+        value_network: the critics of this policy. Default: no V - G.
         episodes: real episodes.
         seed: seed of the env.
-        task_set: task set of the model.
+        task_set: task set of the model, for the name of a task.
         steps: imagined steps to report, from 1.
         stride: real steps between two rollouts of the model.
-        env: one of the task to play in, of batch [] or [N], which writes ``latent`` and is left open. Default: a new
-            one.
+        gamma, reward_space, mask_actions: of the loss that trained policy and critics.
+        data: recorded sequences [B, T] that neither model nor policy should find surprising, at best held out:
+            ``observation``, ``action``, ``("next", "observation")``, ``("next", "reward")`` and ``task`` as the model
+            reads them.
 
     Raises:
         ValueError: for an unknown task, or steps that no episode has.
@@ -112,40 +211,95 @@ def probe_trust(
         >>> from torchrl_pwm import PWMWorldModel, make_pwm_actor
         >>> model = PWMWorldModel(39, 6, latent_dim=16, units=(32,), num_tasks=80, task_dim=8)
         >>> probe = probe_trust(make_pwm_actor(16, 6), model, "mw-reach", episodes=1)
-        >>> sorted(probe.metrics())
+        >>> sorted(name for name in probe.metrics() if name.startswith("trust"))
         ['trust_step1', 'trust_step16', 'trust_step4', 'trust_step8']
     """
-    spec = get_task_set(task_set)[task]
-    longest = max(steps)
-    if min(steps) < 1 or longest > spec.episode_length or episodes < 1:
+    length = get_task_set(task_set)[env_or_task].episode_length if isinstance(env_or_task, str) else None
+    if min(steps) < 1 or episodes < 1 or (length is not None and max(steps) > length):
         raise ValueError(
-            f"steps must lie in 1 to {spec.episode_length}, the episode of {task}, and episodes be at least 1, found "
+            f"steps must lie in 1 to {length or 'the length of an episode'}, and episodes be at least 1, found "
             f"steps={tuple(steps)}, episodes={episodes}"
         )
-    played = env if env is not None else _new_env(task, task_set, world_model)
-    try:
-        # kept, since an env's set_seed seeds torch's global generator too
-        with kept_generators(), torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-            played.set_seed(seed)
-            rounds = range(-(-episodes // max(played.batch_size.numel(), 1)))
-            played_rounds = [played.rollout(spec.episode_length, policy) for _ in rounds]
-    finally:
-        if env is None:
-            played.close(raise_if_closed=False)
-    rollouts = TensorDict.cat([whole.reshape(-1, spec.episode_length) for whole in played_rounds])[:episodes]
-    real = rollouts["next", "reward"].squeeze(-1)
-    starts = range(0, spec.episode_length - longest + 1, stride)
-    windows = TensorDict.cat([rollouts[:, start : start + longest] for start in starts])
-    error = open_loop_rewards(world_model, windows) - windows["next", "reward"].squeeze(-1)
-    success = rollouts.get(("next", "success"), None) if spec.score_rule == "success" else None
+    played: list[TensorDictBase] = []
+    result = evaluate_policy(
+        policy,
+        env_or_task,
+        episodes=episodes,
+        seed=seed,
+        task_set=task_set if isinstance(env_or_task, str) else None,
+        world_model=world_model,
+        on_step=lambda step: played.append(step.select(*_READ, *_FLAGS, strict=False).detach().clone()),
+    )
+    device = next(world_model.parameters()).device
+    whole = _episodes(played, episodes).to(device)
+    longest = max(step for step in steps if step <= whole.shape[1])
+    windows = TensorDict.cat([whole[:, k : k + longest] for k in range(0, whole.shape[1] - longest + 1, stride)])
+    kept = windows["collector", "mask"][:, 0]
+    windows, data = windows[kept], None if data is None else data.to(device)
+    reader = _reader(world_model, whole, data)
+    rewards = [each["next", "reward"].abs().max() for each in (whole, data) if each is not None]
     return TrustProbe(
-        errors={step: float(error[:, step - 1].mean()) for step in steps},
-        absolute_errors={step: float(error[:, step - 1].abs().mean()) for step in steps},
-        returns=real.sum(1).double().cpu().numpy(),
-        successes=None if success is None else success[:, -1, 0].float().cpu().numpy(),
+        result=result,
+        own=open_loop_errors(world_model, windows, steps, reader),
+        data=None if data is None else open_loop_errors(world_model, data, steps, reader),
+        observation_explained=None if reader is None else reader.explained,
+        imagined=imagined_returns(policy, world_model, whole[:, 0], whole.shape[1], mask_actions=mask_actions),
+        gap=None
+        if value_network is None
+        else value_gap(world_model, value_network, whole, gamma=gamma, reward_space=reward_space),
+        peak=float(torch.stack(rewards).max()),
     )
 
 
-def _new_env(task: str, task_set: str | TaskSet, world_model: PWMWorldModel) -> EnvBase:
-    device = next(world_model.parameters()).device
-    return TransformedEnv(make_task_env(task, task_set=task_set, device=device), WorldModelWrapper(world_model))
+def imagined_returns(
+    policy: TensorDictModuleBase,
+    world_model: PWMWorldModel,
+    starts: TensorDictBase,
+    steps: int,
+    *,
+    mask_actions: bool = False,
+) -> np.ndarray | None:
+    """Returns of whole episodes inside the model under the mean action, in raw units; None without a latent to act on.
+
+    Args:
+        policy: reads ``latent``, or is a :class:`~torchrl_pwm.modules.WorldModelPolicy`.
+        world_model: the model.
+        starts: [E] real start states with ``observation`` and, for a multi-task model, ``task``.
+        steps: length of an episode.
+        mask_actions: zero the padded entries of the action, as the loss of this name does.
+
+    Examples:
+        >>> from torchrl_pwm import PWMWorldModel, make_pwm_actor
+        >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
+        >>> imagined_returns(make_pwm_actor(16, 2), model, TensorDict({"observation": torch.zeros(3, 5)}, [3]), 4)
+        array([0., 0., 0.])
+    """
+    actor: Any = policy.actor if isinstance(policy, WorldModelPolicy) else policy
+    if "latent" not in getattr(actor, "in_keys", ()):
+        return None
+    starts = starts.select("observation", "task", strict=False)
+    if mask_actions and world_model.action_masks is not None:
+        mask = world_model.action_masks[starts["task"] if world_model.num_tasks else 0]
+        actor = TensorDictSequential(actor, TensorDictModule(lambda action: action * mask, ["action"], ["action"]))
+    env = ImaginedEnv(world_model, batch_size=len(starts), max_steps=steps, starts=lambda _: starts)
+    return evaluate_policy(actor, env, episodes=len(starts), task=None).returns
+
+
+def _episodes(played: Sequence[TensorDictBase], episodes: int) -> TensorDictBase:
+    """The first episodes [E, L] of the steps of N envs, in the order of an evaluation, filled up to the longest."""
+    steps: Any = torch.stack([step.reshape(-1) for step in played], 1)
+    done = steps["next", "done"].squeeze(-1).long()
+    number = done.cumsum(1) - done
+    steps["collector"] = TensorDict({"mask": torch.ones_like(done, dtype=torch.bool)}, steps.batch_size)
+    envs = len(steps)
+    return pad_sequence([steps[k % envs][number[k % envs] == k // envs] for k in range(episodes)])
+
+
+def _reader(world_model: PWMWorldModel, whole: TensorDictBase, data: TensorDictBase | None) -> ObservationReader | None:
+    """Of states of both, so that it reads well on either; None for observations that are no vectors."""
+    if len(world_model.observation_shape) != 1:
+        return None
+    keys = ["observation", *(["task"] if world_model.num_tasks else [])]
+    states = [whole.select(*keys)[whole["collector", "mask"]]]
+    states += [] if data is None else [data.select(*keys)[counting_steps(data)]]
+    return ObservationReader(world_model, torch.cat(states))

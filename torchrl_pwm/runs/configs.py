@@ -379,8 +379,7 @@ class OnlineTDMPC2TrainerConfig(OnlineTrainerConfig):
 
 _NODES: dict[str, dict[str, Any]] = {
     "model": {"custom": WorldModelConfig} | {size: PresetConfig(preset=size) for size in ("5M", "19M", "48M", "317M")},
-    "heads": {"tdmpc2": TDMPC2ModelConfig},
-    "actor": {"pwm": ActorConfig},
+    **{"heads": {"tdmpc2": TDMPC2ModelConfig}, "actor": {"pwm": ActorConfig}},
     "value": {"ensemble": ValueEnsembleConfig},
     "model_loss": {"pwm": PWMWorldModelLossConfig},
     "loss": {"first_order": FirstOrderLossConfig, "pwm": PWMLossConfig, "shac": SHACLossConfig}

@@ -17,30 +17,26 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from tensordict.nn import TensorDictModule
-from torchrl.objectives.utils import ValueEstimators
+from torch import Tensor, nn
+from torchrl import torchrl_logger
 from tqdm import tqdm
 
-from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device, is_host, torch_threads
 from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import LazyPool, run_jobs
 from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm._utils.stopwatch import SharedStopwatch, Stopwatch, rounded
-from torchrl_pwm._utils.tensor_files import read_tensors
-from torchrl_pwm.envs import TaskSpec, get_task_set
+from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation.best_policy import BestPolicy, copy_state
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
-from torchrl_pwm.objectives import PWMLoss
-from torchrl_pwm.runs.data import family
 from torchrl_pwm.runs.folder import make_logger
-from torchrl_pwm.runs.policy_evaluation import RealEpisodes, predicted_return, real_metrics, task_episodes
+from torchrl_pwm.runs.policies import load_policy, loss_of_task, make_loss, policy_file, save_policy
+from torchrl_pwm.runs.policy_evaluation import RealEpisodes, probed, real_metrics, task_episodes
 from torchrl_pwm.runs.starts import FRESH, Before, make_starts
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
-from torchrl_pwm.trainers.steppers import first_states
 from torchrl_pwm.trainers.trainer import Metrics
 
 Report = Callable[[str, int, Metrics], object]
@@ -146,11 +142,12 @@ class Extraction:
         chosen = loss_of_task(config, task_set[job.task])
         self.loss = make_loss(chosen, self.model, task_set.action_dim, self.disagreement).to(job.device)
         self.stepper = instantiate(config.stepper, self.loss, iterations=self.settings.iterations)
-        self.shown = first_states(self.replay.sample()).to(job.device)
+        self.replay.sample()  # what is drawn here has always decided what the updates draw
         self.best = BestPolicy(self.loss.actor_network)
         self.average = PolicyAverage(self.loss.actor_network, self.settings.average)
-        self.played = task_episodes(config, job.task, self.model, policies=policies)
-        real = RealEpisodes(job.config, job.task, job.world_model, job.threads if is_host(job.device) else 1, policies)
+        self.played = task_episodes(config, job.task, self.model, data=job.data, policies=policies)
+        threads = job.threads if is_host(job.device) else 1
+        real = RealEpisodes(job.config, job.task, job.world_model, threads, policies, data=job.data)
         here = None if job.evaluator else self.evaluate
         self.evaluation = BackgroundEvaluation(self.snapshot, real, joined=self.joined, here=here, pool=pool)
         self.loading, self.stopwatch = time.perf_counter() - start, stopwatch or Stopwatch()
@@ -174,22 +171,20 @@ class Extraction:
         self.trainer.components["best_policy"] = self.best
 
     def evaluate(self) -> dict[str, float]:
-        """What the averaged policy earns."""
+        """What the averaged policy earns, beside what model and critics promise."""
         with self.average.applied():
-            return real_metrics(self.loss.actor_network, self.played, self.config)
+            return real_metrics(self.loss.actor_network, self.played, self.config, self.loss.value_network)
 
     def snapshot(self) -> dict[str, Any]:
-        """The averaged policy, for an evaluation elsewhere, and what the model promises of it."""
-        length = get_task_set(self.config.task_set)[self.job.task].episode_length
+        """The averaged policy and its critics, for an evaluation elsewhere."""
         with self.average.applied():
-            predicted = predicted_return(self.loss, self.shown, length)
-            weights = {name: weight.cpu() for name, weight in copy_state(self.loss.actor_network).items()}
-        return {"predicted_return": predicted, "weights": weights}
+            weights = _on_host(self.loss.actor_network)
+        return {"weights": weights, "critics": _on_host(self.loss.value_network)}
 
     def joined(self, snapshot: Mapping[str, Any], real: Mapping[str, Any]) -> dict[str, float]:
         """What is logged of a snapshot whose real episodes have ended."""
         self.best.offer(real["real_score"], real["real_return"], snapshot["weights"])
-        return {"predicted_return": snapshot["predicted_return"], **real}
+        return dict(real)
 
     def begin(self) -> None:
         """Goes on from the checkpoint; without one, the policy begins with the data's behaviour as configured."""
@@ -209,15 +204,13 @@ class Extraction:
 
     def finish(self) -> dict[str, Any]:
         """Evaluates the trained policy, writes its files, and returns the result."""
-        job, config = self.job, self.config
+        job = self.job
         seconds, phases = self.stopwatch.seconds, self.stopwatch.phases
         phases["updates"] = seconds - sum(phases.values())
         self.average.restore()
-        actor, final = self.loss.actor_network, config.evaluation
+        critics = iter([self.loss.value_network])  # of the last policy, which is evaluated first
         with self.played, self.stopwatch.phase("final evaluation"):
-            both = self.best.choose(
-                self.settings.select, lambda: self.played.evaluate(actor, final.episodes, final.seed).record()
-            )
+            both = self.best.choose(self.settings.select, lambda: self._final(next(critics, None)))
         save_policy(self.loss, job.folder / "policy.pt")
         chosen = both[self.settings.select] or {}
         result = {"task": job.task, **chosen, "seed": job.seed, "seconds": seconds, **both}
@@ -225,51 +218,16 @@ class Extraction:
         replace_file(job.result_file, json.dumps(result, indent=2).encode())
         return result
 
-
-def loss_of_task(config: DictConfig, task: TaskSpec) -> DictConfig:
-    """The configuration with the settings of the loss that are those of the task's family alone."""
-    settings = (OmegaConf.select(config, "extraction.loss_of") or {}).get(family(task.suite), {})
-    return OmegaConf.merge(config, {"loss": settings})  # type: ignore[return-value]
-
-
-def make_loss(
-    config: Any, model: PWMWorldModel, action_dim: int, disagreement: DynamicsEnsemble | None = None
-) -> PWMLoss:
-    """A new actor and critics, and the objective, as configured."""
-    actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=action_dim)
-    value = instantiate(config.value, latent_dim=model.latent_dim)
-    loss = instantiate(config.loss, actor, value, model, disagreement=disagreement)
-    hyperparameters = {"gamma": config.extraction.gamma}
-    value_type = ValueEstimators[config.extraction.value_estimator]
-    if value_type is ValueEstimators.TDLambda:
-        hyperparameters["lmbda"] = config.extraction.lmbda
-    return loss.make_value_estimator(value_type, **hyperparameters)
+    def _final(self, value_network: nn.Module | None) -> dict[str, Any]:
+        """Outcome of the final evaluation, with what the trust probe says of it."""
+        final = self.config.evaluation
+        probe = probed(self.loss.actor_network, self.played, self.config, final.episodes, final.seed, value_network)
+        torchrl_logger.info(f"{self.job.task}, seed {self.job.seed}: {probe.line}")
+        return {**probe.result.record(), "trust": probe.record()}
 
 
-def save_policy(loss: PWMLoss, path: Path) -> None:
-    """Writes actor and critics of a loss, as their own state dicts, to a file of tensors only."""
-    save_tensors(path, {name: getattr(loss, f"{name}_network").state_dict() for name in ("actor", "value")})
-
-
-def load_policy(loss: PWMLoss, path: Path) -> None:
-    """Gives a loss the actor and critics that :func:`save_policy` wrote."""
-    for name, weights in read_tensors(path, what="policy").items():
-        getattr(loss, f"{name}_network").load_state_dict(weights)
-
-
-def policy_file(folder: Path, task: str, seed: int) -> Path:
-    """Where the policy of a task and seed is, in the folder of a run or round."""
-    return folder / "policies" / task / f"seed-{seed}" / "policy.pt"
-
-
-def load_actor(
-    config: Any, model: PWMWorldModel, folder: Path, task: str, *, seed: int | None = None
-) -> TensorDictModule:
-    """The policy of a task and seed, by default the first, from the folder of a run."""
-    actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=model.action_dim)
-    saved = policy_file(folder, task, config.seed if seed is None else seed)
-    actor.load_state_dict(read_tensors(saved, what="policy")["actor"])
-    return actor
+def _on_host(module: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.cpu() for name, weight in copy_state(module).items()}
 
 
 def extract_all(

@@ -32,9 +32,9 @@ from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.runs.evaluator import Evaluator
-from torchrl_pwm.runs.extraction import make_loss
 from torchrl_pwm.runs.folder import claim_folder, finished, make_logger
 from torchrl_pwm.runs.offline_report import measure_trust, write_offline_report
+from torchrl_pwm.runs.policies import make_loss
 from torchrl_pwm.runs.recordings import Recordings, open_recordings
 from torchrl_pwm.runs.world_model import measured_states, train_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage

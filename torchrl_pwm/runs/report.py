@@ -33,11 +33,12 @@ from torchrl_pwm.evaluation import (
 )
 from torchrl_pwm.evaluation.curves import Series
 from torchrl_pwm.evaluation.statistics import SELECT
+from torchrl_pwm.evaluation.trust import trust_line
 from torchrl_pwm.evaluation.video import film_steps
 from torchrl_pwm.modules import Quickstart
 from torchrl_pwm.runs.baselines import baseline_settings, measure_baselines
 from torchrl_pwm.runs.deviations import protocol_deviations
-from torchrl_pwm.runs.extraction import load_actor
+from torchrl_pwm.runs.policies import load_actor
 from torchrl_pwm.runs.rounds import policy_metrics
 from torchrl_pwm.runs.world_model import load_world_model, read_representation
 
@@ -80,6 +81,7 @@ def write_report(
                 "data": _data_outcome(spec, behavior[task]),
             },
             published={method: reference_score(task, task_set, method) for method in ("pwm", "tdmpc2")},
+            trust=_trust(runs),
             **_last_and_best(spec, runs),
         )
         rows.append(row)
@@ -89,7 +91,7 @@ def write_report(
     phases += [run.get("phases", {}) for found in baselines.values() for run in found.get("cloning", [])]
     phases.append({"films": time.perf_counter() - begin})
     path = folder / "summary.json"
-    notes = [*_notes(config, store, rows), *_representation_notes(model_file)]
+    notes = [*_notes(config, store, rows), *_representation_notes(model_file), *_trust_notes(rows)]
     comparison = None
     if OmegaConf.select(config, "compare"):
         remarks = protocol_deviations(config, store, model_file)
@@ -159,6 +161,31 @@ def _representation_notes(model_file: Path) -> list[str]:
         f"{measured[worst]['latent_spread']:.3g})."
     )
     return [note, *filter(None, [collapse_warning(found)])]
+
+
+def _trust(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What the trust probe says of the policies of a task, with the means of their figures; None of runs without it."""
+    found = [{"seed": run["seed"], **run["trust"]} for run in runs if run.get("trust")]
+    if not found:
+        return None
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else None
+
+    exploited = [each["seed"] for each in found if each["exploited"]]
+    gap = mean([each["value_gap"] and each["value_gap"]["closed"] for each in found])
+    real = float(np.mean([each["real_return"] for each in found]))
+    line = trust_line(bool(exploited), mean([each["imagined_return"] for each in found]), real, gap)
+    share = f" (means of {len(found)} seeds, of which {len(exploited)} show it)" if len(found) > 1 and exploited else ""
+    return {"exploited": bool(exploited), "line": line + share, "seeds": found}
+
+
+def _trust_notes(rows: list[dict[str, Any]]) -> list[str]:
+    """One alarm line for each task whose policies exploit the model, or one for all."""
+    probed = [row for row in rows if "trust" in row]
+    bad = [f"{row['task']} {row['trust']['line']}." for row in probed if row["trust"]["exploited"]]
+    return bad or (["Trust probe: no policy shows a sign that it exploits its model."] if probed else [])
 
 
 def _by_seed(spec: TaskSpec, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

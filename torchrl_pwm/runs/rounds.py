@@ -19,7 +19,8 @@ from torchrl_pwm.envs import WorldModelWrapper, get_task_set
 from torchrl_pwm.evaluation import EvaluationResult, read_metrics
 from torchrl_pwm.evaluation.curves import Series
 from torchrl_pwm.runs.data import family
-from torchrl_pwm.runs.extraction import extract_all, load_actor, policy_file
+from torchrl_pwm.runs.extraction import extract_all
+from torchrl_pwm.runs.policies import load_actor, policy_file
 from torchrl_pwm.runs.starts import Before
 from torchrl_pwm.runs.world_model import keep_chosen_world_model, load_world_model, measured_states, train_world_model
 
