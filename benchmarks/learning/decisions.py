@@ -23,7 +23,7 @@ from torchrl_pwm._utils.devices import one_thread
 from torchrl_pwm.data import make_online_replay
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import ObservationNormalizer, WorldModelPolicy
-from torchrl_pwm.runs.extraction import load_actor
+from torchrl_pwm.runs.policies import load_actor
 from torchrl_pwm.runs.pwm_online import make_losses
 from torchrl_pwm.runs.shac import make_shac_loss
 from torchrl_pwm.runs.tdmpc2_offline import load_tdmpc2

@@ -21,6 +21,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "termination": {"termination": True},
     "normalised rewards": {"normalize_rewards": True},
     "all": {"num_tasks": 3, "task_dim": 4, "num_bins": 11, "residual": True, "termination": True},
+    "heads and decoder": {"num_heads": 3, "decoder": True, "residual": True, "encoder_norm": True, "num_bins": 11},
 }
 
 

@@ -13,7 +13,7 @@ from torchrl_pwm.envs.simulators import AnalyticEnv, SwingUpController
 from torchrl_pwm.modules.trained_policy import TrainedPolicy
 from torchrl_pwm.trainers.disagreement import train_disagreement
 
-BINNED = [name for name in MODELS if name != "normalised rewards"]
+BINNED = [name for name in MODELS if name not in ("normalised rewards", "heads and decoder")]
 
 
 def observed(name, envs=4, device=META):

@@ -19,7 +19,7 @@ from torchrl_pwm import (
 from torchrl_pwm.modules import DynamicsEnsemble, PercentileScale, RunningMoments
 
 # normalised rewards are of models with a scalar head alone
-BINNED = [name for name in MODELS if name != "normalised rewards"]
+BINNED = [name for name in MODELS if name not in ("normalised rewards", "heads and decoder")]
 
 
 def assert_there(module, losses=None):

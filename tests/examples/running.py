@@ -23,7 +23,12 @@ EVALUATION += ["++evaluation.baselines.cloning.updates=4"]
 DATA = ["data.episodes.dm_control=2", "data.episodes.metaworld=3", "data.noise=[random,0.5]"]
 EXTRACTION += ["extraction.starts={count: 20, resets: 0.1, top: 0.5}", "loss.behavior_coef=0.1"]
 EXTRACTION += ["extraction.warm_start={behavior_updates: 4, value_updates: 1}"]
-ROUNDS = ["rounds.count=1", "rounds.iterations=4", "rounds.episodes={dm_control: 1, metaworld: 1}"]
+ROUNDS = [
+    "rounds.count=1",
+    "rounds.iterations=4",
+    "rounds.policy_iterations=40",
+    "rounds.episodes={dm_control: 1, metaworld: 1}",
+]
 TASKS = ["preset=from_scratch", "task=[pendulum-swingup,mw-reach]"]
 TINY = [*NETWORKS, *MODEL, *WORLD_MODEL, *EXTRACTION, *EVALUATION, *DATA, *ROUNDS, *TASKS]
 

@@ -28,6 +28,9 @@ FORMS = {
     "tasks": {"num_bins": 11, "num_tasks": 2, "task_dim": 4, "action_dims": (2, 1)},
     "normalized": {"normalize_rewards": True, "observation_clip": 0.5},
     "termination head": {"termination": True},
+    "encoder norm": {"residual": True, "encoder_norm": True},
+    "decoder": {"decoder": True, "num_bins": 11, "num_tasks": 2, "task_dim": 4, "observation_dims": (5, 3)},
+    "heads": {"num_heads": 3, "residual": True},
 }
 forms = pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 

@@ -69,8 +69,13 @@ def test_start_states_come_back_with_zeros_in_the_padding(tmp_path):
         assert torch.equal(quickstart[task]["task"], starts[task]["task"])
 
 
-def test_arguments_that_the_weights_do_not_tell_come_back(tmp_path):
-    file, model, _, _ = pack(tmp_path, residual=True, observation_clip=2.0)
+GROUNDED = {"encoder_norm": True, "decoder": True, "num_heads": 3}
+GROUNDED["observation_dims"] = [spec.observation_dim for spec in (MT80[name] for name in MT80.names)]
+
+
+@pytest.mark.parametrize("options", [{}, GROUNDED], ids=["one head", "heads and decoder"])
+def test_arguments_that_the_weights_do_not_tell_come_back(tmp_path, options):
+    file, model, _, _ = pack(tmp_path, residual=True, observation_clip=2.0, **options)
     again = load_quickstart(file).world_model
     assert again.constructor_arguments == model.constructor_arguments
     observation, task = torch.randn(3, 39), torch.tensor([0, 1, 2])

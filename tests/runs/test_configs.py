@@ -120,6 +120,14 @@ def assert_published(config):
     assert (loss.consistency_coef, loss.reward_coef, loss.rho) == (20.0, 0.1, 0.99)
 
 
+@pytest.mark.parametrize("command", ["mt80", "make-quickstart"])
+def test_a_grounded_model_is_the_small_one_with_four_options(command):
+    start = ["preset=from_scratch"] if command == "mt80" else []
+    small, grounded = (command_config(command, [*start, f"model={name}"]).model for name in ("small", "grounded"))
+    changed = {key: value for key, value in grounded.items() if small[key] != value}
+    assert changed == {"residual": True, "encoder_norm": True, "decoder": True, "num_heads": 4}
+
+
 def test_published_data_bring_the_published_settings():
     line = ["task_set=mt80", "data=published", "data.root=/data/mt80", "model=48M", "task=walker-run"]
     config = composed(*line)

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
+from functools import partial
 
 import pytest
 import torch
 
 pytest.importorskip("hydra")
 
+from omegaconf import OmegaConf
+
 from tests.trainers.test_stacked import assert_close
 from tests.trainers.tiny import write_store
 from torchrl_pwm._utils.checkpoint import save_tensors
+from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm.evaluation.best_policy import BestPolicy
+from torchrl_pwm.runs.baselines import baseline_jobs, measure, measure_baselines
 from torchrl_pwm.runs.cli import compose_config
-from torchrl_pwm.runs.extraction import extract_all, load_actor
+from torchrl_pwm.runs.extraction import ExtractionJob, extract_all, extract_group
+from torchrl_pwm.runs.policies import load_actor
 from torchrl_pwm.runs.world_model import load_world_model, make_world_model
+from torchrl_pwm.trainers.pwm import PWMTrainer
 
 pytestmark = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("metaworld", "dm_control")),
@@ -106,3 +114,80 @@ def test_an_interrupted_program_goes_on_to_the_same_numbers(
             extract(tmp_path, data, model_file, 16)
     assert not list(tmp_path.rglob("result.json"))
     assert_same_run(tmp_path, extract(tmp_path, data, model_file, then), one_by_one)
+
+
+class Killed(Exception):
+    pass
+
+
+def group(folder, data, model_file, *, evaluator):
+    config = OmegaConf.to_container(compose_config("pwm_mt80", [*SETTINGS, "extraction.eval_interval=2"]), resolve=True)
+    places = [(task, seed, folder / f"policies/{task}/seed-{seed}") for task, seed in JOBS]
+    further = {"data": data, "world_model": model_file, "threads": 1, "device": "cpu", "evaluator": evaluator}
+    return [ExtractionJob(config, task, seed, place, **further) for task, seed, place in places]
+
+
+def rows(folder):
+    """Every number that was logged and kept, without seconds."""
+    found = {}
+    for file in sorted(folder.rglob("*.csv")):
+        if file.stem != "training_seconds":
+            found[str(file.relative_to(folder))] = file.read_text()
+    for file in sorted(folder.rglob("result.json")):
+        found[str(file.relative_to(folder))] = {**json.loads(file.read_text()), "seconds": 0, "phases": {}}
+    return found
+
+
+def say_nothing(*message):
+    pass
+
+
+@pytest.fixture(scope="module")
+def in_one_process(data, model_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("in_one_process")
+    extract_group(group(folder, data, model_file, evaluator=False), say_nothing)
+    return rows(folder)
+
+
+def test_evaluations_in_other_processes_change_no_number_of_a_program(data, model_file, in_one_process, tmp_path):
+    """Two processes evaluate three policies."""
+    extract_group(group(tmp_path, data, model_file, evaluator=True), say_nothing, evaluators=2)
+    assert rows(tmp_path) == in_one_process
+    assert not multiprocessing.active_children()
+
+
+def test_a_program_killed_while_others_evaluate_goes_on_to_the_same_numbers(
+    data, model_file, in_one_process, tmp_path, monkeypatch
+):
+    log = PWMTrainer.log
+
+    def log_until_killed(trainer, metrics):
+        if trainer.iteration == 4:
+            raise Killed
+        log(trainer, metrics)
+
+    with monkeypatch.context() as patch:
+        # nothing is joined before the checkpoint at 2, nor between that and the end of the process at 4
+        patch.setattr(BackgroundEvaluation, "results", lambda self, *, wait: iter(()))
+        patch.setattr(PWMTrainer, "log", log_until_killed)
+        with pytest.raises(Killed):
+            extract_group(group(tmp_path, data, model_file, evaluator=True), say_nothing, evaluators=2)
+    assert not multiprocessing.active_children()
+    assert not list(tmp_path.rglob("real_score.csv"))
+    extract_group(group(tmp_path, data, model_file, evaluator=True), say_nothing, evaluators=2)
+    assert rows(tmp_path) == in_one_process
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_processes_of_a_run_measure_its_baselines_too(workers, data, model_file, tmp_path):
+    cloning = {"updates": 2, "units": [8], "batch_size": 4}
+    baselines = f"++evaluation.baselines={{random: true, cloning: {cloning}}}".replace("'", "")
+    config = compose_config("pwm_mt80", [*SETTINGS, "seeds=1", f"workers={workers}", baselines])
+    alone = measure_baselines(config, tmp_path / "alone", data, TASKS)
+    jobs = baseline_jobs(config, tmp_path, data, TASKS)
+    extract_all(config, tmp_path, data, model_file, TASKS, further=[partial(measure, job) for job in jobs])
+    found = {job.task: json.loads(job.file.read_text()) for job in jobs}
+    for runs in (*alone.values(), *found.values()):
+        for run in runs["cloning"]:
+            run["phases"] = None
+    assert found == alone

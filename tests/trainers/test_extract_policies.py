@@ -36,8 +36,9 @@ def draw(task, policy):
     return float(torch.rand(()))
 
 
-def test_each_policy_is_that_of_an_ordinary_training():
-    model = make_model()
+@pytest.mark.parametrize("options", [{}, {"num_heads": 3}], ids=["one head", "three heads"])
+def test_each_policy_is_that_of_an_ordinary_training(options):
+    model = make_model(**options)
     policies = extract_policies(model, STARTS, TASKS, **{**SETTINGS, "average": 0.0, "iterations": 20}, seed=3)
     for task, policy in policies.items():
         torch.manual_seed(1_000_003 * 3 + task)

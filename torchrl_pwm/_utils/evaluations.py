@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any, TypeAlias
 
-from torchrl_pwm._utils.processes import process_pool
+import torch
+from torch import nn
 
-__all__ = ["BackgroundEvaluation"]
+from torchrl_pwm._utils.devices import torch_threads
+from torchrl_pwm._utils.processes import LazyPool
+from torchrl_pwm._utils.seeds import TorchGenerators
+
+__all__ = ["BackgroundEvaluation", "NetworkEvaluation"]
 
 Snapshot = Mapping[str, Any]
 Metrics = Mapping[str, Any]
@@ -53,10 +60,13 @@ class BackgroundEvaluation:
 
     Keyword Args:
         joined (callable, optional): called with a snapshot and its numbers, in their order; returns what is logged.
+        here (callable, optional): evaluates the present state in this process, while the training waits. Then nothing
+            is done elsewhere but what a checkpoint of a run that did so still holds.
         workers (int): processes.
+        pool (LazyPool, optional): of several evaluations together, in place of processes of its own.
         limit (int): snapshots that wait or are evaluated; with one more the training waits for the first.
 
-    Use it as a context: at its end no process is left.
+    Use it as a context: at its end none of its own processes is left.
 
     Raises:
         ChildProcessError: where a result is joined, if its worker process was killed.
@@ -80,13 +90,15 @@ class BackgroundEvaluation:
         evaluate: Callable[[Snapshot], Metrics],
         *,
         joined: Callable[[Snapshot, Metrics], Metrics] = lambda snapshot, metrics: metrics,
+        here: Callable[[], Metrics] | None = None,
         workers: int = 1,
+        pool: LazyPool | None = None,
         limit: int = 8,
     ) -> None:
-        self.snapshot, self.evaluate, self.joined = snapshot, evaluate, joined
-        self.workers, self.limit = workers, limit
+        self.snapshot, self.evaluate, self.joined, self.here, self.limit = snapshot, evaluate, joined, here, limit
+        self._own = LazyPool(workers)
+        self._pool = self._own if pool is None else pool
         self._waiting: deque[tuple[int, Snapshot, Future[Metrics]]] = deque()
-        self._pool: ProcessPoolExecutor | None = None
 
     @property
     def iterations(self) -> list[int]:
@@ -94,18 +106,24 @@ class BackgroundEvaluation:
         return [iteration for iteration, _, _ in self._waiting]
 
     def submit(self, iteration: int) -> None:
-        """Begins the evaluation of the present state."""
-        self._begin(iteration, self.snapshot())
+        """Begins the evaluation of the present state, if that of this iteration has not begun."""
+        if iteration in self.iterations:
+            return
+        if self.here is None:
+            self._begin(iteration, self.snapshot())
+        else:
+            future: Future[Metrics] = Future()
+            future.set_result(self.here())
+            self._waiting.append((iteration, self.snapshot(), future))
 
     def _begin(self, iteration: int, snapshot: Snapshot) -> None:
-        if self._pool is None:
-            self._pool = process_pool(self.workers)
         # as bytes: a queue between processes would move tensors into shared memory
         future = self._pool.submit(_evaluate, self.evaluate, pickle.dumps(snapshot))
         self._waiting.append((iteration, snapshot, future))
 
     def results(self, *, wait: bool) -> Iterator[tuple[int, Metrics]]:
         """Iteration and numbers of each evaluation that is done, and all before it are; with ``wait``, of all."""
+        wait = wait or self.here is not None
         while self._waiting and (wait or self._waiting[0][2].done() or len(self._waiting) > self.limit):
             iteration, snapshot, future = self._waiting[0]
             try:
@@ -121,15 +139,9 @@ class BackgroundEvaluation:
     def __enter__(self) -> BackgroundEvaluation:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
+    def __exit__(self, *error: object) -> None:
         # what an interrupted run has begun is evaluated again when it is resumed
-        if not all(future.done() for _, _, future in self._waiting):
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
+        self._own.__exit__(*error)
 
     def state_dict(self) -> dict[str, Any]:
         return {"waiting": [{"iteration": iteration, "snapshot": snapshot} for iteration, snapshot, _ in self._waiting]}
@@ -137,6 +149,73 @@ class BackgroundEvaluation:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         for entry in state_dict["waiting"]:
             self._begin(entry["iteration"], entry["snapshot"])
+
+
+class NetworkEvaluation(BackgroundEvaluation):
+    """Evaluates networks as they are at each snapshot, with the same numbers in a process of its own as in this one.
+
+    Args:
+        networks (nn.Module): what is trained; their state is the snapshot.
+        evaluate (callable): returns named numbers of the networks, which are a part of it. For the other process both
+            are pickled, once, at the first snapshot. It may draw from torch's global generators, which it finds as they
+            are at the snapshot, and leaves them as they were.
+
+    Keyword Args:
+        joined (callable, optional): called with a snapshot, whose ``"weights"`` are those of the networks, and its
+            numbers, in their order; returns what is logged.
+        applied (callable, optional): returns a context in which the networks are as they are to be evaluated.
+        elsewhere (bool): evaluate in a process of its own, while the training goes on.
+
+    Examples:
+        >>> networks = torch.nn.Linear(2, 1)
+        >>> evaluation = NetworkEvaluation(networks, lambda: {"bias": networks.bias.item()}, elsewhere=False)
+        >>> _ = torch.nn.init.zeros_(networks.bias)
+        >>> evaluation.submit(10)
+        >>> list(evaluation.results(wait=True))
+        [(10, {'bias': 0.0})]
+    """
+
+    def __init__(
+        self,
+        networks: nn.Module,
+        evaluate: Callable[[], Metrics],
+        *,
+        joined: Callable[[Snapshot, Metrics], Metrics] = lambda snapshot, metrics: metrics,
+        applied: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+        elsewhere: bool,
+    ) -> None:
+        self._parts, self._applied, self._pickled = (networks, evaluate), applied, False
+        here = None if elsewhere else self._here
+        super().__init__(self._state, partial(_evaluate_networks, b"", 1), joined=joined, here=here, limit=2)
+
+    def _here(self) -> Metrics:
+        with self._applied():
+            return self._parts[1]()
+
+    def _state(self) -> dict[str, Any]:
+        with self._applied():
+            state = self._parts[0].state_dict()
+            weights = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+        return {"weights": weights, "generators": TorchGenerators().state_dict()}
+
+    def _begin(self, iteration: int, snapshot: Snapshot) -> None:
+        if not self._pickled:
+            self._pickled = True
+            self.evaluate = partial(_evaluate_networks, pickle.dumps(self._parts), torch.get_num_threads())
+        super()._begin(iteration, snapshot)
+
+
+def _evaluate_networks(parts: bytes, threads: int, snapshot: Snapshot) -> Metrics:
+    if _PARTS[:1] != [parts]:
+        _PARTS[:] = [parts, pickle.loads(parts)]  # of the process that started this one, never of a file
+    networks, evaluate = _PARTS[1]
+    networks.load_state_dict(snapshot["weights"])
+    TorchGenerators().load_state_dict(snapshot["generators"])
+    with torch_threads(threads):
+        return evaluate()
+
+
+_PARTS: list[Any] = []  # of a worker process: networks and how they are evaluated, first as bytes
 
 
 def _evaluate(evaluate: Callable[[Snapshot], Metrics], snapshot: bytes) -> Metrics:

@@ -113,7 +113,9 @@ class Execution:
     def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A program as it is run, captured if it is to be."""
         if self.captures and not self._off:
-            function = self._captured.setdefault(function.__name__, _Captured(function, self))
+            if function.__name__ not in self._captured:
+                self._captured[function.__name__] = _Captured(function, self)
+            function = self._captured[function.__name__]
         return function if self.precision != "tf32" else functools.partial(_in_tf32, function)
 
     def warm_up(self, rehearse: Callable[[], object]) -> None:
@@ -128,15 +130,16 @@ class Execution:
         if not (self.compiles or self.captures):
             return
         begun = time.perf_counter()
-        torchrl_logger.info("Compiling and capturing the update: the first one takes a while.")
+        torchrl_logger.info("Compiling or capturing the update: the first one takes a while.")
         try:
             for _ in range(self.warmup_steps + 1):
                 rehearse()
         except Exception as error:
             if any(self.required):
                 raise
-            self._give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}")
-        torchrl_logger.info(f"The update was compiled and captured in {time.perf_counter() - begun:.0f} s.")
+            self._give_up(f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}")
+        else:
+            torchrl_logger.info(f"The update is ready after {time.perf_counter() - begun:.0f} s.")
 
     def forget(self) -> None:
         """Drops what was captured, after a state has been loaded into other tensors."""

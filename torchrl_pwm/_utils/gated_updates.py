@@ -8,6 +8,7 @@ from typing import Any
 from tensordict import TensorDictBase
 from torch import nn
 
+from torchrl_pwm._utils.devices import keep_freed_memory
 from torchrl_pwm._utils.execution import Execution, Precision
 from torchrl_pwm._utils.finite import describe_batch, raise_non_finite
 from torchrl_pwm._utils.gated_steps import Gate
@@ -59,6 +60,7 @@ class GatedUpdates:
             check_range(COUNT, check_interval=check_interval)
         self.loss_module: Any = loss_module
         device = next(loss_module.parameters()).device
+        keep_freed_memory()
         self.check_interval = check_interval or (1 if device.type == "cpu" else _CHECK_INTERVAL)
         self.skip_non_finite = skip_non_finite
         self.gate = Gate(device, skip=skip_non_finite)

@@ -6,9 +6,10 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
@@ -79,16 +80,62 @@ def run_jobs(
     return [future.result() for future in futures]
 
 
-def process_pool(workers: int, messages: Any = None, **options: Any) -> ProcessPoolExecutor:
+def process_pool(
+    workers: int, messages: Any = None, *, interrupted: bool = True, **options: Any
+) -> ProcessPoolExecutor:
     """An executor of processes started with *spawn*, which end when this one does, however it does.
 
     Args:
         workers: how many.
         messages: queue that a worker's reports go to.
+
+    Keyword Args:
+        interrupted: whether an interruption from the keyboard, which all processes get, ends what they do.
         **options: those of :class:`~concurrent.futures.ProcessPoolExecutor`.
     """
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(messages,), **options)
+    return ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(messages, interrupted), **options)
+
+
+class LazyPool:
+    """A :func:`process_pool` that is started with its first job and ends with the block.
+
+    Where the block ends before its jobs, they are ended too; an interruption from the keyboard is left to the block.
+
+    Args:
+        workers: how many.
+
+    Examples:
+        >>> with LazyPool(1) as pool:
+        ...     pool.submit(abs, -2).result()
+        2
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+        self._running: set[Future[Any]] = set()
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        """The result of ``function(*args)`` in a worker; both are pickled."""
+        if self._pool is None:
+            self._pool = process_pool(self.workers, interrupted=False)
+        future = self._pool.submit(function, *args)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        return future
+
+    def __enter__(self) -> LazyPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        if not all(future.done() for future in list(self._running)):
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
@@ -126,13 +173,15 @@ def _work(function: Callable[[Any, Report], Any], job: Any) -> Any:
     return function(job, lambda *message: _messages.put(message))
 
 
-def _start_worker(messages: Any) -> None:
+def _start_worker(messages: Any, interrupted: bool) -> None:
     """Where reports go; and this worker ends when its parent ends, however it does.
 
     A worker that outlives a killed run would write to the files of the run that resumes it.
     """
     global _messages
     _messages = messages
+    if not interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is None:
         return

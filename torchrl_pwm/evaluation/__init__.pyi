@@ -4,6 +4,11 @@ from .html_report import write_html_report as write_html_report
 from .plots import plot_aggregates as plot_aggregates
 from .plots import plot_profiles as plot_profiles
 from .plots import plot_scores as plot_scores
+from .representation import RepresentationWatch as RepresentationWatch
+from .representation import collapse_warning as collapse_warning
+from .representation import latent_metrics as latent_metrics
+from .representation import representation as representation
+from .representation import representation_by_task as representation_by_task
 from .results import EvaluationResult as EvaluationResult
 from .rollouts import evaluate_policy as evaluate_policy
 from .scores import compare_with_published as compare_with_published

@@ -164,6 +164,8 @@ def model_sizes(weights: Mapping[str, Tensor], *, published: bool = True) -> dic
     embedding = weights.get("_task_emb.weight")
     num_tasks, task_dim = embedding.shape if embedding is not None else (0, 0)
     latent_dim, bins = shapes["encoder"][-1][0], shapes["reward"][-1][0]
+    first = weights["_dynamics.0.weight"]
+    heads = len(first) if first.ndim == 3 else 1
     return {
         "observation_dim": shapes["encoder"][0][1] - task_dim,
         "action_dim": shapes["dynamics"][0][1] - latent_dim - task_dim,
@@ -174,11 +176,12 @@ def model_sizes(weights: Mapping[str, Tensor], *, published: bool = True) -> dic
         "num_tasks": num_tasks,
         "task_dim": task_dim,
         **({"termination": True} if termination else {}),
+        **({"num_heads": heads} if heads > 1 else {}),
     }
 
 
 def _layer_shapes(weights: Mapping[str, Tensor], part: str, published: bool) -> list[tuple[int, int]]:
-    """(out, in) of each linear layer of a part, in order."""
+    """(out, in) of each linear layer of a part, in order; several heads have an axis before them."""
     indices = sorted({int(m[2]) for key in weights if (m := _LAYER.fullmatch(key)) and m[1] == part})
     if not indices or indices != list(range(len(indices))):
         raise ValueError(f"Incomplete checkpoint: expected layers 0, 1, ... under _{part}, found {indices or 'none'}.")
@@ -190,4 +193,4 @@ def _layer_shapes(weights: Mapping[str, Tensor], part: str, published: bool) -> 
     found = {key for key in weights if published or ".ln." not in key}
     if missing := sorted(expected ^ {key for key in found if key.startswith(f"_{part}.")}):
         raise ValueError(f"Incomplete or inconsistent checkpoint: the keys {missing[:8]} do not fit together.")
-    return [tuple(weights[f"_{part}.{i}.weight"].shape) for i in indices]  # type: ignore[misc]
+    return [tuple(weights[f"_{part}.{i}.weight"].shape[-2:]) for i in indices]  # type: ignore[misc]

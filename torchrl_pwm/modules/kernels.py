@@ -109,7 +109,11 @@ def grouped_softmax_backward(grad: Tensor, result: Tensor, size: int) -> Tensor:
 
 def chunks(length: int, unit: int = 1) -> list[slice]:
     """Cuts ``length`` rows of ``unit`` numbers into slices that stay in the processor's cache."""
-    step = max(_CHUNK * torch.get_num_threads() // unit, 1)
+    return _chunks(length, max(_CHUNK * torch.get_num_threads() // unit, 1))
+
+
+@functools.lru_cache(maxsize=256)
+def _chunks(length: int, step: int) -> list[slice]:
     # A last slice of a few rows is worth no pass of its own.
     count = max(round(length / step), 1)
     edges = [length * index // count for index in range(count + 1)]
@@ -117,7 +121,7 @@ def chunks(length: int, unit: int = 1) -> list[slice]:
 
 
 def derivatives(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
+    function: Callable[..., Any], inputs: Sequence[Tensor | None], needed: Sequence[bool], grad: Any
 ) -> Iterator[Tensor | None]:
     """Gradients of ``function(*inputs)`` that can be differentiated again, for those inputs that need one.
 

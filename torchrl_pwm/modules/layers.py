@@ -12,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.parameter import is_lazy
 
 from torchrl_pwm.modules import kernels
+from torchrl_pwm.modules.heads import StackedLinear
 from torchrl_pwm.modules.stacks import Form, Layer, as_wide, run
 
 _SMALLEST = 1e-8
@@ -162,7 +163,7 @@ def layers_of(modules: Iterable[nn.Module]) -> list[Layer] | None:
         known: Layer | None = None
         if type(module) is NormedLinear:
             known = _normed(module, module.ln, module.act)
-        elif type(module) is nn.Linear and not _hooked(module):
+        elif type(module) is nn.Linear and not hooked(module):
             known = Layer(_LINEAR, module.weight, module.bias)
         elif type(module) in (Mish, nn.Mish) and layers and layers[-1].form is _LINEAR:
             known = _acted(layers.pop(), module, next(rest, None))
@@ -179,7 +180,7 @@ def _normed(linear: NormedLinear, norm: nn.Module, act: nn.Module) -> Layer | No
     """A linear map, its normalisation, and Mish or SimNorm."""
     if type(norm) is not nn.LayerNorm or norm.normalized_shape != (linear.out_features,):
         return None
-    if _hooked(linear) or _hooked(norm) or _hooked(act):
+    if hooked(linear) or hooked(norm) or hooked(act):
         return None
     if type(act) is SimNorm and linear.out_features % act.dim == 0:
         form = Form("norm_simplex", norm.eps, act.dim)
@@ -194,12 +195,13 @@ def _acted(linear: Layer, act: nn.Module, norm: nn.Module | None) -> Layer | Non
     """A linear map, Mish, and its normalisation."""
     if type(norm) is not nn.LayerNorm or norm.normalized_shape != tuple(linear.weight.shape[:1]):
         return None
-    if _hooked(act) or _hooked(norm):
+    if hooked(act) or hooked(norm):
         return None
     return Layer(Form("mish_norm", norm.eps), linear.weight, linear.bias, norm.weight, norm.bias)
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
+    """Whether calling the module does more than its ``forward``."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
@@ -247,7 +249,7 @@ def initialize(network: nn.Module, leave: nn.Module | None = None) -> None:
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.LayerNorm):
+        elif isinstance(layer, (nn.LayerNorm, StackedLinear)):
             layer.reset_parameters()
         elif isinstance(layer, nn.Embedding):
             nn.init.uniform_(layer.weight, -0.02, 0.02)

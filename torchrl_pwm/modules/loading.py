@@ -94,6 +94,8 @@ def _from_folder(path: Path, action_dims: Sequence[int] | None, arguments: Mappi
         return _from_safetensors(path / WEIGHTS_FILE, action_dims, arguments)
     if has_checkpoint(path):
         return _from_state(_find_state(load_checkpoint(path), path), path, action_dims, arguments)
+    if (path / "rounds" / "world_model.pt").is_file():  # of the round that counts
+        return _load(path / "rounds" / "world_model.pt", action_dims, arguments)
     rounds = sorted((path / "rounds").glob("*/world_model/world_model.pt"), key=lambda file: int(file.parts[-3]))
     found = next((path / name for name in _IN_A_RUN if (path / name).is_file()), None)
     if rounds or found:

@@ -91,6 +91,6 @@ def embed(table: nn.Embedding, task: Tensor) -> Tensor:
     if longest is not None:
         with torch.no_grad():
             norm = weight.norm(dim=1, keepdim=True)
-            used = torch.zeros_like(norm, dtype=torch.bool).index_fill_(0, task.flatten(), True)
+            used = torch.zeros_like(norm, dtype=torch.bool).index_fill_(0, task.flatten().long(), True)
             weight.mul_(torch.where(used & (norm > longest), longest / (norm + 1e-7), 1.0))
     return F.embedding(task, weight)

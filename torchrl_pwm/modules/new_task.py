@@ -28,6 +28,7 @@ class GrowingTasks(Rebuildable):
     observation_dim: Any
     action_dim: int
     action_masks: Tensor | None
+    observation_masks: Tensor | None
     observation_mean: Tensor | None
     observation_std: Tensor | None
     _task_emb: nn.Embedding | None
@@ -100,10 +101,15 @@ class GrowingTasks(Rebuildable):
         if self.action_masks is not None:
             mask = (torch.arange(self.action_dim, device=old.device) < own).to(self.action_masks)
             self.action_masks = torch.cat([self.action_masks, mask[None]])
+        seen = size or (self.observation_dim if observation_mean is None else len(observation_mean))
+        if self.observation_masks is not None:
+            mask = (torch.arange(self.observation_dim, device=old.device) < seen).to(self.observation_masks)
+            self.observation_masks = torch.cat([self.observation_masks, mask[None]])
         if statistics is not None:
             self.observation_mean, self.observation_std = statistics
-        sizes = None if self.action_masks is None else self.action_masks.sum(-1).int().tolist()
-        self._change_arguments(num_tasks=self.num_tasks, action_dims=sizes)
+        arguments, sizes = self.constructor_arguments, {"action_dims": own, "observation_dims": seen}
+        grown = {name: arguments.get(name) and [*arguments[name], size] for name, size in sizes.items()}
+        self._change_arguments(num_tasks=self.num_tasks, **grown)
         return self.num_tasks - 1
 
     def _new_statistics(self, mean: Tensor | None, std: Tensor | None, min_std: float) -> tuple[Tensor, Tensor] | None:

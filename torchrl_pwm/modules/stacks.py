@@ -24,7 +24,7 @@ from torchrl_pwm.modules.kernels import (
     suits,
 )
 
-__all__ = ["Form", "Layer", "as_wide", "run"]
+__all__ = ["Form", "Layer", "as_wide", "run", "run_each"]
 
 # Numbers in the widest layer below which torch's functions are as fast: they start fewer operations.
 _SMALLEST, _SMALLEST_IN_GRAPH = 1 << 11, 1 << 13
@@ -65,13 +65,35 @@ def run(x: Tensor, layers: Sequence[Layer]) -> Tensor:
     """``[*, I]`` to ``[*, O]``."""
     forms = tuple(layer.form for layer in layers)
     tensors = [tensor for layer in layers for tensor in layer[1:]]
-    graph = torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in tensors))
-    if not (suits(x, _SMALLEST_IN_GRAPH if graph else _SMALLEST, _widest(layers)) and _fits(x, layers)):
-        return as_wide(_by_torch(forms, x, *tensors), x)
+    graph = needs_graph(x, *tensors)
+    if not serves(x, layers, graph):
+        return as_wide(by_torch(forms, x, *tensors), x)
     if not graph:
-        return _forward(forms, x, tensors, None)
+        return evaluate(forms, x, tensors, None)
     result: Tensor = _Stack.apply(x, forms, *tensors)
     return result
+
+
+def run_each(x: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """``[*, I]`` to ``[N, *, O]``: N networks, whose tensors are stacked along a first axis."""
+    forms = tuple(layer.form for layer in layers)
+    tensors = [tensor for layer in layers for tensor in layer[1:]]
+    first = layers[0].weight
+    fits = x.shape[-1] == first.shape[-1] and x.dtype == first.dtype and x.device == first.device
+    if fits and needs_graph(x, *tensors) and suits(x, _SMALLEST_IN_GRAPH, _widest(layers)):
+        result: Tensor = _Stacks.apply(x, forms, *tensors)
+        return result
+    return _each(forms, x, *tensors)
+
+
+def _each(forms: Sequence[Form], x: Tensor, *tensors: Tensor | None) -> Tensor:
+    networks: Any = ([*zip(forms, _fours(network))] for network in _networks(tensors))
+    return torch.stack([run(x, [Layer(form, *four) for form, four in network]) for network in networks])
+
+
+def needs_graph(*tensors: Tensor | None) -> bool:
+    """Whether something will ask for a gradient of these."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def as_wide(result: Tensor, x: Tensor) -> Tensor:
@@ -81,23 +103,30 @@ def as_wide(result: Tensor, x: Tensor) -> Tensor:
 
 def _widest(layers: Sequence[Layer]) -> float:
     """Numbers of the widest layer for each of the input."""
-    return max(layer.weight.shape[0] for layer in layers) / max(layers[0].weight.shape[1], 1)
+    return max(layer.weight.shape[-2] for layer in layers) / max(layers[0].weight.shape[-1], 1)
 
 
-def _fits(x: Tensor, layers: Sequence[Layer]) -> bool:
+def serves(x: Tensor, layers: Sequence[Layer], graph: bool, further: int = 0) -> bool:
+    """Whether the kernels serve for an input: ``x``, and ``further`` entries after it."""
+    return suits(x, _SMALLEST_IN_GRAPH if graph else _SMALLEST, _widest(layers)) and _fits(x, layers, further)
+
+
+def _fits(x: Tensor, layers: Sequence[Layer], further: int) -> bool:
     """Whether dtypes and sizes are those of a product; if not, torch's functions say what is wrong."""
-    size, lead = x.shape[-1:], x.shape[:-1]
+    size, lead = torch.Size([x.shape[-1] + further]), x.shape[:-1]
     for layer in layers:
         weight, bias = layer.weight, layer.bias
         if weight.dtype != x.dtype or weight.device != x.device or weight.shape[1:] != size:
             return False
         size = weight.shape[:1]
-        if bias is not None and bias.ndim > 1 and torch.broadcast_shapes(bias.shape[:-1], lead) != lead:
+        rows = lead if bias is None or bias.ndim == 1 else bias.shape[:-1]
+        if rows != lead and torch.broadcast_shapes(rows, lead) != lead:
             return False
     return True
 
 
-def _by_torch(forms: Sequence[Form], x: Tensor, *tensors: Tensor | None) -> Tensor:
+def by_torch(forms: Sequence[Form], x: Tensor, *tensors: Tensor | None) -> Tensor:
+    """:func:`run` by torch's functions."""
     for form, (weight, bias, gain, shift) in zip(forms, _fours(tensors)):
         assert weight is not None
         of_map, of_rows = (bias, None) if bias is None or bias.ndim == 1 else (None, bias)
@@ -119,7 +148,13 @@ def _fours(tensors: Sequence[Tensor | None]) -> Iterable[Sequence[Tensor | None]
     return (tensors[index : index + 4] for index in range(0, len(tensors), 4))
 
 
-class _Kept(NamedTuple):
+def _networks(tensors: Sequence[Tensor | None]) -> list[tuple[Tensor | None, ...]]:
+    """The tensors of each network, of those that are stacked along a first axis."""
+    count = next(len(tensor) for tensor in tensors if tensor is not None)
+    return list(zip(*([None] * count if tensor is None else tensor.unbind(0) for tensor in tensors)))
+
+
+class Kept(NamedTuple):
     """What a layer keeps for its gradient: its input, what the normalisation read, its moments, and the activation."""
 
     inputs: Tensor
@@ -129,7 +164,8 @@ class _Kept(NamedTuple):
     acted: Tensor | None  # the derivative of Mish, or the simplex itself
 
 
-def _forward(forms: Sequence[Form], x: Tensor, tensors: Sequence[Tensor | None], kept: list[_Kept] | None) -> Tensor:
+def evaluate(forms: Sequence[Form], x: Tensor, tensors: Sequence[Tensor | None], kept: list[Kept] | None) -> Tensor:
+    """:func:`run` by the kernels, without derivatives; appends what each layer keeps for them."""
     rows, lead = x.reshape(-1, x.shape[-1]), x.shape[:-1]
     for form, (weight, bias, gain, shift) in zip(forms, _fours(tensors)):
         assert weight is not None
@@ -139,20 +175,24 @@ def _forward(forms: Sequence[Form], x: Tensor, tensors: Sequence[Tensor | None],
             rows.view(*lead, rows.shape[-1]).add_(bias)
         rows, *inner = _finish(form, rows, gain, shift, kept is not None)
         if kept is not None:
-            kept.append(_Kept(inputs, *inner))
+            kept.append(Kept(inputs, *inner))
     return rows.view(*lead, rows.shape[-1])
 
 
 def _finish(
     form: Form, rows: Tensor, gain: Tensor | None, shift: Tensor | None, keep: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Normalisation and activation [M, O], in pieces that stay in the cache; then what :class:`_Kept` keeps."""
+    """Normalisation and activation [M, O], in pieces that stay in the cache; then what :class:`Kept` keeps."""
     if not form.order:
         return rows, None, None, None, None
     # Torch normalises faster with a gain and a shift than without.
     gain = rows.new_ones(rows.shape[1]) if gain is None else gain
     shift = rows.new_zeros(rows.shape[1]) if shift is None else shift
     parts = chunks(*rows.shape)
+    if form.order == "mish_norm" and not keep:
+        for part in parts:
+            mish_into(rows[part], rows[part], slope=False)
+        return torch.native_layer_norm(rows, rows.shape[1:], gain, shift, form.eps)[0], None, None, None, None
     if len(parts) == 1:
         whole = _finish_part(form, rows, gain, shift, keep, None, None)
         return whole if keep else (whole[0], None, None, None, None)
@@ -187,8 +227,8 @@ def _finish_part(
 class _Stack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, forms: tuple[Form, ...], *tensors: Tensor | None) -> Tensor:
-        kept: list[_Kept] = []
-        result = _forward(forms, x, tensors, kept)
+        kept: list[Kept] = []
+        result = evaluate(forms, x, tensors, kept)
         ctx.forms = forms
         ctx.save_for_backward(x, *tensors, *(tensor for layer in kept for tensor in layer))
         return result
@@ -199,22 +239,51 @@ class _Stack(torch.autograd.Function):
         saved, count = ctx.saved_tensors, 1 + 4 * len(forms)
         (x, *tensors), kept = saved[:count], saved[count:]
         if torch.is_grad_enabled():
-            again = derivatives(
-                lambda *inputs: _by_torch(forms, *inputs), [x, *tensors], [needed[0], *needed[2:]], grad
-            )
+            again = derivatives(lambda *inputs: by_torch(forms, *inputs), [x, *tensors], [needed[0], *needed[2:]], grad)
             return next(again), None, *again
-        layers = [_Kept(*kept[index : index + 5]) for index in range(0, len(kept), 5)]
-        return _backward(forms, x, tensors, layers, needed, grad)
+        return differentiate(forms, x, tensors, kept_of(kept), needed, grad)
 
 
-def _backward(
+class _Stacks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forms: tuple[Form, ...], *tensors: Tensor | None) -> Tensor:
+        kept: list[Kept] = []
+        result = torch.stack([evaluate(forms, x, network, kept) for network in _networks(tensors)])
+        ctx.forms = forms
+        ctx.save_for_backward(x, *tensors, *(tensor for layer in kept for tensor in layer))
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        forms, needed = ctx.forms, ctx.needs_input_grad
+        saved, count = ctx.saved_tensors, 1 + 4 * len(forms)
+        (x, *tensors), kept = saved[:count], kept_of(saved[count:])
+        if torch.is_grad_enabled():
+            again = derivatives(lambda *inputs: _each(forms, *inputs), [x, *tensors], [needed[0], *needed[2:]], grad)
+            return next(again), None, *again
+        found = [
+            differentiate(forms, x, network, kept[index * len(forms) :], needed, grad[index])
+            for index, network in enumerate(_networks(tensors))
+        ]
+        of_x, _, *rest = zip(*found)
+        stacked = (None if of[0] is None else torch.stack(of) for of in rest)
+        return sum(of_x[1:], of_x[0]) if needed[0] else None, None, *stacked
+
+
+def kept_of(kept: Sequence[Any]) -> list[Kept]:
+    """What layers keep, from all of it one after the other."""
+    return [Kept(*kept[index : index + 5]) for index in range(0, len(kept), 5)]
+
+
+def differentiate(
     forms: Sequence[Form],
     x: Tensor,
     tensors: Sequence[Tensor | None],
-    kept: Sequence[_Kept],
-    needed: Sequence[bool],
+    kept: Sequence[Kept],
+    needed: Sequence[Any],
     grad: Tensor,
 ) -> tuple[Any, ...]:
+    """Gradients of what :func:`evaluate` read, where ``needed``: of the input, none for the forms, of the tensors."""
     lead, of_x = x.shape[:-1], None
     found: list[Tensor | None] = [None] * len(tensors)
     grad = grad.reshape(-1, grad.shape[-1])
@@ -238,7 +307,7 @@ def _backward(
 
 
 def _unfinish(
-    form: Form, grad: Tensor, kept: _Kept, gain: Tensor | None, shift: Tensor | None, for_gain: bool, for_shift: bool
+    form: Form, grad: Tensor, kept: Kept, gain: Tensor | None, shift: Tensor | None, for_gain: bool, for_shift: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradients of a linear map's result, and of the gain and shift after it."""
     if not form.order:

@@ -22,7 +22,7 @@ from torchrl_pwm.modules.layers import ResetsItself, initialize, make_mlp
 from torchrl_pwm.modules.presets import Preset
 from torchrl_pwm.modules.q_ensemble import QEnsemble
 from torchrl_pwm.modules.running_statistics import PercentileScale
-from torchrl_pwm.modules.tdmpc2_checkpoints import read_tdmpc2, write_tdmpc2
+from torchrl_pwm.modules.tdmpc2_checkpoints import check_world_model, read_tdmpc2, write_tdmpc2
 from torchrl_pwm.modules.world_model import PWMWorldModel
 
 Layout = Literal["old", "new"]
@@ -102,8 +102,7 @@ class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
     ) -> None:
         super().__init__()
         self._remember_arguments(locals())
-        if world_model.reward_moments is not None:
-            raise ValueError("TDMPC2Model needs rewards in raw units, found a world model with normalize_rewards=True.")
+        check_world_model(world_model)
         if num_q < 2:
             raise ValueError(f"num_q must be at least 2, since values come from two members, found {num_q}.")
         if not log_std_min < log_std_max:

@@ -74,6 +74,17 @@ def read_tdmpc2(
     return Published(world_sizes, world_weights, _head_sizes(weights, layers, state), weights)
 
 
+def check_world_model(model: Any) -> None:
+    """Raises ValueError for a world model that TD-MPC2 does not train and its layouts do not hold."""
+    if model.reward_moments is not None:
+        raise ValueError("TDMPC2Model needs rewards in raw units, found a world model with normalize_rewards=True.")
+    if model.num_heads > 1 or model.has_decoder:
+        raise ValueError(
+            "TDMPC2Model needs a world model with one dynamics head and no decoder, which are all that its objective "
+            f"trains, found num_heads={model.num_heads} and decoder={model.has_decoder}: build it without."
+        )
+
+
 def _check_complete(weights: Mapping[str, Tensor], layers: Sequence[int]) -> None:
     expected = set(_mlp("policy", layers))
     indices = [int(key.rsplit(".", 1)[1]) for key in weights if key.startswith(("q.", "target_q."))]

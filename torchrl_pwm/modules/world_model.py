@@ -6,32 +6,29 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
-from torchrl_pwm._utils.devices import is_host, readable
 from torchrl_pwm._utils.ranges import COUNT, check_range
 from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model, untold_arguments
+from torchrl_pwm.modules.decoder import ObservationDecoder
+from torchrl_pwm.modules.heads import StackedMLP
 from torchrl_pwm.modules.hub import Pretrained
-from torchrl_pwm.modules.layers import (
-    ResetsItself,
-    ResidualLatent,
-    SimNorm,
-    initialize,
-    make_mlp,
-    run_from_first_linear,
-)
-from torchrl_pwm.modules.multitask import TaskContext, action_masks, check_tasks, embed, known_task
+from torchrl_pwm.modules.latent_steps import LatentSteps
+from torchrl_pwm.modules.layers import ResetsItself, ResidualLatent, SimNorm, initialize, make_mlp
+from torchrl_pwm.modules.multitask import action_masks
 from torchrl_pwm.modules.new_task import GrowingTasks
-from torchrl_pwm.modules.own_encoder import OwnEncoder, observation_shape, wrong_size
+from torchrl_pwm.modules.own_encoder import OwnEncoder, observation_shape
 from torchrl_pwm.modules.presets import Preset, preset_sizes
+from torchrl_pwm.modules.stacks import Form
 from torchrl_pwm.modules.standardization import Standardization
 from torchrl_pwm.modules.two_hot import RewardSpace, TwoHotCodec
 from torchrl_pwm.modules.world_model_entries import WorldModelEntries
 
 
-class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, WorldModelEntries):
+class PWMWorldModel(
+    ResetsItself, Pretrained, Standardization, GrowingTasks, LatentSteps, ObservationDecoder, WorldModelEntries
+):
     """The multi-task world model of PWM and TD-MPC2, a :class:`torchrl.modules.WorldModel`.
 
     z = enc(o, e),  z' = dyn(z, e, a),  r = rew(z, e, a), with e the task's embedding (PWM, arXiv 2407.02466,
@@ -51,11 +48,21 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
         simnorm_dim (int): SimNorm group size; 0 for plain Mish latents.
         residual (bool): whether the dynamics network gives the change of the latent, see :class:`.ResidualLatent`, in
             place of the next one. Not in the paper. Where a step changes little it needs far fewer updates.
+        encoder_norm (bool): of a residual model, whether its encoder ends in a LayerNorm, as that of others always
+            does. Without it its latents begin close to uniform. Default: False.
+        num_heads (int): number of dynamics and reward heads on the one encoder, all trained on every batch. In
+            imagination a state keeps one of them, drawn at random (trajectory sampling of PETS, arXiv 1805.12114);
+            elsewhere their mean counts, see :meth:`task_context`. Default: 1, as published.
+        decoder (bool): whether to have an observation decoder, an MLP of the encoder's layers in reverse, which
+            :class:`~torchrl_pwm.PWMWorldModelLoss` trains with the model; see :meth:`decode_observation`. It keeps the
+            latent readable where rewards are rare. Default: False, as published; :meth:`add_decoder` adds it later.
         num_bins (int, optional): number K of reward bins; ``None`` for a scalar head.
         vmin, vmax (float): range of the bins, in symlog space.
         num_tasks (int): number of tasks; ``0`` for a single-task model, which has no embedding.
         task_dim (int): size E of the task embedding.
         action_dims (sequence of int, optional): action size of each task, for ``action_masks`` [num_tasks, A].
+        observation_dims (sequence of int, optional): observation size of each task, for ``observation_masks``
+            [num_tasks, O], the entries that the decoder learns. Default: all.
         normalize_rewards (bool): the scalar head predicts (r - mean) / sqrt(var + 1e-5) by running moments, which
             :class:`~torchrl_pwm.PWMWorldModelLoss` updates in training (published single-task runs). Default: False.
         observation_clip (float, optional): largest absolute value of an observation that statistics standardised (see
@@ -97,12 +104,16 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
         units: Sequence[int] = (512, 512),
         simnorm_dim: int = 8,
         residual: bool = False,
+        encoder_norm: bool = False,
+        num_heads: int = 1,
+        decoder: bool = False,
         num_bins: int | None = None,
         vmin: float = -10.0,
         vmax: float = 10.0,
         num_tasks: int = 0,
         task_dim: int = 0,
         action_dims: Sequence[int] | None = None,
+        observation_dims: Sequence[int] | None = None,
         normalize_rewards: bool = False,
         observation_clip: float | None = None,
         termination: bool = False,
@@ -111,9 +122,15 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
         # WorldModel's own constructor registers each part three times, which would triple the state dict.
         TensorDictModuleBase.__init__(self)
         self._remember_arguments(locals())
-        check_range(COUNT, action_dim=action_dim, latent_dim=latent_dim)
+        check_range(COUNT, action_dim=action_dim, latent_dim=latent_dim, num_heads=num_heads)
         if simnorm_dim and latent_dim % simnorm_dim:
             raise ValueError(f"latent_dim must be a multiple of simnorm_dim={simnorm_dim}, found {latent_dim}.")
+        if encoder_norm and (not residual or not simnorm_dim or encoder is not None):
+            raise ValueError(
+                "encoder_norm=True is for residual=True with SimNorm and the published encoder, found "
+                f"residual={residual}, simnorm_dim={simnorm_dim}, encoder={type(encoder).__name__}: other latents are "
+                "normalised there already, and an encoder of your own may end in a norm. Leave it out."
+            )
         if bool(num_tasks) != bool(task_dim):
             raise ValueError(
                 f"num_tasks and task_dim go together, found num_tasks={num_tasks} and task_dim={task_dim}: "
@@ -134,7 +151,8 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
         self.observation_dim: Any = observation_dim if isinstance(observation_dim, int) else self.observation_shape
         self.action_dim, self.latent_dim = action_dim, latent_dim
         self.num_tasks, self.task_dim = num_tasks, task_dim
-        self.num_bins, self.units = num_bins, tuple(units)
+        self.encoder_units = tuple(encoder_units)
+        self.num_bins, self.units, self.num_heads = num_bins, tuple(units), num_heads
         self.codec = TwoHotCodec(num_bins or 0, vmin, vmax)
         joint = latent_dim + task_dim + action_dim
         shape = (lambda: SimNorm(simnorm_dim)) if simnorm_dim else nn.Mish
@@ -142,15 +160,25 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
         self._indices_seen = False  # of a task, on a GPU
         # In the published order, so that state dicts and optimiser states line up.
         self._task_emb = nn.Embedding(num_tasks, task_dim, max_norm=1) if num_tasks else None
-        last = None if residual else shape()
+        # A residual encoder with a norm ends as the published one does, in its own SimNorm.
+        self._normalizes_features = residual and not encoder_norm
+        last = None if self._normalizes_features else shape()
         if encoder is None:
             inputs = self.observation_shape[0] + task_dim
             self._encoder: nn.Module = make_mlp(inputs, encoder_units, latent_dim, last)
         else:
             self._encoder = OwnEncoder(encoder, self.observation_shape, latent_dim, last or nn.Identity())
-        self._dynamics = make_mlp(joint, units, latent_dim, None if residual else shape())
-        self._reward = make_mlp(joint, units, max(num_bins or 0, 1))
+        self._dynamics: nn.Sequential
+        self._reward: nn.Sequential
+        if num_heads == 1:
+            self._dynamics = make_mlp(joint, units, latent_dim, None if residual else shape())
+            self._reward = make_mlp(joint, units, max(num_bins or 0, 1))
+        else:
+            form = Form() if residual else Form("norm_simplex", size=simnorm_dim) if simnorm_dim else Form("norm_mish")
+            self._dynamics = StackedMLP(num_heads, joint, units, latent_dim, form)
+            self._reward = StackedMLP(num_heads, joint, units, max(num_bins or 0, 1))
         self._termination = make_mlp(latent_dim + task_dim, units, 1) if termination else None
+        self._set_up_decoder(decoder, observation_dims)
         self.register_buffer("action_masks", action_masks(action_dims, num_tasks, action_dim), persistent=False)
         self._set_up_standardization(normalize_rewards, observation_clip)
         self.reset_parameters()
@@ -298,25 +326,7 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
             latent = self._encoder(observation, embedding)
         else:
             latent = self._encoder(self.join(self.standardize_observation(observation, task), task))
-        return latent if self._latents is None else self._latents(latent)
-
-    def next_latent(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
-        """z' = dyn(z, e, a): ``[*, D]`` and ``[*, A]`` to ``[*, D]``."""
-        action = self._read("action", action, (self.action_dim,))
-        if isinstance(task, TaskContext):
-            joint = torch.cat([latent, action], -1)
-            output = run_from_first_linear(self._dynamics, joint, task.dynamics_weight, task.dynamics_bias)
-        else:
-            output = self._dynamics(self.join(latent, task, action))
-        return output if self._latents is None else self._latents.step(latent, output)
-
-    def reward_logits(self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | None = None) -> Tensor:
-        """Reward logits ``[*, K]``, or with a scalar head the reward itself ``[*, 1]``, which may be normalised."""
-        action = self._read("action", action, (self.action_dim,))
-        if isinstance(task, TaskContext):
-            joint = torch.cat([latent, action], -1)
-            return run_from_first_linear(self._reward, joint, task.reward_weight, task.reward_bias)
-        return self._reward(self.join(latent, task, action))
+        return self._latents(latent) if self._latents is not None and self._normalizes_features else latent
 
     def decode_reward(self, logits: Tensor, space: RewardSpace = "raw") -> Tensor:
         """Logits ``[*, K]`` to rewards ``[*, 1]``, in raw units or as the head has them: in symlog space with bins,
@@ -340,59 +350,3 @@ class PWMWorldModel(ResetsItself, Pretrained, Standardization, GrowingTasks, Wor
         if self._termination is None:
             raise ValueError("This model has no termination head: build it with termination=True.")
         return self._termination(self.join(latent, task))
-
-    def task_context(self, task: Tensor | int | None) -> TaskContext | Tensor | int | None:
-        """The share of ``task`` [*] in a step, to pass in place of ``task`` to many steps. ``None`` without tasks.
-
-        A subclass that overrides a step gets ``task`` itself back, which is what its step expects.
-        """
-        if self._task_emb is None:
-            return None
-        steps = ("next_latent", "reward_logits")
-        if any(getattr(type(self), step) is not getattr(PWMWorldModel, step) for step in steps):
-            return task
-        embedding = self._embed(task)
-
-        def split(layer: nn.Module) -> tuple[Tensor, Tensor]:
-            assert isinstance(layer, nn.Linear)
-            latent, shared, action = layer.weight.split([self.latent_dim, self.task_dim, self.action_dim], 1)
-            return torch.cat([latent, action], 1), nn.functional.linear(embedding, shared, layer.bias)
-
-        return TaskContext(*split(self._dynamics[0]), *split(self._reward[0]))
-
-    def join(self, first: Tensor, task: Tensor | int | None, action: Tensor | None = None) -> Tensor:
-        """Input of the encoder (observation first) or a head (latent first, with action), [*, first + E + action]."""
-        parts = [first]
-        if self._task_emb is not None:
-            parts.append(self._embed(task, first.shape[:-1], first.device).expand(*first.shape[:-1], -1))
-        if action is not None:
-            parts.append(action)
-        return torch.cat(parts, -1) if len(parts) > 1 else first
-
-    def _embed(
-        self, task: Tensor | int | None, batch: torch.Size | None = None, device: torch.device | None = None
-    ) -> Tensor:
-        assert self._task_emb is not None
-        if task is None:
-            raise ValueError(f"This model has {self.num_tasks} tasks: give `task`, the index of each state's task.")
-        task = self._known(task, batch)
-        if not isinstance(task, Tensor):
-            task = torch.tensor(task, device=device or self._task_emb.weight.device)
-        return embed(self._task_emb, task)
-
-    def _known(self, task: Tensor | int, batch: torch.Size | None) -> Tensor | int:
-        """The task, if it is one of the model's."""
-        task = known_task(task, self.num_tasks, batch)
-        if isinstance(task, Tensor) and readable(task) and not (self._indices_seen and not is_host(task.device)):
-            # On a GPU an index out of range ends the process, and reading it each time would cost more than the step.
-            check_tasks(task, self.num_tasks)
-            self._indices_seen = True
-        return task
-
-    def _read(self, name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """An input in the model's dtype, if its last axes have this shape."""
-        if value.shape[-len(shape) :] != shape:
-            raise ValueError(wrong_size(name, value.shape, shape))
-        first: Any = self._dynamics[0]
-        dtype = first.bias.dtype  # under autocast a frozen weight is narrower
-        return value if value.dtype == dtype else value.to(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, fields
+from typing import Any
 
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential, dispatch
@@ -30,6 +31,7 @@ class WorldModelEntries(WorldModel):
         reward: NestedKey = "reward"
         reward_logits: NestedKey = "reward_logits"
         termination_logits: NestedKey = "termination_logits"
+        reconstruction: NestedKey = "reconstruction"
 
     num_tasks: int
     num_bins: int | None
@@ -63,7 +65,7 @@ class WorldModelEntries(WorldModel):
         """Renames the entries that the model reads and writes.
 
         Keyword Args:
-            observation, action, task, latent: entries of the root.
+            observation, action, task, latent, reconstruction: entries of the root.
             reward, reward_logits, termination_logits: entries under ``"next"``.
 
         Raises:
@@ -123,7 +125,17 @@ class WorldModelEntries(WorldModel):
         ends = [] if self.done_head is None else [self.done_head]
         return TensorDictSequential(self.dynamics, self.reward_head, *ends)
 
-    decoder = None
+    @property
+    def decoder(self) -> TensorDictModule | None:
+        """The observation decoder on latents, or None."""
+        if not self.has_decoder:
+            return None
+        read = [self.tensor_keys.latent, *self._task_keys]
+        return TensorDictModule(self.decode_observation, in_keys=read, out_keys=[self.tensor_keys.reconstruction])
+
+    # Of the observation decoder.
+    has_decoder: Any
+    decode_observation: Any
 
     def _rewards(self, latent: Tensor, action: Tensor, task: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         logits = self.reward_logits(latent, action, task)

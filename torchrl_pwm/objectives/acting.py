@@ -79,12 +79,18 @@ class ActingLoss(FirstOrderLoss):
                 raise ValueError("noise needs a tanh-Gaussian actor with actions in [-1, 1].")
             return self.actor_network.get_dist(state).rsample()
         params = self.actor_network.get_dist_params(state)
-        loc, scale = params.get("loc"), params.get("scale")
-        if noise is not None and noise.shape != loc.shape:
-            raise ValueError(
-                f"noise must be [H, B, A]: expected {tuple(loc.shape)} a step, found {tuple(noise.shape)}."
-            )
-        return torch.tanh(loc + scale * (torch.randn_like(loc) if noise is None else noise))
+        return squashed(params.get("loc"), params.get("scale"), noise)
+
+
+def squashed(loc: Tensor, scale: Tensor, noise: Tensor | None) -> Tensor:
+    """tanh(loc + scale * noise), all [B, A], with fresh Gaussian noise if none is given.
+
+    Raises:
+        ValueError: for noise of another shape.
+    """
+    if noise is not None and noise.shape != loc.shape:
+        raise ValueError(f"noise must be [H, B, A]: expected {tuple(loc.shape)} a step, found {tuple(noise.shape)}.")
+    return torch.tanh(loc + scale * (torch.randn_like(loc) if noise is None else noise))
 
 
 def _is_tanh_gaussian(actor: TensorDictModule) -> bool:

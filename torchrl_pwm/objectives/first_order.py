@@ -326,8 +326,8 @@ class FirstOrderLoss(LossModule):
         With ``delay_value`` the values are those of the slow copy. The gradient reaches the states, not the weights.
         """
         inputs = self._critic_inputs(rollout, "next")
-        # TorchRL gives the network's own weights, detached, where there is no delayed copy.
-        with frozen(self.value_network, self.target_value_network_params):
+        slow = self.target_value_network_params if self.delay_value else self.value_network_params
+        with frozen(self.value_network, slow):
             value = self.value_network(inputs).get(self.tensor_keys.value)
         if value.ndim > inputs.ndim + 1:
             value = value.min(0).values

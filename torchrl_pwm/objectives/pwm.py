@@ -11,12 +11,15 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 
+from torchrl_pwm._utils.ranges import POSITIVE, check_range
+from torchrl_pwm.modules.actor_critic import gaussian_head
 from torchrl_pwm.modules.frozen import frozen, swapped
 from torchrl_pwm.modules.two_hot import RewardSpace
 from torchrl_pwm.objectives.acting import ActingLoss
 from torchrl_pwm.objectives.entries import require, require_batch
 from torchrl_pwm.objectives.first_batch import not_representable, out_of_range, outside_unit, own_actions, task_entry
 from torchrl_pwm.objectives.first_order import Bootstrap
+from torchrl_pwm.objectives.walk import state_at, walk
 
 
 class PWMLoss(ActingLoss):
@@ -44,6 +47,8 @@ class PWMLoss(ActingLoss):
         reward_space (str): the reward that is summed. ``"symlog"`` (default) leaves a binned head's reward in symlog
             space, as published, and a normalised one normalised; ``"raw"`` decodes it to the task's units. Of any
             other scalar head both are the same.
+        reward_scale (float): the reward that is summed times this, so that critics see values of moderate size: raw
+            rewards of Meta-World reach 10 a step. Default: 1.
         mask_actions (bool): zero the padded entries of the action before the model sees them (needs a model with
             ``action_dims``). Default: ``False``, as published.
         behavior_coef (float): weight of ``loss_behavior``, the squared distance of the mean action at the start
@@ -95,6 +100,7 @@ class PWMLoss(ActingLoss):
         horizon: int = 16,
         detach_latent: bool = True,
         reward_space: RewardSpace = "symlog",
+        reward_scale: float = 1.0,
         normalize_returns: bool = True,
         bootstrap: Bootstrap = "standard",
         delay_value: bool = False,
@@ -109,6 +115,7 @@ class PWMLoss(ActingLoss):
             raise ValueError(f'reward_space must be "raw" or "symlog", found {reward_space!r}.')
         if mask_actions and getattr(world_model, "action_masks", None) is None:
             raise ValueError("mask_actions=True needs a world model built with action_dims.")
+        check_range(POSITIVE, reward_scale=reward_scale)
         for name, coefficient in (("behavior_coef", behavior_coef), ("disagreement_coef", disagreement_coef)):
             if not 0.0 <= coefficient < float("inf"):
                 raise ValueError(f"{name} must be finite and at least 0, found {coefficient}.")
@@ -128,7 +135,7 @@ class PWMLoss(ActingLoss):
             reduction=reduction,
         )
         self.detach_latent = detach_latent
-        self.reward_space = reward_space
+        self.reward_space, self.reward_scale = reward_space, reward_scale
         self.mask_actions = mask_actions
         self.behavior_coef = behavior_coef
         self.disagreement_coef = disagreement_coef
@@ -182,12 +189,14 @@ class PWMLoss(ActingLoss):
             self.first_batch.check(
                 "actions", outside_unit(wanted, keys.action, self, own), not_representable(wanted, keys.action, self)
             )
-        state = TensorDict({keys.latent: self._start(model, tensordict, task)}, tensordict.batch_size)
-        if task is not None:
-            state.set(keys.task, task)
+        latent = self._start(model, tensordict, task)
         with swapped(self.actor_network, self.actor_network_params), self.memory.stepping():
-            self.memory.recall(state, self.memory.begin(tensordict))
-            action = torch.tanh(self.actor_network.get_dist_params(state).get("loc"))
+            head = gaussian_head(self.actor_network, keys.latent)
+            if head is None:
+                state = self.memory.recall(state_at(latent, task, keys), self.memory.begin(tensordict))
+                action = torch.tanh(self.actor_network.get_dist_params(state).get("loc"))
+            else:
+                action = torch.tanh(head(latent)[0])
         distance = (action - wanted.to(action.dtype)).square()
         masks = getattr(model, "action_masks", None)
         if masks is None:
@@ -195,12 +204,16 @@ class PWMLoss(ActingLoss):
         mask = masks[task if task is not None else 0].expand_as(distance)
         return self._reduce_loss((distance * mask).sum(-1) / mask.sum(-1), None)
 
-    def imagine(self, tensordict: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
+    def imagine(
+        self, tensordict: TensorDictBase, noise: Tensor | None = None, heads: Tensor | None = None
+    ) -> TensorDictBase:
         """Rolls the policy out inside the model.
 
         Args:
             tensordict (TensorDictBase): start states ``[B]``.
             noise (Tensor, optional): ``[H, B, A]``, instead of fresh Gaussian noise; zeros give the mean action.
+            heads (Tensor, optional): of a model with K heads their order ``[K]``, instead of a random one: start state
+                i keeps the head at its place i modulo K through the whole rollout.
 
         Returns:
             A TensorDict ``[B, H]`` with ``latent``, ``action``, ``("next", "latent")``, ``("next", "reward")`` and, of
@@ -211,38 +224,34 @@ class PWMLoss(ActingLoss):
             ValueError: if neither observation nor latent is there, or the noise has another shape.
         """
         self._check_noise(noise)
-        keys = self.tensor_keys
         task = self._task(tensordict)
         # Time comes first inside, so that entries of the batch broadcast over it.
         model = self.world_model
         acting = swapped(self.actor_network, self.actor_network_params)
         with frozen(model), acting, self.memory.stepping():
             latent = self._start(model, tensordict, task)
-            context = model.task_context(task) if hasattr(model, "task_context") else task
+            context = self._context(model, task, heads)
             mask = model.action_masks[task if task is not None else 0] if self.mask_actions else None
             if noise is None and self._tanh_gaussian and hasattr(model, "action_dim"):
                 # In one draw, as one kernel.
                 noise = latent.new_empty(self.horizon, *latent.shape[:-1], model.action_dim).normal_()
-            latents, actions, held = [latent], [], self.memory.begin(tensordict)
-            for step in range(self.horizon):
-                state = {keys.latent: latent.detach() if self.detach_latent else latent}
-                if task is not None:
-                    state[keys.task] = task
-                seen = self.memory.recall(TensorDict(state, latent.shape[:-1]), held)
-                action = self._act(seen, None if noise is None else noise[step])
-                held = self.memory.keep(seen)
-                action = action if mask is None else action * mask
-                latent = model.next_latent(latent, action, context)
-                actions.append(action)
-                latents.append(latent)
-            visited, taken = torch.stack(latents), torch.stack(actions)
+            held = self.memory.begin(tensordict)
+            visited, taken = walk(self, model, latent, task, context, noise, mask, held, detach=self.detach_latent)
             reward = model.decode_reward(model.reward_logits(visited[:-1], taken, context), self.reward_space)
             ends = model.termination_logits(visited[1:], task) if getattr(model, "termination", False) else None
         if self.disagreement_coef:
             with frozen(self.disagreement):
                 spread = self.disagreement(visited[:-1], taken, task)
             reward = reward - self.disagreement_coef * spread
+        reward = reward if self.reward_scale == 1.0 else reward * self.reward_scale
         return self._as_rollout(task, visited, taken, reward, None if ends is None else torch.sigmoid(-ends))
+
+    @staticmethod
+    def _context(model: Any, task: Tensor | None, heads: Tensor | None) -> Any:
+        """What the steps of a rollout get of the task; of a model with several heads each state keeps a random one."""
+        if getattr(model, "num_heads", 1) > 1:
+            return model.task_context(task, "one", heads)
+        return model.task_context(task) if hasattr(model, "task_context") else task
 
     def _as_rollout(
         self, task: Tensor | None, visited: Tensor, taken: Tensor, reward: Tensor, going_on: Tensor | None

@@ -133,7 +133,9 @@ def require_sequences(tensordict: TensorDictBase, owner: object) -> None:
     require_batch(tensordict, owner)
 
 
-def unroll(model: PWMWorldModel, observation: Tensor, action: Tensor, task: Tensor | None) -> tuple[Tensor, Tensor]:
+def unroll(
+    model: PWMWorldModel, observation: Tensor, action: Tensor, task: Tensor | None, *, heads: bool = False
+) -> tuple[Tensor, Tensor]:
     """z_0 = enc(o_0), z_{t+1} = dyn(z_t, a_t): latents [T + 1, B, D], and reward logits [T, B, K] of the steps.
 
     Args:
@@ -141,13 +143,19 @@ def unroll(model: PWMWorldModel, observation: Tensor, action: Tensor, task: Tens
         observation (Tensor): ``[B, O]``, where the sequences begin.
         action (Tensor): ``[B, T, A]``.
         task (Tensor, optional): ``[B]``; one sequence has one task, whose embedding is looked up once.
+        heads (bool): of a model with N heads, whether each has latents of its own, [T + 1, N, B, D], and logits
+            [T, N, B, K]; otherwise their mean steps.
     """
     latents = [model.encode_observation(observation, task)]
-    context = model.task_context(task)
-    for step in range(action.shape[1]):
-        latents.append(model.next_latent(latents[-1], action[:, step], context))
+    if heads and model.num_heads > 1:
+        latents, action = [latents[0].expand(model.num_heads, *latents[0].shape)], action.unsqueeze(0)
+        context = model.task_context(task, "each")
+    else:
+        context = model.task_context(task)
+    for step in range(action.shape[-2]):
+        latents.append(model.next_latent(latents[-1], action[..., step, :], context))
     latent = torch.stack(latents)
-    return latent, model.reward_logits(latent[:-1], action.transpose(0, 1), context)
+    return latent, model.reward_logits(latent[:-1], action.movedim(-2, 0), context)
 
 
 def termination_error(model: PWMWorldModel, latent: Tensor, terminated: Tensor, task: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl.objectives.utils import ValueEstimators
 from torchrl.objectives.value import TD0Estimator, TDLambdaEstimator
 
+from torchrl_pwm._utils.devices import readable
 from torchrl_pwm.modules.actor_critic import ValueEnsemble
 from torchrl_pwm.modules.running_statistics import RunningMoments
 from torchrl_pwm.modules.stacked import StackedValueEnsemble, stack_actors
@@ -19,7 +20,14 @@ from torchrl_pwm.objectives.pwm import PWMLoss
 
 __all__ = ["StackedPWMLoss"]
 
-_OPTIONS: tuple[str, ...] = ("horizon", "detach_latent", "reward_space", "normalize_returns", "bootstrap")
+_OPTIONS: tuple[str, ...] = (
+    "horizon",
+    "detach_latent",
+    "reward_space",
+    "reward_scale",
+    "normalize_returns",
+    "bootstrap",
+)
 _OPTIONS += ("delay_value", "mask_actions")
 _OPTIONS += ("behavior_coef", "disagreement_coef", "loss_function", "reduction", "training")
 
@@ -108,7 +116,8 @@ def _value_targets(loss: PWMLoss) -> tuple[Any, dict[str, float]]:
     estimator = loss.value_estimator
     gamma = {"gamma": loss._gamma}
     if isinstance(estimator, TDLambdaEstimator):
-        return ValueEstimators.TDLambda, {**gamma, "lmbda": float(estimator.lmbda)}
+        lmbda = {"lmbda": float(estimator.lmbda)} if readable(estimator.lmbda) else {}
+        return ValueEstimators.TDLambda, {**gamma, **lmbda}
     if isinstance(estimator, TD0Estimator):
         return ValueEstimators.TD0, gamma
     raise ValueError(f"tasks are trained together with TD(lambda) or TD(0), found {type(estimator).__name__}.")

@@ -1,4 +1,4 @@
-"""Training of the world model on real sequences: latent consistency, reward and termination prediction."""
+"""Training of the world model on real sequences: latent consistency, reward, termination and observation prediction."""
 
 from __future__ import annotations
 
@@ -29,17 +29,23 @@ class PWMWorldModelLoss(SequenceLoss):
         loss_consistency = c_z mean_t rho^t MSE(z_{t+1}, sg[enc(o_{t+1})])
         loss_reward      = c_r mean_t rho^t CE(rew(z_t, a_t), r_t)
         loss_termination = c_e mean_t BCE(end(z_{t+1} + noise), terminated_t)     with a termination head
+        loss_decoder     = c_o mean_t MSE(dec(z_t), o_t)                          with an observation decoder
 
     where CE is the soft cross entropy with two-hot targets, or the squared error for a scalar head. A model with
     ``normalize_rewards`` is trained on clip((r - mean) / std, -5, 5), after its moments took in the batch's rewards
-    (not in eval mode).
-    Source: PWM (arXiv 2407.02466), section 4.1; TD-MPC2 (arXiv 2310.16828), equation (3).
+    (not in eval mode). Of several heads each has an open loop of its own, and losses are means over them. The decoder
+    reads all latents of the open loop, z_0 to z_T, whose gradient reaches encoder and dynamics; the first counts with
+    the first step, and o is standardised, see :meth:`~torchrl_pwm.PWMWorldModel.observation_target`; the padding of
+    tasks with smaller observations is left out if the model was built with ``observation_dims``.
+    Source: PWM (arXiv 2407.02466), section 4.1; TD-MPC2 (arXiv 2310.16828), equation (3); the decoder: DreamerV3
+    (arXiv 2301.04104).
 
     Args:
         world_model (PWMWorldModel): the model to train.
 
     Keyword Args:
-        consistency_coef, reward_coef, termination_coef (float): c_z, c_r and c_e, applied to the losses returned.
+        consistency_coef, reward_coef, termination_coef, decoder_coef (float): c_z, c_r, c_e and c_o, applied to the
+            losses returned.
         rho (float): weight of each further step.
         termination_noise (float): standard deviation of the noise on the latents that the termination head learns from,
             in units of their spread in the batch. An end is a step in the state, whose gradient is nothing but at the
@@ -71,6 +77,7 @@ class PWMWorldModelLoss(SequenceLoss):
     consistency_coef: Tensor
     reward_coef: Tensor
     termination_coef: Tensor | None
+    decoder_coef: Tensor | None
 
     def __init__(
         self,
@@ -79,24 +86,27 @@ class PWMWorldModelLoss(SequenceLoss):
         consistency_coef: float = 20.0,
         reward_coef: float = 0.1,
         termination_coef: float = 1.0,
+        decoder_coef: float = 1.0,
         rho: float = 0.99,
         termination_noise: float = 0.6,
         divide_reward_by_horizon: bool = False,
         reduction: str = "mean",
     ) -> None:
         super().__init__(reduction)
-        check_range(NOT_NEGATIVE, consistency_coef=consistency_coef, reward_coef=reward_coef)
+        check_range(NOT_NEGATIVE, consistency_coef=consistency_coef, reward_coef=reward_coef, decoder_coef=decoder_coef)
         check_range(SOME_SHARE, rho=rho)
         self.world_model = world_model
         self.register_coeff_buffer("consistency_coef", consistency_coef)
         self.register_coeff_buffer("reward_coef", reward_coef)
         # Without a head the state dict stays as it was.
         self.register_coeff_buffer("termination_coef", termination_coef if world_model.termination else None)
+        self.register_coeff_buffer("decoder_coef", decoder_coef if world_model.has_decoder else None)
         self.rho, self.termination_noise = rho, termination_noise
         self.divide_reward_by_horizon = divide_reward_by_horizon
         self._looks_for_ends = 0 if world_model.termination else _LOOKS_FOR_ENDS
-        ends = ["loss_termination"] if world_model.termination else []
-        self.out_keys = ["loss_consistency", "loss_reward", *ends, "reward_error", "latent_error_last"]
+        more = ["loss_termination"] if world_model.termination else []
+        more += ["loss_decoder"] if world_model.has_decoder else []
+        self.out_keys = ["loss_consistency", "loss_reward", *more, "reward_error", "latent_error_last"]
         self._set_in_keys()
         place_buffers(self)
 
@@ -135,14 +145,17 @@ class PWMWorldModelLoss(SequenceLoss):
         with torch.no_grad():
             target = model.encode_observation(next_observation, task)
 
-        latents, logits = unroll(model, observation[:, 0], action, None if task is None else task[:, 0])
-        predicted, logits = latents[1:].transpose(0, 1), logits.transpose(0, 1)
+        first = None if task is None else task[:, 0]
+        # With several heads [T + 1, N, B, D], and so on: their losses are [N, B, T] until the mean over them.
+        latents, logits = unroll(model, observation[:, 0], action, first, heads=True)
+        predicted, logits = latents[1:].movedim(0, -2), logits.movedim(0, -2)
 
-        consistency = (predicted - target).square().mean(-1)
+        consistency = _over_heads((predicted - target).square().mean(-1))
         mask = self._mask(tensordict)
         reward_target = self._reward_target(reward, mask)
-        reward_loss = model.codec.cross_entropy(logits, reward_target).squeeze(-1)
-        reward_error = (model.decode_reward(logits.detach()) - reward).abs().squeeze(-1)
+        reward_target = reward_target.expand(*logits.shape[:-1], 1)
+        reward_loss = _over_heads(model.codec.cross_entropy(logits, reward_target).squeeze(-1))
+        reward_error = _over_heads((model.decode_reward(logits.detach()) - reward).abs().squeeze(-1))
         horizon = tensordict.shape[1]
         weight = step_weights(self.rho, horizon, reward)
         out = TensorDict(
@@ -157,7 +170,19 @@ class PWMWorldModelLoss(SequenceLoss):
         )
         if model.termination:
             out.set("loss_termination", self._termination_loss(latents[1:], tensordict, task, mask))
+        if model.has_decoder:
+            observed = torch.cat([observation[:, :1], next_observation], 1).transpose(0, 1)
+            out.set("loss_decoder", self._decoder_loss(latents, observed, first, mask))
         return out
+
+    def _decoder_loss(self, latent: Tensor, observation: Tensor, task: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Of latents [T + 1, *, B, D] and observations [T + 1, B, O]."""
+        if self.decoder_coef is None:
+            raise ValueError("The world model has a new decoder: build the loss after add_decoder().")
+        observation = observation.unsqueeze(1) if latent.ndim > observation.ndim else observation
+        error = _over_heads(self.world_model.decoding_error(latent, observation, task).movedim(0, -1))
+        steps = torch.cat([error[:, :1] + error[:, 1:2], error[:, 2:]], 1)
+        return self.decoder_coef * self._reduced(steps, mask)
 
     def _termination_loss(
         self, latent: Tensor, tensordict: TensorDictBase, task: Tensor | None, mask: Tensor | None
@@ -167,11 +192,12 @@ class PWMWorldModelLoss(SequenceLoss):
         terminated = require(tensordict, unravel_key(("next", self.tensor_keys.terminated)), self)
         terminated, task = terminated.transpose(0, 1).to(latent.dtype), None if task is None else task[:, 0]
         if self.training and self.termination_noise:
-            spread = latent.detach().flatten(0, 1).std(0)
+            spread = latent.detach().flatten(0, -2).std(0)
             latent = latent + self.termination_noise * spread * torch.randn_like(latent)
-        return self.termination_coef * self._reduced(
-            termination_error(self.world_model, latent, terminated, task).T, mask
-        )
+        if latent.ndim > terminated.ndim:
+            terminated = terminated.unsqueeze(1).expand(*latent.shape[:-1], 1)
+        error = _over_heads(termination_error(self.world_model, latent, terminated, task).movedim(0, -1))
+        return self.termination_coef * self._reduced(error, mask)
 
     def warn_of_ends(self, *batches: TensorDictBase) -> None:
         """Says once that the model cannot know of the ends in its data; reads a number of the first batches."""
@@ -197,3 +223,8 @@ class PWMWorldModelLoss(SequenceLoss):
         if self.training:
             moments.update(reward.reshape(-1), None if mask is None else mask.reshape(-1))
         return moments.normalize(reward, clip=_REWARD_CLIP)
+
+
+def _over_heads(loss: Tensor) -> Tensor:
+    """Mean over the heads of a model with several, [N, B, T] to [B, T]."""
+    return loss.mean(0) if loss.ndim == 3 else loss

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchrl_pwm.modules.heads import HeadsContext
 from torchrl_pwm.modules.multitask import TaskContext
 from torchrl_pwm.modules.tdmpc2 import TDMPC2Model
 
-Context = TaskContext | Tensor | int | None
+Context = TaskContext | HeadsContext | Tensor | int | None
 
 
 @dataclass(frozen=True)

@@ -183,10 +183,20 @@ def measure_baselines(
     Returns:
         By task, what :meth:`BaselineJob.run` returns.
     """
+    jobs = baseline_jobs(config, folder, data, tasks)
+    waiting = sum(not job.file.exists() for job in jobs)
+    workers = max(1, min(config.workers or os.cpu_count() or 1, waiting))
+    with tqdm(total=len(jobs), desc="baselines", unit="task", disable=not (config.progress and waiting)) as bar:
+        results = run_jobs(measure, jobs, workers=workers, report=bar.update)
+    return {job.task: result for job, result in zip(jobs, results, strict=True)}
+
+
+def baseline_jobs(config: DictConfig, folder: Path, data: Path | None, tasks: Iterable[str]) -> list[BaselineJob]:
+    """The jobs of :func:`measure_baselines`, also those that are done."""
     settings = baseline_settings(config)
     if settings is None:
-        return {}
-    jobs = [
+        return []
+    return [
         BaselineJob(
             settings=settings,
             task=task,
@@ -199,11 +209,13 @@ def measure_baselines(
         )
         for task in tasks
     ]
-    waiting = sum(not job.file.exists() for job in jobs)
-    workers = max(1, min(config.workers or os.cpu_count() or 1, waiting))
-    with tqdm(total=len(jobs), desc="baselines", unit="task", disable=not (config.progress and waiting)) as bar:
-        results = run_jobs(_run, jobs, workers=workers, report=bar.update)
-    return {job.task: result for job, result in zip(jobs, results, strict=True)}
+
+
+def measure(job: BaselineJob, report: Callable[[], object]) -> dict[str, Any]:
+    """The job's result, after which something is reported."""
+    result = job.run()
+    report()
+    return result
 
 
 def baseline_settings(config: DictConfig) -> dict[str, Any] | None:
@@ -229,9 +241,3 @@ def baseline_settings(config: DictConfig) -> dict[str, Any] | None:
             begins = bool(OmegaConf.select(config, "extraction.warm_start.behavior_updates"))
             cloning["evaluations"] = begins + -(-config.extraction.iterations // config.extraction.eval_interval)
     return settings
-
-
-def _run(job: BaselineJob, report: Callable[[], object]) -> dict[str, Any]:
-    result = job.run()
-    report()
-    return result

@@ -6,7 +6,6 @@ Each has the component's ``_target_`` and one field for every keyword of its con
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +20,16 @@ class ModelConfig:
     action_dim: Any = None
     simnorm_dim: int = 8
     residual: bool = False
+    encoder_norm: bool = False
+    num_heads: int = 1
+    decoder: bool = False
     num_bins: Any = 101
     vmin: float = -10.0
     vmax: float = 10.0
     num_tasks: Any = 0
     task_dim: Any = 0
     action_dims: Any = None
+    observation_dims: Any = None
     normalize_rewards: bool = False
     observation_clip: Any = None
     termination: Any = False
@@ -87,6 +90,7 @@ class PWMWorldModelLossConfig:
     consistency_coef: float = 20.0
     reward_coef: float = 0.1
     termination_coef: float = 1.0
+    decoder_coef: float = 1.0
     rho: float = 0.99
     termination_noise: float = 0.6
     divide_reward_by_horizon: bool = False
@@ -113,6 +117,7 @@ class PWMLossConfig(FirstOrderLossConfig):
     horizon: int = 16
     detach_latent: bool = True
     reward_space: str = "symlog"
+    reward_scale: float = 1.0
     mask_actions: bool = False
     behavior_coef: float = 0.0
     disagreement: Any = None
@@ -125,7 +130,7 @@ class ObservationNormalizerConfig:
 
     _target_: str = "torchrl_pwm.ObservationNormalizer"
     observation_dim: Any = None
-    clip: float = math.inf
+    clip: float = float("inf")
     in_key: Any = "observation"
     out_key: Any = "normalized_observation"
 
@@ -316,28 +321,26 @@ class TrainerConfig:
 
 
 @dataclass
-class PWMTrainerConfig(TrainerConfig):
-    """:class:`torchrl_pwm.PWMTrainer`."""
-
-    _target_: str = "torchrl_pwm.PWMTrainer"
-    device: Any = None
-    average: Any = None
-
-
-@dataclass
-class TDMPC2TrainerConfig(TrainerConfig):
-    """:class:`torchrl_pwm.TDMPC2Trainer`."""
-
-    _target_: str = "torchrl_pwm.TDMPC2Trainer"
-    device: Any = None
-
-
-@dataclass
 class WorldModelTrainerConfig(TrainerConfig):
     """:class:`torchrl_pwm.WorldModelTrainer`."""
 
     _target_: str = "torchrl_pwm.WorldModelTrainer"
     device: Any = None
+
+
+@dataclass
+class TDMPC2TrainerConfig(WorldModelTrainerConfig):
+    """:class:`torchrl_pwm.TDMPC2Trainer`."""
+
+    _target_: str = "torchrl_pwm.TDMPC2Trainer"
+
+
+@dataclass
+class PWMTrainerConfig(WorldModelTrainerConfig):
+    """:class:`torchrl_pwm.PWMTrainer`."""
+
+    _target_: str = "torchrl_pwm.PWMTrainer"
+    average: Any = None
 
 
 @dataclass
@@ -376,8 +379,7 @@ class OnlineTDMPC2TrainerConfig(OnlineTrainerConfig):
 
 _NODES: dict[str, dict[str, Any]] = {
     "model": {"custom": WorldModelConfig} | {size: PresetConfig(preset=size) for size in ("5M", "19M", "48M", "317M")},
-    "heads": {"tdmpc2": TDMPC2ModelConfig},
-    "actor": {"pwm": ActorConfig},
+    **{"heads": {"tdmpc2": TDMPC2ModelConfig}, "actor": {"pwm": ActorConfig}},
     "value": {"ensemble": ValueEnsembleConfig},
     "model_loss": {"pwm": PWMWorldModelLossConfig},
     "loss": {"first_order": FirstOrderLossConfig, "pwm": PWMLossConfig, "shac": SHACLossConfig}
@@ -393,6 +395,5 @@ _NODES: dict[str, dict[str, Any]] = {
     "model_trainer": {"pwm": WorldModelTrainerConfig},
 }
 
-for _group, _nodes in _NODES.items():
-    for _name, _node in _nodes.items():
-        ConfigStore.instance().store(group=_group, name=_name, node=_node)
+for _group, _name in ((group, name) for group, nodes in _NODES.items() for name in nodes):
+    ConfigStore.instance().store(group=_group, name=_name, node=_NODES[_group][_name])

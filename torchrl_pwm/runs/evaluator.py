@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from torchrl.envs import EnvBase
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, save_tensors
+from torchrl_pwm._utils.evaluations import NetworkEvaluation
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.envs.random_policy import RandomPolicy
@@ -38,6 +40,10 @@ class Evaluator:
     def __init__(self, config: DictConfig, device: str) -> None:
         self.config, self.settings, self.device = config, config.evaluation, device
         self.envs: dict[int, EnvBase] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the envs, which another process builds anew."""
+        return {**vars(self), "envs": {}}
 
     def run(self, policy: Policy, episodes: int, seed: int) -> EvaluationResult:
         """Episodes from the start states of a seed."""
@@ -95,6 +101,13 @@ class EvaluatedRun:
         # Before a resume, so that an interrupted run has the same one.
         self.untrained = evaluator.outcome(policy)
         self.best = BestPolicy(networks)
+        #: Along the way; the training goes on inside ``with`` it.
+        self.evaluation = NetworkEvaluation(
+            networks,
+            partial(evaluator.during_training, policy),
+            joined=self._offer,
+            elsewhere=bool(config.get("evaluator")),
+        )
         self.stopwatch = Stopwatch()
         self.resumed = has_checkpoint(folder / "checkpoint")
 
@@ -110,7 +123,7 @@ class EvaluatedRun:
             "iterations": config.iterations,
             "logger": make_logger(config, self.folder),
             "log_interval": config.log_interval,
-            "evaluate": self._evaluate,
+            "evaluate": self.evaluation,
             "eval_interval": config.eval_interval,
             "stopwatch": self.stopwatch,
             "save_folder": self.folder / "checkpoint",
@@ -194,9 +207,8 @@ class EvaluatedRun:
         replace_file(folder / "summary.json", json.dumps(content, indent=2).encode())
         return folder / "summary.json"
 
-    def _evaluate(self) -> dict[str, float]:
-        metrics = self.evaluator.during_training(self.policy)
-        self.best.offer(metrics["real_return"], metrics["real_return"])
+    def _offer(self, snapshot: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        self.best.offer(metrics["real_return"], metrics["real_return"], snapshot["weights"])
         return metrics
 
 

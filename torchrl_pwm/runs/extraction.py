@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -16,29 +17,23 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl import torchrl_logger
-from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
-from torchrl.objectives.utils import ValueEstimators
 from tqdm import tqdm
 
-from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device, reads_ahead, torch_threads
+from torchrl_pwm._utils.devices import choose_device, is_host, torch_threads
 from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm._utils.files import replace_file
-from torchrl_pwm._utils.processes import run_jobs
+from torchrl_pwm._utils.processes import LazyPool, run_jobs
 from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm._utils.stopwatch import SharedStopwatch, Stopwatch, rounded
-from torchrl_pwm._utils.tensor_files import read_tensors
-from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, start_states
-from torchrl_pwm.data.starts import encoded_starts
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation.best_policy import BestPolicy, copy_state
-from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart
-from torchrl_pwm.objectives import PWMLoss
+from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
 from torchrl_pwm.runs.folder import make_logger
+from torchrl_pwm.runs.policies import load_policy, loss_of_task, make_loss, policy_file, save_policy
 from torchrl_pwm.runs.policy_evaluation import RealEpisodes, probed, real_metrics, task_episodes
+from torchrl_pwm.runs.starts import FRESH, Before, make_starts
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
@@ -62,6 +57,7 @@ class ExtractionJob:
         threads: torch threads of the process.
         device: where it runs.
         evaluator: evaluate along the way in a process of its own, while the training goes on.
+        before: what the policy begins with.
     """
 
     config: dict[str, Any]
@@ -73,6 +69,7 @@ class ExtractionJob:
     threads: int
     device: str
     evaluator: bool = False
+    before: Before = FRESH
 
     @property
     def result_file(self) -> Path:
@@ -97,9 +94,10 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
 
 def _extract(job: ExtractionJob, report: Report | None) -> dict[str, Any]:
     extraction = Extraction(job, report)
-    with extraction.background:
+    with extraction.evaluation:
         extraction.begin()
-        extraction.trainer.train()
+        if not job.before.finished:
+            extraction.trainer.train()
     return extraction.finish()
 
 
@@ -115,6 +113,7 @@ class Extraction:
             them once more.
         stopwatch: of the training; default: a new one.
         policies: that are trained in this process at once.
+        pool: of the evaluations of several of them.
     """
 
     def __init__(
@@ -125,6 +124,7 @@ class Extraction:
         shared: Extraction | None = None,
         stopwatch: Stopwatch | None = None,
         policies: int = 1,
+        pool: LazyPool | None = None,
     ) -> None:
         config, start = OmegaConf.create(job.config), time.perf_counter()
         task_set = get_task_set(config.task_set)
@@ -133,19 +133,23 @@ class Extraction:
         # Loaded in any case: what is drawn for its first weights decides what is drawn next.
         loaded = load_world_model(config, job.world_model)
         self.model: PWMWorldModel = loaded.to(job.device) if shared is None else shared.model
-        self.replay = make_starts(job, config, self.model)
+        places: dict[str, Any] = {"data": job.data, "before": job.before, "device": job.device}
+        self.replay = make_starts(config, job.task, job.seed, self.model, **places)
         self.disagreement: DynamicsEnsemble | None = None
         if config.loss.disagreement_coef:
             ensemble = load_disagreement(disagreement_file(job.world_model), self.model)
             self.disagreement = ensemble.to(job.device) if shared is None else shared.disagreement
-        self.loss = make_loss(config, self.model, task_set.action_dim, self.disagreement).to(job.device)
+        chosen = loss_of_task(config, task_set[job.task])
+        self.loss = make_loss(chosen, self.model, task_set.action_dim, self.disagreement).to(job.device)
         self.stepper = instantiate(config.stepper, self.loss, iterations=self.settings.iterations)
         self.replay.sample()  # what is drawn here has always decided what the updates draw
         self.best = BestPolicy(self.loss.actor_network)
         self.average = PolicyAverage(self.loss.actor_network, self.settings.average)
         self.played = task_episodes(config, job.task, self.model, data=job.data, policies=policies)
-        real = RealEpisodes(job.config, job.task, job.world_model, job.threads, data=job.data)
-        self.background = BackgroundEvaluation(self.snapshot, real, joined=self.joined)
+        threads = job.threads if is_host(job.device) else 1
+        real = RealEpisodes(job.config, job.task, job.world_model, threads, policies, data=job.data)
+        here = None if job.evaluator else self.evaluate
+        self.evaluation = BackgroundEvaluation(self.snapshot, real, joined=self.joined, here=here, pool=pool)
         self.loading, self.stopwatch = time.perf_counter() - start, stopwatch or Stopwatch()
         self.trainer = PWMTrainer(
             self.loss,
@@ -156,7 +160,7 @@ class Extraction:
             device=job.device,
             logger=make_logger(config, job.folder),
             log_interval=self.settings.log_interval,
-            evaluate=self.background if job.evaluator else self.evaluate,
+            evaluate=self.evaluation,
             eval_interval=self.settings.eval_interval,
             stopwatch=self.stopwatch,
             save_folder=job.folder / "checkpoint",
@@ -169,8 +173,7 @@ class Extraction:
     def evaluate(self) -> dict[str, float]:
         """What the averaged policy earns, beside what model and critics promise."""
         with self.average.applied():
-            real = real_metrics(self.loss.actor_network, self.played, self.config, self.loss.value_network)
-        return self.joined(self.snapshot(), real)
+            return real_metrics(self.loss.actor_network, self.played, self.config, self.loss.value_network)
 
     def snapshot(self) -> dict[str, Any]:
         """The averaged policy and its critics, for an evaluation elsewhere."""
@@ -187,11 +190,16 @@ class Extraction:
         """Goes on from the checkpoint; without one, the policy begins with the data's behaviour as configured."""
         self.trainer.resume(required=False)
         if self.trainer.iteration == 0:
-            warm = self.settings.warm_start
-            with self.stopwatch.phase("cloning before the updates"):
-                warm_start(self.loss, self.stepper, self.replay, **warm, device=self.job.device)
+            warm, before = self.settings.warm_start, self.job.before.folder
+            if before is not None:
+                load_policy(self.loss, policy_file(before, self.job.task, self.job.seed))
+            else:
+                with self.stopwatch.phase("cloning before the updates"):
+                    warm_start(self.loss, self.stepper, self.replay, **warm, device=self.job.device)
             self.average.restart()
-            if warm.behavior_updates:
+            if self.job.before.finished:
+                self.best.offer(0.0, 0.0)
+            elif warm.behavior_updates or before is not None:
                 self.trainer.log_evaluation(now=True)
 
     def finish(self) -> dict[str, Any]:
@@ -222,69 +230,23 @@ def _on_host(module: nn.Module) -> dict[str, Tensor]:
     return {name: weight.cpu() for name, weight in copy_state(module).items()}
 
 
-def make_starts(job: ExtractionJob, config: Any, model: PWMWorldModel) -> ReplayBuffer:
-    """The start states of a job: drawn uniformly from all data as published, or from a few chosen ones.
-
-    Of chosen ones the frozen model's latents are kept, so that no update has to encode them again.
-    """
-    settings = config.extraction
-    if job.data is not None and not settings.starts:
-        return TDMPC2ExperienceReplay(
-            job.data,
-            settings.batch_size,
-            slice_len=1,
-            tasks=[job.task],
-            seed=job.seed,
-            check_finite=False,
-            **reads_ahead(job.device),
-        )
-    if job.data is None:
-        chosen = load_quickstart().starts[job.task]
-    else:
-        chosen = start_states(EpisodeStore(job.data), job.task, seed=job.seed, **settings.starts)
-    return TensorDictReplayBuffer(
-        storage=TensorStorage(encoded_starts(chosen, model)),
-        batch_size=settings.batch_size,
-        generator=torch.Generator().manual_seed(job.seed),
-    )
-
-
-def make_loss(
-    config: Any, model: PWMWorldModel, action_dim: int, disagreement: DynamicsEnsemble | None = None
-) -> PWMLoss:
-    """A new actor and critics, and the objective, as configured."""
-    actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=action_dim)
-    value = instantiate(config.value, latent_dim=model.latent_dim)
-    loss = instantiate(config.loss, actor, value, model, disagreement=disagreement)
-    hyperparameters = {"gamma": config.extraction.gamma}
-    value_type = ValueEstimators[config.extraction.value_estimator]
-    if value_type is ValueEstimators.TDLambda:
-        hyperparameters["lmbda"] = config.extraction.lmbda
-    return loss.make_value_estimator(value_type, **hyperparameters)
-
-
-def save_policy(loss: PWMLoss, path: Path) -> None:
-    """Writes actor and critics of a loss, as their own state dicts, to a file of tensors only."""
-    save_tensors(path, {name: getattr(loss, f"{name}_network").state_dict() for name in ("actor", "value")})
-
-
-def load_actor(
-    config: Any, model: PWMWorldModel, folder: Path, task: str, *, seed: int | None = None
-) -> TensorDictModule:
-    """The policy of a task and seed, by default the first, from the folder of a run."""
-    actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=model.action_dim)
-    saved = folder / "policies" / task / f"seed-{config.seed if seed is None else seed}" / "policy.pt"
-    actor.load_state_dict(read_tensors(saved, what="policy")["actor"])
-    return actor
-
-
 def extract_all(
-    config: DictConfig, folder: Path, data: Path | None, model_file: Path, tasks: list[str]
+    config: DictConfig,
+    folder: Path,
+    data: Path | None,
+    model_file: Path,
+    tasks: list[str],
+    before: Before | None = None,
+    *,
+    further: Sequence[Callable[[Callable[..., object]], object]] = (),
 ) -> list[dict[str, Any]]:
     """Extracts a policy for every task and seed, several at a time where there are several cores.
 
     Up to ``tasks_per_batch`` of them are trained as one program. Their folders are those of policies that are trained
     one by one, so that a run may go on with another number.
+
+    Keyword Args:
+        further: other work, for processes that have no policy left to extract; each says when it is done.
     """
     device = choose_device(config.device)
     cores = os.cpu_count() or 1
@@ -302,47 +264,71 @@ def extract_all(
             # One thread each also makes the numbers independent of how many run at once.
             threads=1 if device == "cpu" else cores,
             device=device,
+            before=before or FRESH,
         )
         for task in tasks
         for number in range(config.seeds)
     ]
     left = [job for job in jobs if not job.result_file.exists()]
     groups = _groups(left, config.get("tasks_per_batch", 1), workers)
-    if processes >= 2 * min(workers, len(groups)):
-        # There are processes for evaluations beside those that train.
-        groups = [[replace(job, evaluator=len(group) == 1) for job in group] for group in groups]
-    total = len(jobs) * config.extraction.iterations
-    with tqdm(total=total, desc="policies", unit="update", disable=not config.progress) as bar:
-        run_jobs(extract_group, groups, workers=workers, report=_Progress(bar))
+    # Processes for evaluations beside each that trains.
+    evaluators = processes // max(1, min(workers, len(groups))) - 1
+    groups = [[replace(job, evaluator=evaluators > 0) for job in group] for group in groups]
+    work: list[Any] = [partial(extract_group, group, evaluators=evaluators) for group in groups]
+    total, hidden = len(jobs) * config.extraction.iterations, not config.progress
+    with (
+        tqdm(total=total, desc="policies", unit="update", disable=hidden) as bar,
+        tqdm(total=len(further), desc="baselines", unit="task", disable=hidden or not further) as second,
+    ):
+        run_jobs(_call, [*work, *further], workers=workers, report=_Progress(bar, second))
     return [json.loads(job.result_file.read_text()) for job in jobs]
 
 
-def extract_group(jobs: Sequence[ExtractionJob], report: Report) -> None:
+def _call(work: Callable[[Callable[..., object]], object], report: Callable[..., object]) -> None:
+    work(report)
+
+
+def extract_group(jobs: Sequence[ExtractionJob], report: Report, *, evaluators: int = 1) -> None:
     """Extracts the policies of one run's jobs that are not there yet: of several, in one program.
+
+    Args:
+        jobs: the jobs.
+        report: gets the metrics of each log.
+        evaluators: processes for the evaluations of jobs that are to have one.
 
     Raises:
         FloatingPointError: if a number is not finite; the other jobs have been done then.
     """
     jobs = [job for job in jobs if not job.result_file.exists()]
-    if len(jobs) == 1:
-        extract_policy(jobs[0], report)
+    if len(jobs) == 1 or any(job.before.finished for job in jobs):
+        for job in jobs:
+            extract_policy(job, report)
     elif jobs:
         # What follows in this process must not depend on whether jobs run in it.
         with torch_threads(jobs[0].threads), kept_generators():
-            _extract_together(jobs, report)
+            _extract_together(jobs, report, max(1, min(evaluators, len(jobs))))
 
 
-def _extract_together(jobs: Sequence[ExtractionJob], report: Report) -> None:
+def _extract_together(jobs: Sequence[ExtractionJob], report: Report, evaluators: int) -> None:
     from torchrl_pwm.trainers.together import own_generators, train_together
 
     extractions: dict[PWMTrainer, Extraction] = {}
-    for job in jobs:
-        shared = next(iter(extractions.values()), None)
-        extraction = Extraction(job, report, shared=shared, stopwatch=SharedStopwatch(), policies=len(jobs))
-        with own_generators(extraction.trainer):
-            extraction.begin()
-        extractions[extraction.trainer] = extraction
-    train_together(list(extractions), at_end=lambda trainer: extractions[trainer].finish())
+    with contextlib.ExitStack() as stack:
+        # of one process each, so that a task's simulators are built in one of them alone
+        pools = [stack.enter_context(LazyPool(1)) for _ in range(evaluators)]
+        for number, job in enumerate(jobs):
+            extraction = Extraction(
+                job,
+                report,
+                shared=next(iter(extractions.values()), None),
+                stopwatch=SharedStopwatch(),
+                policies=len(jobs),
+                pool=pools[number % evaluators],
+            )
+            with own_generators(extraction.trainer):
+                extraction.begin()
+            extractions[extraction.trainer] = extraction
+        train_together(list(extractions), at_end=lambda trainer: extractions[trainer].finish())
 
 
 def _groups(jobs: Sequence[ExtractionJob], most: int, workers: int) -> list[list[ExtractionJob]]:
@@ -357,13 +343,16 @@ def _report(report: Report, job: ExtractionJob, iteration: int, metrics: Metrics
 
 
 class _Progress:
-    """Adds what the workers report to one progress bar."""
+    """Adds what the workers report to the progress bars: of the updates, and of other work, which says no more."""
 
-    def __init__(self, bar: tqdm) -> None:
-        self.bar, self.done = bar, {}  # type: ignore[var-annotated]
+    def __init__(self, bar: tqdm, further: tqdm) -> None:
+        self.bar, self.further, self.done = bar, further, {}  # type: ignore[var-annotated]
 
-    def __call__(self, name: str, done: int, metrics: Metrics) -> None:
+    def __call__(self, name: str = "", done: int = 0, metrics: Metrics | None = None) -> None:
+        if not name:
+            self.further.update()
+            return
         self.bar.update(done - self.done.get(name, 0))
         self.done[name] = done
-        shown = (f"{key}={value:.4g}" for key, value in metrics.items())
+        shown = (f"{key}={value:.4g}" for key, value in (metrics or {}).items())
         self.bar.set_postfix_str(" ".join((name, *shown)))

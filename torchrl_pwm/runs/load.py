@@ -158,7 +158,7 @@ def _load_extracted(
     config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None
 ) -> TrainedPolicy:
     """A policy of a run of PWM on many tasks."""
-    from torchrl_pwm.runs.extraction import load_actor
+    from torchrl_pwm.runs.policies import load_actor
     from torchrl_pwm.runs.world_model import load_world_model as load_configured
     from torchrl_pwm.runs.world_model import world_model_of_run
 

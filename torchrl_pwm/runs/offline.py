@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,14 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
 from torch import Tensor
 from torchrl import torchrl_logger
 from torchrl.data import TensorDictReplayBuffer, TensorStorage
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device, reads_ahead
+from torchrl_pwm._utils.evaluations import NetworkEvaluation
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
@@ -27,11 +32,11 @@ from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.runs.evaluator import Evaluator
-from torchrl_pwm.runs.extraction import make_loss
 from torchrl_pwm.runs.folder import claim_folder, finished, make_logger
 from torchrl_pwm.runs.offline_report import measure_trust, write_offline_report
+from torchrl_pwm.runs.policies import make_loss
 from torchrl_pwm.runs.recordings import Recordings, open_recordings
-from torchrl_pwm.runs.world_model import train_world_model
+from torchrl_pwm.runs.world_model import measured_states, train_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
 
@@ -72,7 +77,7 @@ def complete_config(config: DictConfig, recordings: Recordings) -> None:
     """Puts the sizes of the data into the configuration, so that it makes the networks without them."""
     store = recordings.store
     table = store.task_set
-    several = len(table) > 1
+    several, sizes = len(table) > 1, [table[name].observation_dim for name in table.names]
     with open_dict(config):
         config.model.update(
             observation_dim=table.observation_dim,
@@ -81,6 +86,7 @@ def complete_config(config: DictConfig, recordings: Recordings) -> None:
             task_dim=config.model.task_dim if several else 0,
             action_dims=list(table.action_dims) if several else None,
             termination=store.terminates,
+            observation_dims=sizes if several and config.model.decoder else None,
         )
         config.actor.update(latent_dim=config.model.latent_dim, action_dim=table.action_dim)
         config.value.latent_dim = config.model.latent_dim
@@ -157,7 +163,20 @@ def prepare_model(config: DictConfig, folder: Path, recordings: Recordings) -> P
             f"world model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(recordings.kept):,} "
             f"episodes and {len(recordings.held_out):,} held out"
         )
-        train_world_model(config, file.parent, model, replay, iterations=settings.iterations)
+        train_world_model(
+            config,
+            file.parent,
+            model,
+            replay,
+            iterations=settings.iterations,
+            states=TensorDict.cat(
+                [
+                    measured_states(recordings.store, [task], seed=config.seed, episodes=recordings.measured(task))
+                    for task in recordings.tasks
+                ]
+            ),
+            names=recordings.store.task_set.names,
+        )
     model.load_state_dict(read_tensors(file, what="world model")["model"])
     return model.requires_grad_(False)
 
@@ -191,13 +210,17 @@ def extract(
     average, best = PolicyAverage(loss.actor_network, settings.average), BestPolicy(loss.actor_network)
     policy = WorldModelPolicy(model, loss.actor_network)
 
-    def evaluate() -> dict[str, float]:
-        assert evaluator is not None
-        with average.applied():
-            result = evaluator.run(policy, settings.eval_episodes, config.evaluation.seed + 1).return_mean
-            best.offer(result, result)
-        return {"real_return": result}
+    def offer(snapshot: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        best.offer(metrics["real_return"], metrics["real_return"], snapshot["weights"])
+        return metrics
 
+    evaluation = None
+    if evaluator is not None:
+        along_the_way = partial(_real_return, evaluator, policy, settings.eval_episodes)
+        elsewhere = bool(config.get("evaluator"))
+        evaluation = NetworkEvaluation(
+            loss.actor_network, along_the_way, joined=offer, applied=average.applied, elsewhere=elsewhere
+        )
     trainer = PWMTrainer(
         loss,
         replay,
@@ -207,7 +230,7 @@ def extract(
         device=device,
         logger=make_logger(config, folder),
         log_interval=settings.log_interval,
-        evaluate=None if evaluator is None else evaluate,
+        evaluate=evaluation,
         eval_interval=settings.eval_interval,
         stopwatch=Stopwatch(),
         save_folder=folder / "checkpoint",
@@ -215,12 +238,13 @@ def extract(
         progress_bar=config.progress,
     )
     trainer.components["best_policy"] = best
-    trainer.resume(required=False)
-    if trainer.iteration == 0:
-        torchrl_logger.info(f"{task}: the policy begins with the behaviour of the data")
-        warm_start(loss, stepper, replay, **settings.warm_start, device=device)
-        average.restart()
-    trainer.train()
+    with evaluation or contextlib.nullcontext():
+        trainer.resume(required=False)
+        if trainer.iteration == 0:
+            torchrl_logger.info(f"{task}: the policy begins with the behaviour of the data")
+            warm_start(loss, stepper, replay, **settings.warm_start, device=device)
+            average.restart()
+        trainer.train()
     average.restore()
     outcomes: dict[str, Any] = {}
     if evaluator is not None:
@@ -229,3 +253,8 @@ def extract(
         outcomes["random actions"] = evaluator.outcome(RandomPolicy(model.action_dim, config.seed))
     save_tensors(folder / "policy.pt", loss.actor_network.state_dict())
     return loss, outcomes
+
+
+def _real_return(evaluator: Evaluator, policy: Any, episodes: int) -> dict[str, float]:
+    """The mean return, on seeds of its own, so that nothing is chosen on those of the final evaluation."""
+    return {"real_return": evaluator.run(policy, episodes, evaluator.settings.seed + 1).return_mean}

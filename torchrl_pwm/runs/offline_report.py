@@ -8,13 +8,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_pwm._utils.files import replace_file
-from torchrl_pwm.evaluation import package_versions
+from torchrl_pwm.evaluation import collapse_warning, package_versions, representation
 from torchrl_pwm.evaluation.held_out import distance_from_data, open_loop_ends, open_loop_errors, value_gaps
 from torchrl_pwm.evaluation.trust import PROBED_STEPS
 from torchrl_pwm.modules import PWMWorldModel
@@ -36,7 +35,7 @@ def measure_trust(
     store, device = recordings.store, next(model.parameters()).device
     (rows,) = store.select(task)
     own = recordings.held_out[(recordings.held_out >= rows.start) & (recordings.held_out < rows.stop)]
-    measured = own if len(own) else np.arange(rows.start, rows.stop)
+    measured = recordings.measured(task)
     longest = min(max(PROBED_STEPS), int(store.lengths[measured].max()))
     options = {"episodes": measured, "tasks": task, "seed": config.seed}
     sequences = recordings.replay(_SEQUENCES, longest, **options).sample().to(device)
@@ -54,6 +53,7 @@ def measure_trust(
         **sizes,
         "behavior_return_mean": rows.behavior_return_mean,
         "reward": open_loop_errors(model, sequences),
+        "representation": representation(model, sequences),
         "ends": open_loop_ends(model, sequences) if model.termination else None,
         "value_gap": {"mean": float(gaps.mean()), "std": float(gaps.std())},
         "behavior_distance": float(loss.behavior_distance(sequences[:, 0])) ** 0.5,
@@ -131,6 +131,7 @@ def _section(config: DictConfig, task: str, result: dict[str, Any]) -> str:
         lines.append(f"| {step} | {error:+.3g} | {reward['absolute_error'][step]:.3g} | {shown} | {state:.0%} |")
     gap = result["value_gap"]
     lines += ["", _reach(config, reward)]
+    lines += _latents(result["representation"])
     if (ends := result["ends"]) is not None:
         lines.append(
             f"- Ends of episodes: to the steps that really ended one the model gives a probability of "
@@ -151,6 +152,20 @@ def _section(config: DictConfig, task: str, result: dict[str, Any]) -> str:
             "when it has run there."
         )
     return "\n".join([*lines, ""])
+
+
+def _latents(found: dict[str, float]) -> list[str]:
+    """How well the latents tell states apart, and an alarm where they do not."""
+    if "observation_explained" not in found:
+        return [f"- The latent's standard deviation over states is {found['latent_spread']:.3g}."]
+    share, spread = found["observation_explained"], found["latent_spread"]
+    decoded = f", its own decoder {found['decoder_explained']:.0%}" if "decoder_explained" in found else ""
+    lines = [
+        f"- From the latent, whose standard deviation over states is {spread:.3g}, a small network reads {share:.0%} "
+        f"of the observations' variance{decoded}."
+    ]
+    warning = collapse_warning({"": found})
+    return [*lines, f"- {warning}"] if warning else lines
 
 
 def _returns(outcomes: dict[str, Any], behavior: float, select: str) -> list[str]:

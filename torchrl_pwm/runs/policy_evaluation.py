@@ -84,6 +84,7 @@ class RealEpisodes:
         task: name of the task.
         world_model: file of the frozen model.
         threads: torch threads.
+        policies: that are trained at once, each in a task or with a seed of its own.
         data: folder of the data set.
     """
 
@@ -91,13 +92,15 @@ class RealEpisodes:
     task: str
     world_model: Path
     threads: int
+    policies: int = 1
     data: Path | None = None
 
     def __call__(self, snapshot: Mapping[str, Any]) -> dict[str, float]:
         """The metrics of a snapshot's weights; model and simulators are kept for the next call in this process."""
-        if not _KEPT or _KEPT[0] != self:
-            _KEPT[:] = [self, *self._open()]
-        _, config, actor, value, played = _KEPT
+        key = (self.task, str(self.world_model), self.policies)
+        if key not in _KEPT:
+            _KEPT[key] = self._open()
+        config, actor, value, played = _KEPT[key]
         actor.load_state_dict(snapshot["weights"])
         critics = snapshot.get("critics")  # which an interrupted run of before did not save
         if critics is not None:
@@ -107,10 +110,12 @@ class RealEpisodes:
 
     def _open(self) -> tuple[Any, nn.Module, nn.Module, TaskEpisodes]:
         config = OmegaConf.create(self.config)
-        model = load_world_model(config, self.world_model)
+        others = (played.world_model for (_, file, _), (*_, played) in _KEPT.items() if file == str(self.world_model))
+        model = next(others, None) or load_world_model(config, self.world_model)
         actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=model.action_dim)
         value = instantiate(config.value, latent_dim=model.latent_dim)
-        return config, actor, value, task_episodes(config, self.task, model, data=self.data)
+        return config, actor, value, task_episodes(config, self.task, model, data=self.data, policies=self.policies)
 
 
-_KEPT: list[Any] = []  # of a worker process: the last RealEpisodes, and what it has opened
+# Of a worker process, whose evaluations are all of one run: what was opened, by task, world model and policies.
+_KEPT: dict[tuple[str, str, int], tuple[Any, nn.Module, nn.Module, TaskEpisodes]] = {}

@@ -7,21 +7,23 @@ is there and goes on from its checkpoint when it was interrupted.
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from torchrl_pwm._utils.devices import torch_threads
+from torchrl_pwm._utils.devices import choose_device, torch_threads
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart
-from torchrl_pwm.runs.baselines import baseline_settings
+from torchrl_pwm.runs.baselines import baseline_jobs, baseline_settings, measure
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison
 from torchrl_pwm.runs.extraction import extract_all
 from torchrl_pwm.runs.folder import claim_folder
 from torchrl_pwm.runs.report import write_report
-from torchrl_pwm.runs.rounds import improve_world_model
+from torchrl_pwm.runs.rounds import add_earlier, run_rounds
 from torchrl_pwm.runs.world_model import (
     given_world_model,
     load_world_model,
@@ -51,13 +53,26 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
     if source == "collect":
         store = collect_data(config, folder, tasks)
     model_file = prepare_world_model(config, folder, store, tasks)
+    last, before = config, None
     if config.rounds.count and store is not None:
-        model_file = improve_world_model(config, folder, store, model_file, tasks)
+        last, model_file, before = run_rounds(config, folder, store, model_file, tasks)
     if config.loss.disagreement_coef and store is not None:
         prepare_disagreement(config, store, model_file, tasks)
-    results = extract_all(config, folder, None if store is None else Path(store.root), model_file, tasks)
+    root = None if store is None else Path(store.root)
+    further = _baselines(config, folder, root, tasks)
+    results = add_earlier(extract_all(last, folder, root, model_file, tasks, before, further=further), folder)
     behavior = load_quickstart() if store is None else store
     return write_report(config, folder, behavior, model_file, results, seconds=time.perf_counter() - start)
+
+
+def _baselines(config: DictConfig, folder: Path, data: Path | None, tasks: list[str]) -> list[Any]:
+    """What is left to be measured of them by the processes that extract; beside a GPU the report has some of its own.
+
+    One that is interrupted begins anew.
+    """
+    if choose_device(config.device) != "cpu":
+        return []
+    return [partial(measure, job) for job in baseline_jobs(config, folder, data, tasks) if not job.file.exists()]
 
 
 def check_config(config: DictConfig, folder: Path) -> list[str]:

@@ -96,12 +96,13 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         optimization_stepper=stepper,
         **run.online_options(),
     )
-    run.resume(trainer)
-    if not run.resumed:
-        _learn_from_recordings(config, trainer, stepper.policy_stepper, env.batch_size.numel(), device)
-        if config.pretraining.warm_start.behavior_updates:
-            replace_file(folder / _CLONED, json.dumps(evaluator.outcome(policy)).encode())
-    trainer.train()
+    with run.evaluation:
+        run.resume(trainer)
+        if not run.resumed:
+            _learn_from_recordings(config, trainer, stepper.policy_stepper, env.batch_size.numel(), device)
+            if config.pretraining.warm_start.behavior_updates:
+                replace_file(folder / _CLONED, json.dumps(evaluator.outcome(policy)).encode())
+        trainer.train()
     cloned = folder / _CLONED
     return run.finish(
         {"policy.pt": loss.actor_network, "world_model.pt": model},

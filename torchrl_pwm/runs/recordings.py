@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay, split_episodes
@@ -29,6 +30,12 @@ class Recordings:
         """Slices of the episodes that are learned from, or of ``episodes=``; short episodes are padded."""
         options = {"episodes": self.kept, "tasks": self.tasks, **options}
         return TDMPC2ExperienceReplay(self.store.root, batch_size, slice_len=slice_len, strict_length=False, **options)
+
+    def measured(self, task: str) -> Any:
+        """Numbers of the episodes of a task that were held out, or of all of them where none was."""
+        (rows,) = self.store.select(task)
+        own = self.held_out[(self.held_out >= rows.start) & (self.held_out < rows.stop)]
+        return own if len(own) else np.arange(rows.start, rows.stop)
 
 
 def open_recordings(config: DictConfig) -> Recordings:

@@ -20,13 +20,13 @@ from torchrl_pwm.envs.tasks import TaskSpec
 from torchrl_pwm.evaluation import (
     EvaluationResult,
     FilmStrip,
+    collapse_warning,
     compare_with_published,
     evaluate_policy,
     film_pictures,
     film_strip,
     plot_scores,
     plot_training,
-    read_metrics,
     reference_score,
     write_html_report,
     write_summary,
@@ -38,8 +38,9 @@ from torchrl_pwm.evaluation.video import film_steps
 from torchrl_pwm.modules import Quickstart
 from torchrl_pwm.runs.baselines import baseline_settings, measure_baselines
 from torchrl_pwm.runs.deviations import protocol_deviations
-from torchrl_pwm.runs.extraction import load_actor
-from torchrl_pwm.runs.world_model import load_world_model
+from torchrl_pwm.runs.policies import load_actor
+from torchrl_pwm.runs.rounds import policy_metrics
+from torchrl_pwm.runs.world_model import load_world_model, read_representation
 
 
 def write_report(
@@ -90,7 +91,7 @@ def write_report(
     phases += [run.get("phases", {}) for found in baselines.values() for run in found.get("cloning", [])]
     phases.append({"films": time.perf_counter() - begin})
     path = folder / "summary.json"
-    notes = [*_notes(config, store, rows), *_trust_notes(rows)]
+    notes = [*_notes(config, store, rows), *_representation_notes(model_file), *_trust_notes(rows)]
     comparison = None
     if OmegaConf.select(config, "compare"):
         remarks = protocol_deviations(config, store, model_file)
@@ -144,6 +145,22 @@ def _notes(config: DictConfig, store: EpisodeStore | Quickstart, rows: list[dict
     elif cloning and top < 1.0:
         notes.append(f"Behaviour cloning copies the {top:.0%} of the episodes that have the highest return.")
     return notes
+
+
+def _representation_notes(model_file: Path) -> list[str]:
+    """What the training of the world model found of its latents."""
+    found = read_representation(model_file)
+    measured = {task: each for task, each in found.items() if "observation_explained" in each}
+    if not measured:
+        return []
+    worst = min(measured, key=lambda task: measured[task]["observation_explained"])
+    mean = float(np.mean([each["observation_explained"] for each in measured.values()]))
+    note = (
+        f"From the world model's latents a small network reads {mean:.0%} of the observations' variance (least: "
+        f"{measured[worst]['observation_explained']:.0%}, {worst}; standard deviation of the latent there "
+        f"{measured[worst]['latent_spread']:.3g})."
+    )
+    return [note, *filter(None, [collapse_warning(found)])]
 
 
 def _trust(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -211,7 +228,7 @@ def _curves(
     for result in results if config.logger == "csv" else ():
         task, seed = result["task"], result["seed"]
         place = folder / "policies" / task / f"seed-{seed}"
-        curves.setdefault(task, {})[seed] = metrics = read_metrics(place)
+        curves.setdefault(task, {})[seed] = metrics = policy_metrics(folder, result)
         plot_training(
             metrics,
             place / "training.png",

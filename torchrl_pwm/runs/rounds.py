@@ -1,56 +1,202 @@
-"""Rounds: extraction, collection with the policies, and world-model training on what they met."""
+"""Rounds: policies play in the real env, the world model learns from what they met, and they go on from there."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from torchrl import torchrl_logger
 
+from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm._utils.stopwatch import added
 from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay, collect_dataset
 from torchrl_pwm.envs import WorldModelWrapper, get_task_set
+from torchrl_pwm.evaluation import EvaluationResult, read_metrics
+from torchrl_pwm.evaluation.curves import Series
 from torchrl_pwm.runs.data import family
-from torchrl_pwm.runs.extraction import extract_all, load_actor
-from torchrl_pwm.runs.world_model import load_world_model, train_world_model
+from torchrl_pwm.runs.extraction import extract_all
+from torchrl_pwm.runs.policies import load_actor, policy_file
+from torchrl_pwm.runs.starts import Before
+from torchrl_pwm.runs.world_model import keep_chosen_world_model, load_world_model, measured_states, train_world_model
+
+_APART = 7919  # from the seeds of the final score to those that a round is chosen by
 
 
-def improve_world_model(config: DictConfig, folder: Path, store: EpisodeStore, file: Path, tasks: list[str]) -> Path:
-    """Rounds of extraction, collection with the policies, and training on what they met; returns the last model's file.
+@dataclass(frozen=True)
+class Round:
+    """Policies of a round.
 
-    A policy visits what the data do not hold, above all where the model promises too much. Each round trains on with
-    ``rounds.share`` of every batch from the episodes of all rounds so far.
+    Args:
+        number: from 0, whose policies know the data alone.
+        folder: with ``policies/TASK/seed-N``.
+        world_model: file of the model that they were extracted from.
+        scores: of each task, in episodes on seeds of their own.
+    """
+
+    number: int
+    folder: Path
+    world_model: Path
+    scores: dict[str, float]
+
+    @property
+    def score(self) -> float:
+        """Mean over the tasks."""
+        return float(np.mean(list(self.scores.values())))
+
+
+def run_rounds(
+    config: DictConfig, folder: Path, store: EpisodeStore, file: Path, tasks: list[str]
+) -> tuple[DictConfig, Path, Before]:
+    """``rounds.count`` rounds of extraction, collection and world-model training.
+
+    A policy visits what the data do not hold, above all where the model promises too much. In each round it plays,
+    with noise, the model trains on with ``rounds.share`` of every batch from own episodes, and actor and critics go on
+    from where they were, with ``rounds.starts`` of their start states from own episodes. With ``rounds.warm=false``
+    every round's policies begin anew.
+
+    Every round's policies are evaluated on seeds apart from those of the final score. Those that count are extracted
+    after the last round; with ``rounds.keep=best`` they are those of the round that is best in mean over the tasks.
+
+    Returns:
+        Configuration, file of the world model and beginning of the extraction of the policies that count.
     """
     settings = config.rounds
-    hasty: DictConfig = OmegaConf.merge(config, {"seeds": 1, **settings.overrides})  # type: ignore[assignment]
-    task_set = get_task_set(config.task_set)
-    recent: list[EpisodeStore] = []
-    for number in range(1, settings.count + 1):
-        here = folder / "rounds" / str(number)
-        extract_all(hasty, here, Path(store.root), file, tasks)
-        model = load_world_model(config, file)
-        recent.append(
-            collect_dataset(
-                tasks,
-                here / "data",
-                episodes={task: settings.episodes[family(task_set[task].suite)] for task in tasks},
-                behavior="policy",
-                policy={task: load_actor(hasty, model, here, task) for task in tasks},
-                transform=WorldModelWrapper(model),
-                noise=list(settings.noise),
-                task_set=config.task_set,
-                seed=config.seed + number,
-                workers=config.workers,
-                progress=config.progress,
-            )
+    rounds: list[Round] = []
+    for number in range(settings.count):
+        rounds.append(_extract(config, folder, store, file, tasks, rounds))
+        _collect(config, rounds[-1], tasks)
+        file = _train(config, folder / "rounds" / str(number + 1), store, file, _own(rounds), tasks)
+        _record(folder, rounds)
+    if settings.keep == "best":
+        rounds.append(_extract(config, folder, store, file, tasks, rounds))
+        chosen = max(rounds, key=lambda found: found.score)
+        _record(folder, rounds, chosen)
+        return config, keep_chosen_world_model(folder, chosen.world_model), Before(chosen.folder, finished=True)
+    return _going_on(config, rounds), file, _before(config, rounds)
+
+
+def _own(rounds: Sequence[Round]) -> tuple[Path, ...]:
+    """The data sets of all rounds."""
+    return tuple(found.folder / "data" for found in rounds)
+
+
+def _before(config: DictConfig, rounds: Sequence[Round]) -> Before:
+    """What the policies after some rounds begin with."""
+    settings = config.rounds
+    return Before(rounds[-1].folder if rounds and settings.warm else None, _own(rounds), settings.starts)
+
+
+def _going_on(config: DictConfig, rounds: Sequence[Round]) -> DictConfig:
+    """The configuration of the extraction after some rounds."""
+    changed = {"iterations": config.rounds.policy_iterations} if rounds and config.rounds.warm else {}
+    return OmegaConf.merge(config, {"extraction": changed})  # type: ignore[return-value]
+
+
+def add_earlier(results: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """The results of policies of a run with the seconds that their rounds took."""
+    for result in results:
+        earlier = [json.loads(file.with_name("result.json").read_text()) for file in _policies(folder, result)]
+        result["seconds"] += sum(found["seconds"] for found in earlier)
+        result["phases"] = added([result.get("phases", {}), *(found.get("phases", {}) for found in earlier)])
+    return results
+
+
+def policy_metrics(folder: Path, result: dict[str, Any]) -> dict[str, Series]:
+    """The metrics of a policy's training in the folder of a run, those of its rounds one after the other."""
+    last = policy_file(folder, result["task"], result["seed"])
+    places = [file.parent for file in (*_policies(folder, result), last) if any(file.parent.rglob("*.csv"))]
+    curves, begin = [], 0.0
+    for metrics in map(read_metrics, places or [last.parent]):
+        curves.append({name: (x + begin, y) for name, (x, y) in metrics.items()})
+        begin = max(x[-1] for x, _ in curves[-1].values() if len(x))
+    found = {name: [curve[name] for curve in curves if name in curve] for name in curves[-1]}
+    return {
+        name: (np.concatenate([x for x, _ in of]), np.concatenate([y for _, y in of])) for name, of in found.items()
+    }
+
+
+def _policies(folder: Path, result: dict[str, Any]) -> list[Path]:
+    """The files of a policy, round by round."""
+    rounds = sorted((path for path in (folder / "rounds").glob("*") if path.is_dir()), key=lambda path: int(path.name))
+    files = [policy_file(path, result["task"], result["seed"]) for path in rounds]
+    return [file for file in files if file.exists()]
+
+
+def _extract(
+    config: DictConfig, folder: Path, store: EpisodeStore, file: Path, tasks: list[str], rounds: Sequence[Round]
+) -> Round:
+    """The policies after some rounds, and what they earn on seeds that the final score does not use."""
+    settings, number = config.rounds, len(rounds)
+    here = folder / "rounds" / str(number)
+    apart = {"episodes": settings.eval_episodes, "seed": config.evaluation.seed + _APART}
+    # Those that begin anew each time only show where the model is wrong.
+    hasty = {} if settings.warm or settings.keep == "best" else settings.overrides
+    merged = OmegaConf.merge(_going_on(config, rounds), {"evaluation": apart}, hasty)
+    results = extract_all(merged, here, Path(store.root), file, tasks, _before(config, rounds))  # type: ignore[arg-type]
+    table, scores = get_task_set(config.task_set), {}
+    for task in tasks:
+        found = [result for result in results if result["task"] == task]
+        scores[task] = float(EvaluationResult.from_records(table[task], found).score or 0.0)
+    return Round(number, here, file, scores)
+
+
+def _collect(config: DictConfig, last: Round, tasks: list[str]) -> None:
+    """Episodes of a round's policies, those of all seeds alike."""
+    settings, table = config.rounds, get_task_set(config.task_set)
+    model, root = load_world_model(config, last.world_model), last.folder / "data"
+    for number in range(config.seeds):
+        seed = config.seed + number
+        collect_dataset(
+            tasks,
+            root if config.seeds == 1 else root / f"seed-{seed}",
+            episodes={task: settings.episodes[family(table[task].suite)] for task in tasks},
+            behavior="policy",
+            policy={task: load_actor(config, model, last.folder, task, seed=seed) for task in tasks},
+            transform=WorldModelWrapper(model),
+            noise=list(settings.noise),
+            task_set=config.task_set,
+            seed=seed + last.number + 1,
+            workers=config.workers,
+            progress=config.progress,
         )
-        size = config.world_model.batch_size
-        share = max(round(settings.share * size / number), 1)
-        replays = [
-            TDMPC2ExperienceReplay(
-                data.root, batch, slice_len=config.world_model.slice_len, tasks=tasks, seed=config.seed + number
-            )
-            for data, batch in [(store, max(size - number * share, 1)), *((data, share) for data in recent)]
-        ]
-        file = train_world_model(
-            config, here / "world_model", model, ReplayMixture(replays), iterations=settings.iterations
+
+
+def _train(
+    config: DictConfig, here: Path, store: EpisodeStore, file: Path, own: tuple[Path, ...], tasks: list[str]
+) -> Path:
+    """Trains a model on, with a share of each batch from own episodes, and returns its file."""
+    settings, size = config.rounds, config.world_model.batch_size
+    recent = Before(own=own).stores
+    share = max(round(settings.share * size / len(recent)), 1)
+    sizes = [(Path(store.root), max(size - len(recent) * share, 1)), *((root, share) for root in recent)]
+    replays = [
+        TDMPC2ExperienceReplay(
+            root, batch, slice_len=config.world_model.slice_len, tasks=tasks, seed=config.seed + len(own)
         )
-    return file
+        for root, batch in sizes
+    ]
+    model = load_world_model(config, file)
+    rate = {} if settings.lr is None else {"model_stepper": {"lr": settings.lr, "final_lr": None}}
+    merged: DictConfig = OmegaConf.merge(config, rate)  # type: ignore[assignment]
+    return train_world_model(
+        merged,
+        here / "world_model",
+        model,
+        ReplayMixture(replays),
+        iterations=settings.iterations,
+        states=measured_states(store, tasks, seed=config.seed),
+        names=get_task_set(config.task_set).names,
+    )
+
+
+def _record(folder: Path, rounds: list[Round], chosen: Round | None = None) -> None:
+    """Writes ``rounds.json`` and says how it goes."""
+    found = [{"round": one.number, "score": one.score, "tasks": one.scores} for one in rounds]
+    content = {"rounds": found, "kept": None if chosen is None else chosen.number}
+    replace_file(folder / "rounds.json", json.dumps(content, indent=2).encode())
+    torchrl_logger.info(f"policies before round {len(rounds)}: mean score {rounds[-1].score:.3f}")

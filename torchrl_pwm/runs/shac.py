@@ -47,8 +47,9 @@ def run_shac(config: DictConfig, folder: Path) -> Path:
         optimization_stepper=instantiate(config.stepper, loss, iterations=config.iterations),
         **run.options(),
     )
-    run.resume(trainer)
-    trainer.train()
+    with run.evaluation:
+        run.resume(trainer)
+        trainer.train()
     return run.finish(
         {"policy.pt": loss.policy},
         steps=config.iterations * config.loss.horizon * env.batch_size.numel(),

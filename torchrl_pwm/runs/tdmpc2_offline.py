@@ -7,6 +7,8 @@ import filecmp
 import json
 import shutil
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tqdm import tqdm
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device, reads_ahead, torch_threads
+from torchrl_pwm._utils.evaluations import NetworkEvaluation
 from torchrl_pwm._utils.files import replace_file, replaced_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
@@ -219,11 +222,12 @@ def train_tdmpc2(config: DictConfig, folder: Path, store: EpisodeStore, tasks: l
     loss = instantiate(config.loss, model.to(device))
     best = BestPolicy(model)
 
-    def evaluate() -> dict[str, float]:
-        metrics = _scores(config, model, tasks)
-        best.offer(metrics["real_score"], metrics["real_score"])
+    def offer(snapshot: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        best.offer(metrics["real_score"], metrics["real_score"], snapshot["weights"])
         return metrics
 
+    scores = partial(_scores, config, model, tasks)
+    evaluation = NetworkEvaluation(model, scores, joined=offer, elsewhere=bool(config.get("evaluator")))
     replay = TDMPC2ExperienceReplay(
         store.root,
         settings.batch_size,
@@ -241,7 +245,7 @@ def train_tdmpc2(config: DictConfig, folder: Path, store: EpisodeStore, tasks: l
         device=device,
         logger=make_logger(config, folder),
         log_interval=settings.log_interval,
-        evaluate=evaluate,
+        evaluate=evaluation,
         eval_interval=settings.eval_interval,
         stopwatch=Stopwatch(),
         save_folder=folder / "checkpoint",
@@ -249,8 +253,9 @@ def train_tdmpc2(config: DictConfig, folder: Path, store: EpisodeStore, tasks: l
         progress_bar=config.progress,
     )
     trainer.components["best_policy"] = best
-    trainer.resume(required=False)
-    trainer.train()
+    with evaluation:
+        trainer.resume(required=False)
+        trainer.train()
     model.cpu()
     select = settings.get("select", "last")
     both = best.choose(select, lambda: copy.deepcopy(model.to_checkpoint("new", statistics=normalized)))

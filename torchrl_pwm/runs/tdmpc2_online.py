@@ -73,8 +73,9 @@ def run_online_tdmpc2(config: DictConfig, folder: Path) -> Path:
         optimization_stepper=stepper,
         **run.online_options(),
     )
-    run.resume(trainer)
-    trainer.train()
+    with run.evaluation:
+        run.resume(trainer)
+        trainer.train()
     return run.finish(
         {"model.pt": model},
         steps=trainer.env_steps,

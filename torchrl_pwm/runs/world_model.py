@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict, TensorDictBase
 from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device, reads_ahead
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm._utils.tensor_files import read_tensors
-from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay
+from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
+from torchrl_pwm.evaluation import RepresentationWatch
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart
 from torchrl_pwm.modules import load_world_model as read_model
 from torchrl_pwm.modules.checkpoints import PUBLISHED
@@ -26,16 +31,22 @@ from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.trainers.disagreement import train_disagreement
 from torchrl_pwm.trainers.pwm import WorldModelTrainer
 
+#: The world model of the round that counts, in the folder of a run.
+CHOSEN = Path("rounds") / "world_model.pt"
+_REPRESENTATION, _MEASURED = "representation.json", 256  # file of the measures, and states of each task they are of
+
 
 def make_world_model(config: Any) -> PWMWorldModel:
     """A new model with the sizes of the configured task set."""
     task_set = get_task_set(config.task_set)
+    sizes = [task_set[name].observation_dim for name in task_set.names]
     return instantiate(
         config.model,
         observation_dim=task_set.observation_dim,
         action_dim=task_set.action_dim,
         num_tasks=len(task_set),
         action_dims=list(task_set.action_dims),
+        **({"observation_dims": sizes} if OmegaConf.select(config, "model.decoder") else {}),
     )
 
 
@@ -102,7 +113,27 @@ def prepare_world_model(config: DictConfig, folder: Path, store: EpisodeStore | 
         **reads_ahead(choose_device(config.device)),
     )
     torchrl_logger.info(f"world model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tasks)} tasks")
-    return train_world_model(config, file.parent, model, replay, iterations=config.world_model.iterations)
+    return train_world_model(
+        config,
+        file.parent,
+        model,
+        replay,
+        iterations=config.world_model.iterations,
+        states=measured_states(store, tasks, seed=config.seed),
+        names=store.task_set.names,
+    )
+
+
+def measured_states(store: EpisodeStore, tasks: Iterable[str], *, seed: int, episodes: Any = None) -> TensorDictBase:
+    """States [N] of each task, spread over its episodes, on which a model's representation is measured."""
+    drawn = [start_states(store, task, _MEASURED, resets=0.0, episodes=episodes, seed=seed) for task in tasks]
+    return TensorDict.cat(drawn).select("observation", "task")
+
+
+def read_representation(model_file: Path) -> dict[str, dict[str, float]]:
+    """What a training found of the representation of the model in ``model_file``, by task; empty if it did not look."""
+    file = model_file.with_name(_REPRESENTATION)
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def train_world_model(
@@ -112,10 +143,22 @@ def train_world_model(
     replay: TDMPC2ExperienceReplay | ReplayMixture,
     *,
     iterations: int,
+    states: TensorDictBase | None = None,
+    names: Sequence[str] = (),
 ) -> Path:
-    """Trains a model, or goes on where that was interrupted, and returns its file ``world_model.pt``."""
+    """Trains a model, or goes on where that was interrupted, and returns its file ``world_model.pt``.
+
+    On ``states`` the representation is measured along the way and in the end, for ``representation.json`` beside it,
+    by task, whose ``names`` are in the order of their indices.
+    """
     settings, device = config.world_model, choose_device(config.device)
     loss = instantiate(config.model_loss, model.requires_grad_(True).to(device))
+    watch = None
+    if states is not None:
+        interval = settings.log_interval
+        watch = RepresentationWatch(
+            model, states.to(device), warn_from=iterations // (2 * interval), names=dict(enumerate(names))
+        )
     trainer = WorldModelTrainer(
         loss,
         replay,
@@ -124,6 +167,8 @@ def train_world_model(
         device=device,
         logger=make_logger(config, folder),
         log_interval=settings.log_interval,
+        evaluate=watch,
+        eval_interval=settings.log_interval,
         stopwatch=Stopwatch(),
         save_folder=folder / "checkpoint",
         save_interval=settings.save_interval,
@@ -131,6 +176,8 @@ def train_world_model(
     )
     trainer.resume(required=False)
     trainer.train()
+    if watch is not None:
+        replace_file(folder / _REPRESENTATION, json.dumps(watch.measure(), indent=2).encode())
     save_tensors(folder / "world_model.pt", {"model": model.cpu().state_dict()})
     return folder / "world_model.pt"
 
@@ -189,12 +236,22 @@ def world_model_of_run(config: Any, folder: Path) -> Path:
     return given_world_model(config, folder)
 
 
+def keep_chosen_world_model(folder: Path, file: Path) -> Path:
+    """Keeps the world model of the round that counts where :func:`latest_world_model` looks first."""
+    kept = folder / CHOSEN
+    if kept != file:
+        replace_file(kept, file.read_bytes())
+    return kept
+
+
 def latest_world_model(folder: Path) -> Path:
-    """The file of a run's last world model.
+    """The file of a run's last world model, or of the one that its policies were extracted from in rounds.
 
     Raises:
         FileNotFoundError: if the run has none.
     """
+    if (folder / CHOSEN).exists():
+        return folder / CHOSEN
     rounds = sorted((folder / "rounds").glob("*/world_model/world_model.pt"), key=lambda file: int(file.parts[-3]))
     file = rounds[-1] if rounds else folder / "world_model" / "world_model.pt"
     if not file.exists():

@@ -14,6 +14,7 @@ from torchrl.objectives import BCLoss
 
 from torchrl_pwm._utils.finite import describe_batch, raise_non_finite
 from torchrl_pwm._utils.seeds import seeded
+from torchrl_pwm.modules.layers import Mish
 from torchrl_pwm.objectives.first_batch import FirstBatch, outside_unit
 
 __all__ = ["clone_behavior"]
@@ -111,7 +112,7 @@ def clone_behavior(
     with seeded(seed):
         network = nn.Sequential(
             Standardize(observation.mean(0), observation.std(0, correction=0)),
-            MLP(observation_dim, action_dim, num_cells=list(units), activation_class=nn.Mish),
+            MLP(observation_dim, action_dim, num_cells=list(units), activation_class=Mish),
             nn.Tanh(),
         )
     actor = Actor(network, in_keys=["observation"], out_keys=["action"], spec=Bounded(-1.0, 1.0, (action_dim,)))

@@ -128,13 +128,13 @@ class PWMTrainer(ReplayTrainer):
         and regresses the critics on TD(lambda) targets.
         """
         for _ in self.remaining():
-            starts = self.sample()
-            self.after_update(self.optimization_stepper.step(self, starts))
+            metrics = self.optimization_stepper.step(self, self.sample())
+            if self.average is not None:
+                self.average.update()
+            self.after_update(metrics)
 
     def after_update(self, metrics: Metrics | TensorDictBase) -> None:
-        """What follows an update: the policy's average, the log, an evaluation and a checkpoint, where they are due."""
-        if self.average is not None:
-            self.average.update()
+        """What follows an update: the log, an evaluation and a checkpoint, where they are due."""
         self.log(metrics)
         self.log_evaluation()
         self.save()

@@ -74,7 +74,7 @@ class StackedPWMUpdate:
         self._report = torch.zeros(len(steppers), 5, device=device)
         self._places = {where: torch.full((len(steppers),), where, device=device) for where in (_ACTOR, _CRITIC)}
         self._number = torch.zeros(len(steppers), device=device)
-        self._skipped = torch.tensor([float(stepper.skipped) for stepper in steppers], device=device)
+        self._skipped = torch.stack([stepper.gate.refused for stepper in steppers]).float()
         self._updates, self._batches = 0, []  # type: ignore[var-annotated]
         self._first_update = [stepper.number for stepper in steppers]
         for stepper in steppers:
@@ -88,8 +88,9 @@ class StackedPWMUpdate:
     critic_batches: int
     skip_non_finite: bool
 
-    def update(self, batch: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
-        """One update from start states ``[T, B]``; ``noise`` [H, T, B, A] replaces the sampled policy noise.
+    def update(self, batch: TensorDictBase, noise: Tensor | None = None, heads: Tensor | None = None) -> TensorDictBase:
+        """One update from start states ``[T, B]``; ``noise`` [H, T, B, A] replaces the sampled policy noise, and
+        ``heads`` [T, K] the order in which the start states of each task take the heads of a model with several.
 
         Returns:
             Detached metrics [T], by the names of a single update's.
@@ -99,7 +100,7 @@ class StackedPWMUpdate:
         self._batches.append(batch)
         if self.skip_non_finite:
             self._batches.clear()
-        inputs = batch, noise, rates
+        inputs = batch, noise, heads, rates
         if not self.execution.ready:
             self._warm_up(*inputs)
         metrics = self.execution.program(self.compute)(*inputs)
@@ -109,8 +110,8 @@ class StackedPWMUpdate:
 
     @staticmethod
     def _rates(stepper: PWMOptimizationStepper) -> Tensor:
-        optimizers = (stepper.actor_optimizer, stepper.critic_optimizer)
-        return torch.stack([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+        groups = [optimizer.param_groups[0] for optimizer in (stepper.actor_optimizer, stepper.critic_optimizer)]
+        return torch.stack([torch.as_tensor(group["lr"], device=group["params"][0].device) for group in groups])
 
     def _warm_up(self, *inputs: Any) -> None:
         """Compiles and captures :meth:`compute`, as far as it is to be; nothing else changes."""
@@ -125,11 +126,11 @@ class StackedPWMUpdate:
                 buffer.copy_(value)
 
     def forward(
-        self, batch: TensorDictBase, noise: Tensor | None
+        self, batch: TensorDictBase, noise: Tensor | None, heads: Tensor | None
     ) -> tuple[dict[str, Tensor], TensorDictBase, dict[str, Tensor]]:
         """Losses [T] of the actors; what the critics learn from, [T, B, H] with targets, detached; and metrics."""
         loss = self.loss_module
-        rollout = loss.imagine(batch, noise)
+        rollout = loss.imagine(batch, noise, heads)
         losses = {"loss_actor": loss.actor_loss(rollout)}
         if loss.behavior_coef:
             losses["loss_behavior"] = loss.behavior_loss(batch)
@@ -137,13 +138,15 @@ class StackedPWMUpdate:
         rows.set(loss.tensor_keys.value_target, loss.value_target(rollout))
         return losses, rows, loss.rollout_metrics(rollout)
 
-    def compute(self, batch: TensorDictBase, noise: Tensor | None, rates: Tensor) -> TensorDictBase:
+    def compute(
+        self, batch: TensorDictBase, noise: Tensor | None, heads: Tensor | None, rates: Tensor
+    ) -> TensorDictBase:
         """Tensors to tensors; nothing is read on the host."""
         loss = self.loss_module
         actor_rates, critic_rates = rates.unbind(0)
         self._number.add_(1)
         before = [buffer.clone() for buffer in loss.return_moments.buffers()]
-        losses, rollout, further = self.execution.call(self.forward, batch, noise)
+        losses, rollout, further = self.execution.call(self.forward, batch, noise, heads)
         total = torch.stack(list(losses.values())).sum()
         gradients, norm = self.actor.clipped(torch.autograd.grad(total, self.actor_params), self.actor_clip)
         target = rollout.get(loss.tensor_keys.value_target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class StackedAdam:
             states = [optimizer.state[param] for param in group["params"]]
             for param, state in zip(group["params"], states):
                 if not state:
-                    state["step"] = torch.zeros((), device=param.device)
+                    state["step"] = torch.zeros((), device="cpu" if param.is_meta else param.device)
                     state["exp_avg"] = torch.zeros_like(param.data)
                     state["exp_avg_sq"] = torch.zeros_like(param.data)
             params = [param.data for param in group["params"]]
@@ -68,6 +69,7 @@ class StackedAdam:
         refused = (~allowed).float().unbind(0)
         slices = zip(*(gradient.unbind(0) for gradient in gradients))
         for (params, averages, squares, steps), grads, rate, bad in zip(self.tasks, slices, rates.unbind(0), refused):
+            fused: dict[str, Any] = {"fused": True, "found_inf": bad, "lr": rate}
             adam(
                 params,
                 list(grads),
@@ -75,12 +77,11 @@ class StackedAdam:
                 squares,
                 [],
                 steps,
-                fused=True,
-                found_inf=bad,
+                # the meta device has no fused kernels, and no numbers
+                **({"foreach": True, "lr": 0.0} if bad.is_meta else fused),
                 amsgrad=False,
                 beta1=self.beta1,
                 beta2=self.beta2,
-                lr=rate,
                 weight_decay=0.0,
                 eps=self.eps,
                 maximize=False,

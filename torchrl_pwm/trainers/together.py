@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from tqdm import tqdm
 
+from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm._utils.seeds import OwnGenerators
 from torchrl_pwm._utils.stopwatch import SharedStopwatch
 from torchrl_pwm.trainers.pwm import PWMTrainer
@@ -116,20 +117,23 @@ class _Group:
             update.release()
         return failed
 
-    def _draw(self) -> tuple[TensorDictBase, Tensor]:
-        """Start states [T, B] and noise [H, T, B, A], each task's from its own generators."""
-        batches, noises = [], []
+    def _draw(self) -> tuple[TensorDictBase, Tensor, Tensor | None]:
+        """Start states [T, B], noise [H, T, B, A] and of a model with several heads their order [T, K], each task's
+        from its own generators."""
+        batches, noises, orders = [], [], []
         for trainer in self.trainers:
             loss = trainer.loss_module
             keys = [*loss.in_keys, loss.tensor_keys.latent]
             with own_generators(trainer):
                 batches.append(first_states(trainer.sample()).select(*keys, strict=False))
+                if getattr(loss.world_model, "num_heads", 1) > 1:
+                    orders.append(loss.world_model.draw_heads())
                 shape = (loss.horizon, len(batches[-1]), loss.world_model.action_dim)
                 noises.append(torch.randn(shape, device=self.device))
         sizes = sorted({len(batch) for batch in batches})
         if len(sizes) > 1:
             raise ValueError(f"tasks that are trained together need batches of one size, found {sizes}.")
-        return torch.stack(batches), torch.stack(noises, 1)
+        return torch.stack(batches), torch.stack(noises, 1), torch.stack(orders) if orders else None
 
     def _failed(self, update: StackedPWMUpdate) -> dict[PWMTrainer, FloatingPointError]:
         self.unchecked += 1
@@ -146,11 +150,18 @@ class _Group:
     def _follow(self, metrics: TensorDictBase, failed: Iterable[PWMTrainer]) -> None:
         if any(trainer.due(trainer.log_interval) for trainer in self.trainers):
             metrics = metrics.cpu()
-        for trainer, own in zip(self.trainers, metrics.unbind(0)):
-            self.bar.update()
-            if trainer not in failed:
+        updated = [(trainer, own) for trainer, own in zip(self.trainers, metrics.unbind(0)) if trainer not in failed]
+        self.bar.update(len(self.trainers))
+        for trainer, _ in updated:
+            if trainer.average is not None:
+                trainer.average.update()
+            # The last evaluations in other processes begin before the first of them is waited for.
+            if isinstance(trainer.evaluate, BackgroundEvaluation) and trainer.iteration == trainer.iterations:
                 with own_generators(trainer):
-                    trainer.after_update(own)
+                    trainer.evaluate.submit(trainer.iteration)
+        for trainer, own in updated:
+            with own_generators(trainer):
+                trainer.after_update(own)
 
 
 def _anything_due(trainer: PWMTrainer) -> bool:

@@ -22,7 +22,7 @@ from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation import read_metrics
 from torchrl_pwm.evaluation.trust import PROBED_STEPS, probe_trust
 from torchrl_pwm.modules import load_quickstart
-from torchrl_pwm.runs.extraction import load_actor
+from torchrl_pwm.runs.policies import load_actor
 
 SEED = 2000  # of episodes that neither trained nor chose anything
 

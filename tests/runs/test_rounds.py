@@ -1,0 +1,122 @@
+"""Rounds: policies go on from their last weights, on a model and start states that know where they went."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("hydra")
+pytest.importorskip("metaworld")
+pytest.importorskip("dm_control")
+
+from omegaconf import OmegaConf
+
+from tests.examples.running import DATA, EVALUATION, EXTRACTION, MODEL, NETWORKS, WORLD_MODEL
+from tests.trainers.tiny import assert_same
+from torchrl_pwm._utils.tensor_files import read_tensors
+from torchrl_pwm.data import EpisodeStoreWriter
+from torchrl_pwm.modules import load_world_model
+from torchrl_pwm.runs.cli import command_config
+from torchrl_pwm.runs.extraction import Extraction, ExtractionJob
+from torchrl_pwm.runs.pwm_offline import run_pipeline
+from torchrl_pwm.runs.rounds import policy_metrics
+from torchrl_pwm.runs.starts import Before, make_starts
+from torchrl_pwm.runs.world_model import make_world_model
+
+TASK = "cartpole-swingup"  # which pays any policy something
+FILE = Path("policies") / TASK / "seed-0" / "policy.pt"
+SMALL = [*NETWORKS, *MODEL, *WORLD_MODEL, *EXTRACTION, *EVALUATION, *DATA, "evaluation.baselines=null", f"task={TASK}"]
+ROUNDS = ["rounds.count=1", "rounds.iterations=3", "rounds.policy_iterations=10", "rounds.eval_episodes=1"]
+ROUNDS += ["rounds.episodes={dm_control: 1, metaworld: 1}", "extraction.iterations=20", "workers=1"]
+
+
+def configured(*further):
+    return command_config("mt80", ["preset=from_scratch", *SMALL, *ROUNDS, *further])
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory):
+    """The folder of a run that keeps the best of two rounds."""
+    folder = tmp_path_factory.mktemp("rounds") / "run"
+    run_pipeline(configured("rounds.keep=best"), folder)
+    return folder
+
+
+def test_the_round_that_did_best_counts_with_its_own_world_model(best):
+    found = json.loads((best / "rounds.json").read_text())
+    scores = [entry["score"] for entry in found["rounds"]]
+    assert len(scores) == 2 and found["kept"] == int(np.argmax(scores))
+    kept = best / "rounds" / str(found["kept"])
+    assert_same(read_tensors(best / FILE, what="policy"), read_tensors(kept / FILE, what="policy"))
+    file = best / "world_model" / "world_model.pt" if found["kept"] == 0 else kept / "world_model" / "world_model.pt"
+    assert (best / "rounds" / "world_model.pt").read_bytes() == file.read_bytes()
+    assert_same(load_world_model(best).state_dict(), load_world_model(file).state_dict())
+
+
+def test_rounds_are_scored_on_seeds_apart_from_the_final_ones(best):
+    within = json.loads((best / "rounds" / "1" / FILE.with_name("result.json")).read_text())
+    final = json.loads((best / FILE.with_name("result.json")).read_text())
+    assert len(within["last"]["returns"]) == 1 and len(final["last"]["returns"]) == 2
+    assert within["last"]["returns"][0] not in final["last"]["returns"]
+
+
+def test_curves_go_through_all_rounds(best):
+    steps, _ = policy_metrics(best, {"task": TASK, "seed": 0})["loss_actor"]
+    assert steps.tolist() == list(range(2, 31, 2))
+    summary = json.loads((best / "summary.json").read_text())
+    seconds = [json.loads(file.read_text())["seconds"] for file in best.glob("rounds/*/policies/*/*/result.json")]
+    assert len(seconds) == 2 and summary["tasks"][0]["seconds_extraction"] == pytest.approx(sum(seconds), abs=0.2)
+
+
+def make_job(best, folder, before):
+    config = OmegaConf.to_container(configured(), resolve=True)
+    data, model = best / "data", best / "rounds" / "1" / "world_model" / "world_model.pt"
+    return ExtractionJob(config, TASK, 0, folder, data, model, threads=1, device="cpu", before=before)
+
+
+def test_actor_and_critics_begin_where_the_round_before_left_them(best, tmp_path):
+    extraction = Extraction(make_job(best, tmp_path, Before(best / "rounds" / "0")))
+    extraction.begin()
+    left = read_tensors(best / "rounds" / "0" / FILE, what="policy")
+    assert_same(dict(extraction.loss.actor_network.state_dict()), left["actor"])
+    assert_same(dict(extraction.loss.value_network.state_dict()), left["value"])
+    fresh = Extraction(make_job(best, tmp_path / "fresh", Before()))
+    weights = fresh.loss.actor_network.state_dict()
+    assert any(not torch.equal(value, left["actor"][key]) for key, value in weights.items())
+
+
+@pytest.fixture
+def marked(tmp_path):
+    """Data whose observations are zeros, and own episodes of two seeds whose observations are ones and twos."""
+    for name, value in (("data", 0.0), ("own/seed-0", 1.0), ("own/seed-1", 2.0)):
+        with EpisodeStoreWriter(tmp_path / name, "mt80", {TASK: 10}, row_length=100) as writer:
+            observation = np.zeros((10, 101, 39), np.float32)
+            observation[..., :3] = value
+            writer.write(TASK, observation, np.zeros((10, 100, 6), np.float32), np.ones((10, 100), np.float32))
+    return tmp_path
+
+
+@pytest.mark.parametrize("starts", ["{count: 200, resets: 0.1, top: 0.5}", "null"])
+def test_a_share_of_the_start_states_is_the_policies_own(marked, starts):
+    config = configured(f"extraction.starts={starts}", "extraction.batch_size=200")
+    before = Before(own=(marked / "own",), share=0.3)
+    torch.manual_seed(0)
+    model = make_world_model(config).requires_grad_(False)
+    replay = make_starts(config, TASK, 0, model, data=marked / "data", before=before, device="cpu")
+    batch = torch.cat([replay.sample().reshape(-1) for _ in range(20)])
+    wanted = {0.0: 0.7, 1.0: 0.15, 2.0: 0.15}
+    for value, share in wanted.items():
+        assert seen(batch, model, value) == pytest.approx(share, abs=0.03)
+
+
+def seen(batch, model, value):
+    """Share of the states of a batch, latents or observations, that are those of a value."""
+    if "observation" in batch.keys():  # noqa: SIM118, a TensorDict has no `in` of its own
+        return float((batch["observation"][:, 0] == value).float().mean())
+    task = int(batch["task"][0])
+    wanted = model.encode_observation(torch.zeros(1, 39).index_fill(1, torch.arange(3), value), task)
+    return float(torch.isclose(batch["latent"], wanted, atol=1e-6).all(-1).float().mean())

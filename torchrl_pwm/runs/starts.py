@@ -1,0 +1,72 @@
+"""What the policies of a run begin with: weights of an earlier round, and start states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
+
+from torchrl_pwm._utils.devices import reads_ahead
+from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay, start_states
+from torchrl_pwm.data.starts import encoded_starts
+from torchrl_pwm.modules import PWMWorldModel, load_quickstart
+
+
+@dataclass(frozen=True)
+class Before:
+    """What policies begin with.
+
+    Args:
+        folder: of the run or round whose policies they go on from; None for new ones.
+        own: folders of data sets with episodes of their own.
+        share: of the start states, from own episodes.
+        finished: whether they are trained, and are to be evaluated alone.
+    """
+
+    folder: Path | None = None
+    own: tuple[Path, ...] = ()
+    share: float = 0.0
+    finished: bool = False
+
+    @property
+    def stores(self) -> list[Path]:
+        """The data sets in the folders of own episodes, one for each seed of a round."""
+        return [found.parent for root in self.own for found in sorted(root.rglob("manifest.json"))]
+
+
+FRESH = Before()
+
+
+def make_starts(
+    config: Any, task: str, seed: int, model: PWMWorldModel, *, data: Path | None, before: Before, device: str
+) -> ReplayBuffer | ReplayMixture:
+    """The start states of a policy: drawn uniformly from all data as published, or from a few chosen ones.
+
+    A share of them is from own episodes, where there are some. Of chosen ones the frozen model's latents are kept, so
+    that no update has to encode them again.
+    """
+    settings = config.extraction
+    own = before.stores if before.share else []
+    if data is not None and not settings.starts:
+        share = round(before.share * settings.batch_size / max(len(own), 1))
+        sizes = [(data, settings.batch_size - share * len(own)), *((root, share) for root in own)]
+        options = {"slice_len": 1, "tasks": [task], "seed": seed, "check_finite": False, **reads_ahead(device)}
+        replays = [TDMPC2ExperienceReplay(root, size, **options) for root, size in sizes]
+        return ReplayMixture(replays) if own else replays[0]
+    if data is None:
+        chosen = load_quickstart().starts[task]
+    else:
+        count = settings.starts.count
+        share = round(before.share * count / max(len(own), 1))
+        rest, mine = {"count": count - share * len(own)}, {"count": share, "top": 1.0}
+        parts = [start_states(EpisodeStore(data), task, seed=seed, **{**settings.starts, **rest})]
+        parts += [start_states(EpisodeStore(root), task, seed=seed, **{**settings.starts, **mine}) for root in own]
+        chosen = torch.cat(parts)
+    return TensorDictReplayBuffer(
+        storage=TensorStorage(encoded_starts(chosen, model)),
+        batch_size=settings.batch_size,
+        generator=torch.Generator().manual_seed(seed),
+    )
