@@ -25,12 +25,12 @@ def episodes(reward, terminated):
     return td
 
 
-def gap(reward, terminated, space="raw", **options):
+def gap(reward, terminated, space="raw", scale=1.0, **options):
     model = PWMWorldModel(3, 1, latent_dim=16, units=(8,), **options)
     if model.reward_moments is not None:
         model.reward_moments.mean.fill_(1.0)
         model.reward_moments.var.fill_(4.0)
-    return value_gap(model, FOUR, episodes(reward, terminated), gamma=0.5, reward_space=space)
+    return value_gap(model, FOUR, episodes(reward, terminated), gamma=0.5, reward_space=space, reward_scale=scale)
 
 
 def test_an_episode_that_was_cut_off_is_closed_with_the_critics_value_or_with_nothing():
@@ -61,3 +61,5 @@ def test_g_is_in_the_space_that_the_critics_sum():
     normalised = gap(5.0, True, "symlog", normalize_rewards=True)
     assert normalised.closed == pytest.approx(gap(2.0, True).closed, rel=1e-4)
     assert normalised.raw == pytest.approx(2 * normalised.closed, rel=1e-4)
+    scaled = gap(5.0, True, scale=0.2)
+    assert scaled.closed == pytest.approx(gap(1.0, True).closed) and scaled.raw == pytest.approx(5 * scaled.closed)

@@ -46,6 +46,7 @@ ROW = {
     "published",
     "last",
     "best",
+    "trust",
 }
 OUTCOME = ("return_mean", "return_std", "success", "score", "episodes")
 

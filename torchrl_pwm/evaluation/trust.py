@@ -23,6 +23,7 @@ from torchrl_pwm.evaluation.open_loop import (
     open_loop_errors,
     open_loop_rewards,
 )
+from torchrl_pwm.evaluation.representation import latent_metrics
 from torchrl_pwm.evaluation.results import EvaluationResult
 from torchrl_pwm.evaluation.rollouts import evaluate_policy
 from torchrl_pwm.evaluation.value_gaps import FAINT, ValueGap, value_gap
@@ -50,6 +51,8 @@ class TrustProbe:
             no latent.
         gap: V - G of the real episodes; None without critics.
         imagined_gap: the same of the imagined ones: how far the critics are from what the model itself pays.
+        latents: spread of the latents along these episodes, and how well the model's own decoder reads them; see
+            :func:`~torchrl_pwm.evaluation.representation`, which measures more.
         peak: largest size of a reward in these episodes and the data.
     """
 
@@ -60,6 +63,7 @@ class TrustProbe:
     imagined: np.ndarray | None
     gap: ValueGap | None
     imagined_gap: ValueGap | None
+    latents: Mapping[str, float]
     peak: float
 
     @property
@@ -112,9 +116,9 @@ class TrustProbe:
     def metrics(self) -> dict[str, float]:
         """For a logger: ``predicted_return``, ``trust_step1`` and so on (reward), ``dynamics_step1`` and so on
         (observations), the same on data with ``data_`` in front, ``value_gap``, ``value_gap_open``,
-        ``value_gap_imagined``, ``exploited``.
+        ``value_gap_imagined``, ``latent_spread``, ``exploited``.
         """
-        found = {f"trust_step{step}": error for step, error in self.errors.items()}
+        found = {**self.latents, **{f"trust_step{step}": error for step, error in self.errors.items()}}
         for prefix, errors in (("", self.own), ("data_", self.data or {})):
             found |= {f"{prefix}dynamics_step{step}": e for step, e in errors.get("observation_error", {}).items()}
         if self.data is not None:
@@ -139,6 +143,7 @@ class TrustProbe:
             "value_gap": None if self.gap is None else dataclasses.asdict(self.gap),
             "value_gap_imagined": None if self.imagined_gap is None else dataclasses.asdict(self.imagined_gap),
             "observation_explained": self.observation_explained,
+            **self.latents,
             "own": _by_name(self.own),
             "data": None if self.data is None else _by_name(self.data),
         }
@@ -179,6 +184,7 @@ def probe_trust(
     stride: int = 4,
     gamma: float = 0.99,
     reward_space: RewardSpace = "symlog",
+    reward_scale: float = 1.0,
     data: TensorDictBase | None = None,
     mask_actions: bool = False,
 ) -> TrustProbe:
@@ -203,7 +209,7 @@ def probe_trust(
         task_set: task set of the model, for the name of a task.
         steps: imagined steps to report, from 1.
         stride: real steps between two rollouts of the model.
-        gamma, reward_space, mask_actions: of the loss that trained policy and critics.
+        gamma, reward_space, reward_scale, mask_actions: of the loss that trained policy and critics.
         data: recorded sequences [B, T] that neither model nor policy should find surprising, at best held out:
             ``observation``, ``action``, ``("next", "observation")``, ``("next", "reward")`` and ``task`` as the model
             reads them.
@@ -232,10 +238,9 @@ def probe_trust(
     windows, data = windows[windows["collector", "mask"][:, 0]], None if data is None else data.to(whole.device)
     reader = _reader(world_model, whole, data)
     imagined = imagined_episodes(policy, world_model, whole[:, 0], whole.shape[1], mask_actions=mask_actions)
+    summed: Any = {"gamma": gamma, "reward_space": reward_space, "reward_scale": reward_scale}
     gaps = [
-        None
-        if value_network is None or each is None
-        else value_gap(world_model, value_network, each, gamma=gamma, reward_space=reward_space)
+        None if value_network is None or each is None else value_gap(world_model, value_network, each, **summed)
         for each in (whole, imagined)
     ]
     rewards = [each["next", "reward"].abs().max() for each in (whole, data) if each is not None]
@@ -247,6 +252,7 @@ def probe_trust(
         imagined=None if imagined is None else imagined["next", "reward"].sum((1, 2)).double().cpu().numpy(),
         gap=gaps[0],
         imagined_gap=gaps[1],
+        latents=latent_metrics(world_model, whole),
         peak=float(torch.stack(rewards).max()),
     )
 

@@ -53,6 +53,7 @@ def value_gap(
     *,
     gamma: float = 0.99,
     reward_space: RewardSpace = "symlog",
+    reward_scale: float = 1.0,
 ) -> ValueGap:
     """V - G at the states of whole episodes of the policy that the critics value.
 
@@ -63,7 +64,7 @@ def value_gap(
             ``("next", "terminated")`` and, for a multi-task model, ``task``; shorter ones are filled up and marked by
             ``("collector", "mask")``.
         gamma: discount of the critics.
-        reward_space: of the loss that trained them, see :class:`~torchrl_pwm.PWMLoss`.
+        reward_space, reward_scale: of the loss that trained them, see :class:`~torchrl_pwm.PWMLoss`.
 
     Examples:
         >>> from torchrl_pwm import make_value_ensemble
@@ -82,7 +83,8 @@ def value_gap(
     index = last["task"] if world_model.num_tasks else None
     tail = smallest_value(value_network, _latent(world_model, last["next"], index), index)
     terminated = last["next", "terminated"].squeeze(-1)
-    scale, reward = _summed(world_model, episodes["next", "reward"].squeeze(-1).double(), reward_space)
+    unit, reward = _summed(world_model, episodes["next", "reward"].squeeze(-1).double(), reward_space)
+    reward = reward * reward_scale
     nothing = torch.zeros_like(tail)
     closed, opened = (
         closed_returns(reward, torch.where(terminated, nothing, after), gamma=gamma, counts=counts)
@@ -95,7 +97,7 @@ def value_gap(
         value=float(value[counts].abs().mean()),
         earned=float(closed[counts].abs().mean()),
         # a shift of all rewards is in V and in G alike
-        raw=None if scale is None else scale * gap,
+        raw=None if unit is None else unit * gap / reward_scale,
         cut=float((~terminated).double().mean()),
         faint=FAINT * float(reward[counts].abs().max()) / max(1.0 - gamma, 1.0 / reward.shape[1]),
     )
