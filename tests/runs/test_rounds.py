@@ -57,6 +57,17 @@ def test_the_round_that_did_best_counts_with_its_own_world_model(best):
     assert_same(load_world_model(best).state_dict(), load_world_model(file).state_dict())
 
 
+def test_rounds_end_where_no_policy_exploits_the_model(tmp_path):
+    # Three episodes of random actions: no model of that can promise more than it earns by chance.
+    folder = tmp_path / "run"
+    run_pipeline(configured("rounds.count=3", "rounds.until_honest=true", "extraction.select=last"), folder)
+    found = json.loads((folder / "rounds.json").read_text())
+    honest = [all("no sign" in line for lines in one["trust"].values() for line in lines) for one in found["rounds"]]
+    assert found["kept"] == len(honest) - 1 and honest == [False] * found["kept"] + [True]
+    left, kept = read_tensors(folder / FILE, what="policy"), folder / "rounds" / str(found["kept"]) / FILE
+    assert_same(left, read_tensors(kept, what="policy"))
+
+
 def test_rounds_are_scored_on_seeds_apart_from_the_final_ones(best):
     within = json.loads((best / "rounds" / "1" / FILE.with_name("result.json")).read_text())
     final = json.loads((best / FILE.with_name("result.json")).read_text())

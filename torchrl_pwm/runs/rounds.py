@@ -36,12 +36,19 @@ class Round:
         folder: with ``policies/TASK/seed-N``.
         world_model: file of the model that they were extracted from.
         scores: of each task, in episodes on seeds of their own.
+        trust: what the probe says of each task's policies in these, by seed.
     """
 
     number: int
     folder: Path
     world_model: Path
     scores: dict[str, float]
+    trust: dict[str, list[dict[str, Any]]]
+
+    @property
+    def exploits(self) -> list[str]:
+        """The tasks whose policies show a sign that they exploit the model."""
+        return [task for task, found in self.trust.items() if any(each["exploited"] for each in found)]
 
     @property
     def score(self) -> float:
@@ -61,6 +68,7 @@ def run_rounds(
 
     Every round's policies are evaluated on seeds apart from those of the final score. Those that count are extracted
     after the last round; with ``rounds.keep=best`` they are those of the round that is best in mean over the tasks.
+    With ``rounds.until_honest`` there are no further rounds once the probe finds no policy that exploits the model.
 
     Returns:
         Configuration, file of the world model and beginning of the extraction of the policies that count.
@@ -69,6 +77,9 @@ def run_rounds(
     rounds: list[Round] = []
     for number in range(settings.count):
         rounds.append(_extract(config, folder, store, file, tasks, rounds))
+        if settings.until_honest and not rounds[-1].exploits:
+            _record(folder, rounds, rounds[-1])
+            return config, keep_chosen_world_model(folder, file), Before(rounds[-1].folder, finished=True)
         _collect(config, rounds[-1], tasks)
         file = _train(config, folder / "rounds" / str(number + 1), store, file, _own(rounds), tasks)
         _record(folder, rounds)
@@ -138,11 +149,12 @@ def _extract(
     hasty = {} if settings.warm or settings.keep == "best" else settings.overrides
     merged = OmegaConf.merge(_going_on(config, rounds), {"evaluation": apart}, hasty)
     results = extract_all(merged, here, Path(store.root), file, tasks, _before(config, rounds))  # type: ignore[arg-type]
-    table, scores = get_task_set(config.task_set), {}
+    table, scores, trust = get_task_set(config.task_set), {}, {}
     for task in tasks:
         found = [result for result in results if result["task"] == task]
+        trust[task] = [result["last"]["trust"] for result in found]
         scores[task] = float(EvaluationResult.from_records(table[task], found).score or 0.0)
-    return Round(number, here, file, scores)
+    return Round(number, here, file, scores, trust)
 
 
 def _collect(config: DictConfig, last: Round, tasks: list[str]) -> None:
@@ -196,7 +208,17 @@ def _train(
 
 def _record(folder: Path, rounds: list[Round], chosen: Round | None = None) -> None:
     """Writes ``rounds.json`` and says how it goes."""
-    found = [{"round": one.number, "score": one.score, "tasks": one.scores} for one in rounds]
+    found = [
+        {
+            "round": one.number,
+            "score": one.score,
+            "tasks": one.scores,
+            "trust": {task: [each["line"] for each in seeds] for task, seeds in one.trust.items()},
+        }
+        for one in rounds
+    ]
     content = {"rounds": found, "kept": None if chosen is None else chosen.number}
     replace_file(folder / "rounds.json", json.dumps(content, indent=2).encode())
-    torchrl_logger.info(f"policies before round {len(rounds)}: mean score {rounds[-1].score:.3f}")
+    last = rounds[-1]
+    exploiting = f"exploiting the model: {', '.join(last.exploits)}" if last.exploits else "no sign of exploitation"
+    torchrl_logger.info(f"after {last.number} rounds: mean score {last.score:.3f}, {exploiting}")
