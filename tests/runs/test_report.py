@@ -184,9 +184,8 @@ def probed(exploited, gap):
 )
 def test_the_alarm_of_a_task_is_of_all_its_seeds_and_stands_in_the_notes(run, tmp_path, second, line, note):
     results = [{**RESULTS[0], **probed(False, 2.0)}, {**RESULTS[1], **second}]
-    config = OmegaConf.merge(
-        OmegaConf.create(CONFIG), {"evaluation": {"baselines": {"random": False, "cloning": None}}}
-    )
+    settings = {"logger": "tensorboard", "evaluation": {"baselines": {"random": False, "cloning": None}}}
+    config = OmegaConf.merge(OmegaConf.create(CONFIG), settings)
     path = write_report(config, tmp_path, run[2], tmp_path / "none", results, seconds=1.0)
     (row,) = read_summary(path)["tasks"]
     assert row["trust"]["line"] == line and len(row["trust"]["seeds"]) == 1 + bool(second)
