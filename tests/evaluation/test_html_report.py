@@ -176,6 +176,24 @@ def test_curves_of_each_seed_and_their_mean_are_drawn(whole):
     assert levels == ["random", "cloning", "data"]
 
 
+def probed(task, exploited):
+    errors = {"own": {"error": {"1": 0.5, "4": -0.25}, "observation_error": {"1": 0.75, "4": 3.5}}}
+    errors["data"] = {"error": {"1": 0.01, "4": 0.02}, "observation_error": {"1": 0.11, "4": 0.42}}
+    seeds = [{"seed": 3, **errors}]
+    line = "exploits its model: imagined 852, real 401, V - G +24.3" if exploited else "no sign of exploitation: real 7"
+    return {**full_row(task, [0.5]), "trust": {"exploited": exploited, "line": line, "seeds": seeds}}
+
+
+def test_the_probe_of_each_task_has_its_line_and_its_errors(tmp_path):
+    content, _, text = page(tmp_path, [probed("walker-run", True), probed("mw-reach", False)])
+    assert '<p class="remark"><strong>Trust probe:</strong> exploits its model: imagined 852, real 401, V - G' in text
+    assert '<p class="muted"><strong>Trust probe:</strong> no sign of exploitation: real 7</p>' in text
+    row = content.text.split("observation (seed 3), on its own path")[1]
+    assert row.startswith(" 0.75 3.50 observation (seed 3), on data 0.11 0.42")
+    assert "reward, predicted - real (seed 3), on its own path +0.500 -0.250" in content.text
+    assert "No curves" not in content.text
+
+
 def test_missing_curves_films_and_baselines_are_left_out(tmp_path):
     plain = {
         **outcome("walker-run", 0.5),

@@ -10,7 +10,8 @@ pytest.importorskip("dm_control")
 
 from torchrl_pwm import PWMWorldModel, make_pwm_actor
 from torchrl_pwm.envs import MT80
-from torchrl_pwm.evaluation.trust import open_loop_rewards, probe_trust
+from torchrl_pwm.evaluation.open_loop import ObservationReader
+from torchrl_pwm.evaluation.trust import open_loop_rewards, probe_trust, trust_line
 
 
 @pytest.fixture
@@ -74,3 +75,25 @@ def test_success_is_that_of_the_last_step_and_seeds_repeat(model):
 def test_steps_that_no_episode_has_are_refused(model, options):
     with pytest.raises(ValueError, match="steps must lie in 1 to 500"):
         probe_trust(make_pwm_actor(16, 6), model, "pendulum-swingup", **options)
+
+
+def test_the_line_names_what_it_knows():
+    assert trust_line(True, 852.31, 401.0, 24.31) == "exploits its model: imagined 852.3, real 401, V - G +24.3"
+    assert trust_line(False, 10.0, 12.0, None) == "no sign of exploitation: imagined 10, real 12"
+
+
+@pytest.mark.parametrize("decoder", [False, True])
+def test_observations_are_read_in_their_standard_deviations(decoder):
+    torch.manual_seed(0)
+    model = PWMWorldModel(4, 2, latent_dim=32, encoder_units=(64,), simnorm_dim=0, decoder=decoder)
+    states = TensorDict({"observation": torch.randn(512, 4) * torch.tensor([1.0, 50.0, 0.02, 0.0])}, [512])
+    model.set_observation_statistics(torch.zeros(4), torch.tensor([1.0, 50.0, 0.02, 1.0]))
+    reader = ObservationReader(model, states)
+    read = reader(model.encode_observation(states["observation"]))
+    # the entry that does not vary is left out, and an untrained decoder explains nothing
+    assert read.shape == (512, 3)
+    if decoder:
+        assert reader.explained < 0.1
+    else:
+        expected = states["observation"][:, :3] / states["observation"][:, :3].std(0)
+        assert reader.explained > 0.8 and (read - expected).square().mean() < 0.2

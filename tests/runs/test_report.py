@@ -156,3 +156,45 @@ def test_a_report_that_is_written_again_has_the_same_numbers_and_more_seconds(ru
     assert second.pop("seconds_total") > first.pop("seconds_total") > 100.0
     assert set(second.pop("phases")) == set(first.pop("phases")) >= {"behaviour cloning", "films"}
     assert second == first
+
+
+def probed(exploited, gap):
+    """What an extraction keeps of the trust probe."""
+    line = f"{'exploits its model' if exploited else 'no sign of exploitation'}: ..."
+    value_gap = None if gap is None else {"closed": gap}
+    figures = {"imagined_return": 900.0 if exploited else 300.0, "real_return": 400.0, "value_gap": value_gap}
+    return {"trust": {"exploited": exploited, "line": line, **figures}}
+
+
+@pytest.mark.parametrize(
+    "second, line, note",
+    [
+        (
+            probed(True, 30.0),
+            "exploits its model: imagined 600, real 400, V - G +16 (means of 2 seeds, of which 1 show it)",
+            "pendulum-swingup exploits its model: imagined 600",
+        ),
+        (
+            probed(False, None),
+            "no sign of exploitation: imagined 300, real 400, V - G +2",
+            "Trust probe: no policy shows",
+        ),
+        ({}, "no sign of exploitation: imagined 300, real 400, V - G +2", "Trust probe: no policy shows"),
+    ],
+)
+def test_the_alarm_of_a_task_is_of_all_its_seeds_and_stands_in_the_notes(run, tmp_path, second, line, note):
+    results = [{**RESULTS[0], **probed(False, 2.0)}, {**RESULTS[1], **second}]
+    settings = {"logger": "tensorboard", "evaluation": {"baselines": {"random": False, "cloning": None}}}
+    config = OmegaConf.merge(OmegaConf.create(CONFIG), settings)
+    path = write_report(config, tmp_path, run[2], tmp_path / "none", results, seconds=1.0)
+    (row,) = read_summary(path)["tasks"]
+    assert row["trust"]["line"] == line and len(row["trust"]["seeds"]) == 1 + bool(second)
+    assert read_summary(path)["notes"][-1].startswith(note)
+    assert line in path.with_name("report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_of_before_the_probe_has_no_alarm_and_keeps_its_curves(run):
+    """Its results say nothing of it, and its predicted_return had another meaning."""
+    assert not any("trust" in row for row in read_summary(run[0])["tasks"])
+    page = run[0].with_name("report.html").read_text(encoding="utf-8")
+    assert "predicted return, 10 at the end" in page and "imagined step 8, +10.000 at the end" in page
