@@ -19,7 +19,7 @@ from torchrl_pwm.trainers import (
 )
 
 # Planning and Q functions need bins.
-BINNED = [name for name in MODELS if name != "normalised rewards"]
+BINNED = [name for name in MODELS if name not in ("normalised rewards", "heads and decoder")]
 UPDATES = [
     *(("world model", name) for name in MODELS),
     *(("policy", name) for name in MODELS),

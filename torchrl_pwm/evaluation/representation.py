@@ -30,12 +30,11 @@ def representation(world_model: PWMWorldModel, batch: TensorDictBase) -> dict[st
             Half of the rows are what the probe learns from, the other half what it is measured on.
 
     Returns:
-        - ``latent_spread``: standard deviation of the latent over the states of a task, mean over its entries.
-        - ``observation_explained``: share of the observations' variance, mean over the entries that vary, that a small
-          network reads from the latents after 300 updates; 1 is all of it. Linear maps of least squares find what no
-          network of the model's kind learns from latents that hardly differ, which is why this is a network.
-        - ``decoder_explained``: the same of the model's own decoder, where it has one.
-
+        A dictionary with ``latent_spread``, the standard deviation of the latent over the states of a task, mean over
+        its entries; ``observation_explained``, the share of the observations' variance, mean over the entries that
+        vary, that a small network reads from the latents after 300 updates (1 is all of it); and, of a model that has
+        one, ``decoder_explained``, the same of its own decoder. Linear maps of least squares find what no network of
+        the model's kind learns from latents that hardly differ, which is why the probe is a network.
         Observations that are no vectors have the spread alone.
 
     Examples:
