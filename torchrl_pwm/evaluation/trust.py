@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase, pad_sequence
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_pwm.envs import ImaginedEnv
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 from torchrl_pwm.evaluation.open_loop import (
     PROBED_STEPS,
@@ -28,6 +28,8 @@ from torchrl_pwm.evaluation.results import EvaluationResult
 from torchrl_pwm.evaluation.rollouts import evaluate_policy
 from torchrl_pwm.evaluation.value_gaps import FAINT, ValueGap, value_gap
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
+from torchrl_pwm.modules.actor_critic import gaussian_head
+from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.two_hot import RewardSpace
 
 __all__ = ["PROBED_STEPS", "TrustProbe", "imagined_episodes", "open_loop_rewards", "probe_trust", "trust_line"]
@@ -267,6 +269,8 @@ def imagined_episodes(
 ) -> TensorDictBase | None:
     """Whole episodes [E, L] inside the model under the mean action, in raw units; None without a latent to act on.
 
+    Shorter ones are filled up with rewards of 0 and marked by ``("collector", "mask")``.
+
     Args:
         policy: reads ``latent``, or is a :class:`~torchrl_pwm.WorldModelPolicy`.
         world_model: the model.
@@ -284,12 +288,33 @@ def imagined_episodes(
     actor: Any = policy.actor if isinstance(policy, WorldModelPolicy) else policy
     if "latent" not in getattr(actor, "in_keys", ()):
         return None
-    starts = starts.select("observation", "task", strict=False)
+    task = starts["task"] if world_model.num_tasks else None
+    head, mask = gaussian_head(actor, "latent"), None
     if mask_actions and world_model.action_masks is not None:
-        mask = world_model.action_masks[starts["task"] if world_model.num_tasks else 0]
-        actor = TensorDictSequential(actor, TensorDictModule(lambda action: action * mask, ["action"], ["action"]))
-    env = ImaginedEnv(world_model, batch_size=len(starts), max_steps=steps, starts=lambda _: starts)
-    return _play(actor, env, len(starts))[1]
+        mask = world_model.action_masks[0 if task is None else task]
+    with frozen(world_model), torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        latents, actions = [world_model.encode_observation(starts["observation"], task)], []
+        context = world_model.task_context(task)
+        for _ in range(steps):
+            state = {"latent": latents[-1]} if task is None else {"latent": latents[-1], "task": task}
+            mean = None if head is None else head(latents[-1])[0].tanh()
+            action = actor(TensorDict(state, starts.batch_size))["action"] if mean is None else mean
+            actions.append(action if mask is None else action * mask)
+            latents.append(world_model.next_latent(latents[-1], actions[-1], context))
+        visited, taken = torch.stack(latents), torch.stack(actions)
+        # All at once: a reward decides nothing on the way.
+        reward = world_model.decode_reward(world_model.reward_logits(visited[:-1], taken, context))
+        ends = world_model.termination_logits(visited[1:], task) > 0 if world_model.termination else None
+    terminated = torch.zeros_like(reward, dtype=torch.bool) if ends is None else ends
+    before = terminated.long().cumsum(0) - terminated.long()
+    counts = before.squeeze(-1) == 0
+    following = {"latent": visited[1:], "reward": torch.where(counts.unsqueeze(-1), reward, 0.0)}
+    following |= {"terminated": terminated, "done": terminated}
+    entries: dict[str, Any] = {"latent": visited[:-1], "action": taken, "next": following}
+    if task is not None:
+        entries["task"] = task.expand(steps, len(starts))
+    episodes = TensorDict(entries, [steps, len(starts)]).set("collector", TensorDict({"mask": counts}, counts.shape))
+    return episodes.transpose(0, 1)
 
 
 def _play(policy: Any, env: str | EnvBase, episodes: int, **options: Any) -> tuple[EvaluationResult, TensorDictBase]:
