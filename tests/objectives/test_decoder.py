@@ -112,6 +112,30 @@ def test_losses_of_several_heads_are_the_mean_of_those_of_each(num_tasks):
         )
 
 
+@TASK_COUNTS
+def test_a_sequence_may_train_one_head_drawn_at_random(num_tasks):
+    model, td = make_model(num_tasks, num_heads=3, residual=True), flagged_sequences(num_tasks)
+    nn.init.normal_(model.dynamics_network[-1].weight, std=0.3)
+    each = PWMWorldModelLoss(model, reduction="none")
+    one = PWMWorldModelLoss(model, heads="one", reduction="none")
+    of_head = []
+    for head in range(3):
+        single = make_model(num_tasks, residual=True)
+        parts = ("_dynamics", "_reward")
+        single.load_state_dict({k: v[head] if k.startswith(parts) else v for k, v in model.state_dict().items()})
+        of_head.append(PWMWorldModelLoss(single, reduction="none")(td)["loss_consistency"].detach())
+    taken = set()
+    for _ in range(20):
+        found = one(td)["loss_consistency"].detach()
+        near = torch.stack([(found - other).abs().amax(-1) for other in of_head])  # [head, sequence]
+        assert (near.amin(0) < 1e-4).all(), "each sequence has the loss of one head"
+        counts = near.argmin(0).bincount(minlength=3)
+        assert counts.max() - counts.min() <= 1, "all heads have equal work"
+        taken.add(int(near.argmin(0)[0]))
+    assert taken == {0, 1, 2}
+    assert each(td)["loss_consistency"].shape == found.shape
+
+
 def test_all_options_compile_whole():
     model = make_model(TASKS, **OPTIONS)
     check(PWMWorldModelLoss(model), flagged_sequences(TASKS)[:, :2])

@@ -50,7 +50,7 @@ class PWMWorldModel(
             place of the next one. Not in the paper. Where a step changes little it needs far fewer updates.
         encoder_norm (bool): of a residual model, whether its encoder ends in a LayerNorm, as that of others always
             does. Without it its latents begin close to uniform. Default: False.
-        num_heads (int): number of dynamics and reward heads on the one encoder, all trained on every batch. In
+        num_heads (int): number of dynamics and reward heads on the one encoder, trained on every batch. In
             imagination a state keeps one of them, drawn at random (trajectory sampling of PETS, arXiv 1805.12114);
             elsewhere their mean counts, see :meth:`task_context`. Default: 1, as published.
         decoder (bool): whether to have an observation decoder, an MLP of the encoder's layers in reverse, which

@@ -12,6 +12,7 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.objectives.common import LossModule
 
+from torchrl_pwm.modules.heads import HeadChoice
 from torchrl_pwm.modules.world_model import PWMWorldModel
 from torchrl_pwm.objectives.entries import require, require_batch, require_reward
 from torchrl_pwm.objectives.first_batch import (
@@ -134,7 +135,7 @@ def require_sequences(tensordict: TensorDictBase, owner: object) -> None:
 
 
 def unroll(
-    model: PWMWorldModel, observation: Tensor, action: Tensor, task: Tensor | None, *, heads: bool = False
+    model: PWMWorldModel, observation: Tensor, action: Tensor, task: Tensor | None, *, heads: HeadChoice = "mean"
 ) -> tuple[Tensor, Tensor]:
     """z_0 = enc(o_0), z_{t+1} = dyn(z_t, a_t): latents [T + 1, B, D], and reward logits [T, B, K] of the steps.
 
@@ -143,15 +144,13 @@ def unroll(
         observation (Tensor): ``[B, O]``, where the sequences begin.
         action (Tensor): ``[B, T, A]``.
         task (Tensor, optional): ``[B]``; one sequence has one task, whose embedding is looked up once.
-        heads (bool): of a model with N heads, whether each has latents of its own, [T + 1, N, B, D], and logits
-            [T, N, B, K]; otherwise their mean steps.
+        heads (str): of a model with N heads, ``"mean"``: their mean steps; ``"each"``: each has latents of its own,
+            [T + 1, N, B, D], and logits [T, N, B, K]; ``"one"``: each sequence has one of them, drawn at random.
     """
     latents = [model.encode_observation(observation, task)]
-    if heads and model.num_heads > 1:
+    if heads == "each" and model.num_heads > 1:
         latents, action = [latents[0].expand(model.num_heads, *latents[0].shape)], action.unsqueeze(0)
-        context = model.task_context(task, "each")
-    else:
-        context = model.task_context(task)
+    context = model.task_context(task, heads)
     for step in range(action.shape[-2]):
         latents.append(model.next_latent(latents[-1], action[..., step, :], context))
     latent = torch.stack(latents)

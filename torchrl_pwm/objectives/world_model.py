@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -51,6 +51,9 @@ class PWMWorldModelLoss(SequenceLoss):
             in units of their spread in the batch. An end is a step in the state, whose gradient is nothing but at the
             step; the head learns the probability under noise, which has one around it.
         divide_reward_by_horizon (bool): divide the reward loss by T once more; see :meth:`single_task`.
+        heads (str): of a model with N heads, those that a sequence trains: ``"each"``, or ``"one"`` drawn at random,
+            whose update costs about what that of a model with one head does, and of whose sequences each head sees
+            an Nth.
         reduction (str): ``"mean"``, ``"sum"`` or ``"none"`` (``[B, T]``).
 
     Reads ``[B, T]`` sequences with ``observation``, ``action``, ``("next", "observation")``, ``("next", "reward")``,
@@ -90,11 +93,14 @@ class PWMWorldModelLoss(SequenceLoss):
         rho: float = 0.99,
         termination_noise: float = 0.6,
         divide_reward_by_horizon: bool = False,
+        heads: Literal["each", "one"] = "each",
         reduction: str = "mean",
     ) -> None:
         super().__init__(reduction)
         check_range(NOT_NEGATIVE, consistency_coef=consistency_coef, reward_coef=reward_coef, decoder_coef=decoder_coef)
         check_range(SOME_SHARE, rho=rho)
+        if heads not in ("each", "one"):
+            raise ValueError(f"heads is 'each' or 'one', found {heads!r}")
         self.world_model = world_model
         self.register_coeff_buffer("consistency_coef", consistency_coef)
         self.register_coeff_buffer("reward_coef", reward_coef)
@@ -102,7 +108,7 @@ class PWMWorldModelLoss(SequenceLoss):
         self.register_coeff_buffer("termination_coef", termination_coef if world_model.termination else None)
         self.register_coeff_buffer("decoder_coef", decoder_coef if world_model.has_decoder else None)
         self.rho, self.termination_noise = rho, termination_noise
-        self.divide_reward_by_horizon = divide_reward_by_horizon
+        self.divide_reward_by_horizon, self.heads = divide_reward_by_horizon, heads
         self._looks_for_ends = 0 if world_model.termination else _LOOKS_FOR_ENDS
         more = ["loss_termination"] if world_model.termination else []
         more += ["loss_decoder"] if world_model.has_decoder else []
@@ -147,7 +153,7 @@ class PWMWorldModelLoss(SequenceLoss):
 
         first = None if task is None else task[:, 0]
         # With several heads [T + 1, N, B, D], and so on: their losses are [N, B, T] until the mean over them.
-        latents, logits = unroll(model, observation[:, 0], action, first, heads=True)
+        latents, logits = unroll(model, observation[:, 0], action, first, heads=self.heads)
         predicted, logits = latents[1:].movedim(0, -2), logits.movedim(0, -2)
 
         consistency = _over_heads((predicted - target).square().mean(-1))

@@ -1,7 +1,7 @@
 """Hydra configurations: importing this module registers a dataclass for every component.
 
-Each has the component's ``_target_`` and one field for every keyword of its constructor, so that
-``hydra.utils.instantiate(config, ...)`` builds it; what must be given as an object is passed at that call.
+Each has the component's ``_target_`` and a field for every keyword, so that ``hydra.utils.instantiate(config, ...)``
+builds it; what must be given as an object is passed at that call.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class PWMWorldModelLossConfig:
     rho: float = 0.99
     termination_noise: float = 0.6
     divide_reward_by_horizon: bool = False
+    heads: str = "each"
     reduction: str = "mean"
 
 
@@ -384,8 +385,7 @@ _NODES: dict[str, dict[str, Any]] = {
     "model_loss": {"pwm": PWMWorldModelLossConfig},
     "loss": {"first_order": FirstOrderLossConfig, "pwm": PWMLossConfig, "shac": SHACLossConfig}
     | {"tdmpc2": TDMPC2LossConfig},
-    "planner": {"tdmpc2": TDMPC2PlannerConfig},
-    "normalizer": {"moments": ObservationNormalizerConfig},
+    **{"planner": {"tdmpc2": TDMPC2PlannerConfig}, "normalizer": {"moments": ObservationNormalizerConfig}},
     "replay": {"tdmpc2": ReplayConfig},
     "stepper": {"pwm": PWMStepperConfig, "shac": SHACStepperConfig, "tdmpc2": TDMPC2StepperConfig},
     "model_stepper": {"pwm": WorldModelStepperConfig},
