@@ -113,6 +113,7 @@ def run_stacked(x: Tensor, layers: Sequence[Layer]) -> Tensor:
     """
     nets, lead = len(x), x.shape[1:-1]
     if suits(x, _LARGE * nets, max(layer.weight.shape[1] for layer in layers) / x.shape[-1]):
+        x = x.contiguous()  # the gradient of a weight takes a hundred times longer from rows that are not
         # unbind, since the gradient of an index is a zero tensor of the whole size
         singles = zip(*([Layer(layer.form, *one) for one in zip(*_split(layer, nets))] for layer in layers))
         return torch.stack([run(rows, list(network)) for rows, network in zip(x.unbind(0), singles)])
