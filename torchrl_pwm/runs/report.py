@@ -88,7 +88,7 @@ def write_report(
     begin = time.perf_counter()
     films = _films(config, folder, model_file, tasks)
     phases = [run.get("phases", {}) for run in results]
-    phases += [run.get("phases", {}) for found in baselines.values() for run in found.get("cloning", [])]
+    phases += [run.get("phases", {}) for found in baselines.values() for runs in found.values() for run in runs]
     phases.append({"films": time.perf_counter() - begin})
     path = folder / "summary.json"
     notes = [*_notes(config, store, rows), *_representation_notes(model_file), *_trust_notes(rows)]
