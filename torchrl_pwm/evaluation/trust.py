@@ -235,6 +235,10 @@ def probe_trust(
     options = {"task_set": task_set} if isinstance(env_or_task, str) else {}
     result, whole = _play(policy, env_or_task, episodes, seed=seed, world_model=world_model, **options)
     whole = whole.to(next(world_model.parameters()).device)
+    if mask_actions and world_model.action_masks is not None:
+        # what a policy writes into the padding means nothing
+        masks = world_model.action_masks[whole["task"] if world_model.num_tasks else 0]
+        whole["action"] = whole["action"] * masks
     longest = max(step for step in steps if step <= whole.shape[1])
     windows = TensorDict.cat([whole[:, k : k + longest] for k in range(0, whole.shape[1] - longest + 1, stride)])
     windows, data = windows[windows["collector", "mask"][:, 0]], None if data is None else data.to(whole.device)
