@@ -84,6 +84,7 @@ class PWMWorldModelLossConfig:
     rho: float = 0.99
     termination_noise: float = 0.6
     divide_reward_by_horizon: bool = False
+    mask_actions: bool = False
     heads: str = "each"
     reduction: str = "mean"
 
