@@ -63,6 +63,24 @@ def test_a_model_that_promises_one_more_than_the_env_pays_shows_it(model, monkey
     assert all(probe.absolute_errors[step] >= abs(error) - 1e-6 for step, error in probe.errors.items())
 
 
+def test_what_a_policy_writes_into_the_padding_is_no_error_of_a_masked_action():
+    torch.manual_seed(0)
+    options = {"latent_dim": 16, "units": (16,), "num_bins": 11, "num_tasks": 80, "task_dim": 4}
+    model = PWMWorldModel(39, 6, action_dims=MT80.action_dims, **options).requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.3)
+    actor = make_pwm_actor(16, 6, units=(8,))
+    found = []
+    for shift in (-3.0, 3.0):
+        # of a pendulum's six entries the last five
+        actor.state_dict()["module.0.module.mu_net.3.bias"][1:] = shift
+        found.append(probe_trust(actor, model, "pendulum-swingup", episodes=1, seed=1, mask_actions=True))
+    assert found[0].returns == pytest.approx(found[1].returns)
+    assert found[0].errors == pytest.approx(found[1].errors)
+    unmasked = probe_trust(actor, model, "pendulum-swingup", episodes=1, seed=1)
+    assert unmasked.errors != pytest.approx(found[1].errors)
+
+
 def test_success_is_that_of_the_last_step_and_seeds_repeat(model):
     pytest.importorskip("metaworld")
     actor = make_pwm_actor(16, 6, units=(8,))

@@ -136,6 +136,19 @@ def test_a_sequence_may_train_one_head_drawn_at_random(num_tasks):
     assert each(td)["loss_consistency"].shape == found.shape
 
 
+def test_masked_padding_of_actions_decides_nothing():
+    model = make_model(TASKS, action_dims=[1] * TASKS, decoder=True)
+    nn.init.normal_(model.dynamics_network[-1].weight, std=0.3)
+    td = flagged_sequences(TASKS)
+    other = td.clone()
+    other["action"][..., 1:].neg_()
+    for masked in (True, False):
+        loss = PWMWorldModelLoss(model, mask_actions=masked)
+        assert torch.equal(loss(td)["loss_consistency"], loss(other)["loss_consistency"]) is masked
+    with pytest.raises(ValueError, match="needs a world model built with action_dims"):
+        PWMWorldModelLoss(make_model(TASKS), mask_actions=True)
+
+
 def test_all_options_compile_whole():
     model = make_model(TASKS, **OPTIONS)
     check(PWMWorldModelLoss(model), flagged_sequences(TASKS)[:, :2])

@@ -128,6 +128,20 @@ def test_a_grounded_model_is_the_small_one_with_four_options(command):
     assert changed == {"residual": True, "encoder_norm": True, "decoder": True, "num_heads": 4}
 
 
+@pytest.mark.parametrize("preset", ["grounded", "mini"])
+def test_plain_extraction_has_no_crutch(preset):
+    config = composed(f"preset={preset}")
+    warm = config.extraction.warm_start
+    assert (warm.behavior_updates, warm.value_updates, config.loss.behavior_coef, config.checkpoint) == (
+        0,
+        0,
+        0.0,
+        None,
+    )
+    assert (config.rounds.warm, config.rounds.keep, config.extraction.select) == (True, "last", "last")
+    assert config.rounds.count >= 2 and config.loss.mask_actions and config.model.decoder
+
+
 def test_published_data_bring_the_published_settings():
     line = ["task_set=mt80", "data=published", "data.root=/data/mt80", "model=48M", "task=walker-run"]
     config = composed(*line)

@@ -238,6 +238,8 @@ def probe_trust(
     longest = max(step for step in steps if step <= whole.shape[1])
     windows = TensorDict.cat([whole[:, k : k + longest] for k in range(0, whole.shape[1] - longest + 1, stride)])
     windows, data = windows[windows["collector", "mask"][:, 0]], None if data is None else data.to(whole.device)
+    if mask_actions:  # padding means nothing, be it what a policy wrote or what the data hold
+        windows, data = (None if each is None else _masked(each, world_model) for each in (windows, data))
     reader = _reader(world_model, whole, data)
     imagined = imagined_episodes(policy, world_model, whole[:, 0], whole.shape[1], mask_actions=mask_actions)
     summed: Any = {"gamma": gamma, "reward_space": reward_space, "reward_scale": reward_scale}
@@ -289,9 +291,7 @@ def imagined_episodes(
     if "latent" not in getattr(actor, "in_keys", ()):
         return None
     task = starts["task"] if world_model.num_tasks else None
-    head, mask = gaussian_head(actor, "latent"), None
-    if mask_actions and world_model.action_masks is not None:
-        mask = world_model.action_masks[0 if task is None else task]
+    head = gaussian_head(actor, "latent")
     with frozen(world_model), torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         latents, actions = [world_model.encode_observation(starts["observation"], task)], []
         context = world_model.task_context(task)
@@ -299,7 +299,7 @@ def imagined_episodes(
             state = {"latent": latents[-1]} if task is None else {"latent": latents[-1], "task": task}
             mean = None if head is None else head(latents[-1])[0].tanh()
             action = actor(TensorDict(state, starts.batch_size))["action"] if mean is None else mean
-            actions.append(action if mask is None else action * mask)
+            actions.append(world_model.masked(action, task) if mask_actions else action)
             latents.append(world_model.next_latent(latents[-1], actions[-1], context))
         visited, taken = torch.stack(latents), torch.stack(actions)
         # All at once: a reward decides nothing on the way.
@@ -315,6 +315,12 @@ def imagined_episodes(
         entries["task"] = task.expand(steps, len(starts))
     episodes = TensorDict(entries, [steps, len(starts)]).set("collector", TensorDict({"mask": counts}, counts.shape))
     return episodes.transpose(0, 1)
+
+
+def _masked(steps: TensorDictBase, world_model: PWMWorldModel) -> TensorDictBase:
+    """Steps [*] with zeros in the padding of their actions."""
+    task = steps["task"] if world_model.num_tasks else None
+    return steps.copy().set("action", world_model.masked(steps["action"], task))
 
 
 def _play(policy: Any, env: str | EnvBase, episodes: int, **options: Any) -> tuple[EvaluationResult, TensorDictBase]:

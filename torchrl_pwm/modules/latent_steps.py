@@ -30,6 +30,7 @@ class LatentSteps(nn.Module):
     _task_emb: nn.Embedding | None
     _latents: ResidualLatent | None
     _indices_seen: bool  # of a task, on a GPU
+    action_masks: Tensor | None
 
     def next_latent(
         self, latent: Tensor, action: Tensor, task: Tensor | int | TaskContext | HeadsContext | None = None
@@ -64,6 +65,10 @@ class LatentSteps(nn.Module):
             joint = torch.cat([latent, action], -1)
             return run_from_first_linear(self._reward, joint, task.reward_weight, task.reward_bias)
         return self._reward(self.join(latent, task, action))
+
+    def masked(self, action: Tensor, task: Tensor | None = None) -> Tensor:
+        """Actions [*, A] with zeros where a task [*] has no entry of its own; as they are without ``action_dims``."""
+        return action if self.action_masks is None else action * self.action_masks[0 if task is None else task]
 
     def _heads(self, task: Tensor | int | TaskContext | HeadsContext | None) -> HeadsContext:
         """The context of a step that may have been given none."""

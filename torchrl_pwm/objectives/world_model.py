@@ -51,6 +51,8 @@ class PWMWorldModelLoss(SequenceLoss):
             in units of their spread in the batch. An end is a step in the state, whose gradient is nothing but at the
             step; the head learns the probability under noise, which has one around it.
         divide_reward_by_horizon (bool): divide the reward loss by T once more; see :meth:`single_task`.
+        mask_actions (bool): zero the padded entries of the actions before the model sees them (needs a model with
+            ``action_dims``). In collected and published data they hold noise.
         heads (str): of a model with N heads, those that a sequence trains: ``"each"``, or ``"one"`` drawn at random,
             whose update costs about what that of a model with one head does, and of whose sequences each head sees
             an Nth.
@@ -93,6 +95,7 @@ class PWMWorldModelLoss(SequenceLoss):
         rho: float = 0.99,
         termination_noise: float = 0.6,
         divide_reward_by_horizon: bool = False,
+        mask_actions: bool = False,
         heads: Literal["each", "one"] = "each",
         reduction: str = "mean",
     ) -> None:
@@ -101,6 +104,8 @@ class PWMWorldModelLoss(SequenceLoss):
         check_range(SOME_SHARE, rho=rho)
         if heads not in ("each", "one"):
             raise ValueError(f"heads is 'each' or 'one', found {heads!r}")
+        if mask_actions and world_model.action_masks is None:
+            raise ValueError("mask_actions=True needs a world model built with action_dims.")
         self.world_model = world_model
         self.register_coeff_buffer("consistency_coef", consistency_coef)
         self.register_coeff_buffer("reward_coef", reward_coef)
@@ -109,6 +114,7 @@ class PWMWorldModelLoss(SequenceLoss):
         self.register_coeff_buffer("decoder_coef", decoder_coef if world_model.has_decoder else None)
         self.rho, self.termination_noise = rho, termination_noise
         self.divide_reward_by_horizon, self.heads = divide_reward_by_horizon, heads
+        self.mask_actions = mask_actions
         self._looks_for_ends = 0 if world_model.termination else _LOOKS_FOR_ENDS
         more = ["loss_termination"] if world_model.termination else []
         more += ["loss_decoder"] if world_model.has_decoder else []
@@ -148,6 +154,7 @@ class PWMWorldModelLoss(SequenceLoss):
         """What :meth:`forward` returns, without a look at its numbers: nothing waits for the device."""
         model = self.world_model
         observation, action, next_observation, reward, task = self._entries(tensordict, model)
+        action = model.masked(action, task) if self.mask_actions else action
         with torch.no_grad():
             target = model.encode_observation(next_observation, task)
 

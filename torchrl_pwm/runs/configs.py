@@ -38,8 +38,6 @@ class ModelConfig:
 
 @dataclass
 class WorldModelConfig(ModelConfig):
-    """:class:`torchrl_pwm.PWMWorldModel`."""
-
     _target_: str = "torchrl_pwm.PWMWorldModel"
     latent_dim: int = 512
     encoder_units: list[int] = field(default_factory=lambda: [256])
@@ -48,8 +46,6 @@ class WorldModelConfig(ModelConfig):
 
 @dataclass
 class PresetConfig(ModelConfig):
-    """:meth:`torchrl_pwm.PWMWorldModel.from_preset`."""
-
     _target_: str = "torchrl_pwm.PWMWorldModel.from_preset"
     preset: str = "5M"
     task_dim: Any = None
@@ -57,8 +53,6 @@ class PresetConfig(ModelConfig):
 
 @dataclass
 class ActorConfig:
-    """:func:`torchrl_pwm.make_pwm_actor`."""
-
     _target_: str = "torchrl_pwm.make_pwm_actor"
     latent_dim: Any = None
     action_dim: Any = None
@@ -72,8 +66,6 @@ class ActorConfig:
 
 @dataclass
 class ValueEnsembleConfig:
-    """:func:`torchrl_pwm.make_value_ensemble`."""
-
     _target_: str = "torchrl_pwm.make_value_ensemble"
     latent_dim: Any = None
     units: list[int] = field(default_factory=lambda: [400, 200])
@@ -84,8 +76,6 @@ class ValueEnsembleConfig:
 
 @dataclass
 class PWMWorldModelLossConfig:
-    """:class:`torchrl_pwm.PWMWorldModelLoss`."""
-
     _target_: str = "torchrl_pwm.PWMWorldModelLoss"
     consistency_coef: float = 20.0
     reward_coef: float = 0.1
@@ -94,14 +84,13 @@ class PWMWorldModelLossConfig:
     rho: float = 0.99
     termination_noise: float = 0.6
     divide_reward_by_horizon: bool = False
+    mask_actions: bool = False
     heads: str = "each"
     reduction: str = "mean"
 
 
 @dataclass
 class FirstOrderLossConfig:
-    """:class:`torchrl_pwm.FirstOrderLoss`."""
-
     _target_: str = "torchrl_pwm.FirstOrderLoss"
     normalize_returns: bool = True
     bootstrap: str = "standard"
@@ -112,8 +101,6 @@ class FirstOrderLossConfig:
 
 @dataclass
 class PWMLossConfig(FirstOrderLossConfig):
-    """:class:`torchrl_pwm.PWMLoss`."""
-
     _target_: str = "torchrl_pwm.PWMLoss"
     horizon: int = 16
     detach_latent: bool = True
@@ -127,8 +114,6 @@ class PWMLossConfig(FirstOrderLossConfig):
 
 @dataclass
 class ObservationNormalizerConfig:
-    """:class:`torchrl_pwm.ObservationNormalizer`."""
-
     _target_: str = "torchrl_pwm.ObservationNormalizer"
     observation_dim: Any = None
     clip: float = float("inf")
@@ -138,8 +123,6 @@ class ObservationNormalizerConfig:
 
 @dataclass
 class SHACLossConfig(FirstOrderLossConfig):
-    """:class:`torchrl_pwm.SHACLoss`."""
-
     _target_: str = "torchrl_pwm.SHACLoss"
     horizon: int = 32
     normalizer: Any = None
@@ -161,8 +144,6 @@ class TDMPC2ModelConfig:
 
 @dataclass
 class TDMPC2LossConfig:
-    """:class:`torchrl_pwm.TDMPC2Loss`."""
-
     _target_: str = "torchrl_pwm.TDMPC2Loss"
     consistency_coef: float = 20.0
     reward_coef: float = 0.1
@@ -176,8 +157,6 @@ class TDMPC2LossConfig:
 
 @dataclass
 class TDMPC2PlannerConfig:
-    """:class:`torchrl_pwm.TDMPC2Planner`."""
-
     _target_: str = "torchrl_pwm.TDMPC2Planner"
     horizon: int = 3
     iterations: Any = None
@@ -194,8 +173,6 @@ class TDMPC2PlannerConfig:
 
 @dataclass
 class ReplayConfig:
-    """:class:`torchrl_pwm.TDMPC2ExperienceReplay`."""
-
     _target_: str = "torchrl_pwm.TDMPC2ExperienceReplay"
     dataset_id: Any = None
     batch_size: Any = None
@@ -232,8 +209,6 @@ class UpdatesConfig:
 
 @dataclass
 class PWMStepperConfig(UpdatesConfig):
-    """:class:`torchrl_pwm.trainers.PWMOptimizationStepper`."""
-
     _target_: str = "torchrl_pwm.trainers.PWMOptimizationStepper"
     iterations: int = 10_000
     actor_lr: float = 5e-4
@@ -248,8 +223,6 @@ class PWMStepperConfig(UpdatesConfig):
 
 @dataclass
 class SHACStepperConfig(PWMStepperConfig):
-    """:class:`torchrl_pwm.trainers.SHACOptimizationStepper`."""
-
     _target_: str = "torchrl_pwm.trainers.SHACOptimizationStepper"
     iterations: int = 2000
     actor_lr: float = 2e-3
@@ -259,8 +232,6 @@ class SHACStepperConfig(PWMStepperConfig):
 
 @dataclass
 class WorldModelStepperConfig(UpdatesConfig):
-    """:class:`torchrl_pwm.trainers.WorldModelOptimizationStepper`."""
-
     _target_: str = "torchrl_pwm.trainers.WorldModelOptimizationStepper"
     iterations: Any = None
     lr: float = 3e-4
@@ -271,8 +242,6 @@ class WorldModelStepperConfig(UpdatesConfig):
 
 @dataclass
 class TDMPC2StepperConfig(WorldModelStepperConfig):
-    """:class:`torchrl_pwm.trainers.TDMPC2OptimizationStepper`."""
-
     _target_: str = "torchrl_pwm.trainers.TDMPC2OptimizationStepper"
     iterations: int = 10_000
     policy_eps: float = 1e-5
@@ -281,8 +250,6 @@ class TDMPC2StepperConfig(WorldModelStepperConfig):
 
 @dataclass
 class OnlinePWMStepperConfig:
-    """:class:`torchrl_pwm.trainers.OnlinePWMOptimizationStepper`."""
-
     _target_: str = "torchrl_pwm.trainers.OnlinePWMOptimizationStepper"
     iterations: int = 15_000
     model_updates: int = 8
@@ -296,8 +263,6 @@ class OnlinePWMStepperConfig:
 
 @dataclass
 class OnlineTDMPC2StepperConfig:
-    """:class:`torchrl_pwm.trainers.OnlineTDMPC2OptimizationStepper`."""
-
     _target_: str = "torchrl_pwm.trainers.OnlineTDMPC2OptimizationStepper"
     iterations: int = 100_000
     updates: int = 1
@@ -323,31 +288,23 @@ class TrainerConfig:
 
 @dataclass
 class WorldModelTrainerConfig(TrainerConfig):
-    """:class:`torchrl_pwm.WorldModelTrainer`."""
-
     _target_: str = "torchrl_pwm.WorldModelTrainer"
     device: Any = None
 
 
 @dataclass
 class TDMPC2TrainerConfig(WorldModelTrainerConfig):
-    """:class:`torchrl_pwm.TDMPC2Trainer`."""
-
     _target_: str = "torchrl_pwm.TDMPC2Trainer"
 
 
 @dataclass
 class PWMTrainerConfig(WorldModelTrainerConfig):
-    """:class:`torchrl_pwm.PWMTrainer`."""
-
     _target_: str = "torchrl_pwm.PWMTrainer"
     average: Any = None
 
 
 @dataclass
 class SHACTrainerConfig(TrainerConfig):
-    """:class:`torchrl_pwm.SHACTrainer`."""
-
     _target_: str = "torchrl_pwm.SHACTrainer"
     iterations: int = 2000
 
@@ -364,16 +321,12 @@ class OnlineTrainerConfig(TrainerConfig):
 
 @dataclass
 class OnlinePWMTrainerConfig(OnlineTrainerConfig):
-    """:class:`torchrl_pwm.OnlinePWMTrainer`."""
-
     _target_: str = "torchrl_pwm.OnlinePWMTrainer"
     iterations: int = 15_000
 
 
 @dataclass
 class OnlineTDMPC2TrainerConfig(OnlineTrainerConfig):
-    """:class:`torchrl_pwm.OnlineTDMPC2Trainer`."""
-
     _target_: str = "torchrl_pwm.OnlineTDMPC2Trainer"
     iterations: int = 100_000
 
