@@ -29,21 +29,27 @@ from torchrl_pwm.envs import MT80
 from torchrl_pwm.runs.cli import user_errors
 
 DEFAULT = "default"
-#: What differs from the default, which is preset=grounded.
-VARIANTS: dict[str, tuple[str, ...]] = {
-    DEFAULT: (),
+#: What differs from the default, which is preset=grounded: settings with another world model,
+MODELS: dict[str, tuple[str, ...]] = {
     "dynamics as published": ("model.residual=false",),
     "no norm in the encoder": ("model.encoder_norm=false",),
     "no decoder": ("model.decoder=false",),
     "one head": ("model.num_heads=1",),
     "each head on all sequences": ("model_loss.heads=each",),
     "padding not masked": ("model_loss.mask_actions=false", "loss.mask_actions=false"),
+    "2000 updates": ("world_model.iterations=2000",),
+}
+#: and settings with the default's, of the same seed.
+POLICIES: dict[str, tuple[str, ...]] = {
     "rewards in symlog space": ("extraction.loss_of=null",),
     "horizon 4": ("loss.horizon=4",),
     "horizon 8": ("loss.horizon=8",),
     "cold rounds": ("rounds.warm=false",),
-    "2000 updates": ("world_model.iterations=2000",),
+    "rounds without noise": ("rounds.noise=[0.0]",),
+    "rounds at a third of the rate": ("rounds.lr=1e-4",),
+    "encoder fixed in rounds": ("model_stepper.encoder_lr_scale=0",),
 }
+VARIANTS = {DEFAULT: (), **MODELS, **POLICIES}
 _HEAD = ("task", "variant", "last policy, mean (each seed)", "after each round, mean", "data, mean return (best)")
 _HEAD += ("exploited",)
 _PAGE = """# Plain extraction from nothing, one setting at a time
@@ -74,17 +80,27 @@ def make_jobs(
     EpisodeStore(data).select(list(tasks))
     common = ["preset=grounded", "data=open", f"data.root={data.absolute()}", "evaluation.baselines=null"]
     common += ["evaluation.film=0", "workers=1", "threads=1"]
-    return [
-        Job(
-            name=f"{task}/{variant}/{seed}",
-            script="examples/pwm_mt80.py",
-            settings=(*common, f"task={task}", f"seed={seed}", *VARIANTS[variant]),
-            folder=folder.absolute() / task / variant.replace(" ", "_") / f"seed-{seed}",
-        )
-        for seed in seeds
-        for variant in sorted(variants, key=list(VARIANTS).index)
-        for task in tasks
-    ]
+    jobs = []
+    for seed in seeds:
+        for variant in sorted(variants, key=list(VARIANTS).index):
+            for task in tasks:
+                model = _place(folder, task, DEFAULT, seed) / "world_model" / "world_model.pt"
+                given = variant in POLICIES
+                settings = [f"task={task}", f"seed={seed}", *VARIANTS[variant]]
+                jobs.append(
+                    Job(
+                        name=f"{task}/{variant}/{seed}",
+                        script="examples/pwm_mt80.py",
+                        settings=(*common, *settings, *([f"checkpoint={model}"] if given else [])),
+                        folder=_place(folder, task, variant, seed),
+                        needs=(model,) if given else (),
+                    )
+                )
+    return jobs
+
+
+def _place(folder: Path, task: str, variant: str, seed: int) -> Path:
+    return folder.absolute() / task / variant.replace(" ", "_") / f"seed-{seed}"
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -113,7 +129,7 @@ def report(folder: Path, results: Path) -> None:
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for task in sorted(path.name for path in folder.glob("*") if path.is_dir()):
         for variant in VARIANTS:
-            files = sorted((folder / task / variant.replace(" ", "_")).glob("seed-*/summary.json"))
+            files = sorted(_place(folder, task, variant, 0).parent.glob("seed-*/summary.json"))
             if files:
                 found[task, variant] = [read_run(file.parent) for file in files]
     if not found:
@@ -145,7 +161,7 @@ def _cells(folder: Path, task: str, variant: str, runs: list[dict[str, Any]]) ->
     by_round = np.mean([run["rounds"] for run in runs], 0)
     exploited = sum(run["exploited"] for run in runs)
     cells = [task, variant, f"**{np.mean(scores):.2f}** ({each})", " ".join(f"{score:.2f}" for score in by_round)]
-    return [*cells, _data(folder / task / variant.replace(" ", "_"), task), f"{exploited} of {len(runs)}"]
+    return [*cells, _data(_place(folder, task, variant, 0).parent, task), f"{exploited} of {len(runs)}"]
 
 
 def _data(variant: Path, task: str) -> str:
