@@ -147,6 +147,18 @@ def test_the_best_episodes_alone_are_cloned_where_the_run_starts_from_them(tmp_p
         assert set(drawn) == expected
 
 
+def test_several_shares_are_cloned_in_one_run_each_as_alone(data, tmp_path):
+    def measured(name, **further):
+        quick = {"evaluations": 1, "eval_episodes": 1}
+        settings = config({"random": False, "cloning": {**SETTINGS["cloning"], **quick, **further}}, seeds=1)
+        return measure_baselines(settings, tmp_path / name, data, ["mw-reach"])["mw-reach"]
+
+    both = measured("both", top=1.0, also=[0.5])
+    alone = {"cloning": measured("all", top=1.0)["cloning"], "cloning_top_0.5": measured("half", top=0.5)["cloning"]}
+    assert without_seconds({"mw-reach": both}) == without_seconds({"mw-reach": alone})
+    assert both["cloning"][0]["returns"] != both["cloning_top_0.5"][0]["returns"]
+
+
 def test_the_share_that_is_cloned_is_that_of_the_start_states():
     assert baseline_settings(config())["cloning"] == {**DEFAULT_BASELINES["cloning"], **SETTINGS["cloning"], "top": 1.0}
     assert baseline_settings(config(extraction={"starts": None}))["cloning"]["top"] == 1.0

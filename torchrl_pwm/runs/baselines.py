@@ -30,13 +30,14 @@ from torchrl_pwm.trainers.imitation import clone_behavior
 __all__ = ["DEFAULT_BASELINES", "BaselineJob", "measure_baselines"]
 
 # Options of clone_behavior; updates=0 leaves behaviour cloning out. top is the share of the episodes, those of the
-# highest return, that are cloned; by default that of the run's start states, all where it has none. evaluations along
-# the way, by default as many as those of the policies, of eval_episodes each, find the best clone; select says whether
-# that one counts or the last.
+# highest return, that are cloned; by default that of the run's start states, all where it has none. also names further
+# shares, each cloned beside it as a baseline of its own, cloning_top_SHARE. evaluations along the way, by default as
+# many as those of the policies, of eval_episodes each, find the best clone; select says whether that one counts or the
+# last.
 DEFAULT_BASELINES: dict[str, Any] = {
     "random": True,
     "cloning": {
-        **{"updates": 2000, "batch_size": 256, "units": [256, 256], "lr": 1e-3, "top": None},
+        **{"updates": 2000, "batch_size": 256, "units": [256, 256], "lr": 1e-3, "top": None, "also": []},
         **{"evaluations": None, "eval_episodes": 8, "select": "last"},
     },
 }
@@ -73,8 +74,8 @@ class BaselineJob:
 
         Returns:
             For ``"random"`` and ``"cloning"``, where they are wanted, a list of runs with ``seed``, ``returns`` and
-            ``successes``; those of ``"cloning"`` with ``last``, ``best`` and ``phases`` too, see
-            :func:`~torchrl_pwm.runs.extraction.extract_policy`.
+            ``successes``; those of ``"cloning"``, and of further shares that are cloned, with ``last``, ``best`` and
+            ``phases`` too, see :func:`~torchrl_pwm.runs.extraction.extract_policy`.
         """
         if self.file.exists():
             return json.loads(self.file.read_text())
@@ -91,12 +92,10 @@ class BaselineJob:
             policy = RandomEpisodes(spec, self.episodes, self.seed)
             yield "random", [played.evaluate(policy, self.episodes, self.seed).record()]
         options = dict(self.settings["cloning"] or {"updates": 0})
-        top = options.pop("top", None)
-        if options["updates"]:
-            yield (
-                "cloning",
-                [self._clone(played, spec, seed, 1.0 if top is None else top, **options) for seed in self.seeds],
-            )
+        top, further = options.pop("top", None), options.pop("also", ())
+        shares = {"cloning": 1.0 if top is None else top, **{f"cloning_top_{share:g}": share for share in further}}
+        for name, share in shares.items() if options["updates"] else ():
+            yield name, [self._clone(played, spec, seed, share, **options) for seed in self.seeds]
 
     def _clone(
         self,

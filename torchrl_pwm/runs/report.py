@@ -32,7 +32,7 @@ from torchrl_pwm.evaluation import (
     write_summary,
 )
 from torchrl_pwm.evaluation.curves import Series
-from torchrl_pwm.evaluation.statistics import SELECT
+from torchrl_pwm.evaluation.statistics import METHODS, SELECT
 from torchrl_pwm.evaluation.trust import trust_line
 from torchrl_pwm.evaluation.video import film_steps
 from torchrl_pwm.modules import Quickstart
@@ -77,7 +77,8 @@ def write_report(
             seconds_extraction=round(float(np.mean([run["seconds"] for run in runs])), 1),
             seeds=_by_seed(spec, runs),
             baselines={
-                **{name: _outcome(spec, found) for name, found in baselines.get(task, {}).items()},
+                # further shares that are cloned stand in the file of the baselines alone
+                **{name: _outcome(spec, found) for name, found in baselines.get(task, {}).items() if name in METHODS},
                 "data": _data_outcome(spec, behavior[task]),
             },
             published={method: reference_score(task, task_set, method) for method in ("pwm", "tdmpc2")},
@@ -88,7 +89,7 @@ def write_report(
     begin = time.perf_counter()
     films = _films(config, folder, model_file, tasks)
     phases = [run.get("phases", {}) for run in results]
-    phases += [run.get("phases", {}) for found in baselines.values() for run in found.get("cloning", [])]
+    phases += [run.get("phases", {}) for found in baselines.values() for runs in found.values() for run in runs]
     phases.append({"films": time.perf_counter() - begin})
     path = folder / "summary.json"
     notes = [*_notes(config, store, rows), *_representation_notes(model_file), *_trust_notes(rows)]

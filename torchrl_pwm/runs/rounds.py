@@ -14,12 +14,12 @@ from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import added
-from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay, collect_dataset
+from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.envs import WorldModelWrapper, get_task_set
 from torchrl_pwm.evaluation import EvaluationResult, read_metrics
 from torchrl_pwm.evaluation.curves import Series
-from torchrl_pwm.runs.data import family
 from torchrl_pwm.runs.extraction import extract_all
+from torchrl_pwm.runs.own_episodes import mix, play
 from torchrl_pwm.runs.policies import load_actor, policy_file
 from torchrl_pwm.runs.starts import Before
 from torchrl_pwm.runs.world_model import keep_chosen_world_model, load_world_model, measured_states, train_world_model
@@ -159,22 +159,15 @@ def _extract(
 
 def _collect(config: DictConfig, last: Round, tasks: list[str]) -> None:
     """Episodes of a round's policies, those of all seeds alike."""
-    settings, table = config.rounds, get_task_set(config.task_set)
     model, root = load_world_model(config, last.world_model), last.folder / "data"
     for number in range(config.seeds):
         seed = config.seed + number
-        collect_dataset(
-            tasks,
+        play(
+            config,
             root if config.seeds == 1 else root / f"seed-{seed}",
-            episodes={task: settings.episodes[family(table[task].suite)] for task in tasks},
-            behavior="policy",
-            policy={task: load_actor(config, model, last.folder, task, seed=seed) for task in tasks},
-            transform=WorldModelWrapper(model),
-            noise=list(settings.noise),
-            task_set=config.task_set,
+            {task: load_actor(config, model, last.folder, task, seed=seed) for task in tasks},
             seed=seed + last.number + 1,
-            workers=config.workers,
-            progress=config.progress,
+            transform=WorldModelWrapper(model),
         )
 
 
@@ -182,16 +175,16 @@ def _train(
     config: DictConfig, here: Path, store: EpisodeStore, file: Path, own: tuple[Path, ...], tasks: list[str]
 ) -> Path:
     """Trains a model on, with a share of each batch from own episodes, and returns its file."""
-    settings, size = config.rounds, config.world_model.batch_size
-    recent = Before(own=own).stores
-    share = max(round(settings.share * size / len(recent)), 1)
-    sizes = [(Path(store.root), max(size - len(recent) * share, 1)), *((root, share) for root in recent)]
-    replays = [
-        TDMPC2ExperienceReplay(
-            root, batch, slice_len=config.world_model.slice_len, tasks=tasks, seed=config.seed + len(own)
-        )
-        for root, batch in sizes
-    ]
+    settings = config.rounds
+    replay = mix(
+        Path(store.root),
+        Before(own=own).stores,
+        share=settings.share,
+        batch_size=config.world_model.batch_size,
+        slice_len=config.world_model.slice_len,
+        tasks=tasks,
+        seed=config.seed + len(own),
+    )
     model = load_world_model(config, file)
     rate = {} if settings.lr is None else {"model_stepper": {"lr": settings.lr, "final_lr": None}}
     merged: DictConfig = OmegaConf.merge(config, rate)  # type: ignore[assignment]
@@ -199,7 +192,7 @@ def _train(
         merged,
         here / "world_model",
         model,
-        ReplayMixture(replays),
+        replay,
         iterations=settings.iterations,
         states=measured_states(store, tasks, seed=config.seed),
         names=get_task_set(config.task_set).names,
