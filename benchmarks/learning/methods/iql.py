@@ -1,6 +1,6 @@
 """Implicit Q-learning from the recorded episodes of one task, with TorchRL's IQLLoss.
 
-    python -m benchmarks.learning.methods.iql task=cup-catch data.root=runs/quickstart/data
+    python -m benchmarks.learning.methods.iql task=cup-catch data.root=runs/mini/data
     python -m benchmarks.learning.methods.iql resume=runs/2026-11-21_cup-catch
 
 The options are in conf/iql.yaml. The last line printed is the path of summary.json.
