@@ -18,7 +18,6 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from benchmarks.learning.groups import Group
-from benchmarks.learning.plans import MODEL_FILES, MODELS
 from torchrl_pwm._utils.devices import one_thread
 from torchrl_pwm.data import make_online_replay
 from torchrl_pwm.envs import get_task_set
@@ -26,9 +25,9 @@ from torchrl_pwm.modules import ObservationNormalizer, WorldModelPolicy
 from torchrl_pwm.runs.policies import load_actor
 from torchrl_pwm.runs.pwm_online import make_losses
 from torchrl_pwm.runs.shac import make_shac_loss
-from torchrl_pwm.runs.tdmpc2_offline import load_tdmpc2
+from torchrl_pwm.runs.tdmpc2_offline import load_tdmpc2, model_of_run
 from torchrl_pwm.runs.tdmpc2_online import make_model, make_planner
-from torchrl_pwm.runs.world_model import load_world_model
+from torchrl_pwm.runs.world_model import load_world_model, world_model_of_run
 
 #: Numbers of envs at once.
 ENVS = (1, 8)
@@ -74,7 +73,7 @@ def _measure(
 def _offline_policies(folder: Path) -> tuple[dict[str, Callable[[], Policy]], Callable[[int], TensorDict]]:
     policies: dict[str, Callable[[], Policy]] = {}
     task_set, task = get_task_set("mt80"), 0
-    for name in ("pwm", "tdmpc2", "tdmpc2_prior"):
+    for name in ("pwm", "tdmpc2"):
         summary = next(iter(sorted((folder / name).glob("seed-*/summary.json"))), None)
         if summary is None:
             continue
@@ -82,13 +81,13 @@ def _offline_policies(folder: Path) -> tuple[dict[str, Callable[[], Policy]], Ca
         config: Any = OmegaConf.load(run / "config.yaml")
         task = task_set[config.task[0]].index
         if name == "pwm":
-            model = load_world_model(config, run / MODEL_FILES[name])
+            model = load_world_model(config, world_model_of_run(config, run))
             policy = WorldModelPolicy(model, load_actor(config, model, run, config.task[0])).eval()
             policies[name] = functools.partial(_same, policy)
         else:
-            source = folder / MODELS.get(name, name) / run.name
-            tdmpc2 = load_tdmpc2(config, source / MODEL_FILES["tdmpc2"], list(config.task)).eval()
-            policies[name] = functools.partial(instantiate, config.planner, tdmpc2, plan=config.plan)
+            tdmpc2 = load_tdmpc2(config, model_of_run(config, run), list(config.task)).eval()
+            for method, plan in (("tdmpc2", True), ("tdmpc2_prior", False)):
+                policies[method] = functools.partial(instantiate, config.planner, tdmpc2, plan=plan)
 
     def inputs(envs: int) -> TensorDict:
         return _inputs(envs, task_set.observation_dim).set("task", torch.full((envs,), task))

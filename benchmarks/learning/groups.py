@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchrl_pwm.modules import load_quickstart
-
 #: By key, in the order of tables and charts: name and colour.
 METHODS: dict[str, tuple[str, str]] = {
     "pwm": ("PWM", "#2f6db3"),
-    "pwm_plain": ("PWM without cloning", "#7fb2e5"),
-    "pwm_tdmpc2": ("PWM on TD-MPC2's model", "#2a9d9d"),
+    "pwm_cloned": ("PWM from a clone", "#7fb2e5"),
     "tdmpc2": ("TD-MPC2, planning", "#c77700"),
     "tdmpc2_prior": ("TD-MPC2, no planning", "#7b5ea7"),
+    "iql": ("IQL", "#2a9d9d"),
     "shac": ("SHAC", "#b3365b"),
     "sac": ("SAC", "#3a9e6e"),
     "ppo": ("PPO", "#8c5a3c"),
-    "cloning": ("behaviour cloning", "#5b7f1d"),
+    "cloning_half": ("cloning of the better half", "#5b7f1d"),
+    "cloning_all": ("cloning of all", "#a3b86c"),
     "random": ("random actions", "#6b737d"),
 }
+#: Of an offline group: every method's best policy is that of so many evaluations, of so many episodes in each task.
+EVALUATIONS, EVAL_EPISODES = 3, 5
+#: Of a training of SAC whose steps are data: its score is that of its last episodes.
+SAC_EPISODES = 5
+MINI = (
+    *("walker-stand", "walker-walk", "reacher-easy", "cartpole-swingup", "cup-catch", "finger-spin"),
+    *("mw-drawer-close", "mw-faucet-open", "mw-window-open", "mw-reach", "mw-button-press", "mw-door-open"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Group:
     Args:
         name: of the group, in options, folders and files.
         title: of its page.
-        tasks: their names; of an offline group, those of the quickstart.
+        tasks: their names; an offline group may be run on others.
         methods: keys of :data:`METHODS`.
         score: definition of the normalised score.
         offline: whether all methods learn from one data set, else from their own steps.
@@ -62,20 +69,26 @@ def groups() -> dict[str, Group]:
     known = (
         Group(
             "mini",
-            "eight tasks of DMControl and Meta-World, offline",
-            load_quickstart().tasks,
-            ("pwm", "pwm_plain", "pwm_tdmpc2", "tdmpc2", "tdmpc2_prior", "cloning", "random"),
+            "twelve tasks of DMControl and Meta-World, offline",
+            MINI,
+            ("pwm", "pwm_cloned", "tdmpc2", "tdmpc2_prior", "iql", "sac", "cloning_half", "cloning_all", "random"),
             "DMControl: return / 1000, Meta-World: success rate",
             offline=True,
             notes=(
-                "All methods learn from one data set, and from nothing else. World models have one size, the same "
-                "number of updates, batch and sequence length; observations are standardised per task for all. PWM's "
-                "policies begin as a clone of the better half of the data, which a behaviour term keeps them near "
-                "(preset=quickstart). TD-MPC2 has its published losses (rho=0.5) and nothing of the kind; its planner "
-                "is a small one.",
-                "The best policy is that of PWM's evaluations of 8 episodes every 50 updates, of as many of behaviour "
-                "cloning, and of TD-MPC2's of 5 episodes of each task every 500 updates, without planning.",
-                "“PWM without cloning” has neither clone nor behaviour term, as published.",
+                "All methods learn from one data set, whose observations are standardised per task. PWM and TD-MPC2 "
+                "also play in rounds of as many episodes, with the same noise, and train on with the same share of "
+                "them in each batch; their models have as many updates of as many sequences, which have each method's "
+                "published length. What uses no rounds has the data alone.",
+                "PWM begins with a random policy: no clone, no behaviour term (preset=mini). “PWM from a clone” is "
+                "the quickstart's form (preset=make_quickstart), without rounds. TD-MPC2 has its published losses "
+                "(rho=0.5) and a small planner, which also plays in its rounds. IQL has its published settings.",
+                "The last policies count. The best one is, for every method, that of "
+                f"{EVALUATIONS} evaluations of {EVAL_EPISODES} episodes on seeds apart from those of the score: of PWM "
+                "and TD-MPC2 within the last round, the first before it, of the others along the whole training. "
+                "TD-MPC2's are of its policy prior, without planning.",
+                f"SAC is what collected the data of DMControl's tasks: the mean of the last {SAC_EPISODES} episodes of "
+                "that one training, as they were played, with its exploration; no deterministic evaluation of it is "
+                "stored. It has as many env steps as the data have transitions.",
             ),
         ),
         Group(

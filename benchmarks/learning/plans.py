@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.learning.groups import METHODS, Group
+from benchmarks.learning.groups import EVAL_EPISODES, EVALUATIONS, METHODS, Group
 from benchmarks.learning.jobs import Job
 from torchrl_pwm.data import EpisodeStore
 
@@ -19,21 +19,23 @@ SCRIPTS = {
     "sac": "benchmarks/learning/methods/sac.py",
     "ppo": "benchmarks/learning/methods/ppo.py",
 }
-#: Offline, the run that a method's numbers are in.
+#: Offline, the run that a method's numbers are in. SAC is read from the data that it collected.
 RUNS = {
-    "pwm": "pwm",
-    "cloning": "pwm",
-    "random": "pwm",
-    "pwm_plain": "pwm_plain",
-    "pwm_tdmpc2": "pwm_tdmpc2",
-    "tdmpc2": "tdmpc2",
-    "tdmpc2_prior": "tdmpc2_prior",
+    **dict.fromkeys(("pwm", "cloning_all", "cloning_half", "sac", "random"), "pwm"),
+    "pwm_cloned": "pwm_cloned",
+    **dict.fromkeys(("tdmpc2", "tdmpc2_prior"), "tdmpc2"),
+    "iql": "iql",
 }
-#: The run whose world model another one uses.
-MODELS = {"pwm_plain": "pwm", "pwm_tdmpc2": "tdmpc2", "tdmpc2_prior": "tdmpc2"}
-#: Where a run leaves its world model.
-MODEL_FILES = {"pwm": Path("world_model") / "world_model.pt", "tdmpc2": Path("model") / "model.pt"}
+#: The names of what is cloned in the files of a run's baselines.
+CLONES = {"cloning": "cloning_all", "cloning_top_0.5": "cloning_half"}
+_OFFLINE_SCRIPTS = {
+    "pwm": "examples/pwm_mt80.py",
+    "pwm_cloned": "examples/pwm_mt80.py",
+    "tdmpc2": "examples/tdmpc2_mt80.py",
+    "iql": "benchmarks/learning/methods/iql.py",
+}
 _EPISODES = 10
+_POINTS = 12  # of TD-MPC2's curve before its rounds
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,13 @@ class Plan:
         methods, tasks, seeds: those of it that are wanted.
         folder: of the runs, ``runs/suite/<group>``.
         data: folder of the data set of an offline group.
-        updates: of each world model of an offline group.
-        batch_size: sequences of each of these updates.
-        slice_len: transitions of a sequence.
+        updates: of each world model of an offline group, before its rounds.
+        tdmpc2_updates: of TD-MPC2's, where they are others.
+        iql_updates: of each of IQL's policies.
+        batch_size: sequences of each update of a world model.
+        slice_len: transitions of a sequence, but of TD-MPC2's.
+        rounds: of playing and training on.
+        round_updates: of each world model in a round.
         episodes: of the final evaluation in each task.
         overrides: settings of the scripts, ``key=value`` for all methods or ``method:key=value`` for one.
     """
@@ -58,9 +64,13 @@ class Plan:
     seeds: tuple[int, ...]
     folder: Path
     data: Path | None = None
-    updates: int = 6000
+    updates: int = 12_000
+    tdmpc2_updates: int | None = None
+    iql_updates: int = 20_000
     batch_size: int = 128
-    slice_len: int = 8
+    slice_len: int = 16
+    rounds: int = 4
+    round_updates: int = 2400
     episodes: int | None = None
     overrides: tuple[str, ...] = ()
 
@@ -121,51 +131,62 @@ def _online_jobs(plan: Plan) -> Iterator[Job]:
 
 
 def _offline_jobs(plan: Plan) -> Iterator[Job]:
-    """PWM and TD-MPC2 on all tasks, for each seed, with world models of one size, data and number of updates."""
+    """PWM and TD-MPC2 on all tasks and IQL on each, for each seed, with the same data, updates and rounds."""
     data = _check_data(plan)
-    chosen = [RUNS[method] for method in plan.methods]
-    wanted = dict.fromkeys([*(MODELS[run] for run in chosen if run in MODELS), *chosen])
-    budget = {"iterations": plan.updates, "batch_size": plan.batch_size, "slice_len": plan.slice_len}
+    wanted = dict.fromkeys(RUNS[method] for method in plan.methods)
     for seed in plan.seeds:
-        folders = {run: (plan.folder / run / f"seed-{seed}").absolute() for run in RUNS.values()}
-        models = {run: folders[source] / MODEL_FILES[source] for run, source in MODELS.items()}
-        common = [
-            f"task=[{','.join(plan.tasks)}]",
-            f"seed={seed}",
-            # Episodes of its own for every seed, the same for all methods that run one env at a time.
-            f"evaluation.seed={1000 + 100 * seed}",
-            f"evaluation.episodes={plan.episodes or _EPISODES}",
-            "threads=1",
-        ]
-        opened = ["data=open", f"data.root={data}"]
-        # What made the quickstart, without its rounds: the methods are to have equal data.
-        pwm = ["preset=make_quickstart", *opened, *common, "rounds.count=0", "evaluation.film=0", "workers=1"]
-        settings = {
-            "pwm": [*pwm, *(f"world_model.{key}={value}" for key, value in budget.items())],
-            # As published: from a random policy, which nothing holds near the data.
-            "pwm_plain": [
-                *(*pwm, f"checkpoint={models['pwm_plain']}", "evaluation.baselines=null"),
-                *("extraction.warm_start.behavior_updates=0", "loss.behavior_coef=0"),
-            ],
-            "pwm_tdmpc2": [*pwm, f"checkpoint={models['pwm_tdmpc2']}", "evaluation.baselines=null"],
-            "tdmpc2": [
-                *("model=small", *opened, *common, "training.normalize_observations=true"),
-                *("training.eval_interval=500", "training.eval_episodes=5"),
-                *(f"training.{key}={value}" for key, value in budget.items()),
-            ],
-            "tdmpc2_prior": [
-                *("model=small", "planner=small", f"checkpoint={models['tdmpc2_prior']}"),
-                *(*common, "plan=false"),
-            ],
-        }
+        settings = _settings(plan, data, seed)
         for run in wanted:
-            yield Job(
-                name=f"{run}/{seed}",
-                script=f"examples/{'pwm_mt80' if run.startswith('pwm') else 'tdmpc2_mt80'}.py",
-                settings=(*settings[run], *plan.overrides_of(run)),
-                folder=folders[run],
-                needs=(models[run],) if run in MODELS else (),
-            )
+            overrides, of_all = plan.overrides_of(run), f"task=[{','.join(plan.tasks)}]"
+            places = {run: (of_all, Path(run))} if run != "iql" else {}
+            places |= {f"iql/{task}": (f"task={task}", Path("iql") / task) for task in plan.tasks if run == "iql"}
+            for name, (tasks, place) in places.items():
+                yield Job(
+                    name=f"{name}/{seed}",
+                    script=_OFFLINE_SCRIPTS[run],
+                    settings=(tasks, *settings[run], *overrides),
+                    folder=(plan.folder / place / f"seed-{seed}").absolute(),
+                )
+
+
+def _settings(plan: Plan, data: Path, seed: int) -> dict[str, list[str]]:
+    """The settings of each run of a seed, but for its tasks."""
+    # Episodes of its own for every seed, the same for all methods that run one env at a time.
+    common = [
+        f"seed={seed}",
+        f"evaluation.seed={1000 + 100 * seed}",
+        f"evaluation.episodes={plan.episodes or _EPISODES}",
+    ]
+    common += [f"data.root={data}", "threads=1"]
+    rounds = [f"rounds.count={plan.rounds}", f"rounds.iterations={plan.round_updates}"]
+    model = {"batch_size": plan.batch_size, "iterations": plan.updates, "slice_len": plan.slice_len}
+    pwm = ["data=open", *common, "workers=1", "evaluation.film=0", "extraction.select=last"]
+    pwm += [
+        f"extraction.eval_episodes={EVAL_EPISODES}",
+        *(f"world_model.{key}={value}" for key, value in model.items()),
+    ]
+    # A round's policies are evaluated before its 200 updates too, as are those that begin as a clone; others are not.
+    along = 200 // (EVALUATIONS - 1) if plan.rounds else -(-500 // EVALUATIONS)
+    cloning = ["evaluation.baselines.cloning.top=1.0", "evaluation.baselines.cloning.also=[0.5]"]
+    cloning.append(f"evaluation.baselines.cloning.evaluations={EVALUATIONS}")
+    updates = plan.tdmpc2_updates or plan.updates
+    return {
+        "pwm": ["preset=mini", *pwm, *rounds, f"extraction.eval_interval={along}", *cloning],
+        "pwm_cloned": [
+            *("preset=make_quickstart", *pwm, "rounds.count=0", "evaluation.baselines=null"),
+            f"extraction.eval_interval={200 // (EVALUATIONS - 1)}",
+        ],
+        "tdmpc2": [
+            *("model=small", "data=open", *common, "workers=1", *rounds, f"rounds.evaluations={EVALUATIONS}"),
+            *("evaluation.prior=true", "training.normalize_observations=true", "training.select=last"),
+            *(f"training.iterations={updates}", f"training.batch_size={plan.batch_size}"),
+            *(f"training.eval_interval={max(updates // _POINTS, 1)}", f"training.eval_episodes={EVAL_EPISODES}"),
+        ],
+        "iql": [
+            *(*common, f"iterations={plan.iql_updates}", "select=last"),
+            *(f"eval_interval={-(-plan.iql_updates // EVALUATIONS)}", f"eval_episodes={EVAL_EPISODES}"),
+        ],
+    }
 
 
 def _check_data(plan: Plan) -> Path:
@@ -174,8 +195,8 @@ def _check_data(plan: Plan) -> Path:
         raise FileNotFoundError(
             f"The group {plan.group.name} learns from episodes of {', '.join(plan.tasks)}: expected the folder of an "
             f"EpisodeStore with --data, found {'none' if plan.data is None else plan.data}. "
-            "`python examples/make_quickstart.py folder=runs/quickstart` makes it within about two hours, and then "
-            "--data runs/quickstart/data"
+            "`torchrl-pwm mt80 preset=mini folder=runs/mini` collects it first, within a few hours, and then "
+            "--data runs/mini/data"
         )
     data = plan.data.absolute()
     EpisodeStore(data).select(list(plan.tasks))

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.ticker import EngFormatter
 
 from benchmarks.learning.groups import METHODS, Group
-from benchmarks.learning.records import Curve, Records
 from benchmarks.learning.results import markdown_table
+from benchmarks.learning.rows import Curve, Records
 from benchmarks.learning.selection import pick, selection, shown_policies
 from torchrl_pwm.evaluation import plot_aggregates, plot_profiles
 from torchrl_pwm.evaluation.html_report import template_environment

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.learning.groups import METHODS, Group
 from benchmarks.learning.jobs import commit
-from benchmarks.learning.records import COLUMNS, Curve, Records
+from benchmarks.learning.rows import COLUMNS, Curve, Records
 from benchmarks.machine import machine
 from torchrl_pwm.evaluation import aggregate_scores, package_versions
 from torchrl_pwm.evaluation.statistics import SELECT

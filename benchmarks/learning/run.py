@@ -3,7 +3,7 @@
     python benchmarks/learning/run.py methods=pwm,tdmpc2,shac,bc tasks=mini seeds=3
 
 Options: tasks (a group of the suite), methods (default: all of the group; others are left out), seeds (their number),
-data (of an offline group; default: runs/quickstart/data), workers.
+data (of an offline group; default: runs/mini/data), workers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ sys.path[:0] = [str(Path(__file__).parents[2])]
 from benchmarks.learning import suite  # noqa: E402
 from benchmarks.learning.groups import groups  # noqa: E402
 
-_DEFAULTS = {"tasks": "mini", "methods": "", "seeds": "3", "data": "runs/quickstart/data", "workers": "1"}
+_DEFAULTS = {"tasks": "mini", "methods": "", "seeds": "3", "data": "runs/mini/data", "workers": "1"}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -28,7 +28,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options["tasks"] not in known:
         sys.exit(f"expected tasks= one of {', '.join(known)}, found {options['tasks']}")
     group = known[options["tasks"]]
-    wanted = options["methods"].replace("bc", "cloning").split(",") if options["methods"] else group.methods
+    wanted = (
+        options["methods"].replace("bc", "cloning_half,cloning_all").split(",") if options["methods"] else group.methods
+    )
     methods = [method for method in wanted if method in group.methods]
     if not methods:
         sys.exit(f"the group {group.name} has none of {options['methods']}: {', '.join(group.methods)}")

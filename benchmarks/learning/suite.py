@@ -1,6 +1,7 @@
-"""Methods x tasks x seeds, in one harness: PWM, TD-MPC2, SHAC, SAC, PPO, behaviour cloning and random actions.
+"""Methods x tasks x seeds, in one harness: PWM, TD-MPC2, IQL, SHAC, SAC, PPO, behaviour cloning and random actions.
 
-    python -m benchmarks.learning.suite run --group mini --data runs/quickstart/data --seeds 0 1 2 --workers 2
+    python -m benchmarks.learning.suite run --group mini --data runs/mini/data --seeds 0 1 2 --workers 2
+    python -m benchmarks.learning.suite run --group mini --data runs/mini/data --seeds 1 --methods tdmpc2  # a part
     python -m benchmarks.learning.suite run --group closed_form --methods pwm shac sac ppo tdmpc2 random
     python -m benchmarks.learning.suite run --group mini --data ... -- evaluation.episodes=20 tdmpc2:stepper.lr=3e-4
     python -m benchmarks.learning.suite report --group mini         # benchmarks/results/suite_mini.*
@@ -28,6 +29,15 @@ from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.runs.cli import user_errors
 
 RUNS = ROOT / "runs" / "suite"
+_OFFLINE = {
+    "updates": "of each world model before its rounds",
+    "tdmpc2_updates": "of TD-MPC2's",
+    "iql_updates": "of each of IQL's policies",
+    "batch_size": "sequences of an update of a world model",
+    "slice_len": "transitions of a sequence; TD-MPC2 has its published 3",
+    "rounds": "in which PWM and TD-MPC2 play and train on",
+    "round_updates": "of each world model in a round",
+}
 
 
 def report(plan: Plan, results: Path, *, minutes: float | None = None) -> Path:
@@ -78,9 +88,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Plan]:
     parser.add_argument("--minutes", type=float, help="where curves are compared at equal time; default: the shortest")
     offline = parser.add_argument_group("offline groups")
     offline.add_argument("--data", type=Path, help="folder of the episodes that all methods learn from")
-    offline.add_argument("--updates", type=int, default=6000, help="of each world model")
-    offline.add_argument("--batch-size", type=int, default=128, help="sequences of an update")
-    offline.add_argument("--slice-len", type=int, default=8, help="transitions of a sequence")
+    for name, purpose in _OFFLINE.items():
+        default = getattr(Plan, name)
+        said = "as many" if default is None else default
+        offline.add_argument(
+            f"--{name.replace('_', '-')}", type=int, default=default, help=f"{purpose}; default: {said}"
+        )
     given, settings = split_settings(arguments)
     options = parser.parse_args(given)
     group = known[options.group]
@@ -91,7 +104,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Plan]:
         seeds=tuple(options.seeds),
         folder=options.folder or RUNS / group.name,
         overrides=settings,
-        **{name: getattr(options, name) for name in ("data", "updates", "batch_size", "slice_len", "episodes")},
+        **{name: getattr(options, name) for name in ("data", "episodes", *_OFFLINE)},
     )
     group.check(plan.methods, plan.tasks)
     return options, plan

@@ -15,7 +15,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("rliable")
 
 from benchmarks.learning import run
-from benchmarks.learning.records import COLUMNS
+from benchmarks.learning.groups import groups
+from benchmarks.learning.rows import COLUMNS
 from benchmarks.learning.suite import main, parse
 from tests.trainers.tiny import write_store
 from torchrl_pwm import TDMPC2Loss
@@ -28,18 +29,21 @@ with_tasks = pytest.mark.skipif(
 
 MODEL = ["model.latent_dim=16", "model.units=[16,16]", "model.encoder_units=[16]", "model.task_dim=4"]
 PWM = ["actor.units=[16]", "value.units=[16]", "loss.horizon=2", "world_model.log_interval=2"]
-PWM += ["extraction={iterations: 4, batch_size: 8, log_interval: 2, eval_interval: 2, eval_episodes: 1}"]
-PWM += ["extraction.starts={count: 20, resets: 0.1, top: 0.5}"]
-PWM += ["extraction.warm_start={behavior_updates: 4, value_updates: 1}"]
+PWM += ["extraction.iterations=2", "extraction.batch_size=8", "extraction.log_interval=1"]
+PWM += ["extraction.eval_interval=1", "extraction.starts.count=20"]
+CLONED = ["extraction.warm_start={behavior_updates: 4, value_updates: 1}"]
 PLANNER = "planner={num_samples: 8, num_policy_rollouts: 2, num_elites: 4, iterations: 1, horizon: 2}"
+PLAYED = ["rounds.episodes={dm_control: 1, metaworld: 1}"]
+ONE = ["extraction.eval_episodes=1", "rounds.eval_episodes=1", "rounds.policy_iterations=2"]
 OFFLINE = [
-    *MODEL,
-    *(f"{run}:{setting}" for run in ("pwm", "pwm_plain", "pwm_tdmpc2") for setting in PWM),
-    "pwm:evaluation.baselines.cloning.updates=4",
-    f"tdmpc2:{PLANNER}",
-    f"tdmpc2_prior:{PLANNER}",
-    *("tdmpc2:training.eval_interval=2", "tdmpc2:training.eval_episodes=1", "tdmpc2:training.log_interval=2"),
-    "tdmpc2:training.save_interval=2",
+    *(f"{run}:{setting}" for run in ("pwm", "pwm_cloned", "tdmpc2") for setting in MODEL),
+    *(f"{run}:{setting}" for run in ("pwm", "pwm_cloned") for setting in (*PWM, *ONE)),
+    *(f"pwm_cloned:{setting}" for setting in CLONED),
+    *(f"{run}:{setting}" for run in ("pwm", "tdmpc2") for setting in PLAYED),
+    *("pwm:evaluation.baselines.cloning.updates=4", "pwm:evaluation.baselines.cloning.eval_episodes=1"),
+    *(f"tdmpc2:{PLANNER}", "tdmpc2:training.eval_interval=2", "tdmpc2:training.eval_episodes=1"),
+    *("tdmpc2:training.log_interval=2", "tdmpc2:training.save_interval=2"),
+    *("iql:units=[8]", "iql:batch_size=8", "iql:eval_episodes=1", "iql:log_interval=2"),
 ]
 ONLINE = {
     "pwm": [
@@ -70,7 +74,8 @@ def data(tmp_path_factory):
 
 
 def offline(data, *seeds):
-    sizes = ["--updates", "4", "--batch-size", "6", "--slice-len", "3", "--episodes", "1"]
+    sizes = ["--updates", "4", "--batch-size", "6", "--slice-len", "3", "--episodes", "1", "--iql-updates", "4"]
+    sizes += ["--rounds", "1", "--round-updates", "2"]
     return ["--data", str(data), "--tasks", "mw-reach", "--seeds", *seeds, *sizes, "--workers", "2", "--", *OFFLINE]
 
 
@@ -87,12 +92,12 @@ def read(folder, group):
     return rows, content
 
 
-def check_selection(rows, key):
-    """Every method but random actions has both policies, and the best one counts for all."""
+def check_selection(rows, key, select):
+    """Every method but random actions has both policies, and the one that is selected counts for all."""
     learned = [row for row in rows if row["method"] != "random"]
-    assert {row["select"] for row in learned} == {"best"}
-    counts = "return_mean" if key == "return" else "score"
-    assert all(row[f"{key}_best"] == row[counts] and row[f"{key}_last"] != "" for row in learned)
+    assert {row["select"] for row in learned} == {select}
+    counts, other = "return_mean" if key == "return" else "score", {"last": "best", "best": "last"}[select]
+    assert all(row[f"{key}_{select}"] == row[counts] and row[f"{key}_{other}"] != "" for row in learned)
 
 
 @with_tasks
@@ -102,19 +107,20 @@ def test_every_offline_method_runs_and_is_reported(data, tmp_path, monkeypatch):
     main(command("report", "mini", tmp_path, "--tasks", "mw-reach"))
     rows, content = read(tmp_path, "mini")
     assert list(rows[0]) == list(COLUMNS)
-    expected = ["pwm", "pwm_plain", "pwm_tdmpc2", "tdmpc2", "tdmpc2_prior", "cloning", "random"]
-    assert [row["method"] for row in rows] == expected
+    # the data are no steps of SAC
+    expected = [name for name in groups()["mini"].methods if name != "sac"]
+    assert sorted(row["method"] for row in rows) == sorted(expected)
     by_method = {row["method"]: row for row in rows}
-    # equal data and updates of the world model
-    assert {by_method[method]["model_updates"] for method in expected[:5]} == {"4"}
-    assert {by_method[method]["transitions"] for method in expected[:6]} == {"36"}
-    assert all(float(by_method[method]["seconds_model"]) > 0 for method in expected[:5])
+    # equal data, updates and rounds
+    assert {by_method[method]["model_updates"] for method in ("pwm", "tdmpc2", "tdmpc2_prior")} == {"6"}
+    assert (by_method["pwm_cloned"]["model_updates"], by_method["pwm"]["policy_updates"]) == ("4", "4")
+    assert {row["transitions"] for row in rows if row["method"] != "random"} == {"36"}
     assert all(float(by_method[method]["ms_per_decision"]) > 0 for method in ("pwm", "tdmpc2", "tdmpc2_prior"))
     assert all(row["success"] == row["score"] and row["episodes"] == "1" for row in rows)
-    check_selection(rows, "score")
+    check_selection(rows, "score", "last")
     assert content["versions"]["torch"] and content["machine"]["processor"] and content["made"]
-    assert set(content["equal_minutes"][0]["methods"]) == {"pwm", "pwm_plain", "pwm_tdmpc2", "tdmpc2_prior"}
-    assert "world model of the TD-MPC2 run" in content["budgets"]["pwm_tdmpc2"]
+    assert set(content["equal_minutes"][0]["methods"]) == {"pwm", "pwm_cloned", "tdmpc2_prior", "iql"}
+    assert "1 rounds of 1 episodes" in content["budgets"]["tdmpc2"] and "1 rounds" in content["budgets"]["pwm"]
     page = (tmp_path / "results" / "suite_mini.html").read_text()
     assert page.count("data:image/png;base64,") == 4 and page.count("<figcaption>") == 4
     assert all(method["label"] in html.unescape(page) for method in content["methods"].values())
@@ -126,7 +132,8 @@ def test_every_offline_method_runs_and_is_reported(data, tmp_path, monkeypatch):
 @with_tasks
 def test_an_interrupted_training_goes_on_from_its_checkpoint(data, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
-    _, plan = parse(command("run", "mini", tmp_path, "--methods", "tdmpc2", *offline(data, "0")))
+    once = [*offline(data, "0"), "tdmpc2:rounds.count=0"]
+    _, plan = parse(command("run", "mini", tmp_path, "--methods", "tdmpc2", *once))
     (job,) = plan.jobs()
     updates = []
     original = TDMPC2Loss.policy_loss
@@ -160,7 +167,7 @@ def test_every_online_method_runs_and_is_reported(tmp_path, monkeypatch):
     assert all(int(row["env_steps"]) > 0 for row in rows[:-1])
     low = max(float(rows[-1]["score"]), content["references"]["cartpole_swingup"]["no action"])
     assert low == pytest.approx(0.0, abs=1e-4)
-    check_selection(rows, "return")
+    check_selection(rows, "return", "best")
     assert "hand-written controller" in content["references"]["cartpole_swingup"]
     assert {"pwm", "shac", "tdmpc2", "tdmpc2_prior", "sac", "ppo"} == set(content["decisions"])
     assert content["equal_steps"][0]["task"] == "cartpole_swingup"
@@ -170,8 +177,8 @@ def test_every_online_method_runs_and_is_reported(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--group", "mini"], "expected the folder of an EpisodeStore with --data, found none.*make_quickstart"),
-        (["run", "--group", "mini", "--methods", "sac"], "the group mini has pwm, .*, not sac"),
+        (["run", "--group", "mini"], "expected the folder of an EpisodeStore with --data, found none.*preset=mini"),
+        (["run", "--group", "mini", "--methods", "shac"], "the group mini has pwm, .*, not shac"),
         (["run", "--group", "closed_form", "--tasks", "ant"], "has cartpole_swingup, double_pendulum, not ant"),
         (["run", "--group", "closed_form", "--methods", "random"], "evaluated beside another method"),
         (["report", "--group", "mini", "--folder", "nowhere"], "no finished run of .* in nowhere"),
@@ -185,7 +192,7 @@ def test_bad_input_says_what_to_do(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tasks=mini", "methods=sac"], "the group mini has none of sac"),
+        (["tasks=mini", "methods=shac"], "the group mini has none of shac"),
         (["tasks=mini", "methods=pwm,bc,shac", "data=nowhere"], "found nowhere"),
         (["task=mini"], "expected .*tasks=mini.*, found task=mini"),
         (["tasks=maxi"], "expected tasks= one of mini, .*, found maxi"),

@@ -14,11 +14,12 @@ from torchrl.record.loggers import CSVLogger
 
 from benchmarks.learning.groups import Group, groups
 from benchmarks.learning.plans import Plan
-from benchmarks.learning.records import Curve, Records, env_steps_curve, progress_to_controller, read_records
+from benchmarks.learning.records import env_steps_curve, progress_to_controller, read_records
 from benchmarks.learning.report import loss_sentences, markdown, write_page
 from benchmarks.learning.results import equal, interval, losses, summarize
+from benchmarks.learning.rows import Curve, Records
 
-GROUP = Group("mini", "two tasks", ("a", "b"), ("pwm", "cloning"), "a share", offline=True)
+GROUP = Group("mini", "two tasks", ("a", "b"), ("pwm", "cloning_half"), "a share", offline=True)
 
 
 def make_records(**scores: list[list[float]]) -> Records:
@@ -32,26 +33,26 @@ def make_records(**scores: list[list[float]]) -> Records:
 
 
 def test_pwm_loses_where_another_mean_is_higher_and_only_there():
-    records = make_records(pwm=[[0.5, 0.9], [0.5, 0.9]], cloning=[[0.9, 0.1], [0.7, 0.1]])
+    records = make_records(pwm=[[0.5, 0.9], [0.5, 0.9]], cloning_half=[[0.9, 0.1], [0.7, 0.1]])
     (entry,) = losses(records, {method: records.matrix(method) for method in records.methods()})
-    assert (entry["task"], entry["method"]) == ("a", "cloning")
+    assert (entry["task"], entry["method"]) == ("a", "cloning_half")
     assert entry["difference"] == pytest.approx(0.3)
     assert (entry["low"], entry["high"]) == (pytest.approx(0.2), pytest.approx(0.4))
     content = summarize(GROUP, records, {"pwm": {"1": 2.0}, "tdmpc2_prior": {"1": 1.0}})
     sentences = list(loss_sentences(content))
     assert sentences[0] == (
-        "On a, where PWM has 0.50: behaviour cloning 0.80 (+0.30, interval +0.20 to +0.40, without 0)."
+        "On a, where PWM has 0.50: cloning of the better half 0.80 (+0.30, interval +0.20 to +0.40, without 0)."
     )
     assert sentences[1] == "A decision of PWM takes 2.00 ms; faster: TD-MPC2, no planning 1.00 ms."
 
 
 def test_one_seed_has_no_interval_and_no_loss_is_said():
-    alone = summarize(GROUP, make_records(pwm=[[0.5, 0.9]], cloning=[[0.9, 0.1]]), {})
+    alone = summarize(GROUP, make_records(pwm=[[0.5, 0.9]], cloning_half=[[0.9, 0.1]]), {})
     assert alone["losses"][0]["low"] is None
     assert "one seed has no interval" in next(iter(loss_sentences(alone)))
-    best = summarize(GROUP, make_records(pwm=[[0.5, 0.9]], cloning=[[0.4, 0.1]]), {})
+    best = summarize(GROUP, make_records(pwm=[[0.5, 0.9]], cloning_half=[[0.4, 0.1]]), {})
     assert list(loss_sentences(best)) == ["No method's mean score is higher by a hundredth, over all tasks or on one."]
-    none = summarize(GROUP, make_records(cloning=[[0.4, 0.1]]), {})
+    none = summarize(GROUP, make_records(cloning_half=[[0.4, 0.1]]), {})
     assert list(loss_sentences(none)) == []
 
 
@@ -61,8 +62,10 @@ def test_aggregates_leave_out_seeds_that_lack_a_task():
     assert content["methods"]["pwm"]["seeds"] == 2
     assert content["methods"]["pwm"]["mean"]["value"] == pytest.approx(0.75)
     assert content["tasks"]["a"]["pwm"]["each"] == [0.5, 0.7, 0.1]
-    alone = summarize(GROUP, make_records(pwm=[[0.5, 0.9]], cloning=[[0.4]]), {})
-    assert alone["methods"]["cloning"]["mean"]["value"] is None and alone["tasks"]["a"]["cloning"]["mean"] == 0.4
+    alone = summarize(GROUP, make_records(pwm=[[0.5, 0.9]], cloning_half=[[0.4]]), {})
+    assert (
+        alone["methods"]["cloning_half"]["mean"]["value"] is None and alone["tasks"]["a"]["cloning_half"]["mean"] == 0.4
+    )
     assert "| mean | 0.70 | - |" in markdown(GROUP, alone)
     # of the model once for each seed, of the policies for each task
     assert content["methods"]["pwm"]["minutes_model"] == pytest.approx(1.0)
@@ -103,13 +106,13 @@ def test_the_way_to_the_controller_begins_at_the_better_of_random_actions_and_no
 
 
 def test_the_page_and_the_table_show_every_number_that_there_is(tmp_path):
-    records = make_records(pwm=[[0.5, 0.9], [0.5, 0.9]], cloning=[[0.9, 0.1], [0.7, 0.1]])
+    records = make_records(pwm=[[0.5, 0.9], [0.5, 0.9]], cloning_half=[[0.9, 0.1], [0.7, 0.1]])
     records.references = {"a": {"the data's behaviour": 0.123}}
     content = summarize(GROUP, records, {"pwm": {"1": 2.0, "8": 0.25}})
     write_page(GROUP, content, [], tmp_path / "page.html")
     page, table = (tmp_path / "page.html").read_text(), markdown(GROUP, content)
     for text in (page, table):
-        assert "0.80" in text and "2.00" in text and "behaviour cloning" in text and "Where PWM loses" in text
+        assert "0.80" in text and "2.00" in text and "cloning of the better half" in text and "Where PWM loses" in text
     assert "0.12" in page and "2 seeds" in page and content["machine"]["processor"] in page
     assert "<script" not in page and "http" not in page
 
@@ -126,7 +129,7 @@ def test_an_override_of_no_method_is_refused(override, message):
 def test_overrides_go_to_all_methods_or_to_one():
     plan = Plan(groups()["mini"], (), (), (), None, overrides=("a=b:c", "pwm:d=1", "tdmpc2:e=2"))
     assert plan.overrides_of("pwm") == ["a=b:c", "d=1"]
-    assert plan.overrides_of("cloning") == ["a=b:c"]
+    assert plan.overrides_of("cloning_half") == ["a=b:c"]
 
 
 def make_selected() -> Records:
@@ -134,22 +137,22 @@ def make_selected() -> Records:
     records = Records()
     for seed in (0, 1):
         records.add("pwm", "a", seed, [0.9], score=0.9, select="best", return_last=0.7, score_last=0.7 + 0.1 * seed)
-        records.add("cloning", "a", seed, [0.6], score=0.6, select="last")
+        records.add("cloning_half", "a", seed, [0.6], score=0.6, select="last")
         records.add("random", "a", seed, [0.1], score=0.1)
     return records
 
 
 def test_the_table_has_a_line_of_the_best_and_of_the_last_policies_with_their_intervals(tmp_path):
     content = summarize(GROUP, make_selected(), {})
-    assert [content["methods"][name]["select"] for name in ("pwm", "cloning", "random")] == ["best", "last", None]
+    assert [content["methods"][name]["select"] for name in ("pwm", "cloning_half", "random")] == ["best", "last", None]
     lines = markdown(GROUP, content).splitlines()
-    assert "| task | policy | PWM | behaviour cloning | random actions |" in lines
+    assert "| task | policy | PWM | cloning of the better half | random actions |" in lines
     # cloning's best one was not recorded, so that none is the highest, and random actions have no choice
     assert "| a | best | 0.90 [0.90, 0.90] | - | 0.10 [0.10, 0.10] |" in lines
     assert "| a | last | **0.75 [0.70, 0.80]** | 0.60 [0.60, 0.60] | 0.10 [0.10, 0.10] |" in lines
     assert "| mean | last | 0.75 [0.70, 0.80] | 0.60 [0.60, 0.60] | 0.10 [0.10, 0.10] |" in lines
     (said,) = [line for line in lines if line.startswith("Best: ")]
-    assert said.endswith("unequal policies: the best one of PWM; the last one of behaviour cloning.")
+    assert said.endswith("unequal policies: the best one of PWM; the last one of cloning of the better half.")
     write_page(GROUP, content, [], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "<td>best</td>" in page and "<td>last</td>" in page and "0.70 to 0.80" in page and said in page
@@ -157,7 +160,7 @@ def test_the_table_has_a_line_of_the_best_and_of_the_last_policies_with_their_in
 
 def test_equal_policies_are_said_to_be_equal():
     records = Records()
-    for method in ("pwm", "cloning"):
+    for method in ("pwm", "cloning_half"):
         records.add(method, "a", 0, [0.9], score=0.9, select="best", return_last=0.7, score_last=0.7)
     text = markdown(GROUP, summarize(GROUP, records, {}))
     assert "Figures and sentences are of the best policies." in text

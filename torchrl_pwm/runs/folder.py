@@ -34,11 +34,12 @@ _LOGGERS = ("csv", "tensorboard", "wandb")
 # By command: the options that a run may be made longer by. What the run has of its end is set aside then, and the rest
 # goes on from the checkpoints.
 _OF_ONE_ENV = {"iterations": Stage(("checkpoint",), ("summary.json",))}
+_OF_TDMPC2 = ("summary.json", "tasks", "model/model.pt", "rounds")
 _LONGER = {
     "online": _OF_ONE_ENV,
     "shac": _OF_ONE_ENV,
     "tdmpc2-online": _OF_ONE_ENV,
-    "tdmpc2-mt80": {"training.iterations": Stage(("model/checkpoint",), ("summary.json", "tasks", "model/model.pt"))},
+    "tdmpc2-mt80": {"training.iterations": Stage(("model/checkpoint",), _OF_TDMPC2)},
     "mt80": {
         "extraction.iterations": Stage(
             ("policies/*/seed-*/checkpoint",), ("summary.json", "policies/*/seed-*/result.json")

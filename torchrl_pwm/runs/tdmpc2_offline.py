@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import copy
 import filecmp
 import json
 import shutil
 import time
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torchrl import torchrl_logger
 from tqdm import tqdm
 
-from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device, reads_ahead, torch_threads
-from torchrl_pwm._utils.evaluations import NetworkEvaluation
+from torchrl_pwm._utils.devices import choose_device, torch_threads
 from torchrl_pwm._utils.files import replace_file, replaced_file
-from torchrl_pwm._utils.stopwatch import Stopwatch
-from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
-from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
 from torchrl_pwm.evaluation import EvaluationResult, compare_with_published, evaluate_policy, plot_scores, write_summary
-from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.evaluation.statistics import SELECT
 from torchrl_pwm.modules import PWMWorldModel, TDMPC2Model
 from torchrl_pwm.planners import TDMPC2Planner
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison, other_data, other_size
-from torchrl_pwm.runs.folder import claim_folder, make_logger
-from torchrl_pwm.runs.world_model import (
-    check_sizes,
-    make_world_model,
-    unsaid_sizes,
-)
-from torchrl_pwm.trainers.tdmpc2 import TDMPC2Trainer
-
-_MODEL = "model.pt"
+from torchrl_pwm.runs.folder import claim_folder
+from torchrl_pwm.runs.tdmpc2_training import MODEL, play_rounds, train_tdmpc2
+from torchrl_pwm.runs.world_model import check_sizes, unsaid_sizes
 
 
 def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
@@ -51,8 +35,9 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
     holds ``model/model.pt``, a checkpoint in TD-MPC2's current layout (with ``training.normalize_observations`` of
     statistics too, which only this package reads), beside metrics and what a resume needs. It is the last model or,
     with ``training.select=best``, the one whose policy prior did best in an evaluation during training; the other one
-    is kept beside it, as ``last.pt`` or ``best.pt``. The summary has return, success and normalised score of every
-    task, of both models.
+    is kept beside it, as ``last.pt`` or ``best.pt``. Rounds leave the same in ``rounds/NUMBER/model``, of which the
+    last counts. The summary has return, success and normalised score of every task, of both models; with
+    ``evaluation.prior`` the episodes of the policy prior alone are in ``tasks/prior`` too.
 
     Raises:
         FileNotFoundError, ValueError, ImportError: if something that the configuration names is missing, unknown or
@@ -86,13 +71,19 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
         keep_checkpoint(config, folder)
     if file is None:
         store = store or collect_data(config, folder, tasks)
-        file = train_tdmpc2(config, folder / "model", store, tasks)
+        file = train_tdmpc2(config, folder / "model", store, tasks, _scores)
+        if OmegaConf.select(config, "rounds.count"):
+            file = play_rounds(config, folder, store, tasks, _scores)
         model = load_tdmpc2(config, file, tasks)
-    results = evaluate_tasks(config, folder / "tasks", model, tasks)
     select, which, other = _other_model(Path(file))
-    both = {select: results, which: results} if select else {}
+    other_model = None
     if other is not None and not filecmp.cmp(file, other, shallow=False):
-        both[which] = evaluate_tasks(config, folder / "tasks" / which, load_tdmpc2(config, other, tasks), tasks)
+        other_model = load_tdmpc2(config, other, tasks)
+    results, others = _evaluate_both(config, folder / "tasks", model, which, other_model, tasks)
+    both = {select: results, which: others} if select else {}
+    if OmegaConf.select(config, "evaluation.prior") and config.plan:
+        prior: DictConfig = OmegaConf.merge(config, {"plan": False})  # type: ignore[assignment]
+        _evaluate_both(prior, folder / "tasks" / "prior", model, which, other_model, tasks)
     behavior = {} if store is None else store.statistics()
     rows = []
     for number, result in enumerate(results):
@@ -111,6 +102,8 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
             remarks.append("The best of the evaluations counts (training.select=best), of the published runs the last.")
         comparison = compare_with_published(rows, task_set, remarks=remarks)
     notes = [f"TD-MPC2. {way}."]
+    if not config.checkpoint and OmegaConf.select(config, "rounds.count"):
+        notes.append(f"It also learnt from {config.rounds.count} round(s) of its own episodes.")
     summary = write_summary(
         path,
         rows,
@@ -184,7 +177,9 @@ def model_of_run(config: Any, folder: Path) -> Path:
     Raises:
         FileNotFoundError: if it has not ended its training.
     """
-    file = given_checkpoint(config, folder) if config.checkpoint else folder / "model" / _MODEL
+    number = OmegaConf.select(config, "rounds.count")
+    trained = folder / "rounds" / str(number) if number else folder
+    file = given_checkpoint(config, folder) if config.checkpoint else trained / "model" / MODEL
     if not file.exists():
         raise FileNotFoundError(
             f"No policy in {folder}: expected the folder of a finished run, with its model {file}. A run that was "
@@ -201,69 +196,17 @@ def _other_model(file: Path) -> tuple[str | None, str, Path | None]:
     """
     for own, which in (SELECT, SELECT[::-1]):
         other = file.with_name(f"{which}.pt")
-        if file.name == _MODEL and other.exists():
+        if file.name == MODEL and other.exists():
             return own, which, other
     return None, "", None
 
 
-def train_tdmpc2(config: DictConfig, folder: Path, store: EpisodeStore, tasks: list[str]) -> Path:
-    """Trains a model, or goes on where that was interrupted, and returns the file of the one that counts."""
-    file = folder / _MODEL
-    if file.exists():
-        return file
-    settings, task_set = config.training, get_task_set(config.task_set)
-    torch.manual_seed(config.seed)
-    lengths = config.heads.episode_lengths or [task.episode_length for task in task_set]
-    model: TDMPC2Model = instantiate(config.heads, make_world_model(config), episode_lengths=lengths)
-    normalized = bool(settings.get("normalize_observations"))
-    if normalized:
-        model.world_model.set_observation_statistics(*observation_statistics(store))
-    device = choose_device(config.device)
-    loss = instantiate(config.loss, model.to(device))
-    best = BestPolicy(model)
-
-    def offer(snapshot: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-        best.offer(metrics["real_score"], metrics["real_score"], snapshot["weights"])
-        return metrics
-
-    scores = partial(_scores, config, model, tasks)
-    evaluation = NetworkEvaluation(model, scores, joined=offer, elsewhere=bool(config.get("evaluator")))
-    replay = TDMPC2ExperienceReplay(
-        store.root,
-        settings.batch_size,
-        slice_len=settings.slice_len,
-        tasks=tasks,
-        seed=config.seed,
-        **reads_ahead(device),
-    )
-    torchrl_logger.info(f"TD-MPC2: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tasks)} tasks")
-    trainer = TDMPC2Trainer(
-        loss,
-        replay,
-        iterations=settings.iterations,
-        optimization_stepper=instantiate(config.stepper, loss, iterations=settings.iterations),
-        device=device,
-        logger=make_logger(config, folder),
-        log_interval=settings.log_interval,
-        evaluate=evaluation,
-        eval_interval=settings.eval_interval,
-        stopwatch=Stopwatch(),
-        save_folder=folder / "checkpoint",
-        save_interval=settings.save_interval,
-        progress_bar=config.progress,
-    )
-    trainer.components["best_policy"] = best
-    with evaluation:
-        trainer.resume(required=False)
-        trainer.train()
-    model.cpu()
-    select = settings.get("select", "last")
-    both = best.choose(select, lambda: copy.deepcopy(model.to_checkpoint("new", statistics=normalized)))
-    # The one that counts comes last: once it is there, the training is done.
-    for which, state in sorted(both.items(), key=lambda item: item[0] == select):
-        if state is not None:
-            save_tensors(file if which == select else folder / f"{which}.pt", state)
-    return file
+def _evaluate_both(
+    config: DictConfig, folder: Path, model: TDMPC2Model, which: str, other: TDMPC2Model | None, tasks: list[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The model that counts in ``folder``, and the other one, where it differs, in the folder below that says which."""
+    results = evaluate_tasks(config, folder, model, tasks)
+    return results, results if other is None else evaluate_tasks(config, folder / which, other, tasks)
 
 
 def evaluate_tasks(config: DictConfig, folder: Path, model: TDMPC2Model, tasks: list[str]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Implicit Q-learning from the recorded episodes of one task, with TorchRL's IQLLoss.
 
-    python -m benchmarks.learning.methods.iql task=cup-catch data.root=runs/quickstart/data
+    python -m benchmarks.learning.methods.iql task=cup-catch data.root=runs/mini/data
     python -m benchmarks.learning.methods.iql resume=runs/2026-11-21_cup-catch
 
 The options are in conf/iql.yaml. The last line printed is the path of summary.json.
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from tensordict import TensorDict, TensorDictBase
@@ -46,7 +47,6 @@ from torchrl_pwm.trainers.trainer import ReplayTrainer
 
 _CONF = Path(__file__).with_name("conf")
 _KEY = "normalized_observation"
-_RANGE = 1000.0  # of the returns of the data, to which rewards are scaled, as published for locomotion
 
 
 class IQLStepper(OptimizationStepper):
@@ -189,7 +189,7 @@ def run_iql(config: DictConfig, folder: Path) -> Path:
     returns = episode_returns(store, spec.name)
     claim_folder(config, folder)
     with torch_threads(config.threads):
-        return _run(config, folder, spec, store, _RANGE / max(float(returns.max() - returns.min()), 1e-6))
+        return _run(config, folder, spec, store, config.return_range / max(float(np.ptp(returns)), 1e-6))
 
 
 def _run(config: DictConfig, folder: Path, spec: TaskSpec, store: EpisodeStore, reward_scale: float) -> Path:

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from benchmarks.learning.jobs import RESULTS
-from benchmarks.learning.records import success_and_score
 from benchmarks.learning.results import markdown_table, write_csv
+from benchmarks.learning.rows import success_and_score
 from torchrl_pwm import runs
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
