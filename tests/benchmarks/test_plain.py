@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 
 import pytest
+import torch
 
 pytest.importorskip("dm_control")
 pytest.importorskip("hydra")
 
 from benchmarks.learning.studies import plain
 from torchrl_pwm.data import collect_dataset
+from torchrl_pwm.runs.cli import command_config
+from torchrl_pwm.runs.world_model import make_world_model
 
 TASK = "pendulum-swingup"
 SMALL = ("world_model.iterations=2", "world_model.batch_size=8", "extraction.iterations=2", "extraction.batch_size=8")
@@ -34,6 +37,15 @@ def test_the_report_has_each_run_with_its_rounds_beside_the_data(tmp_path, monke
     returns = data.returns.reshape(2, -1).sum(1)
     page = (tmp_path / "plain.md").read_text()
     assert f"{returns.mean():.0f} ({returns.max():.0f})" in page and (tmp_path / "plain.png").exists()
+
+
+@pytest.mark.parametrize("variant", plain.VARIANTS)
+def test_each_variant_differs_from_the_default_in_a_run_that_can_be_built(variant):
+    line = ["preset=grounded", "data=open", "data.root=x", f"task={TASK}"]
+    config, default = command_config("mt80", [*line, *plain.VARIANTS[variant]]), command_config("mt80", line)
+    with torch.device("meta"):
+        make_world_model(config)
+    assert (config == default) is (variant == plain.DEFAULT)
 
 
 def test_data_of_other_tasks_are_refused_before_anything_starts(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from torchrl_pwm.data import EpisodeStoreWriter
 from torchrl_pwm.modules import load_world_model
 from torchrl_pwm.runs.cli import command_config
 from torchrl_pwm.runs.extraction import Extraction, ExtractionJob
+from torchrl_pwm.runs.folder import open_run
 from torchrl_pwm.runs.pwm_offline import run_pipeline
 from torchrl_pwm.runs.rounds import policy_metrics
 from torchrl_pwm.runs.starts import Before, make_starts
@@ -66,6 +68,26 @@ def test_rounds_end_where_no_policy_exploits_the_model(tmp_path):
     assert found["kept"] == len(honest) - 1 and honest == [False] * found["kept"] + [True]
     left, kept = read_tensors(folder / FILE, what="policy"), folder / "rounds" / str(found["kept"]) / FILE
     assert_same(left, read_tensors(kept, what="policy"))
+
+
+def test_a_run_goes_on_with_further_rounds(best, tmp_path):
+    folder = Path(shutil.copytree(best, tmp_path / "run"))
+    before = {
+        path: path.read_bytes() for path in (folder / "rounds").rglob("*") if path.name in ("policy.pt", "steps.bin")
+    }
+    line = [f"resume={folder}", "rounds.count=2"]
+    run_pipeline(*open_run(command_config("mt80", line), line))
+    found, first = (json.loads((place / "rounds.json").read_text())["rounds"] for place in (folder, best))
+    assert [one["score"] for one in found[:2]] == [one["score"] for one in first] and len(found) == 3
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert (folder / "rounds" / "2" / FILE).exists() and (folder / "summary.json").exists()
+    assert json.loads((folder / "earlier" / "rounds.count-1" / "summary.json").read_text())["tasks"]
+
+
+def test_policies_of_rounds_do_not_go_back_to_the_updates_before(best):
+    line = [f"resume={best}", "extraction.iterations=40"]
+    with pytest.raises(ValueError, match=r"extraction.iterations: the run has 20.* More .*rounds.count than it has"):
+        open_run(command_config("mt80", line), line)
 
 
 def test_rounds_are_scored_on_seeds_apart_from_the_final_ones(best):

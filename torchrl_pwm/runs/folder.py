@@ -49,6 +49,8 @@ _LONGER = {
             ("world_model/checkpoint",),
             ("summary.json", "world_model/world_model.pt", "world_model/disagreement.pt", "policies", "rounds"),
         ),
+        # The last policies are those of the first further round, and are made as such.
+        "rounds.count": Stage((), ("summary.json", "policies")),
     },
     "offline": {
         "extraction.iterations": Stage(("checkpoint", "policies/*/checkpoint"), ("summary.json",)),
@@ -115,9 +117,9 @@ def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictCon
     if made != asked:
         raise ValueError(f"The run in {folder} is one of {made}, not of {asked}: go on with `torchrl-pwm {made}`.")
     given = [override.lstrip("+~").split("=")[0] for override in overrides]
-    longer = [key for key in _LONGER.get(made, {}) if key in given and _is_longer(config, saved, key)]
+    longer = [key for key in _longer(saved) if key in given and _is_longer(config, saved, key)]
     for key in longer:
-        _check_checkpoints(folder, _LONGER[made][key], key, saved)
+        _check_checkpoints(folder, _longer(saved)[key], key, saved)
     different = [
         f"{key}: the run has {OmegaConf.select(saved, key)}, the command says {OmegaConf.select(config, key)}"
         for key in given
@@ -127,7 +129,7 @@ def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictCon
         raise ValueError(
             f"The run in {folder} has another configuration ({'; '.join(different)}). "
             f"Leave these options out to go on with it, or start a new run without resume=. More "
-            f"{' or '.join(_LONGER.get(made, ['iterations']))} than it has train it longer."
+            f"{' or '.join(_longer(saved)) or 'iterations'} than it has train it longer."
         )
     for key in (*_FREE, *longer):
         if key in given:
@@ -147,7 +149,7 @@ def claim_folder(config: DictConfig, folder: Path) -> None:
         replace_file(file, OmegaConf.to_yaml(config, resolve=False).encode())
         return
     saved: Any = OmegaConf.load(file)
-    for key, stage in _LONGER.get(kind_of_run(saved), {}).items():
+    for key, stage in _longer(saved).items():
         if not _is_longer(config, saved, key):
             continue
         old = OmegaConf.select(saved, key)
@@ -162,8 +164,17 @@ def finished(config: DictConfig, folder: Path) -> Path | None:
     if not (folder / "summary.json").exists():
         return None
     saved: Any = OmegaConf.load(folder / _CONFIG)
-    longer = any(_is_longer(config, saved, key) for key in _LONGER.get(kind_of_run(saved), {}))
+    longer = any(_is_longer(config, saved, key) for key in _longer(saved))
     return None if longer else folder / "summary.json"
+
+
+def _longer(saved: DictConfig) -> dict[str, Stage]:
+    """The options that a run may be made longer by."""
+    options = _LONGER.get(kind_of_run(saved), {})
+    if OmegaConf.select(saved, "rounds.count"):
+        # Policies that have gone on in rounds do not go back to the updates before these.
+        options = {key: stage for key, stage in options.items() if key != "extraction.iterations"}
+    return options
 
 
 def _is_longer(config: DictConfig, saved: DictConfig, key: str) -> bool:
@@ -176,7 +187,7 @@ def _check_checkpoints(folder: Path, stage: Stage, key: str, saved: DictConfig) 
         raise ValueError(f"The run in {folder} was given its model and trains none: {key} cannot be larger.")
     ended = any(any(folder.glob(pattern)) for pattern in stage.results)
     places = [place for pattern in stage.checkpoints for place in folder.glob(pattern)]
-    if ended and not (places and all(map(has_checkpoint, places))):
+    if stage.checkpoints and ended and not (places and all(map(has_checkpoint, places))):
         raise FileNotFoundError(f"The run in {folder} has ended, and it holds no checkpoint to go on from.")
 
 

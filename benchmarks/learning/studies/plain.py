@@ -31,12 +31,15 @@ from torchrl_pwm.runs.cli import user_errors
 DEFAULT = "default"
 #: What differs from the default, which is preset=grounded: settings with another world model,
 MODELS: dict[str, tuple[str, ...]] = {
-    "dynamics as published": ("model.residual=false",),
+    "dynamics as published": ("model.residual=false", "model.encoder_norm=false"),
     "no norm in the encoder": ("model.encoder_norm=false",),
     "no decoder": ("model.decoder=false",),
     "one head": ("model.num_heads=1",),
     "each head on all sequences": ("model_loss.heads=each",),
     "padding not masked": ("model_loss.mask_actions=false", "loss.mask_actions=false"),
+    "without SimNorm": ("model.simnorm_dim=0", "model.encoder_norm=false"),
+    "half as wide": ("model.latent_dim=64", "model.encoder_units=[128]", "model.units=[128,128]"),
+    "twice as wide": ("model.latent_dim=256", "model.encoder_units=[512]", "model.units=[512,512]"),
     "2000 updates": ("world_model.iterations=2000",),
 }
 #: and settings with the default's, of the same seed.
@@ -44,6 +47,9 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "rewards in symlog space": ("extraction.loss_of=null",),
     "horizon 4": ("loss.horizon=4",),
     "horizon 8": ("loss.horizon=8",),
+    "horizon 32": ("loss.horizon=32",),
+    "batch of 32": ("extraction.batch_size=32",),
+    "batch of 512": ("extraction.batch_size=512",),
     "cold rounds": ("rounds.warm=false",),
     "rounds without noise": ("rounds.noise=[0.0]",),
     "rounds at a third of the rate": ("rounds.lr=1e-4",),
