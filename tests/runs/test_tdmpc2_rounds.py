@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 from itertools import pairwise
 
@@ -90,6 +91,14 @@ def test_an_interrupted_round_goes_on_to_the_same_numbers(whole, settings, tmp_p
     call(monkeypatch, f"resume={parts}")
     assert_same(weights(parts / "rounds/2/model"), weights(whole / "rounds/2/model"))
     assert read_summary(parts)["tasks"] == read_summary(whole)["tasks"]
+
+
+def test_a_run_goes_on_with_further_rounds(whole, tmp_path, monkeypatch):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    call(monkeypatch, f"resume={folder}", "rounds.count=3")
+    assert (folder / "rounds/3/model/model.pt").exists() and (folder / "earlier/rounds.count-2/summary.json").exists()
+    assert_same(weights(folder / "rounds/2/model"), weights(whole / "rounds/2/model"))
+    assert "3 round(s)" in " ".join(read_summary(folder)["notes"])
 
 
 def test_a_round_goes_on_from_the_last_weights(settings, tmp_path, monkeypatch):

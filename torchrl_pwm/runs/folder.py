@@ -39,7 +39,10 @@ _LONGER = {
     "online": _OF_ONE_ENV,
     "shac": _OF_ONE_ENV,
     "tdmpc2-online": _OF_ONE_ENV,
-    "tdmpc2-mt80": {"training.iterations": Stage(("model/checkpoint",), _OF_TDMPC2)},
+    "tdmpc2-mt80": {
+        "training.iterations": Stage(("model/checkpoint",), _OF_TDMPC2),
+        "rounds.count": Stage((), ("summary.json", "tasks")),
+    },
     "mt80": {
         "extraction.iterations": Stage(
             ("policies/*/seed-*/checkpoint",), ("summary.json", "policies/*/seed-*/result.json")
@@ -170,7 +173,9 @@ def finished(config: DictConfig, folder: Path) -> Path | None:
 
 def _longer(saved: DictConfig) -> dict[str, Stage]:
     """The options that a run may be made longer by."""
-    options = _LONGER.get(kind_of_run(saved), {})
+    # An earlier run may not have an option at all.
+    known = _LONGER.get(kind_of_run(saved), {}).items()
+    options = {key: stage for key, stage in known if OmegaConf.select(saved, key) is not None}
     if OmegaConf.select(saved, "rounds.count"):
         # Policies that have gone on in rounds do not go back to the updates before these.
         options = {key: stage for key, stage in options.items() if key != "extraction.iterations"}
