@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
+from benchmarks.learning.criteria import PAIRED, criteria_sentences, difference_rows, slope_sentences
 from benchmarks.learning.groups import METHODS, Group
 from benchmarks.learning.results import markdown_table
 from benchmarks.learning.rows import Curve, Records
@@ -208,6 +209,10 @@ def write_page(group: Group, content: Mapping[str, Any], pictures: Sequence[Pict
         ),
         notes=[*filter(None, [selection(content)]), *group.notes],
         losses=list(loss_sentences(content)),
+        criteria=list(criteria_sentences(content)),
+        differences=list(difference_rows(content)),
+        paired=PAIRED,
+        slopes=list(slope_sentences(content)),
         equal=[
             ("minutes of training", "minutes", [_equal(table, "minutes") for table in content["equal_minutes"]]),
             ("env steps", "steps", [_equal(table, "amount") for table in content["equal_steps"]]),
@@ -276,14 +281,29 @@ def markdown(group: Group, content: Mapping[str, Any]) -> str:
     ]
     if text := selection(content):
         lines += ["", text]
+    lines += _standing(content)
     if sentences := list(loss_sentences(content)):
         lines += ["", "## Where PWM loses", "", *(f"- {sentence}" for sentence in sentences)]
     budgets = [f"- {_named(name)}: {text}" for name, text in content["budgets"].items()]
     lines += ["", "## What each run had", "", *budgets, ""]
+    if content["commands"]:
+        commands = [f"- {name}: `{command}`" for name, command in content["commands"].items()]
+        lines += ["The command of each run's first seed and task; DIR is the folder of the data:", "", *commands, ""]
     lines += [note + "\n" for note in group.notes]
     names = ("scores", "aggregates", "profiles", "curves")
     lines += [f"![{name}](suite_{group.name}_{name}.png)\n" for name in names]
     return "\n".join(lines)
+
+
+def _standing(content: Mapping[str, Any]) -> Iterator[str]:
+    """What PWM must show, its difference to each method, and whether the budgets were long enough."""
+    flat = "How the mean score still changes over the last third of the updates"
+    for title, sentences in (("What PWM must show", criteria_sentences(content)), (flat, slope_sentences(content))):
+        if lines := list(sentences):
+            yield from ["", f"## {title}", "", *(f"- {line}" for line in lines)]
+    if rows := list(difference_rows(content)):
+        yield from ["", "## PWM minus each method", "", f"Last policies, mean over the tasks; {PAIRED}.", ""]
+        yield markdown_table(["method", "difference", "seeds"], rows)
 
 
 def _table_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.learning.criteria import criteria, differences, slopes
 from benchmarks.learning.groups import METHODS, Group
 from benchmarks.learning.jobs import commit
 from benchmarks.learning.rows import COLUMNS, Curve, Records
@@ -62,6 +63,11 @@ def summarize(
         # Updates of an offline group are equal by design.
         "equal_steps": [] if group.offline else list(equal(records.curves, "amount")),
         "losses": losses(records, learned),
+        "differences": differences(records, CONFIDENCE) if group.offline else [],
+        "criteria": criteria(records, CONFIDENCE) if group.offline else [],
+        "slopes": slopes(records.curves) if group.offline else [],
+        "trust": _by_task(records.trust),
+        "commands": records.commands,
         "rows": [{key: _rounded(key, row[key]) for key in COLUMNS} for row in records.rows],
     }
 
@@ -85,6 +91,12 @@ def _method(group: Group, records: Records, method: str, matrix: np.ndarray | No
         totals["minutes_model"] = sum(seconds for _, seconds in models) / runs / 60
         totals["minutes_policies"] = sum(row["seconds_policy"] for row in rows) / runs / 60
     return {"label": METHODS[method][0], **aggregates, **totals}
+
+
+def _by_task(trust: Mapping[tuple[str, int], str]) -> dict[str, dict[str, str]]:
+    """What the trust probe says, by task and seed."""
+    tasks = dict.fromkeys(task for task, _ in trust)
+    return {task: {str(seed): line for (own, seed), line in sorted(trust.items()) if own == task} for task in tasks}
 
 
 def _aggregates(matrix: np.ndarray | None, tasks: int = 0) -> dict[str, Any]:
