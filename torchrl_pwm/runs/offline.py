@@ -31,14 +31,16 @@ from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss
-from torchrl_pwm.runs.evaluator import Evaluator
+from torchrl_pwm.runs.evaluator import Evaluator, TrustAlarm
 from torchrl_pwm.runs.folder import claim_folder, finished, make_logger
-from torchrl_pwm.runs.offline_report import measure_trust, write_offline_report
+from torchrl_pwm.runs.offline_report import measure_trust, measured_sequences, write_offline_report
 from torchrl_pwm.runs.policies import make_loss
 from torchrl_pwm.runs.recordings import Recordings, open_recordings
 from torchrl_pwm.runs.world_model import measured_states, train_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
+
+_PROBED = 256  # sequences of the data, beside which the trust probe shows the model's errors
 
 
 def run_offline(config: DictConfig, folder: Path) -> Path:
@@ -131,7 +133,7 @@ def make_evaluator(config: DictConfig, recordings: Recordings, device: str) -> E
             f"{recordings.store.root} have {config.model.observation_dim} and {config.model.action_dim}: is it another "
             "env, or are its observations built in another way?"
         )
-    return Evaluator(config, device)
+    return Evaluator(config, device, measured_sequences(config, recordings, recordings.tasks[0], _PROBED))
 
 
 def _check_action_bounds(env_id: str, store: EpisodeStore) -> None:
@@ -210,16 +212,22 @@ def extract(
     average, best = PolicyAverage(loss.actor_network, settings.average), BestPolicy(loss.actor_network)
     policy = WorldModelPolicy(model, loss.actor_network)
 
+    alarm, critics = TrustAlarm(), loss.value_network
+
     def offer(snapshot: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mapping[str, Any]:
         best.offer(metrics["real_return"], metrics["real_return"], snapshot["weights"])
+        alarm(metrics)
         return metrics
 
     evaluation = None
     if evaluator is not None:
-        along_the_way = partial(_real_return, evaluator, policy, settings.eval_episodes)
-        elsewhere = bool(config.get("evaluator"))
         evaluation = NetworkEvaluation(
-            loss.actor_network, along_the_way, joined=offer, applied=average.applied, elsewhere=elsewhere
+            loss.actor_network,
+            partial(evaluator.during_training, policy, critics),
+            joined=offer,
+            applied=average.applied,
+            elsewhere=bool(config.get("evaluator")),
+            beside=critics if evaluator.probes(policy) else None,
         )
     trainer = PWMTrainer(
         loss,
@@ -248,13 +256,9 @@ def extract(
     average.restore()
     outcomes: dict[str, Any] = {}
     if evaluator is not None:
-        both = best.choose(settings.select, lambda: evaluator.outcome(policy))
+        of_last = iter([critics])  # of the last policy, which is evaluated first
+        both = best.choose(settings.select, lambda: evaluator.probed_outcome(policy, next(of_last, None)))
         outcomes = {"policy": both[settings.select], **{f"{which} policy": found for which, found in both.items()}}
         outcomes["random actions"] = evaluator.outcome(RandomPolicy(model.action_dim, config.seed))
     save_tensors(folder / "policy.pt", loss.actor_network.state_dict())
     return loss, outcomes
-
-
-def _real_return(evaluator: Evaluator, policy: Any, episodes: int) -> dict[str, float]:
-    """The mean return, on seeds of its own, so that nothing is chosen on those of the final evaluation."""
-    return {"real_return": evaluator.run(policy, episodes, evaluator.settings.seed + 1).return_mean}
