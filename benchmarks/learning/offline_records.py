@@ -65,7 +65,7 @@ def _read_pwm(records: Records, run: Path, name: str, config: Any, summary: Mapp
         if name == "pwm" and row.get("trust"):
             records.trust |= {(row["task"], each["seed"]): each["line"] for each in row["trust"]["seeds"]}
     if store is not None and name == "pwm":
-        _add_sac(records, store, config)
+        add_sac(records, store, config.task)
     records.curves += _pwm_curve(name, config.seed, stages)
     batch = f"{config.world_model.batch_size} x {config.world_model.slice_len}"
     records.budgets[name] = (
@@ -138,9 +138,9 @@ def _add_baselines(
         records.add(method, task, config.seed, result["returns"], **further, made=made)
 
 
-def _add_sac(records: Records, store: EpisodeStore, config: Any) -> None:
+def add_sac(records: Records, store: EpisodeStore, tasks: Sequence[str]) -> None:
     """SAC in the tasks whose data are the steps of its training: one row, as there is one training."""
-    for task in config.task:
+    for task in tasks:
         if task in store.tasks and behavior(store, task) == "sac" and not records.values("sac", task):
             returns = episode_returns(store, task)[-SAC_EPISODES:].tolist()
             result = {"returns": returns, "successes": None}

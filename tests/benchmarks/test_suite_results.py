@@ -13,11 +13,13 @@ pytest.importorskip("rliable")
 from torchrl.record.loggers import CSVLogger
 
 from benchmarks.learning.groups import Group, groups
+from benchmarks.learning.offline_records import add_sac
 from benchmarks.learning.plans import Plan
 from benchmarks.learning.records import env_steps_curve, progress_to_controller, read_records
 from benchmarks.learning.report import loss_sentences, markdown, write_page
 from benchmarks.learning.results import equal, interval, losses, summarize
 from benchmarks.learning.rows import Curve, Records
+from torchrl_pwm.data import EpisodeStore, EpisodeStoreWriter
 
 GROUP = Group("mini", "two tasks", ("a", "b"), ("pwm", "cloning_half"), "a share", offline=True)
 
@@ -184,3 +186,20 @@ def test_both_returns_of_an_online_run_are_normalised_alike(tmp_path):
         row = read_records(groups()["closed_form"], tmp_path).rows[0]
         assert (row["select"], row["score_last"], row["score"]) == expected
         assert row["score_best"] == (0.5 if expected[0] == "best" else None)
+
+
+def test_sac_is_read_from_the_last_episodes_of_the_data_that_it_collected(tmp_path):
+    tasks = {"pendulum-swingup": 35, "mw-reach": 1}
+    source = {"tasks": {"pendulum-swingup": {"behavior": "sac", "seed": 4}, "mw-reach": {"behavior": "scripted"}}}
+    with EpisodeStoreWriter(
+        tmp_path, "mt80", tasks, row_length=100, success=True, whole_episodes=True, source=source
+    ) as writer:
+        for task, rows in tasks.items():
+            reward = np.repeat(np.arange(rows) // 5, 100).reshape(rows, 100)  # 0 in the first episode, 6 in the last
+            success = np.zeros((rows, 100), bool)
+            writer.write(task, np.zeros((rows, 101, 39)), np.zeros((rows, 100, 6)), reward, success)
+    records = Records()
+    add_sac(records, EpisodeStore(tmp_path), list(tasks))
+    (row,) = records.rows
+    assert (row["task"], row["seed"], row["episodes"], row["env_steps"]) == ("pendulum-swingup", 4, 5, 3500)
+    assert row["return_mean"] == 500 * np.mean([2, 3, 4, 5, 6]) and row["score_last"] == row["return_mean"] / 1000
