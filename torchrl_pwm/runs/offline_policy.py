@@ -12,21 +12,19 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torchrl import torchrl_logger
-from torchrl.data import TensorDictReplayBuffer, TensorStorage
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.evaluations import NetworkEvaluation
 from torchrl_pwm._utils.stopwatch import Stopwatch
-from torchrl_pwm.data import start_states
-from torchrl_pwm.data.starts import encoded_starts
 from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.runs.evaluator import Evaluator, TrustAlarm
 from torchrl_pwm.runs.folder import make_logger
-from torchrl_pwm.runs.policies import make_loss
+from torchrl_pwm.runs.policies import load_policy, make_loss, policy_file
 from torchrl_pwm.runs.recordings import Recordings
+from torchrl_pwm.runs.starts import FRESH, Before, make_starts
 from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
 
@@ -39,17 +37,17 @@ def extract(
     model: PWMWorldModel,
     evaluator: Evaluator | None,
     device: str,
+    before: Before = FRESH,
 ) -> tuple[PWMLoss, dict[str, Any]]:
-    """A policy of one task, whose file it writes; its loss, and what it earned in the env, if there is one."""
+    """A policy of one task, whose file it writes; its loss, and what it earned in the env, if there is one.
+
+    It begins with the behaviour of the data, or goes on from the policy and critics ``before`` it.
+    """
     settings = config.extraction
     torch.manual_seed(1_000_003 * config.seed + recordings.store.task_set[task].index)
     loss = make_loss(config, model, model.action_dim).to(device)
-    starts = start_states(recordings.store, task, episodes=recordings.kept, seed=config.seed, **settings.starts)
-    replay = TensorDictReplayBuffer(
-        storage=TensorStorage(encoded_starts(starts, model)),
-        batch_size=settings.batch_size,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
+    places: dict[str, Any] = {"data": Path(recordings.store.root), "before": before, "device": device}
+    replay = make_starts(config, task, config.seed, model, episodes=recordings.kept, **places)
     stepper = instantiate(config.stepper, loss, iterations=settings.iterations)
     average, best = PolicyAverage(loss.actor_network, settings.average), BestPolicy(loss.actor_network)
     policy = WorldModelPolicy(model, loss.actor_network)
@@ -91,10 +89,18 @@ def extract(
     with evaluation or contextlib.nullcontext():
         trainer.resume(required=False)
         if trainer.iteration == 0:
-            torchrl_logger.info(f"{task}: the policy begins with the behaviour of the data")
-            warm_start(loss, stepper, replay, **settings.warm_start, device=device)
+            if before.folder is None:
+                torchrl_logger.info(f"{task}: the policy begins with the behaviour of the data")
+                warm_start(loss, stepper, replay, **settings.warm_start, device=device)
+            else:
+                load_policy(loss, policy_file(before.folder, task, config.seed))
             average.restart()
-        trainer.train()
+            if before.finished:
+                best.offer(0.0, 0.0)
+            elif before.folder is not None:
+                trainer.log_evaluation(now=True)
+        if not before.finished:
+            trainer.train()
     average.restore()
     outcomes: dict[str, Any] = {}
     if evaluator is not None:

@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDictBase
 from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm.modules import PWMWorldModel
+from torchrl_pwm.runs.own_episodes import mix
 from torchrl_pwm.runs.starts import Before
+from torchrl_pwm.runs.world_model import train_world_model
 
 APART = 7919  # from the seeds of the final score to those that a round is chosen by
 
@@ -101,6 +105,48 @@ def going_on(config: DictConfig, rounds: Sequence[Round]) -> DictConfig:
     """The configuration of the extraction after some rounds."""
     changed = {"iterations": config.rounds.policy_iterations} if rounds and config.rounds.warm else {}
     return OmegaConf.merge(config, {"extraction": changed})  # type: ignore[return-value]
+
+
+def train_on(
+    config: DictConfig,
+    here: Path,
+    model: PWMWorldModel,
+    data: Path,
+    rounds: Sequence[Round],
+    tasks: list[str],
+    *,
+    states: TensorDictBase,
+    names: Sequence[str],
+    **options: Any,
+) -> Path:
+    """Trains a model on, with a share of each batch from own episodes, and returns its file.
+
+    Args:
+        config: of the run.
+        here: folder of the next round.
+        model: as it was before.
+        data: folder of the data set.
+        rounds: whose episodes it learns from.
+        tasks: that it learns.
+        states, names: on which it is measured, see :func:`~torchrl_pwm.runs.world_model.train_world_model`.
+        options: of the replays, see :func:`~torchrl_pwm.runs.own_episodes.mix`.
+    """
+    settings = config.rounds
+    replay = mix(
+        data,
+        Before(own=own_data(rounds)).stores,
+        share=settings.share,
+        batch_size=config.world_model.batch_size,
+        slice_len=config.world_model.slice_len,
+        tasks=tasks,
+        seed=config.seed + len(rounds),
+        **options,
+    )
+    rate = {} if settings.lr is None else {"model_stepper": {"lr": settings.lr, "final_lr": None}}
+    merged: DictConfig = OmegaConf.merge(config, rate)  # type: ignore[assignment]
+    return train_world_model(
+        merged, here / "world_model", model, replay, iterations=settings.iterations, states=states, names=names
+    )
 
 
 def _record(folder: Path, rounds: list[Round], chosen: Round | None = None) -> None:

@@ -16,11 +16,11 @@ from torchrl_pwm.envs import WorldModelWrapper, get_task_set
 from torchrl_pwm.evaluation import EvaluationResult, read_metrics
 from torchrl_pwm.evaluation.curves import Series
 from torchrl_pwm.runs.extraction import extract_all
-from torchrl_pwm.runs.own_episodes import mix, play
+from torchrl_pwm.runs.own_episodes import play
 from torchrl_pwm.runs.policies import load_actor, policy_file
-from torchrl_pwm.runs.round_loop import APART, Round, before_next, go_through, going_on, own_data
+from torchrl_pwm.runs.round_loop import APART, Round, before_next, go_through, going_on, train_on
 from torchrl_pwm.runs.starts import Before
-from torchrl_pwm.runs.world_model import keep_chosen_world_model, load_world_model, measured_states, train_world_model
+from torchrl_pwm.runs.world_model import keep_chosen_world_model, load_world_model, measured_states
 
 
 def run_rounds(
@@ -46,8 +46,15 @@ def run_rounds(
         file,
         extract=lambda file, rounds: _extract(config, folder, store, file, tasks, rounds),
         play=lambda last: _collect(config, last, tasks),
-        train=lambda file, rounds: _train(
-            config, folder / "rounds" / str(len(rounds)), store, file, own_data(rounds), tasks
+        train=lambda file, rounds: train_on(
+            config,
+            folder / "rounds" / str(len(rounds)),
+            load_world_model(config, file),
+            Path(store.root),
+            rounds,
+            tasks,
+            states=measured_states(store, tasks, seed=config.seed),
+            names=get_task_set(config.task_set).names,
         ),
     )
     if chosen is not None:
@@ -116,31 +123,3 @@ def _collect(config: DictConfig, last: Round, tasks: list[str]) -> None:
             seed=seed + last.number + 1,
             transform=WorldModelWrapper(model),
         )
-
-
-def _train(
-    config: DictConfig, here: Path, store: EpisodeStore, file: Path, own: tuple[Path, ...], tasks: list[str]
-) -> Path:
-    """Trains a model on, with a share of each batch from own episodes, and returns its file."""
-    settings = config.rounds
-    replay = mix(
-        Path(store.root),
-        Before(own=own).stores,
-        share=settings.share,
-        batch_size=config.world_model.batch_size,
-        slice_len=config.world_model.slice_len,
-        tasks=tasks,
-        seed=config.seed + len(own),
-    )
-    model = load_world_model(config, file)
-    rate = {} if settings.lr is None else {"model_stepper": {"lr": settings.lr, "final_lr": None}}
-    merged: DictConfig = OmegaConf.merge(config, rate)  # type: ignore[assignment]
-    return train_world_model(
-        merged,
-        here / "world_model",
-        model,
-        replay,
-        iterations=settings.iterations,
-        states=measured_states(store, tasks, seed=config.seed),
-        names=get_task_set(config.task_set).names,
-    )
