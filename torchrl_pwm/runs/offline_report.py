@@ -125,6 +125,7 @@ def _section(config: DictConfig, task: str, result: dict[str, Any]) -> str:
     lines = [f"## {task}\n"]
     if "outcomes" in result:
         lines += _returns(result["outcomes"], result["behavior_return_mean"], config.extraction.select)
+    lines += _rounds(task, result.get("rounds"))
     count = f"{result['held_out']:,} of {result['held_out'] + result['kept']:,} episodes, which were held out"
     where = count if result["held_out"] else "the episodes that it learned from, as none was held out"
     lines.append(f"How far to trust the model, by {where} ({result['transitions']:,} steps):\n")
@@ -154,6 +155,22 @@ def _section(config: DictConfig, task: str, result: dict[str, Any]) -> str:
     )
     lines += _trust(result.get("outcomes"))
     return "\n".join([*lines, ""])
+
+
+def _rounds(task: str, found: dict[str, Any] | None) -> list[str]:
+    """What the policy of each round earned, on seeds apart from those above."""
+    if found is None:
+        return []
+    rows = [
+        f"| {each['round']} | {each['tasks'][task]:.1f} | {'; '.join(each['trust'][task])} |"
+        for each in found["rounds"]
+    ]
+    head = [
+        "Before it, on other seeds, the policies of the rounds:\n",
+        "| round | return | trust probe |",
+        "|---|---|---|",
+    ]
+    return [*head, *rows, *([] if found["kept"] is None else [f"\nThat of round {found['kept']} counts."]), ""]
 
 
 def _trust(outcomes: dict[str, Any] | None) -> list[str]:
