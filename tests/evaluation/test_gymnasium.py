@@ -14,7 +14,9 @@ from torchrl_pwm import (
     evaluate_policy,
     make_gym_env,
     make_pwm_actor,
+    make_value_ensemble,
 )
+from torchrl_pwm.evaluation.trust import probe_trust
 
 from .counting_env import CountingEnv
 
@@ -126,3 +128,20 @@ def test_a_task_without_a_time_limit_is_told_at_the_start() -> None:
 def test_whole_numbers_are_cast() -> None:
     env = make_gym_env("torchrl_pwm_test/Whole-v0", 2)
     assert env.rollout(4)["observation"].dtype == env.observation_spec["observation"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(("termination", "promised"), [(True, 60.0), (False, None)])
+def test_a_model_that_sees_no_fall_promises_an_episode_to_the_time_limit(termination, promised, monkeypatch):
+    pytest.importorskip("mujoco")
+    torch.manual_seed(0)
+    model = PWMWorldModel(4, 1, latent_dim=16, units=(16,), num_bins=0, termination=termination).requires_grad_(False)
+    monkeypatch.setattr(model, "reward_logits", lambda latent, *_: torch.ones_like(latent[..., :1]))
+    if termination:
+        monkeypatch.setattr(model, "termination_logits", lambda latent, *_: torch.full_like(latent[..., :1], -9.0))
+    env = make_gym_env("InvertedPendulum-v5", 3, max_episode_steps=60)
+    policy = WorldModelPolicy(model, make_pwm_actor(16, 1, units=(8,)))
+    probe = probe_trust(policy, model, env, make_value_ensemble(16), episodes=3, seed=1, reward_space="raw")
+    lengths = probe.result.lengths.tolist()
+    assert max(lengths) < 60, "the pendulum falls"
+    assert probe.imagined.tolist() == (lengths if promised is None else [promised] * 3)
+    assert probe.exploited == termination and probe.gap.cut == 0

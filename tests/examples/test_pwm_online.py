@@ -88,7 +88,7 @@ def test_a_run_on_a_gymnasium_task(workers, tmp_path, monkeypatch, capsys):
 def test_the_best_of_the_evaluated_policies_counts(tmp_path, monkeypatch):
     calls = []
 
-    def evaluated(self, policy):
+    def evaluated(self, policy, critics):
         calls.append([value.clone() for value in policy.state_dict().values()])
         return {"real_return": -float(len(calls))}
 

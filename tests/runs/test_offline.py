@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from torchrl_pwm import PWMWorldModel, load_policy, make_value_ensemble, write_episodes
 from torchrl_pwm.evaluation.held_out import distance_from_data, open_loop_errors, value_gaps
 from torchrl_pwm.runs.cli import main
-from torchrl_pwm.runs.offline import data_statistics
+from torchrl_pwm.runs.offline_model import data_statistics
 
 TINY = ["model.latent_dim=16", "model.units=[16]", "model.encoder_units=[16]", "model.task_dim=4", "device=cpu"]
 TINY += ["actor.units=[8]", "value.units=[8]", "loss.horizon=3", "progress=false", "world_model.batch_size=8"]

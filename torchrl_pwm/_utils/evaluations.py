@@ -165,6 +165,8 @@ class NetworkEvaluation(BackgroundEvaluation):
             numbers, in their order; returns what is logged.
         applied (callable, optional): returns a context in which the networks are as they are to be evaluated.
         elsewhere (bool): evaluate in a process of its own, while the training goes on.
+        beside (nn.Module, optional): what else the function reads, such as critics; its state is in the snapshot under
+            ``"beside"``.
 
     Examples:
         >>> networks = torch.nn.Linear(2, 1)
@@ -183,8 +185,9 @@ class NetworkEvaluation(BackgroundEvaluation):
         joined: Callable[[Snapshot, Metrics], Metrics] = lambda snapshot, metrics: metrics,
         applied: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
         elsewhere: bool,
+        beside: nn.Module | None = None,
     ) -> None:
-        self._parts, self._applied, self._pickled = (networks, evaluate), applied, False
+        self._parts, self._applied, self._pickled = (networks, evaluate, beside), applied, False
         here = None if elsewhere else self._here
         super().__init__(self._state, partial(_evaluate_networks, b"", 1), joined=joined, here=here, limit=2)
 
@@ -194,9 +197,9 @@ class NetworkEvaluation(BackgroundEvaluation):
 
     def _state(self) -> dict[str, Any]:
         with self._applied():
-            state = self._parts[0].state_dict()
-            weights = {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
-        return {"weights": weights, "generators": TorchGenerators().state_dict()}
+            networks, _, beside = self._parts
+            further = {} if beside is None else {"beside": _on_host(beside)}
+            return {"weights": _on_host(networks), **further, "generators": TorchGenerators().state_dict()}
 
     def _begin(self, iteration: int, snapshot: Snapshot) -> None:
         if not self._pickled:
@@ -205,17 +208,23 @@ class NetworkEvaluation(BackgroundEvaluation):
         super()._begin(iteration, snapshot)
 
 
+def _on_host(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in module.state_dict().items()}
+
+
 def _evaluate_networks(parts: bytes, threads: int, snapshot: Snapshot) -> Metrics:
     if _PARTS[:1] != [parts]:
         _PARTS[:] = [parts, pickle.loads(parts)]  # of the process that started this one, never of a file
-    networks, evaluate = _PARTS[1]
+    networks, evaluate, beside = _PARTS[1]
     networks.load_state_dict(snapshot["weights"])
+    if beside is not None and "beside" in snapshot:  # which an interrupted run of before did not save
+        beside.load_state_dict(snapshot["beside"])
     TorchGenerators().load_state_dict(snapshot["generators"])
     with torch_threads(threads):
         return evaluate()
 
 
-_PARTS: list[Any] = []  # of a worker process: networks and how they are evaluated, first as bytes
+_PARTS: list[Any] = []  # of a worker process: networks, how they are evaluated and what is beside, first as bytes
 
 
 def _evaluate(evaluate: Callable[[Snapshot], Metrics], snapshot: bytes) -> Metrics:

@@ -24,8 +24,9 @@ from torchrl.envs import (
 )
 
 from torchrl_pwm._utils.extras import require
+from torchrl_pwm.envs.multitask import innermost_env
 
-__all__ = ["has_time_limit", "is_gym_env", "is_gym_task", "make_gym_env", "wrap_gym_env"]
+__all__ = ["has_time_limit", "is_gym_env", "is_gym_task", "make_gym_env", "time_limit", "wrap_gym_env"]
 
 
 def make_gym_env(
@@ -68,10 +69,11 @@ def make_gym_env(
     require("gymnasium", extra="gym", purpose=f"make_gym_env({task!r})")
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, found {num_envs}.")
-    _check_time_limit(task, options)
+    limit = _checked_time_limit(task, options)
     make = partial(GymEnv, task, categorical_action_encoding=False, **options)
     with torch.device("cpu"):
         envs = (ParallelEnv if parallel else SerialEnv)(num_envs, make, device=device)
+    envs.episode_length = limit  # as the simulators say it
     return _as_read(envs, task, seed)
 
 
@@ -130,7 +132,21 @@ def has_time_limit(env: EnvBase) -> bool:
     return not isinstance(layer, gymnasium.Env)
 
 
-def _check_time_limit(task: str, options: dict[str, Any]) -> None:
+def time_limit(env: EnvBase) -> int | None:
+    """Steps after which an episode is cut off at the latest, where the env says so as the envs made here do.
+
+    Examples:
+        >>> time_limit(make_gym_env("Pendulum-v1", 2))
+        200
+    """
+    base = innermost_env(env)
+    said = vars(base)  # what several envs side by side lack, they ask each of them for
+    known = "episode_length" in said or not isinstance(base, (SerialEnv, ParallelEnv))
+    limit: int | None = getattr(said.get("task_spec", base), "episode_length", None) if known else None
+    return limit
+
+
+def _checked_time_limit(task: str, options: dict[str, Any]) -> int:
     import gymnasium
 
     limit = options.get("max_episode_steps")
@@ -141,6 +157,7 @@ def _check_time_limit(task: str, options: dict[str, Any]) -> None:
             f"{task} has no time limit, so that an episode, and an evaluation with it, may never end: give one with "
             f"make_gym_env({task!r}, max_episode_steps=1000), on the command line +env.max_episode_steps=1000."
         )
+    return int(limit)
 
 
 def _as_read(envs: EnvBase, task: str, seed: int) -> EnvBase:

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase, pad_sequence
 from tensordict.nn import TensorDictModuleBase
-from torch import nn
+from torch import Tensor, nn
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from torchrl_pwm.envs.gymnasium_env import time_limit
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 from torchrl_pwm.evaluation.open_loop import (
     PROBED_STEPS,
@@ -241,7 +242,8 @@ def probe_trust(
     if mask_actions:  # padding means nothing, be it what a policy wrote or what the data hold
         windows, data = (None if each is None else _masked(each, world_model) for each in (windows, data))
     reader = _reader(world_model, whole, data)
-    imagined = imagined_episodes(policy, world_model, whole[:, 0], whole.shape[1], mask_actions=mask_actions)
+    allowed = _allowed_steps(world_model, whole, env_or_task)
+    imagined = imagined_episodes(policy, world_model, whole[:, 0], allowed, mask_actions=mask_actions)
     summed: Any = {"gamma": gamma, "reward_space": reward_space, "reward_scale": reward_scale}
     gaps = [
         None if value_network is None or each is None else value_gap(world_model, value_network, each, **summed)
@@ -265,7 +267,7 @@ def imagined_episodes(
     policy: TensorDictModuleBase,
     world_model: PWMWorldModel,
     starts: TensorDictBase,
-    steps: int,
+    steps: int | Tensor,
     *,
     mask_actions: bool = False,
 ) -> TensorDictBase | None:
@@ -277,7 +279,7 @@ def imagined_episodes(
         policy: reads ``latent``, or is a :class:`~torchrl_pwm.WorldModelPolicy`.
         world_model: the model.
         starts: [E] real start states with ``observation`` and, for a multi-task model, ``task``.
-        steps: length of an episode, which ends before where a termination head says so.
+        steps: length of an episode, or of each [E], which ends before where a termination head says so.
         mask_actions: zero the padded entries of the action, as the loss does that has this option.
 
     Examples:
@@ -292,10 +294,12 @@ def imagined_episodes(
         return None
     task = starts["task"] if world_model.num_tasks else None
     head = gaussian_head(actor, "latent")
+    allowed = torch.as_tensor(steps, device=starts.device).expand(len(starts))
+    longest = int(allowed.max())
     with frozen(world_model), torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         latents, actions = [world_model.encode_observation(starts["observation"], task)], []
         context = world_model.task_context(task)
-        for _ in range(steps):
+        for _ in range(longest):
             state = {"latent": latents[-1]} if task is None else {"latent": latents[-1], "task": task}
             mean = None if head is None else head(latents[-1])[0].tanh()
             action = actor(TensorDict(state, starts.batch_size))["action"] if mean is None else mean
@@ -307,14 +311,28 @@ def imagined_episodes(
         ends = world_model.termination_logits(visited[1:], task) > 0 if world_model.termination else None
     terminated = torch.zeros_like(reward, dtype=torch.bool) if ends is None else ends
     before = terminated.long().cumsum(0) - terminated.long()
-    counts = before.squeeze(-1) == 0
+    numbers = torch.arange(longest, device=allowed.device)
+    counts = (before.squeeze(-1) == 0) & (numbers[:, None] < allowed).to(reward.device)
     following = {"latent": visited[1:], "reward": torch.where(counts.unsqueeze(-1), reward, 0.0)}
     following |= {"terminated": terminated, "done": terminated}
     entries: dict[str, Any] = {"latent": visited[:-1], "action": taken, "next": following}
     if task is not None:
-        entries["task"] = task.expand(steps, len(starts))
-    episodes = TensorDict(entries, [steps, len(starts)]).set("collector", TensorDict({"mask": counts}, counts.shape))
+        entries["task"] = task.expand(longest, len(starts))
+    episodes = TensorDict(entries, [longest, len(starts)]).set("collector", TensorDict({"mask": counts}, counts.shape))
     return episodes.transpose(0, 1)
+
+
+def _allowed_steps(world_model: PWMWorldModel, whole: TensorDictBase, env: str | EnvBase) -> Tensor:
+    """Steps [E] of the imagined episodes: up to the env's time limit where model and reality may both end them before,
+    else as many as the real ones had.
+    """
+    mask = whole["collector", "mask"]
+    lengths = mask.sum(1)
+    if not world_model.termination:
+        return lengths
+    terminated = (whole["next", "terminated"].squeeze(-1) & mask).any(1)
+    limit = None if isinstance(env, str) else time_limit(env)
+    return torch.where(terminated, whole.shape[1] if limit is None else limit, lengths)
 
 
 def _masked(steps: TensorDictBase, world_model: PWMWorldModel) -> TensorDictBase:

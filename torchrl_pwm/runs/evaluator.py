@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torch import nn
+from torchrl import torchrl_logger
 from torchrl.envs import EnvBase
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, save_tensors
@@ -24,6 +25,8 @@ from torchrl_pwm.envs.random_policy import RandomPolicy
 from torchrl_pwm.envs.simulators import SwingUpController
 from torchrl_pwm.evaluation import EvaluationResult, evaluate_policy, package_versions, plot_training
 from torchrl_pwm.evaluation.best_policy import BestPolicy
+from torchrl_pwm.evaluation.trust import TrustProbe, probe_trust, trust_line
+from torchrl_pwm.modules import WorldModelPolicy
 from torchrl_pwm.runs.folder import claim_folder, make_logger
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
@@ -35,11 +38,12 @@ class Evaluator:
     Args:
         config: of the run.
         device: where the envs run.
+        data: recorded sequences beside which the trust probe shows the model's errors, see :func:`.probe_trust`.
     """
 
-    def __init__(self, config: DictConfig, device: str) -> None:
+    def __init__(self, config: DictConfig, device: str, data: TensorDictBase | None = None) -> None:
         self.config, self.settings, self.device = config, config.evaluation, device
-        self.envs: dict[int, EnvBase] = {}
+        self.data, self.envs = data, {}  # type: ignore[var-annotated]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the envs, which another process builds anew."""
@@ -47,20 +51,56 @@ class Evaluator:
 
     def run(self, policy: Policy, episodes: int, seed: int) -> EvaluationResult:
         """Episodes from the start states of a seed."""
-        env = self.envs.get(episodes)
-        if env is None:
-            env = self.envs[episodes] = instantiate(self.config.env, num_envs=episodes, device=self.device)
-        return evaluate_policy(policy, env, episodes=episodes, seed=seed, task=self.config.task)
+        return evaluate_policy(policy, self._env(episodes), episodes=episodes, seed=seed, task=self.config.task)
 
-    def during_training(self, policy: Any) -> dict[str, float]:
-        """The mean return, on seeds of its own, so that nothing is chosen on those of the final evaluation."""
-        return {"real_return": self.run(policy, self.config.eval_episodes, self.settings.seed + 1).return_mean}
+    def _env(self, episodes: int) -> EnvBase:
+        if episodes not in self.envs:
+            self.envs[episodes] = instantiate(self.config.env, num_envs=episodes, device=self.device)
+        return self.envs[episodes]
+
+    def probes(self, policy: Any) -> bool:
+        """Whether :meth:`probe` is made of a policy: one in a world model whose observations are vectors."""
+        wanted = self.config.get("trust_probe", False) and isinstance(policy, WorldModelPolicy)
+        return wanted and len(policy.world_model.observation_shape) == 1
+
+    def probe(self, policy: WorldModelPolicy, critics: nn.Module | None, episodes: int, seed: int) -> TrustProbe:
+        """The episodes of :meth:`run`, and what the policy's model and critics promise of them."""
+        config = self.config
+        model: Any = policy.world_model
+        return probe_trust(
+            policy,
+            model,
+            self._env(episodes),
+            critics,
+            episodes=episodes,
+            seed=seed,
+            gamma=config.gamma if "gamma" in config else config.extraction.gamma,
+            reward_space=config.loss.reward_space,
+            reward_scale=config.loss.get("reward_scale", 1.0),
+            data=self.data,
+        )
+
+    def during_training(self, policy: Any, critics: nn.Module | None = None) -> dict[str, float]:
+        """The mean return, on seeds of its own, so that nothing is chosen on those of the final evaluation; and what
+        the trust probe finds in the same episodes.
+        """
+        config, seed = self.config, self.settings.seed + 1
+        episodes = config.eval_episodes if "eval_episodes" in config else config.extraction.eval_episodes
+        if not self.probes(policy):
+            return {"real_return": self.run(policy, episodes, seed).return_mean}
+        probe = self.probe(policy, critics, episodes, seed)
+        return {"real_return": probe.result.return_mean, **probe.metrics()}
 
     def outcome(self, policy: Any) -> dict[str, Any]:
         """Mean, spread and each of the returns of the final evaluation."""
-        result = self.run(policy, self.settings.episodes, self.settings.seed)
-        spread = float(result.returns.std())
-        return {"return_mean": result.return_mean, "return_std": spread, "returns": result.returns.tolist()}
+        return _record(self.run(policy, self.settings.episodes, self.settings.seed))
+
+    def probed_outcome(self, policy: Any, critics: nn.Module | None) -> dict[str, Any]:
+        """The same, with what the trust probe says under ``"trust"``."""
+        if not self.probes(policy):
+            return self.outcome(policy)
+        probe = self.probe(policy, critics, self.settings.episodes, self.settings.seed)
+        return {**_record(probe.result), "trust": probe.record()}
 
     def outcomes(self, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """The final evaluation: what was evaluated, and what it is to be compared with, from the same start states."""
@@ -76,6 +116,26 @@ class Evaluator:
         return outcomes
 
 
+def _record(result: EvaluationResult) -> dict[str, Any]:
+    spread = float(result.returns.std())
+    return {"return_mean": result.return_mean, "return_std": spread, "returns": result.returns.tolist()}
+
+
+class TrustAlarm:
+    """Logs the trust probe's line where it begins, and where it ceases, to show a sign of exploitation."""
+
+    def __init__(self) -> None:
+        self.sounds = False
+
+    def __call__(self, metrics: Mapping[str, Any]) -> None:
+        """Reads the metrics of an evaluation along the way."""
+        exploited = bool(metrics.get("exploited", 0.0))
+        if exploited != self.sounds:
+            figures = metrics.get("predicted_return"), metrics["real_return"], metrics.get("value_gap")
+            torchrl_logger.info(f"the policy: {trust_line(exploited, *figures)}")
+        self.sounds = exploited
+
+
 class EvaluatedRun:
     """A run in its folder, whose policy is evaluated along the way.
 
@@ -89,10 +149,17 @@ class EvaluatedRun:
         evaluator: evaluates.
         policy: what is evaluated.
         networks: what is kept of the best policy.
+        critics: of the policy, for the trust probe.
     """
 
     def __init__(
-        self, config: DictConfig, folder: Path, evaluator: Evaluator, policy: Any, networks: nn.Module
+        self,
+        config: DictConfig,
+        folder: Path,
+        evaluator: Evaluator,
+        policy: Any,
+        networks: nn.Module,
+        critics: nn.Module | None = None,
     ) -> None:
         # Runs of SHAC had none at first, and their last policy counted.
         self.select = config.get("select", "last")
@@ -100,13 +167,14 @@ class EvaluatedRun:
         self.first_policy = "untrained policy"
         # Before a resume, so that an interrupted run has the same one.
         self.untrained = evaluator.outcome(policy)
-        self.best = BestPolicy(networks)
+        self.best, self.critics, self._alarm = BestPolicy(networks), critics, TrustAlarm()
         #: Along the way; the training goes on inside ``with`` it.
         self.evaluation = NetworkEvaluation(
             networks,
-            partial(evaluator.during_training, policy),
+            partial(evaluator.during_training, policy, critics),
             joined=self._offer,
             elsewhere=bool(config.get("evaluator")),
+            beside=critics if evaluator.probes(policy) else None,
         )
         self.stopwatch = Stopwatch()
         self.resumed = has_checkpoint(folder / "checkpoint")
@@ -175,9 +243,13 @@ class EvaluatedRun:
         # Where nothing was trained, it is the policy itself that was evaluated first.
         known, both = {"policy": self.untrained}, {}
         if steps:
-            policies = {"policy": self.policy, **policies}
+            critics = iter([self.critics])  # of the last policy, which is evaluated first
             both = self.best.choose(
-                self.select, lambda: {name: self.evaluator.outcome(policy) for name, policy in policies.items()}
+                self.select,
+                lambda: {
+                    "policy": self.evaluator.probed_outcome(self.policy, next(critics, None)),
+                    **{name: self.evaluator.outcome(policy) for name, policy in policies.items()},
+                },
             )
             known = {**(both[self.select] or {}), self.first_policy: self.untrained}
         for name, module in files.items():
@@ -209,6 +281,7 @@ class EvaluatedRun:
 
     def _offer(self, snapshot: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mapping[str, Any]:
         self.best.offer(metrics["real_return"], metrics["real_return"], snapshot["weights"])
+        self._alarm(metrics)
         return metrics
 
 
@@ -227,4 +300,5 @@ def format_outcomes(summary: Path) -> str:
     tail = (
         f"{content['iterations']} iterations, {content['steps']} steps, {content['seconds']:.0f} s ({pace:.2f} s each)"
     )
-    return "\n".join([head, *rows, tail])
+    trust = content["outcomes"]["policy"].get("trust")
+    return "\n".join([head, *rows, *([] if trust is None else [f"trust probe: {trust['line']}"]), tail])

@@ -59,8 +59,17 @@ _LONGER = {
         "extraction.iterations": Stage(("checkpoint", "policies/*/checkpoint"), ("summary.json",)),
         "world_model.iterations": Stage(
             ("world_model/checkpoint",),
-            ("summary.json", "world_model.pt", "world_model/world_model.pt", "policy.pt", "checkpoint", "policies"),
+            (
+                "summary.json",
+                "world_model.pt",
+                "world_model/world_model.pt",
+                "policy.pt",
+                "checkpoint",
+                "policies",
+                "rounds",
+            ),
         ),
+        "rounds.count": Stage((), ("summary.json", "policy.pt", "checkpoint", "scalars")),
     },
 }
 

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import time
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
-from tensordict import TensorDict
-from torch import Tensor
-from torchrl import torchrl_logger
-from torchrl.data import TensorDictReplayBuffer, TensorStorage
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.devices import choose_device, reads_ahead
-from torchrl_pwm._utils.evaluations import NetworkEvaluation
+from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.extras import require
-from torchrl_pwm._utils.stopwatch import Stopwatch
-from torchrl_pwm._utils.tensor_files import read_tensors
-from torchrl_pwm.data import EpisodeStore, start_states
-from torchrl_pwm.data.starts import encoded_starts
-from torchrl_pwm.data.store.statistics import observation_statistics
-from torchrl_pwm.envs.random_policy import RandomPolicy
-from torchrl_pwm.evaluation.best_policy import BestPolicy
-from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
-from torchrl_pwm.objectives import PWMLoss
+from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.runs.evaluator import Evaluator
-from torchrl_pwm.runs.folder import claim_folder, finished, make_logger
-from torchrl_pwm.runs.offline_report import measure_trust, write_offline_report
-from torchrl_pwm.runs.policies import make_loss
+from torchrl_pwm.runs.folder import claim_folder, finished
+from torchrl_pwm.runs.offline_model import load_model, prepare_model
+from torchrl_pwm.runs.offline_policy import extract
+from torchrl_pwm.runs.offline_report import measure_trust, measured_sequences, write_offline_report
+from torchrl_pwm.runs.offline_rounds import run_rounds
 from torchrl_pwm.runs.recordings import Recordings, open_recordings
-from torchrl_pwm.runs.world_model import measured_states, train_world_model
-from torchrl_pwm.trainers.averaging import PolicyAverage
-from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
+from torchrl_pwm.runs.starts import FRESH
+
+_PROBED = 256  # sequences of the data, beside which the trust probe shows the model's errors
 
 
 def run_offline(config: DictConfig, folder: Path) -> Path:
@@ -65,11 +51,18 @@ def run_offline(config: DictConfig, folder: Path) -> Path:
     results = {}
     for task in recordings.tasks:
         place = folder if len(recordings.tasks) == 1 else folder / "policies" / task
-        loss, outcomes = extract(config, place, recordings, task, model, evaluator, device)
+        before, configured = FRESH, config
+        if evaluator is not None and _rounds(config):
+            configured, file, before = run_rounds(config, folder, recordings, task, evaluator, device)
+            model = load_model(config, recordings, file).to(device)
+        loss, outcomes = extract(configured, place, recordings, task, model, evaluator, device, before)
         results[task] = measure_trust(config, recordings, task, model, loss)
         if outcomes:
             results[task]["outcomes"] = outcomes
     save_tensors(folder / "world_model.pt", model.cpu().state_dict())
+    rounds = folder / "rounds.json"
+    for result in results.values() if rounds.exists() else ():  # of one task
+        result["rounds"] = json.loads(rounds.read_text())
     return write_offline_report(config, folder, recordings, results, seconds=time.perf_counter() - start)
 
 
@@ -112,12 +105,21 @@ def make_evaluator(config: DictConfig, recordings: Recordings, device: str) -> E
         ValueError: for data of several tasks, and an env whose observations or actions are not those of the data.
     """
     if config.env.task is None:
+        if _rounds(config):
+            raise ValueError(
+                f"rounds.count={_rounds(config)} plays episodes of the policy in an env: name one with env=, or leave "
+                "it at 0"
+            )
         if config.extraction.select != "last":
             raise ValueError(
                 f"extraction.select={config.extraction.select} chooses by returns in an env: name one with env=, or "
                 "leave it at last"
             )
         return None
+    if _rounds(config) and config.rounds.until_honest and not config.trust_probe:
+        raise ValueError(
+            "rounds.until_honest=true asks the trust probe, found trust_probe=false: leave one of both out"
+        )
     if config.model.num_tasks:
         raise ValueError(f"env= evaluates data of one task, found those of {list(recordings.store.task_set.names)}")
     if config.env._target_.endswith("make_gym_env"):
@@ -131,7 +133,12 @@ def make_evaluator(config: DictConfig, recordings: Recordings, device: str) -> E
             f"{recordings.store.root} have {config.model.observation_dim} and {config.model.action_dim}: is it another "
             "env, or are its observations built in another way?"
         )
-    return Evaluator(config, device)
+    return Evaluator(config, device, measured_sequences(config, recordings, recordings.tasks[0], _PROBED))
+
+
+def _rounds(config: DictConfig) -> int:
+    """Rounds of a run; those of before had none."""
+    return int(config.rounds.count) if "rounds" in config else 0
 
 
 def _check_action_bounds(env_id: str, store: EpisodeStore) -> None:
@@ -146,115 +153,3 @@ def _check_action_bounds(env_id: str, store: EpisodeStore) -> None:
             f"the actions of {env_id} go from {space.low.tolist()} to {space.high.tolist()}, those of the data from "
             f"{low} to {high}, of which [-1, 1] was made: write the data with action_low and action_high of the env"
         )
-
-
-def prepare_model(config: DictConfig, folder: Path, recordings: Recordings) -> PWMWorldModel:
-    """The frozen world model, trained where the run has not trained it yet."""
-    torch.manual_seed(config.seed)
-    model: PWMWorldModel = instantiate(config.model)
-    model.set_observation_statistics(*data_statistics(recordings.store), min_std=0.0)
-    file = folder / "world_model" / "world_model.pt"
-    if not file.exists():
-        settings = config.world_model
-        replay = recordings.replay(
-            settings.batch_size, settings.slice_len, seed=config.seed, **reads_ahead(choose_device(config.device))
-        )
-        torchrl_logger.info(
-            f"world model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(recordings.kept):,} "
-            f"episodes and {len(recordings.held_out):,} held out"
-        )
-        train_world_model(
-            config,
-            file.parent,
-            model,
-            replay,
-            iterations=settings.iterations,
-            states=TensorDict.cat(
-                [
-                    measured_states(recordings.store, [task], seed=config.seed, episodes=recordings.measured(task))
-                    for task in recordings.tasks
-                ]
-            ),
-            names=recordings.store.task_set.names,
-        )
-    model.load_state_dict(read_tensors(file, what="world model")["model"])
-    return model.requires_grad_(False)
-
-
-def data_statistics(store: EpisodeStore) -> tuple[Tensor, Tensor]:
-    """Mean and spread of each observation entry [number of tasks, O]; a spread of 1 for entries that are constant."""
-    mean, std = observation_statistics(store)
-    return mean, torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), std, 1.0)
-
-
-def extract(
-    config: DictConfig,
-    folder: Path,
-    recordings: Recordings,
-    task: str,
-    model: PWMWorldModel,
-    evaluator: Evaluator | None,
-    device: str,
-) -> tuple[PWMLoss, dict[str, Any]]:
-    """A policy of one task, whose file it writes; its loss, and what it earned in the env, if there is one."""
-    settings = config.extraction
-    torch.manual_seed(1_000_003 * config.seed + recordings.store.task_set[task].index)
-    loss = make_loss(config, model, model.action_dim).to(device)
-    starts = start_states(recordings.store, task, episodes=recordings.kept, seed=config.seed, **settings.starts)
-    replay = TensorDictReplayBuffer(
-        storage=TensorStorage(encoded_starts(starts, model)),
-        batch_size=settings.batch_size,
-        generator=torch.Generator().manual_seed(config.seed),
-    )
-    stepper = instantiate(config.stepper, loss, iterations=settings.iterations)
-    average, best = PolicyAverage(loss.actor_network, settings.average), BestPolicy(loss.actor_network)
-    policy = WorldModelPolicy(model, loss.actor_network)
-
-    def offer(snapshot: Mapping[str, Any], metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-        best.offer(metrics["real_return"], metrics["real_return"], snapshot["weights"])
-        return metrics
-
-    evaluation = None
-    if evaluator is not None:
-        along_the_way = partial(_real_return, evaluator, policy, settings.eval_episodes)
-        elsewhere = bool(config.get("evaluator"))
-        evaluation = NetworkEvaluation(
-            loss.actor_network, along_the_way, joined=offer, applied=average.applied, elsewhere=elsewhere
-        )
-    trainer = PWMTrainer(
-        loss,
-        replay,
-        iterations=settings.iterations,
-        optimization_stepper=stepper,
-        average=average,
-        device=device,
-        logger=make_logger(config, folder),
-        log_interval=settings.log_interval,
-        evaluate=evaluation,
-        eval_interval=settings.eval_interval,
-        stopwatch=Stopwatch(),
-        save_folder=folder / "checkpoint",
-        save_interval=settings.save_interval,
-        progress_bar=config.progress,
-    )
-    trainer.components["best_policy"] = best
-    with evaluation or contextlib.nullcontext():
-        trainer.resume(required=False)
-        if trainer.iteration == 0:
-            torchrl_logger.info(f"{task}: the policy begins with the behaviour of the data")
-            warm_start(loss, stepper, replay, **settings.warm_start, device=device)
-            average.restart()
-        trainer.train()
-    average.restore()
-    outcomes: dict[str, Any] = {}
-    if evaluator is not None:
-        both = best.choose(settings.select, lambda: evaluator.outcome(policy))
-        outcomes = {"policy": both[settings.select], **{f"{which} policy": found for which, found in both.items()}}
-        outcomes["random actions"] = evaluator.outcome(RandomPolicy(model.action_dim, config.seed))
-    save_tensors(folder / "policy.pt", loss.actor_network.state_dict())
-    return loss, outcomes
-
-
-def _real_return(evaluator: Evaluator, policy: Any, episodes: int) -> dict[str, float]:
-    """The mean return, on seeds of its own, so that nothing is chosen on those of the final evaluation."""
-    return {"real_return": evaluator.run(policy, episodes, evaluator.settings.seed + 1).return_mean}

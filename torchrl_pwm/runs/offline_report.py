@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from tensordict import TensorDictBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_pwm._utils.files import replace_file
@@ -36,9 +37,7 @@ def measure_trust(
     (rows,) = store.select(task)
     own = recordings.held_out[(recordings.held_out >= rows.start) & (recordings.held_out < rows.stop)]
     measured = recordings.measured(task)
-    longest = min(max(PROBED_STEPS), int(store.lengths[measured].max()))
-    options = {"episodes": measured, "tasks": task, "seed": config.seed}
-    sequences = recordings.replay(_SEQUENCES, longest, **options).sample().to(device)
+    sequences = measured_sequences(config, recordings, task, _SEQUENCES).to(device)
     episodes = [{**store.episode(row)._asdict(), "terminated": store.terminated[row]} for row in measured.tolist()]
     gaps = value_gaps(
         model,
@@ -59,6 +58,13 @@ def measure_trust(
         "behavior_distance": float(loss.behavior_distance(sequences[:, 0])) ** 0.5,
         "distance_from_data": _distance(config, recordings, task, model, loss, sequences[:, 0]),
     }
+
+
+def measured_sequences(config: DictConfig, recordings: Recordings, task: str, count: int) -> TensorDictBase:
+    """Sequences [count, T] of the episodes of a task that the model is measured on."""
+    measured = recordings.measured(task)
+    longest = min(max(PROBED_STEPS), int(recordings.store.lengths[measured].max()))
+    return recordings.replay(count, longest, episodes=measured, tasks=task, seed=config.seed).sample()
 
 
 def _distance(
@@ -119,6 +125,7 @@ def _section(config: DictConfig, task: str, result: dict[str, Any]) -> str:
     lines = [f"## {task}\n"]
     if "outcomes" in result:
         lines += _returns(result["outcomes"], result["behavior_return_mean"], config.extraction.select)
+    lines += _rounds(task, result.get("rounds"))
     count = f"{result['held_out']:,} of {result['held_out'] + result['kept']:,} episodes, which were held out"
     where = count if result["held_out"] else "the episodes that it learned from, as none was held out"
     lines.append(f"How far to trust the model, by {where} ({result['transitions']:,} steps):\n")
@@ -146,12 +153,48 @@ def _section(config: DictConfig, task: str, result: dict[str, Any]) -> str:
         f"in [-1, 1]). After {config.loss.horizon} imagined steps its states lie {result['distance_from_data']:.1f} "
         "times as far from the data as real ones that were held out."
     )
-    if "outcomes" not in result:
-        lines.append(
-            "- Nothing here is a return of the policy: no env was given (env=). What it earns on the machine is known "
-            "when it has run there."
-        )
+    lines += _trust(result.get("outcomes"))
     return "\n".join([*lines, ""])
+
+
+def _rounds(task: str, found: dict[str, Any] | None) -> list[str]:
+    """What the policy of each round earned, on seeds apart from those above."""
+    if found is None:
+        return []
+    rows = [
+        f"| {each['round']} | {each['tasks'][task]:.1f} | {'; '.join(each['trust'][task])} |"
+        for each in found["rounds"]
+    ]
+    head = [
+        "Before it, on other seeds, the policies of the rounds:\n",
+        "| round | return | trust probe |",
+        "|---|---|---|",
+    ]
+    return [*head, *rows, *([] if found["kept"] is None else [f"\nThat of round {found['kept']} counts."]), ""]
+
+
+def _trust(outcomes: dict[str, Any] | None) -> list[str]:
+    """What the trust probe says of the policy that counts, or what is not known without an env."""
+    if outcomes is None:
+        return [
+            "- Nothing here is a return of the policy: no env was given (env=). What it earns on the machine is known "
+            "when it has run there.",
+            "- Whether the policy exploits the model cannot be known without an env: all of the above is of states "
+            "that the data hold, and the policy may leave them for others where model and critics promise too much.",
+        ]
+    trust = outcomes["policy"].get("trust")
+    if trust is None:
+        return []
+    lines = [f"- Trust probe, of the policy's {len(outcomes['policy']['returns'])} real episodes: {trust['line']}."]
+    pairs = [(trust[where] or {}).get("observation_error", {}) for where in ("own", "data")]
+    steps = [step for step in pairs[0] if step in pairs[1]]
+    if steps:
+        shown = ", ".join(f"{pairs[0][step]:.2g} and {pairs[1][step]:.2g} at step {step}" for step in steps)
+        lines.append(
+            "- The model's error of the observation on the policy's own path and on the data, in standard deviations: "
+            f"{shown}. Several times as large on its own path, the policy has left the data."
+        )
+    return lines
 
 
 def _latents(found: dict[str, float]) -> list[str]:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay, collect_dataset
+from torchrl_pwm._utils.seeds import kept_generators
+from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay, collect_dataset, write_episodes
+from torchrl_pwm.data.collect.behaviors import checked_noise
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.runs.data import family
+
+_ENDLESS = 100_000  # steps: an episode of more is an error where it is written
 
 
 def play(
@@ -47,12 +57,68 @@ def play(
     )
 
 
+def play_env(
+    config: DictConfig, root: Path, policy: TensorDictModuleBase, *, task: str, seed: int, device: str
+) -> EpisodeStore:
+    """The same in the env that the configuration names, where a policy has the name of the task in its data."""
+    if root.exists():
+        return EpisodeStore(root)
+    env = instantiate(config.env, num_envs=1, device=device)
+    try:
+        return write_episodes(root, _episodes(env, policy, config.rounds, seed), name=task, source={"kind": "played"})
+    finally:
+        env.close()
+
+
+def _episodes(env: EnvBase, policy: TensorDictModuleBase, settings: DictConfig, seed: int) -> Iterator[TensorDictBase]:
+    levels = checked_noise("policy", list(settings.noise))
+    for number in range(settings.episodes):
+        draws, level = np.random.default_rng([seed, number]), levels[number % len(levels)]
+
+        def noisy(td: TensorDictBase, level: Any = level, draws: np.random.Generator = draws) -> TensorDictBase:
+            td = policy(td)
+            action = td["action"]
+            if level == "random":
+                chosen = draws.uniform(-1.0, 1.0, action.shape)
+            else:
+                chosen = action.cpu().numpy() + level * draws.standard_normal(action.shape)
+            return td.set("action", torch.as_tensor(chosen).to(action).clamp(-1.0, 1.0))
+
+        with kept_generators(), torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+            env.set_seed(seed + number)
+            (episode,) = env.rollout(_ENDLESS, noisy, auto_cast_to_device=True)
+        yield episode.select("observation", "action", "next")
+
+
 def mix(
-    data: Path, own: Sequence[Path], *, share: float, batch_size: int, slice_len: int, tasks: list[str], seed: int
+    data: Path,
+    own: Sequence[Path],
+    *,
+    share: float,
+    batch_size: int,
+    slice_len: int,
+    tasks: list[str],
+    seed: int,
+    episodes: Any = None,
+    **options: Any,
 ) -> ReplayMixture:
-    """Sequences of a data set and of own episodes, whose ``share`` of each batch is divided among their data sets."""
+    """Sequences of a data set and of own episodes, whose ``share`` of each batch is divided among their data sets.
+
+    ``episodes`` are the numbers of those of the data set that are learned from, default all.
+    """
     each = max(round(share * batch_size / len(own)), 1)
     sizes = [(data, max(batch_size - len(own) * each, 1)), *((root, each) for root in own)]
     return ReplayMixture(
-        [TDMPC2ExperienceReplay(root, size, slice_len=slice_len, tasks=tasks, seed=seed) for root, size in sizes]
+        [
+            TDMPC2ExperienceReplay(
+                root,
+                size,
+                slice_len=slice_len,
+                tasks=tasks,
+                seed=seed,
+                episodes=episodes if root == data else None,
+                **options,
+            )
+            for root, size in sizes
+        ]
     )

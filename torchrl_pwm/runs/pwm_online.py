@@ -36,7 +36,7 @@ from torchrl_pwm.trainers.steppers import PWMOptimizationStepper
 #: What the clone of recorded behaviour earned.
 _CLONED = "cloned.json"
 _PANELS = {
-    "return of an episode": ("real_return",),
+    "return of an episode": ("real_return", "predicted_return"),
     "reward of a step": ("collected_reward",),
     "error of the model's reward": ("reward_error",),
 }
@@ -76,7 +76,7 @@ def run_online(config: DictConfig, folder: Path) -> Path:
     if given is not None:
         given.put_into(model, loss)
     policy = WorldModelPolicy(model, loss.actor_network)
-    run = EvaluatedRun(config, folder, evaluator, policy, policy)
+    run = EvaluatedRun(config, folder, evaluator, policy, policy, loss.value_network)
     if given is not None:
         run.first_policy = given.first_policy
         if config.stage == "evaluation":

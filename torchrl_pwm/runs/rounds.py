@@ -4,56 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from torchrl import torchrl_logger
 
-from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import added
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.envs import WorldModelWrapper, get_task_set
 from torchrl_pwm.evaluation import EvaluationResult, read_metrics
 from torchrl_pwm.evaluation.curves import Series
 from torchrl_pwm.runs.extraction import extract_all
-from torchrl_pwm.runs.own_episodes import mix, play
+from torchrl_pwm.runs.own_episodes import play
 from torchrl_pwm.runs.policies import load_actor, policy_file
+from torchrl_pwm.runs.round_loop import APART, Round, before_next, go_through, going_on, train_on
 from torchrl_pwm.runs.starts import Before
-from torchrl_pwm.runs.world_model import keep_chosen_world_model, load_world_model, measured_states, train_world_model
-
-_APART = 7919  # from the seeds of the final score to those that a round is chosen by
-
-
-@dataclass(frozen=True)
-class Round:
-    """Policies of a round.
-
-    Args:
-        number: from 0, whose policies know the data alone.
-        folder: with ``policies/TASK/seed-N``.
-        world_model: file of the model that they were extracted from.
-        scores: of each task, in episodes on seeds of their own.
-        trust: what the probe says of each task's policies in these, by seed.
-    """
-
-    number: int
-    folder: Path
-    world_model: Path
-    scores: dict[str, float]
-    trust: dict[str, list[dict[str, Any]]]
-
-    @property
-    def exploits(self) -> list[str]:
-        """The tasks whose policies show a sign that they exploit the model."""
-        return [task for task, found in self.trust.items() if any(each["exploited"] for each in found)]
-
-    @property
-    def score(self) -> float:
-        """Mean over the tasks."""
-        return float(np.mean(list(self.scores.values())))
+from torchrl_pwm.runs.world_model import keep_chosen_world_model, load_world_model, measured_states
 
 
 def run_rounds(
@@ -73,39 +40,26 @@ def run_rounds(
     Returns:
         Configuration, file of the world model and beginning of the extraction of the policies that count.
     """
-    settings = config.rounds
-    rounds: list[Round] = []
-    for number in range(settings.count):
-        rounds.append(_extract(config, folder, store, file, tasks, rounds))
-        if settings.until_honest and not rounds[-1].exploits:
-            _record(folder, rounds, rounds[-1])
-            return config, keep_chosen_world_model(folder, file), Before(rounds[-1].folder, finished=True)
-        _collect(config, rounds[-1], tasks)
-        file = _train(config, folder / "rounds" / str(number + 1), store, file, _own(rounds), tasks)
-        _record(folder, rounds)
-    if settings.keep == "best":
-        rounds.append(_extract(config, folder, store, file, tasks, rounds))
-        chosen = max(rounds, key=lambda found: found.score)
-        _record(folder, rounds, chosen)
+    rounds, file, chosen = go_through(
+        config.rounds,
+        folder,
+        file,
+        extract=lambda file, rounds: _extract(config, folder, store, file, tasks, rounds),
+        play=lambda last: _collect(config, last, tasks),
+        train=lambda file, rounds: train_on(
+            config,
+            folder / "rounds" / str(len(rounds)),
+            load_world_model(config, file),
+            Path(store.root),
+            rounds,
+            tasks,
+            states=measured_states(store, tasks, seed=config.seed),
+            names=get_task_set(config.task_set).names,
+        ),
+    )
+    if chosen is not None:
         return config, keep_chosen_world_model(folder, chosen.world_model), Before(chosen.folder, finished=True)
-    return _going_on(config, rounds), file, _before(config, rounds)
-
-
-def _own(rounds: Sequence[Round]) -> tuple[Path, ...]:
-    """The data sets of all rounds."""
-    return tuple(found.folder / "data" for found in rounds)
-
-
-def _before(config: DictConfig, rounds: Sequence[Round]) -> Before:
-    """What the policies after some rounds begin with."""
-    settings = config.rounds
-    return Before(rounds[-1].folder if rounds and settings.warm else None, _own(rounds), settings.starts)
-
-
-def _going_on(config: DictConfig, rounds: Sequence[Round]) -> DictConfig:
-    """The configuration of the extraction after some rounds."""
-    changed = {"iterations": config.rounds.policy_iterations} if rounds and config.rounds.warm else {}
-    return OmegaConf.merge(config, {"extraction": changed})  # type: ignore[return-value]
+    return going_on(config, rounds), file, before_next(config, rounds)
 
 
 def add_earlier(results: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
@@ -144,11 +98,11 @@ def _extract(
     """The policies after some rounds, and what they earn on seeds that the final score does not use."""
     settings, number = config.rounds, len(rounds)
     here = folder / "rounds" / str(number)
-    apart = {"episodes": settings.eval_episodes, "seed": config.evaluation.seed + _APART}
+    apart = {"episodes": settings.eval_episodes, "seed": config.evaluation.seed + APART}
     # Those that begin anew each time only show where the model is wrong.
     hasty = {} if settings.warm or settings.keep == "best" else settings.overrides
-    merged = OmegaConf.merge(_going_on(config, rounds), {"evaluation": apart}, hasty)
-    results = extract_all(merged, here, Path(store.root), file, tasks, _before(config, rounds))  # type: ignore[arg-type]
+    merged = OmegaConf.merge(going_on(config, rounds), {"evaluation": apart}, hasty)
+    results = extract_all(merged, here, Path(store.root), file, tasks, before_next(config, rounds))  # type: ignore[arg-type]
     table, scores, trust = get_task_set(config.task_set), {}, {}
     for task in tasks:
         found = [result for result in results if result["task"] == task]
@@ -169,49 +123,3 @@ def _collect(config: DictConfig, last: Round, tasks: list[str]) -> None:
             seed=seed + last.number + 1,
             transform=WorldModelWrapper(model),
         )
-
-
-def _train(
-    config: DictConfig, here: Path, store: EpisodeStore, file: Path, own: tuple[Path, ...], tasks: list[str]
-) -> Path:
-    """Trains a model on, with a share of each batch from own episodes, and returns its file."""
-    settings = config.rounds
-    replay = mix(
-        Path(store.root),
-        Before(own=own).stores,
-        share=settings.share,
-        batch_size=config.world_model.batch_size,
-        slice_len=config.world_model.slice_len,
-        tasks=tasks,
-        seed=config.seed + len(own),
-    )
-    model = load_world_model(config, file)
-    rate = {} if settings.lr is None else {"model_stepper": {"lr": settings.lr, "final_lr": None}}
-    merged: DictConfig = OmegaConf.merge(config, rate)  # type: ignore[assignment]
-    return train_world_model(
-        merged,
-        here / "world_model",
-        model,
-        replay,
-        iterations=settings.iterations,
-        states=measured_states(store, tasks, seed=config.seed),
-        names=get_task_set(config.task_set).names,
-    )
-
-
-def _record(folder: Path, rounds: list[Round], chosen: Round | None = None) -> None:
-    """Writes ``rounds.json`` and says how it goes."""
-    found = [
-        {
-            "round": one.number,
-            "score": one.score,
-            "tasks": one.scores,
-            "trust": {task: [each["line"] for each in seeds] for task, seeds in one.trust.items()},
-        }
-        for one in rounds
-    ]
-    content = {"rounds": found, "kept": None if chosen is None else chosen.number}
-    replace_file(folder / "rounds.json", json.dumps(content, indent=2).encode())
-    last = rounds[-1]
-    exploiting = f"exploiting the model: {', '.join(last.exploits)}" if last.exploits else "no sign of exploitation"
-    torchrl_logger.info(f"after {last.number} rounds: mean score {last.score:.3f}, {exploiting}")

@@ -41,12 +41,20 @@ FRESH = Before()
 
 
 def make_starts(
-    config: Any, task: str, seed: int, model: PWMWorldModel, *, data: Path | None, before: Before, device: str
+    config: Any,
+    task: str,
+    seed: int,
+    model: PWMWorldModel,
+    *,
+    data: Path | None,
+    before: Before,
+    device: str,
+    episodes: Any = None,
 ) -> ReplayBuffer | ReplayMixture:
     """The start states of a policy: drawn uniformly from all data as published, or from a few chosen ones.
 
     A share of them is from own episodes, where there are some. Of chosen ones the frozen model's latents are kept, so
-    that no update has to encode them again.
+    that no update has to encode them again. Of the data the numbers of those ``episodes`` count, default all.
     """
     settings = config.extraction
     own = before.stores if before.share else []
@@ -62,7 +70,7 @@ def make_starts(
         count = settings.starts.count
         share = round(before.share * count / max(len(own), 1))
         rest, mine = {"count": count - share * len(own)}, {"count": share, "top": 1.0}
-        parts = [start_states(EpisodeStore(data), task, seed=seed, **{**settings.starts, **rest})]
+        parts = [start_states(EpisodeStore(data), task, seed=seed, episodes=episodes, **{**settings.starts, **rest})]
         parts += [start_states(EpisodeStore(root), task, seed=seed, **{**settings.starts, **mine}) for root in own]
         chosen = torch.cat(parts)
     return TensorDictReplayBuffer(

@@ -1,0 +1,74 @@
+"""Rounds of a run on recorded data: its policy plays in the env that the run names, and goes on from there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm.modules import WorldModelPolicy
+from torchrl_pwm.runs.evaluator import Evaluator
+from torchrl_pwm.runs.offline_model import load_model
+from torchrl_pwm.runs.offline_policy import extract
+from torchrl_pwm.runs.own_episodes import play_env
+from torchrl_pwm.runs.policies import load_actor, policy_file, save_policy
+from torchrl_pwm.runs.recordings import Recordings
+from torchrl_pwm.runs.round_loop import APART, Round, before_next, go_through, going_on, train_on
+from torchrl_pwm.runs.starts import Before
+from torchrl_pwm.runs.world_model import measured_states
+
+
+def run_rounds(
+    config: DictConfig, folder: Path, recordings: Recordings, task: str, evaluator: Evaluator, device: str
+) -> tuple[DictConfig, Path, Before]:
+    """As :func:`torchrl_pwm.runs.rounds.run_rounds`, whose options and files it has, for the task of recorded data."""
+    place = folder / "rounds"
+
+    def policies(file: Path, rounds: list[Round]) -> Round:
+        here = place / str(len(rounds))
+        saved = policy_file(here, task, config.seed)
+        done = saved.with_name("result.json")
+        if not done.exists():
+            apart = {"episodes": config.rounds.eval_episodes, "seed": config.evaluation.seed + APART}
+            merged: DictConfig = OmegaConf.merge(going_on(config, rounds), {"evaluation": apart})  # type: ignore[assignment]
+            model, before = load_model(config, recordings, file).to(device), before_next(config, rounds)
+            own = Evaluator(merged, device, evaluator.data)
+            loss, outcomes = extract(merged, saved.parent, recordings, task, model, own, device, before)
+            save_policy(loss, saved)
+            replace_file(done, json.dumps(outcomes, indent=2).encode())
+        found = json.loads(done.read_text())
+        trust = found["last policy"].get("trust")
+        scores = {task: found["policy"]["return_mean"]}
+        return Round(len(rounds), here, file, scores, {task: [] if trust is None else [trust]})
+
+    def play(last: Round) -> None:
+        model = load_model(config, recordings, last.world_model)
+        policy = WorldModelPolicy(model, load_actor(config, model, last.folder, task)).to(device)
+        # apart from the seeds of evaluations, and from round to round
+        seed = 1_000_003 * (config.seed + 1) + 10_007 * last.number
+        play_env(config, last.folder / "data", policy, task=task, seed=seed, device=device)
+
+    def train(file: Path, rounds: list[Round]) -> Path:
+        store = recordings.store
+        torch.manual_seed(config.seed + len(rounds))  # whichever stages were done before
+        return train_on(
+            config,
+            place / str(len(rounds)),
+            load_model(config, recordings, file),
+            Path(store.root),
+            rounds,
+            [task],
+            states=measured_states(store, [task], seed=config.seed, episodes=recordings.measured(task)),
+            names=store.task_set.names,
+            episodes=recordings.kept,
+            strict_length=False,
+        )
+
+    file = folder / "world_model" / "world_model.pt"
+    rounds, file, chosen = go_through(config.rounds, folder, file, extract=policies, play=play, train=train)
+    if chosen is not None:
+        return config, chosen.world_model, Before(chosen.folder, finished=True)
+    return going_on(config, rounds), file, before_next(config, rounds)

@@ -1,0 +1,167 @@
+"""The loop of rounds: extract, play, train on, and the round that counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDictBase
+from torchrl import torchrl_logger
+
+from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm.modules import PWMWorldModel
+from torchrl_pwm.runs.own_episodes import mix
+from torchrl_pwm.runs.starts import Before
+from torchrl_pwm.runs.world_model import train_world_model
+
+APART = 7919  # from the seeds of the final score to those that a round is chosen by
+
+
+@dataclass(frozen=True)
+class Round:
+    """Policies of a round.
+
+    Args:
+        number: from 0, whose policies know the data alone.
+        folder: with ``policies/TASK/seed-N``.
+        world_model: file of the model that they were extracted from.
+        scores: of each task, in episodes on seeds of their own.
+        trust: what the probe says of each task's policies in these, by seed.
+    """
+
+    number: int
+    folder: Path
+    world_model: Path
+    scores: dict[str, float]
+    trust: dict[str, list[dict[str, Any]]]
+
+    @property
+    def exploits(self) -> list[str]:
+        """The tasks whose policies show a sign that they exploit the model."""
+        return [task for task, found in self.trust.items() if any(each["exploited"] for each in found)]
+
+    @property
+    def score(self) -> float:
+        """Mean over the tasks."""
+        return float(np.mean(list(self.scores.values())))
+
+
+def go_through(
+    settings: DictConfig,
+    folder: Path,
+    file: Path,
+    *,
+    extract: Callable[[Path, list[Round]], Round],
+    play: Callable[[Round], object],
+    train: Callable[[Path, list[Round]], Path],
+) -> tuple[list[Round], Path, Round | None]:
+    """``rounds.count`` rounds, each of whose stages does nothing where a run has done it before.
+
+    Args:
+        settings: ``rounds`` of the configuration.
+        folder: of the run.
+        file: of the world model before the first round.
+        extract: gives the policies after some rounds.
+        play: collects episodes of a round's policies.
+        train: trains the model in a file on with the episodes of all rounds, and returns the new file.
+
+    Returns:
+        The rounds, the last world model, and the round whose policies count; None where they are still to be extracted.
+    """
+    rounds: list[Round] = []
+    for _ in range(settings.count):
+        rounds.append(extract(file, rounds))
+        if settings.until_honest and not rounds[-1].exploits:
+            _record(folder, rounds, rounds[-1])
+            return rounds, file, rounds[-1]
+        play(rounds[-1])
+        file = train(file, rounds)
+        _record(folder, rounds)
+    if settings.keep != "best":
+        return rounds, file, None
+    rounds.append(extract(file, rounds))
+    chosen = max(rounds, key=lambda found: found.score)
+    _record(folder, rounds, chosen)
+    return rounds, file, chosen
+
+
+def own_data(rounds: Sequence[Round]) -> tuple[Path, ...]:
+    """The data sets of all rounds."""
+    return tuple(found.folder / "data" for found in rounds)
+
+
+def before_next(config: DictConfig, rounds: Sequence[Round]) -> Before:
+    """What the policies after some rounds begin with."""
+    settings = config.rounds
+    return Before(rounds[-1].folder if rounds and settings.warm else None, own_data(rounds), settings.starts)
+
+
+def going_on(config: DictConfig, rounds: Sequence[Round]) -> DictConfig:
+    """The configuration of the extraction after some rounds."""
+    changed = {"iterations": config.rounds.policy_iterations} if rounds and config.rounds.warm else {}
+    return OmegaConf.merge(config, {"extraction": changed})  # type: ignore[return-value]
+
+
+def train_on(
+    config: DictConfig,
+    here: Path,
+    model: PWMWorldModel,
+    data: Path,
+    rounds: Sequence[Round],
+    tasks: list[str],
+    *,
+    states: TensorDictBase,
+    names: Sequence[str],
+    **options: Any,
+) -> Path:
+    """Trains a model on, with a share of each batch from own episodes, and returns its file.
+
+    Args:
+        config: of the run.
+        here: folder of the next round.
+        model: as it was before.
+        data: folder of the data set.
+        rounds: whose episodes it learns from.
+        tasks: that it learns.
+        states, names: on which it is measured, see :func:`~torchrl_pwm.runs.world_model.train_world_model`.
+        options: of the replays, see :func:`~torchrl_pwm.runs.own_episodes.mix`.
+    """
+    settings = config.rounds
+    replay = mix(
+        data,
+        Before(own=own_data(rounds)).stores,
+        share=settings.share,
+        batch_size=config.world_model.batch_size,
+        slice_len=config.world_model.slice_len,
+        tasks=tasks,
+        seed=config.seed + len(rounds),
+        **options,
+    )
+    rate = {} if settings.lr is None else {"model_stepper": {"lr": settings.lr, "final_lr": None}}
+    merged: DictConfig = OmegaConf.merge(config, rate)  # type: ignore[assignment]
+    return train_world_model(
+        merged, here / "world_model", model, replay, iterations=settings.iterations, states=states, names=names
+    )
+
+
+def _record(folder: Path, rounds: list[Round], chosen: Round | None = None) -> None:
+    """Writes ``rounds.json`` and says how it goes."""
+    found = [
+        {
+            "round": one.number,
+            "score": one.score,
+            "tasks": one.scores,
+            "trust": {task: [each["line"] for each in seeds] for task, seeds in one.trust.items()},
+        }
+        for one in rounds
+    ]
+    content = {"rounds": found, "kept": None if chosen is None else chosen.number}
+    replace_file(folder / "rounds.json", json.dumps(content, indent=2).encode())
+    last = rounds[-1]
+    exploiting = f"exploiting the model: {', '.join(last.exploits)}" if last.exploits else "no sign of exploitation"
+    torchrl_logger.info(f"after {last.number} rounds: mean score {last.score:.3f}, {exploiting}")
