@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.learning.groups import EVAL_EPISODES, EVALUATIONS, METHODS, Group
 from benchmarks.learning.jobs import Job
 from torchrl_pwm.data import EpisodeStore
+from torchrl_pwm.runs.cli import command_config
 
 #: The script of each online method.
 SCRIPTS = {
@@ -53,7 +56,7 @@ class Plan:
         batch_size: sequences of each update of a world model.
         slice_len: transitions of a sequence, but of TD-MPC2's.
         rounds: of playing and training on.
-        round_updates: of each world model in a round.
+        round_updates: of each world model in a round. What is None of these is as in PWM's preset.
         episodes: of the final evaluation in each task.
         overrides: settings of the scripts, ``key=value`` for all methods or ``method:key=value`` for one.
     """
@@ -64,13 +67,13 @@ class Plan:
     seeds: tuple[int, ...]
     folder: Path
     data: Path | None = None
-    updates: int = 12_000
+    updates: int | None = None
     tdmpc2_updates: int | None = None
     iql_updates: int = 20_000
-    batch_size: int = 128
-    slice_len: int = 16
-    rounds: int = 4
-    round_updates: int = 2400
+    batch_size: int | None = None
+    slice_len: int | None = None
+    rounds: int | None = None
+    round_updates: int | None = None
     episodes: int | None = None
     overrides: tuple[str, ...] = ()
 
@@ -158,18 +161,26 @@ def _settings(plan: Plan, data: Path, seed: int) -> dict[str, list[str]]:
         f"evaluation.episodes={plan.episodes or _EPISODES}",
     ]
     common += [f"data.root={data}", "threads=1"]
-    rounds = [f"rounds.count={plan.rounds}", f"rounds.iterations={plan.round_updates}"]
-    model = {"batch_size": plan.batch_size, "iterations": plan.updates, "slice_len": plan.slice_len}
+    preset = pwm_preset()
+    count, more = _given(plan.rounds, preset.rounds.count), _given(plan.round_updates, preset.rounds.iterations)
+    rounds = [f"rounds.count={count}", f"rounds.iterations={more}"]
+    model = {
+        "batch_size": _given(plan.batch_size, preset.world_model.batch_size),
+        "iterations": _given(plan.updates, preset.world_model.iterations),
+        "slice_len": _given(plan.slice_len, preset.world_model.slice_len),
+    }
     pwm = ["data=open", *common, "workers=1", "evaluation.film=0", "extraction.select=last"]
     pwm += [
         f"extraction.eval_episodes={EVAL_EPISODES}",
         *(f"world_model.{key}={value}" for key, value in model.items()),
     ]
-    # A round's policies are evaluated before its 200 updates too, as are those that begin as a clone; others are not.
-    along = 200 // (EVALUATIONS - 1) if plan.rounds else -(-500 // EVALUATIONS)
+    # A round's policies are evaluated before its updates too, as are those that begin as a clone; others are not.
+    along = -(-preset.extraction.iterations // EVALUATIONS)
+    if count:
+        along = -(-preset.rounds.policy_iterations // (EVALUATIONS - 1))
     cloning = ["evaluation.baselines.cloning.top=1.0", "evaluation.baselines.cloning.also=[0.5]"]
     cloning.append(f"evaluation.baselines.cloning.evaluations={EVALUATIONS}")
-    updates = plan.tdmpc2_updates or plan.updates
+    updates = _given(plan.tdmpc2_updates, model["iterations"])
     return {
         "pwm": ["preset=mini", *pwm, *rounds, f"extraction.eval_interval={along}", *cloning],
         "pwm_cloned": [
@@ -179,7 +190,7 @@ def _settings(plan: Plan, data: Path, seed: int) -> dict[str, list[str]]:
         "tdmpc2": [
             *("model=small", "data=open", *common, "workers=1", *rounds, f"rounds.evaluations={EVALUATIONS}"),
             *("evaluation.prior=true", "training.normalize_observations=true", "training.select=last"),
-            *(f"training.iterations={updates}", f"training.batch_size={plan.batch_size}"),
+            *(f"training.iterations={updates}", f"training.batch_size={model['batch_size']}"),
             *(f"training.eval_interval={max(updates // _POINTS, 1)}", f"training.eval_episodes={EVAL_EPISODES}"),
         ],
         "iql": [
@@ -187,6 +198,16 @@ def _settings(plan: Plan, data: Path, seed: int) -> dict[str, list[str]]:
             *(f"eval_interval={-(-plan.iql_updates // EVALUATIONS)}", f"eval_episodes={EVAL_EPISODES}"),
         ],
     }
+
+
+@functools.cache
+def pwm_preset() -> Any:
+    """The configuration of PWM in an offline group."""
+    return command_config("mt80", ["preset=mini"])
+
+
+def _given(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 def _check_data(plan: Plan) -> Path:

@@ -31,7 +31,7 @@ from torchrl_pwm.runs.cli import user_errors
 RUNS = ROOT / "runs" / "suite"
 _OFFLINE = {
     "updates": "of each world model before its rounds",
-    "tdmpc2_updates": "of TD-MPC2's",
+    "tdmpc2_updates": "of TD-MPC2's, where they are others",
     "iql_updates": "of each of IQL's policies",
     "batch_size": "sequences of an update of a world model",
     "slice_len": "transitions of a sequence; TD-MPC2 has its published 3",
@@ -90,7 +90,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Plan]:
     offline.add_argument("--data", type=Path, help="folder of the episodes that all methods learn from")
     for name, purpose in _OFFLINE.items():
         default = getattr(Plan, name)
-        said = "as many" if default is None else default
+        said = "as in PWM's preset" if default is None else default
         offline.add_argument(
             f"--{name.replace('_', '-')}", type=int, default=default, help=f"{purpose}; default: {said}"
         )

@@ -20,6 +20,7 @@ from benchmarks.learning.report import loss_sentences, markdown, write_page
 from benchmarks.learning.results import equal, interval, losses, summarize
 from benchmarks.learning.rows import Curve, Records
 from torchrl_pwm.data import EpisodeStore, EpisodeStoreWriter
+from torchrl_pwm.runs.cli import command_config
 
 GROUP = Group("mini", "two tasks", ("a", "b"), ("pwm", "cloning_half"), "a share", offline=True)
 
@@ -126,6 +127,25 @@ def test_an_override_of_no_method_is_refused(override, message):
     plan = Plan(groups()["mini"], (), (), (), None, overrides=(override,))
     with pytest.raises(ValueError, match=message):
         plan.overrides_of("pwm")
+
+
+def test_offline_methods_have_the_updates_and_rounds_of_the_preset_where_none_are_given(tmp_path):
+    with EpisodeStoreWriter(tmp_path, "mt80", {"mw-reach": 1}, row_length=100) as writer:
+        writer.write("mw-reach", np.zeros((1, 101, 39)), np.zeros((1, 100, 6)), np.zeros((1, 100)))
+    plan = Plan(groups()["mini"], ("pwm", "tdmpc2", "iql"), ("mw-reach",), (3,), tmp_path / "runs", tmp_path)
+    found = {job.name: job.settings for job in plan.jobs()}
+    assert list(found) == ["pwm/3", "tdmpc2/3", "iql/mw-reach/3"]
+    configs = [command_config("mt80", list(found["pwm/3"])), command_config("tdmpc2-mt80", list(found["tdmpc2/3"]))]
+    pwm, tdmpc2 = configs
+    preset = command_config("mt80", ["preset=mini"])
+    for key in ("count", "iterations", "share", "noise", "episodes"):
+        assert pwm.rounds[key] == tdmpc2.rounds[key] == preset.rounds[key]
+    for key in ("iterations", "batch_size"):
+        assert pwm.world_model[key] == tdmpc2.training[key] == preset.world_model[key]
+    # as many evaluations of each, the first of a round before its updates
+    assert 1 + preset.rounds.policy_iterations / pwm.extraction.eval_interval == tdmpc2.rounds.evaluations
+    assert pwm.extraction.warm_start.behavior_updates == pwm.loss.behavior_coef == 0
+    assert {config.evaluation.seed for config in configs} == {1300}
 
 
 def test_overrides_go_to_all_methods_or_to_one():
