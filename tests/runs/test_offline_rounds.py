@@ -26,18 +26,24 @@ ROUNDS += ["rounds.episodes=2", "rounds.noise=[0.0,random]", "rounds.eval_episod
 FILE = Path("policies") / "arm" / "seed-0"
 
 
-@pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
     env = GymEnv("Pendulum-v1")
     env.set_seed(0)
     torch.manual_seed(0)
-    write_episodes("arm", env.rollout(400, break_when_any_done=False), action_low=-2.0, action_high=2.0)
+    root = tmp_path_factory.mktemp("data") / "arm"
+    write_episodes(root, env.rollout(400, break_when_any_done=False), action_low=-2.0, action_high=2.0)
+    return root
 
 
-def run(folder, *overrides):
-    main(["offline", "data=arm", *TINY, *ROUNDS, f"folder={folder}", *overrides])
-    return Path(folder)
+def run(data, folder, *overrides):
+    main(["offline", f"data={data}", *TINY, *ROUNDS, f"folder={folder}", *overrides])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    return run(data, tmp_path_factory.mktemp("whole") / "run")
 
 
 def numbers(folder):
@@ -47,57 +53,61 @@ def numbers(folder):
     return tasks, (folder / "rounds.json").read_text(), {str(f.relative_to(folder)): f.read_text() for f in files}
 
 
-def test_a_round_plays_trains_on_and_goes_on_from_the_same_policy(capsys):
-    folder = run("run")
-    own = EpisodeStore(folder / "rounds" / "0" / "data")
-    assert own.lengths.tolist() == [200, 200] and own.tasks == ("arm",)
-    assert abs(own.action[:]).max() <= 1 and abs(own.action[200:400]).mean() == pytest.approx(0.5, abs=0.1)
-    assert_same(
-        read_tensors(folder / "world_model.pt", what="world model"),
-        read_tensors(folder / "rounds" / "1" / "world_model" / "world_model.pt", what="world model")["model"],
-    )
-    found = json.loads((folder / "rounds.json").read_text())["rounds"]
+def test_a_round_plays_trains_on_and_goes_on_from_the_same_policy(whole):
+    own = EpisodeStore(whole / "rounds" / "0" / "data")
+    assert own.lengths.tolist() == [200, 200] and list(own.tasks) == ["arm"]
+    assert abs(own.action[:]).max() <= 1, "as the policy acts, not in the bounds of the env"
+    # one episode is the policy's own, which moves little; the actions of the other are uniform
+    spreads = [float(own.episode(number).action.std()) for number in range(2)]
+    assert spreads[0] < 0.3 and spreads[1] == pytest.approx(3**-0.5, abs=0.05)
+    after = read_tensors(whole / "rounds" / "1" / "world_model" / "world_model.pt", what="world model")["model"]
+    before = read_tensors(whole / "world_model" / "world_model.pt", what="world model")["model"]
+    assert_same(read_tensors(whole / "world_model.pt", what="world model"), after)
+    assert any(not torch.equal(after[name], value) for name, value in before.items())
+    found = json.loads((whole / "rounds.json").read_text())["rounds"]
     assert [entry["round"] for entry in found] == [0] and "real" in found[0]["trust"]["arm"][0]
-    # the last policy is two small updates from that of the round
-    last = torch.load(folder / "policy.pt", weights_only=True)
-    before = read_tensors(folder / "rounds" / "0" / FILE / "policy.pt", what="policy")["actor"]
-    moved = [float((last[name] - value).abs().max()) for name, value in before.items()]
-    assert 0 < max(moved) < 0.01
-    assert load_policy(folder, "cpu")(observation=torch.zeros(2, 3)).shape == (2, 1)
-    assert "| round | return |" in capsys.readouterr().out
+    last = torch.load(whole / "policy.pt", weights_only=True)
+    first = read_tensors(whole / "rounds" / "0" / FILE / "policy.pt", what="policy")["actor"]
+    moved = max(float((last[name] - value).abs().max()) for name, value in first.items())
+    assert 0 < moved < 0.01, "two small updates from that of the round"
+    assert load_policy(whole, "cpu")(observation=torch.zeros(2, 3)).shape == (2, 1)
+    assert f"| 0 | {found[0]['score']:.1f} |" in (whole / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
     "missing",
     [
-        ["rounds/0/data", "rounds/1", "policy.pt", "checkpoint"],
-        ["rounds/1/world_model/world_model.pt", "policy.pt", "checkpoint"],
-        ["policy.pt", "checkpoint"],
+        pytest.param(("rounds/0/data", "rounds/1", "policy.pt", "checkpoint"), id="after the first policy"),
+        pytest.param(("rounds/1/world_model/world_model.pt", "policy.pt", "checkpoint"), id="after the training"),
     ],
 )
-def test_a_run_that_was_interrupted_between_stages_comes_to_the_same(missing):
-    folder = run("run")
-    whole, stamp = numbers(folder), (folder / "rounds" / "0" / FILE / "policy.pt").stat().st_mtime_ns
-    for name in ("summary.json", "scalars", *missing):
+def test_a_run_that_was_interrupted_between_stages_comes_to_the_same(whole, tmp_path, missing):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    policy = folder / "rounds" / "0" / FILE / "policy.pt"
+    stamp = policy.stat().st_mtime_ns
+    for name in ("summary.json", "rounds.json", "scalars", *missing):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    main(["offline", "resume=run"])
-    assert numbers(folder) == whole
-    assert (folder / "rounds" / "0" / FILE / "policy.pt").stat().st_mtime_ns == stamp, "done stages are skipped"
+    main(["offline", f"resume={folder}"])
+    assert numbers(folder) == numbers(whole)
+    assert policy.stat().st_mtime_ns == stamp, "what is done is not done again"
 
 
-def test_the_best_round_counts_with_its_own_world_model():
-    folder = run("run", "rounds.keep=best")
+def test_the_best_round_counts_with_its_own_world_model(data, tmp_path):
+    folder = run(data, tmp_path / "run", "rounds.keep=best", "rounds.episodes=1")
     found = json.loads((folder / "rounds.json").read_text())
     scores = [entry["score"] for entry in found["rounds"]]
     assert len(scores) == 2 and scores[found["kept"]] == max(scores)
     kept = read_tensors(folder / "rounds" / str(found["kept"]) / FILE / "policy.pt", what="policy")["actor"]
     assert_same(torch.load(folder / "policy.pt", weights_only=True), kept)
+    places = [folder / "world_model", folder / "rounds" / "1" / "world_model"]
+    own = read_tensors(places[found["kept"]] / "world_model.pt", what="world model")["model"]
+    assert_same(read_tensors(folder / "world_model.pt", what="world model"), own)
 
 
-def test_rounds_without_an_env_are_refused():
+def test_rounds_without_an_env_are_refused(data, tmp_path):
     with pytest.raises(SystemExit, match=r"rounds\.count=1 plays episodes of the policy in an env: name one with env="):
-        run("run", "env.task=null")
+        run(data, tmp_path / "run", "env.task=null")
     with pytest.raises(SystemExit, match=r"rounds\.until_honest=true asks the trust probe"):
-        run("run", "rounds.until_honest=true", "trust_probe=false")
-    assert not Path("run").exists()
+        run(data, tmp_path / "run", "rounds.until_honest=true", "trust_probe=false")
+    assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay, collect_dataset, write_episodes
-from torchrl_pwm.data.collect.behaviors import checked_noise
+from torchrl_pwm.data.collect.behaviors import Noise, checked_noise
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.runs.data import family
 
@@ -73,21 +73,28 @@ def play_env(
 def _episodes(env: EnvBase, policy: TensorDictModuleBase, settings: DictConfig, seed: int) -> Iterator[TensorDictBase]:
     levels = checked_noise("policy", list(settings.noise))
     for number in range(settings.episodes):
-        draws, level = np.random.default_rng([seed, number]), levels[number % len(levels)]
-
-        def noisy(td: TensorDictBase, level: Any = level, draws: np.random.Generator = draws) -> TensorDictBase:
-            td = policy(td)
-            action = td["action"]
-            if level == "random":
-                chosen = draws.uniform(-1.0, 1.0, action.shape)
-            else:
-                chosen = action.cpu().numpy() + level * draws.standard_normal(action.shape)
-            return td.set("action", torch.as_tensor(chosen).to(action).clamp(-1.0, 1.0))
-
+        noisy = _NoisyPolicy(policy, levels[number % len(levels)], np.random.default_rng([seed, number]))
         with kept_generators(), torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
             env.set_seed(seed + number)
             (episode,) = env.rollout(_ENDLESS, noisy, auto_cast_to_device=True)
         yield episode.select("observation", "action", "next")
+
+
+class _NoisyPolicy(TensorDictModuleBase):
+    """A policy with normal noise of a standard deviation on its actions in [-1, 1], or uniform actions."""
+
+    def __init__(self, policy: TensorDictModuleBase, level: Noise, draws: np.random.Generator) -> None:
+        super().__init__()
+        self.policy, self.level, self.draws = policy, level, draws
+        self.in_keys, self.out_keys = policy.in_keys, policy.out_keys
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        action = self.policy(tensordict)["action"]
+        if self.level == "random":
+            chosen = self.draws.uniform(-1.0, 1.0, action.shape)
+        else:
+            chosen = action.cpu().numpy() + self.level * self.draws.standard_normal(action.shape)
+        return tensordict.set("action", torch.as_tensor(chosen).to(action).clamp(-1.0, 1.0))
 
 
 def mix(
