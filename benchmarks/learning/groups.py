@@ -77,12 +77,12 @@ def groups() -> dict[str, Group]:
             notes=(
                 "All methods learn from one data set, whose observations are standardised per task. PWM and TD-MPC2 "
                 "also play in rounds of as many episodes, with the same noise, and train on with the same share of "
-                "them in each batch; their models have as many updates of as many sequences, TD-MPC2's of its published 3 "
-                "steps. What uses no rounds has the data alone.",
+                "them in each batch; their models have as many updates of as many sequences, TD-MPC2's of its "
+                "published 3 steps. What uses no rounds has the data alone.",
                 "PWM begins with a random policy: no clone, no behaviour term (preset=mini). “PWM from a clone” is "
                 "the quickstart's form (preset=make_quickstart), without rounds. TD-MPC2 has its published losses "
-                "(rho=0.5) and a small planner, which also plays in its rounds. IQL has its published settings, but for the scale of "
-                "the rewards and the number of updates.",
+                "(rho=0.5) and a small planner, which also plays in its rounds. IQL has its published "
+                "settings, but for the scale of the rewards and the number of updates.",
                 "The last policies count. The best one is, for every method, that of "
                 f"{EVALUATIONS} evaluations of {EVAL_EPISODES} episodes on seeds apart from those of the score: of PWM "
                 "and TD-MPC2 within the last round, the first before it, of the others along the whole training. "

@@ -55,8 +55,8 @@ def _read_origin(records: Records, run: Path, name: str, summary: Mapping[str, A
     job = run / "job.json"
     made = json.loads(job.read_text()) if job.exists() else {}
     for kept, further in ((records.versions, summary.get("versions")), (records.machine, made.get("machine"))):
-        for name, value in (further or {}).items():
-            kept[name] = _joined(kept.get(name), value)
+        for key, value in (further or {}).items():
+            kept[key] = _joined(kept.get(key), value)
     if made:
         command = " ".join(["python", made["script"], *made["settings"]])
         records.commands.setdefault(name, re.sub(r"data\.root=\S+", "data.root=DIR", command))

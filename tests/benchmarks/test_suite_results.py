@@ -196,6 +196,9 @@ def test_both_returns_of_an_online_run_are_normalised_alike(tmp_path):
         "outcomes": {name: {"return_mean": value, "returns": [value]} for name, value in outcomes.items()},
     }
     folder = tmp_path / "shac" / "cartpole_swingup" / "seed-0"
+    folder.mkdir(parents=True)
+    job = {"script": "a.py", "settings": ["data.root=/home/x", "b=1"], "machine": {"processor": "P"}, "commit": "c"}
+    (folder / "job.json").write_text(json.dumps(job))
     logger = CSVLogger("seed-0", log_dir=str(folder.parent))
     logger.log_scalar("real_return", 3.0, step=1)
     for settings, expected in (("select: best\n", ("best", 0.25, 0.5)), ("", ("last", 0.5, 0.5))):
@@ -203,7 +206,9 @@ def test_both_returns_of_an_online_run_are_normalised_alike(tmp_path):
         if not settings:  # a run of before there was a choice
             content["outcomes"] = {name: value for name, value in content["outcomes"].items() if "t policy" not in name}
         (folder / "summary.json").write_text(json.dumps(content))
-        row = read_records(groups()["closed_form"], tmp_path).rows[0]
+        records = read_records(groups()["closed_form"], tmp_path)
+        assert records.commands == {"shac": "python a.py data.root=DIR b=1"} and records.machine == {"processor": "P"}
+        row = records.rows[0]
         assert (row["select"], row["score_last"], row["score"]) == expected
         assert row["score_best"] == (0.5 if expected[0] == "best" else None)
 
