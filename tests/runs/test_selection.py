@@ -70,7 +70,8 @@ class Watched:
             self.seeds.append(options["seed"])
             return probe_trust(*arguments, **options)
 
-        monkeypatch.setattr(task_episodes, "probe_trust", probe)
+        for module in (evaluator, task_episodes):
+            monkeypatch.setattr(module, "probe_trust", probe)
         for module in (evaluator, task_episodes, tdmpc2_offline):
             monkeypatch.setattr(module, "evaluate_policy", evaluate)
 
