@@ -25,6 +25,7 @@ from torchrl_pwm.runs.cli import command_config
 from torchrl_pwm.runs.extraction import Extraction, ExtractionJob
 from torchrl_pwm.runs.folder import open_run
 from torchrl_pwm.runs.pwm_offline import run_pipeline
+from torchrl_pwm.runs.round_loop import with_rate
 from torchrl_pwm.runs.rounds import policy_metrics
 from torchrl_pwm.runs.starts import Before, make_starts
 from torchrl_pwm.runs.world_model import make_world_model
@@ -153,3 +154,21 @@ def seen(batch, model, value):
     task = int(batch["task"][0])
     wanted = model.encode_observation(torch.zeros(1, 39).index_fill(1, torch.arange(3), value), task)
     return float(torch.isclose(batch["latent"], wanted, atol=1e-6).all(-1).float().mean())
+
+
+@pytest.mark.parametrize(
+    ("command", "stepper", "final", "lr", "expected"),
+    [
+        ("mt80", "model_stepper", 1e-5, 3e-4, (3e-4, 1e-5)),
+        ("mt80", "model_stepper", 1e-3, 3e-4, (3e-4, 3e-4)),
+        ("mt80", "model_stepper", None, 3e-4, (3e-4, None)),
+        ("mt80", "model_stepper", 1e-5, None, (1e-3, 1e-5)),
+        ("offline", "model_stepper", 1e-5, 3e-4, (3e-4, 1e-5)),
+        ("tdmpc2-mt80", "stepper", 1e-5, 2e-4, (2e-4, 1e-5)),
+    ],
+)
+def test_the_rate_of_a_round_falls_as_that_of_the_training_before(command, stepper, final, lr, expected):
+    written = ["null" if value is None else str(value) for value in (final, lr)]
+    line = [f"{stepper}.lr=1e-3", f"{stepper}.final_lr={written[0]}", f"rounds.lr={written[1]}"]
+    settings = with_rate(command_config(command, line), stepper)[stepper]
+    assert (settings.lr, settings.final_lr) == expected

@@ -107,6 +107,18 @@ def going_on(config: DictConfig, rounds: Sequence[Round]) -> DictConfig:
     return OmegaConf.merge(config, {"extraction": changed})  # type: ignore[return-value]
 
 
+def with_rate(config: DictConfig, stepper: str) -> DictConfig:
+    """The configuration of a round's updates, whose learning rate begins at ``rounds.lr``.
+
+    It falls to the ``final_lr`` of the stepper of that name in each round anew, where there is one.
+    """
+    lr, settings = config.rounds.lr, config[stepper]
+    if lr is None:
+        return config
+    final = None if settings.final_lr is None else min(lr, settings.final_lr)
+    return OmegaConf.merge(config, {stepper: {"lr": lr, "final_lr": final}})  # type: ignore[return-value]
+
+
 def train_on(
     config: DictConfig,
     here: Path,
@@ -142,10 +154,14 @@ def train_on(
         seed=config.seed + len(rounds),
         **options,
     )
-    rate = {} if settings.lr is None else {"model_stepper": {"lr": settings.lr, "final_lr": None}}
-    merged: DictConfig = OmegaConf.merge(config, rate)  # type: ignore[assignment]
     return train_world_model(
-        merged, here / "world_model", model, replay, iterations=settings.iterations, states=states, names=names
+        with_rate(config, "model_stepper"),
+        here / "world_model",
+        model,
+        replay,
+        iterations=settings.iterations,
+        states=states,
+        names=names,
     )
 
 

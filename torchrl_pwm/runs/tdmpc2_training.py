@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torchrl import torchrl_logger
 from torchrl.envs.transforms import InitTracker
 
@@ -25,6 +25,7 @@ from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.modules import TDMPC2Model
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.runs.own_episodes import mix, play
+from torchrl_pwm.runs.round_loop import with_rate
 from torchrl_pwm.runs.world_model import make_world_model
 from torchrl_pwm.trainers.tdmpc2 import TDMPC2Trainer
 
@@ -103,10 +104,8 @@ def _train_on(
     )
     # The first evaluation is before the updates, the last after them.
     interval = -(-settings.iterations // max(settings.evaluations - 1, 1))
-    rate = {} if settings.lr is None else {"stepper": {"lr": settings.lr, "final_lr": None}}
-    merged: DictConfig = OmegaConf.merge(config, rate)  # type: ignore[assignment]
-    model = _new_model(config, store)
-    _train(merged, here, model, replay, tasks, scores, settings.iterations, interval, before=before)
+    model, rated = _new_model(config, store), with_rate(config, "stepper")
+    _train(rated, here, model, replay, tasks, scores, settings.iterations, interval, before=before)
 
 
 def _new_model(config: DictConfig, store: EpisodeStore) -> TDMPC2Model:
