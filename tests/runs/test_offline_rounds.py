@@ -93,6 +93,15 @@ def test_a_run_that_was_interrupted_between_stages_comes_to_the_same(whole, tmp_
     assert policy.stat().st_mtime_ns == stamp, "what is done is not done again"
 
 
+def test_further_rounds_come_to_what_so_many_rounds_from_the_start_do(whole, data, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    main(["offline", f"resume={folder}", "rounds.count=2"])
+    kept = folder / "earlier" / "rounds.count-1"
+    assert json.loads((kept / "summary.json").read_text())["tasks"] == numbers(whole)[0]
+    shutil.rmtree(folder / "earlier")
+    assert numbers(folder) == numbers(run(data, tmp_path / "two", "rounds.count=2"))
+
+
 def test_the_best_round_counts_with_its_own_world_model(data, tmp_path):
     folder = run(data, tmp_path / "run", "rounds.keep=best", "rounds.episodes=1")
     found = json.loads((folder / "rounds.json").read_text())
