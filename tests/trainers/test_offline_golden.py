@@ -154,13 +154,14 @@ def test_learning_rates_fall_along_the_published_table(golden):
     table = golden("schedule_and_init")["lr_schedule"]
     config = table["config"]
     first = [config[f"{name}_lr"] for name in ("actor", "critic", "model")]
-    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in first])
-    scheduler = linear_schedule(optimizer, config["final"], config["max_epochs"])
+    optimizers = [torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr) for lr in first]
+    schedules = [linear_schedule(optimizer, config["final"], config["max_epochs"]) for optimizer in optimizers]
     rates = []
     for _ in range(int(table["epochs"].max()) + 1):
-        rates.append(torch.tensor(scheduler.get_last_lr(), dtype=torch.float64))
-        optimizer.step()
-        scheduler.step()
+        rates.append(torch.tensor([rate for each in schedules for rate in each.get_last_lr()], dtype=torch.float64))
+        for optimizer, each in zip(optimizers, schedules):
+            optimizer.step()
+            each.step()
     found = torch.stack([rates[int(epoch)] for epoch in table["epochs"]])
     torch.testing.assert_close(found, table["lrs"], rtol=1e-9, atol=0)
 
@@ -181,6 +182,16 @@ def test_optimisers_have_the_published_settings(golden):
         assert {key: settings[key] for key in ("betas", "eps", "weight_decay")} == {
             key: expected[name][key] for key in ("betas", "eps", "weight_decay")
         }
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3])
+def test_the_encoder_keeps_its_share_of_a_falling_rate(golden, scale):
+    model_loss = PWMWorldModelLoss(make_loss(golden("offline_update")["single"]).world_model)
+    stepper = WorldModelOptimizationStepper(model_loss, iterations=4, lr=1e-3, final_lr=1e-4, encoder_lr_scale=scale)
+    for expected in (1e-3, 7.75e-4, 5.5e-4, 3.25e-4, 1e-4, 1e-4):
+        assert stepper.optimizer.scheduled_rates == pytest.approx([scale * expected, expected])
+        stepper.optimizer.step()
+        stepper.scheduler.step()
 
 
 def test_no_updates_have_a_schedule_too():

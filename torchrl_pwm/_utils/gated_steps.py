@@ -222,13 +222,12 @@ class GatedAdam(torch.optim.Adam):
 
 
 def linear_schedule(optimizer: torch.optim.Optimizer, final_lr: float | None, iterations: int) -> LambdaLR:
-    """lr_n = lr_0 + (final_lr - lr_0) n / iterations for every parameter group; constant for ``None``."""
+    """The optimizer's rate ends at ``final_lr`` after ``iterations`` steps, linearly; ``None`` keeps it constant.
 
-    def factor(initial_lr: float) -> Any:
-        end = 1.0 if final_lr is None else final_lr / initial_lr
-        return lambda n: 1.0 + (end - 1.0) * min(n / max(iterations, 1), 1.0)
-
-    return LambdaLR(optimizer, [factor(group["lr"]) for group in optimizer.param_groups])
+    Groups with a rate of their own keep their share of it.
+    """
+    end = 1.0 if final_lr is None else final_lr / optimizer.defaults["lr"]
+    return LambdaLR(optimizer, lambda n: 1.0 + (end - 1.0) * min(n / max(iterations, 1), 1.0))
 
 
 def load_schedule(schedule: LambdaLR, state: Mapping[str, Any]) -> None:
