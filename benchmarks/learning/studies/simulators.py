@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
@@ -30,7 +31,7 @@ from benchmarks.learning.jobs import RESULTS, ROOT, complete, split_settings
 from benchmarks.learning.plans import Plan
 from benchmarks.learning.records import env_steps_curve
 from benchmarks.learning.results import markdown_table, write_csv
-from benchmarks.learning.studies.ant_progress import forward_progress, random_progress
+from benchmarks.learning.studies.progress import forward_progress, random_progress
 from benchmarks.machine import processor
 from torchrl_pwm import load_policy
 from torchrl_pwm.evaluation import read_metrics
@@ -45,7 +46,6 @@ _LEVELS = {
     "controller": ("hand-written controller", "tab:green"),
     "random": ("random actions", "tab:gray"),
     "none": ("no action", "tab:brown"),
-    "cloned": ("clone of seed 0", "tab:olive"),
 }
 _HEAD = ("task", "method", "best policy, mean of the seeds (each)", "last policy", "controller", "random", "none")
 _HEAD += ("counts", "solved from")
@@ -62,9 +62,9 @@ better of random actions and none to the hand-written controller.
 
 ![curves](simulators.png)
 
-The return of 16 episodes during training, over the steps that all envs took together, or over policy updates where a
-frozen model of recorded steps is all that is learnt from; such a policy begins as a clone of the recorded behaviour.
-Every line is one seed; what is far below the better of random actions and none is cut off.
+The return of 16 episodes during training, over the steps that all envs took together and over the minutes of the
+training. Curves of runs that begin with recorded steps begin after these; the minutes in which they were recorded are
+not in theirs. Every line is one seed; what is far below the better of random actions and none is cut off.
 """
 
 
@@ -84,13 +84,10 @@ def read_run(folder: Path, method: str) -> dict[str, Any]:
     if record["task"] == "ant":
         record["progress"] = forward_progress(load_policy(folder, "cpu"), config)
         record["random progress"] = random_progress(record["seed"], config)
-    taken, _, score = env_steps_curve(read_metrics(folder), summary)
-    record |= {"recorded": 0, "cloned": returns.get("cloned behaviour")}
-    if "pretraining" in config and config.pretraining.data:
-        record["recorded"] = open_steps(config.pretraining.data).numel()
-        # What such a run learns from is not what it steps through.
-        taken = taken * (summary["iterations"] * config.online.policy_updates / summary["steps"])
-    return {**record, "curve": (taken.tolist(), score.tolist())}
+    recorded = OmegaConf.select(config, "pretraining.data")
+    record["recorded"] = open_steps(recorded).numel() if recorded else 0
+    steps, minutes, score = env_steps_curve(read_metrics(folder), summary)
+    return {**record, "curve": ((steps + record["recorded"]).tolist(), minutes.tolist(), score.tolist())}
 
 
 def threshold(record: dict[str, Any]) -> float | None:
@@ -137,9 +134,7 @@ def _cells(task: str, method: str, seeds: list[dict[str, Any]]) -> list[str]:
         solved = ["-", f"{np.mean(metres):.1f} m forward ({each}); random {random:.2f} m"]
     name, steps = METHODS[method][0], f"{first['steps'] / 1e6:.2f} M"
     if first["recorded"]:
-        clones = [f"{record['cloned']:.0f}" for record in seeds if record["cloned"] is not None]
-        name += " from recorded steps" + (f"; their clones {', '.join(clones)}" if clones else "")
-        steps = f"{first['recorded'] / 1e6:.2f} M recorded"
+        steps += f", after {first['recorded'] / 1e6:.2f} M recorded ones"
     minutes = f"{np.mean([record['seconds'] for record in seeds]) / 60:.1f}"
     return [task, name, *policies, *levels, first["select"], *solved, steps, minutes]
 
@@ -153,32 +148,35 @@ def _each(returns: list[float | None]) -> str:
 
 
 def draw(runs: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
-    """Return over env steps or policy updates, a line a seed, a panel a task."""
-    shown: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
-    for (task, method), seeds in runs.items():
-        panel = task, "steps of all envs"
-        if recorded := seeds[0]["recorded"]:
-            panel = f"{task}, from {recorded / 1e6:.1f} M recorded steps", "policy updates"
-        shown.setdefault(panel, {})[method] = seeds
-    figure = Figure(figsize=(4.6 * len(shown), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axes, ((title, axis), methods) in zip(panels, shown.items()):
-        for method, seeds in methods.items():
-            name, color = METHODS[method]
-            for number, record in enumerate(seeds):
-                label = f"{name}, {len(seeds)} seed{'s' * (len(seeds) > 1)}" if number == 0 else None
-                axes.plot(*record["curve"], color=color, alpha=0.8, linewidth=1.2, label=label)
-        first = next(iter(methods.values()))[0]
-        for level, (name, color) in _LEVELS.items():
-            if first[level] is not None:
-                axes.axhline(first[level], color=color, linestyle="--", linewidth=1, label=name)
-        least = max(first["random"], first["none"])
-        best = max(max(record["curve"][1]) for seeds in methods.values() for record in seeds)
-        axes.set_ylim(least - 0.35 * (best - least), best + 0.1 * (best - least))
-        axes.set(title=title, xlabel=axis, ylabel="return of an episode")
-        axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
-        axes.legend(fontsize=7)
+    """Return over env steps and, below, over minutes: a line a seed, a column a task."""
+    tasks = list(dict.fromkeys(task for task, _ in runs))
+    figure = Figure(figsize=(4.6 * len(tasks), 6.6), layout="constrained")
+    panels = figure.subplots(2, len(tasks), squeeze=False)
+    for column, task in enumerate(tasks):
+        methods = {method: seeds for (of, method), seeds in runs.items() if of == task}
+        for axis, axes in enumerate(panels[:, column]):
+            _draw_curves(axes, methods, axis)
+            axes.set(title=task, xlabel=("steps of all envs", "minutes on one core")[axis])
+            axes.set_ylabel("return of an episode")
+        panels[0, column].ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+        panels[0, column].legend(fontsize=7)
     figure.savefig(path, dpi=150)
+
+
+def _draw_curves(axes: Axes, methods: dict[str, list[dict[str, Any]]], axis: int) -> None:
+    """The curves of a task's runs over entry ``axis`` of them."""
+    for method, seeds in methods.items():
+        name, color = METHODS[method]
+        for number, record in enumerate(seeds):
+            label = f"{name}, {len(seeds)} seed{'s' * (len(seeds) > 1)}" if number == 0 else None
+            axes.plot(record["curve"][axis], record["curve"][2], color=color, alpha=0.8, linewidth=1.2, label=label)
+    first = next(iter(methods.values()))[0]
+    for level, (name, color) in _LEVELS.items():
+        if first[level] is not None:
+            axes.axhline(first[level], color=color, linestyle="--", linewidth=1, label=name)
+    least = max(first["random"], first["none"])
+    best = max(max(record["curve"][2]) for seeds in methods.values() for record in seeds)
+    axes.set_ylim(least - 0.35 * (best - least), best + 0.1 * (best - least))
 
 
 def main(arguments: list[str] | None = None) -> None:
