@@ -62,7 +62,7 @@ def test_a_frozen_model_of_recorded_steps_teaches_a_policy(recorded, tmp_path, m
     for iterations in (1, 3):
         folder = tmp_path / str(iterations)
         settings = [*PWM, *data, *start, f"iterations={iterations}", "select=last", f"folder={folder}"]
-        call(monkeypatch, "pwm_simulator", "pwm=newton/ant_recorded", *settings)
+        call(monkeypatch, "pwm_simulator", "online.model_updates=0", "online.recent_share=0", *settings)
     ends = [torch.load(tmp_path / end / "world_model.pt", weights_only=True) for end in ("1", "3")]
     torch.testing.assert_close(*ends, rtol=0, atol=0)
     outcomes = json.loads((folder / "summary.json").read_text())["outcomes"]
