@@ -81,7 +81,7 @@ def _offline_policies(folder: Path) -> tuple[dict[str, Callable[[], Policy]], Ca
         config: Any = OmegaConf.load(run / "config.yaml")
         task = task_set[config.task[0]].index
         if name == "pwm":
-            model = load_world_model(config, world_model_of_run(config, run))
+            model = load_world_model(config, world_model_of_run(config, run, config.task[0]))
             policy = WorldModelPolicy(model, load_actor(config, model, run, config.task[0])).eval()
             policies[name] = functools.partial(_same, policy)
         else:

@@ -106,11 +106,12 @@ def test_the_best_round_counts_with_its_own_world_model(data, tmp_path):
     folder = run(data, tmp_path / "run", "rounds.keep=best", "rounds.episodes=1")
     found = json.loads((folder / "rounds.json").read_text())
     scores = [entry["score"] for entry in found["rounds"]]
-    assert len(scores) == 2 and scores[found["kept"]] == max(scores)
-    kept = read_tensors(folder / "rounds" / str(found["kept"]) / FILE / "policy.pt", what="policy")["actor"]
+    number = found["kept"]["arm"]
+    assert len(scores) == 2 and scores[number] == max(scores)
+    kept = read_tensors(folder / "rounds" / str(number) / FILE / "policy.pt", what="policy")["actor"]
     assert_same(torch.load(folder / "policy.pt", weights_only=True), kept)
     places = [folder / "world_model", folder / "rounds" / "1" / "world_model"]
-    own = read_tensors(places[found["kept"]] / "world_model.pt", what="world model")["model"]
+    own = read_tensors(places[number] / "world_model.pt", what="world model")["model"]
     assert_same(read_tensors(folder / "world_model.pt", what="world model"), own)
 
 
@@ -119,4 +120,6 @@ def test_rounds_without_an_env_are_refused(data, tmp_path):
         run(data, tmp_path / "run", "env.task=null")
     with pytest.raises(SystemExit, match=r"rounds\.until_honest=true asks the trust probe"):
         run(data, tmp_path / "run", "rounds.until_honest=true", "trust_probe=false")
+    with pytest.raises(SystemExit, match=r"rounds\.keep=honest asks the trust probe"):
+        run(data, tmp_path / "run", "rounds.keep=honest", "trust_probe=false")
     assert not (tmp_path / "run").exists()

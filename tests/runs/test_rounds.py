@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from tests.examples.running import DATA, EVALUATION, EXTRACTION, MODEL, NETWORKS, WORLD_MODEL
 from tests.trainers.tiny import assert_same
+from torchrl_pwm import load_policy
 from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStoreWriter
 from torchrl_pwm.modules import load_world_model
@@ -25,7 +26,7 @@ from torchrl_pwm.runs.cli import command_config
 from torchrl_pwm.runs.extraction import Extraction, ExtractionJob
 from torchrl_pwm.runs.folder import open_run
 from torchrl_pwm.runs.pwm_offline import run_pipeline
-from torchrl_pwm.runs.round_loop import with_rate
+from torchrl_pwm.runs.round_loop import Round, choose, with_rate
 from torchrl_pwm.runs.rounds import policy_metrics
 from torchrl_pwm.runs.starts import Before, make_starts
 from torchrl_pwm.runs.world_model import make_world_model
@@ -52,10 +53,11 @@ def best(tmp_path_factory):
 def test_the_round_that_did_best_counts_with_its_own_world_model(best):
     found = json.loads((best / "rounds.json").read_text())
     scores = [entry["score"] for entry in found["rounds"]]
-    assert len(scores) == 2 and found["kept"] == int(np.argmax(scores))
-    kept = best / "rounds" / str(found["kept"])
+    assert len(scores) == 2 and found["kept"] == {TASK: int(np.argmax(scores))}
+    number = found["kept"][TASK]
+    kept = best / "rounds" / str(number)
     assert_same(read_tensors(best / FILE, what="policy"), read_tensors(kept / FILE, what="policy"))
-    file = best / "world_model" / "world_model.pt" if found["kept"] == 0 else kept / "world_model" / "world_model.pt"
+    file = best / "world_model" / "world_model.pt" if number == 0 else kept / "world_model" / "world_model.pt"
     assert (best / "rounds" / "world_model.pt").read_bytes() == file.read_bytes()
     assert_same(load_world_model(best).state_dict(), load_world_model(file).state_dict())
 
@@ -66,9 +68,57 @@ def test_rounds_end_where_no_policy_exploits_the_model(tmp_path):
     run_pipeline(configured("rounds.count=3", "rounds.until_honest=true", "extraction.select=last"), folder)
     found = json.loads((folder / "rounds.json").read_text())
     honest = [all("no sign" in line for lines in one["trust"].values() for line in lines) for one in found["rounds"]]
-    assert found["kept"] == len(honest) - 1 and honest == [False] * found["kept"] + [True]
-    left, kept = read_tensors(folder / FILE, what="policy"), folder / "rounds" / str(found["kept"]) / FILE
+    number = found["kept"][TASK]
+    assert number == len(honest) - 1 and honest == [False] * number + [True]
+    left, kept = read_tensors(folder / FILE, what="policy"), folder / "rounds" / str(number) / FILE
     assert_same(left, read_tensors(kept, what="policy"))
+
+
+@pytest.mark.parametrize(
+    ("exploited", "expected"),
+    [
+        ({TASK: [True, False, True], "mw-reach": [False, False, False]}, {TASK: 1, "mw-reach": 2}),
+        ({TASK: [True, True, True], "mw-reach": [False, True, True]}, {TASK: 2, "mw-reach": 0}),
+    ],
+)
+def test_the_last_honest_round_of_each_task_counts(exploited, expected):
+    rounds = [
+        Round(
+            number,
+            Path(str(number)),
+            Path("world_model.pt"),
+            dict.fromkeys(exploited, 0.0),
+            {task: [{"exploited": False}, {"exploited": signs[number]}] for task, signs in exploited.items()},
+        )
+        for number in range(3)
+    ]
+    assert {task: found.number for task, found in choose(rounds, "honest").items()} == expected
+
+
+def test_tasks_whose_last_honest_rounds_differ_have_world_models_of_their_own(tmp_path):
+    other, folder = "mw-reach", tmp_path / "run"
+    line = ["rounds.keep=honest", f"task=[{TASK},{other}]", "evaluation.episodes=1"]
+    run_pipeline(configured(*line), folder)
+    # What the probe says of policies that have hardly learnt hangs on the machine: say it, and choose again.
+    for task, number in ((TASK, 0), (TASK, 1), (other, 0), (other, 1)):
+        file = folder / "rounds" / str(number) / "policies" / task / "seed-0" / "result.json"
+        result = json.loads(file.read_text())
+        result["last"]["trust"]["exploited"] = (task, number) == (TASK, 1)
+        file.write_text(json.dumps(result))
+    shutil.rmtree(folder / "policies")
+    (folder / "summary.json").unlink()
+    run_pipeline(configured(*line), folder)
+    assert json.loads((folder / "rounds.json").read_text())["kept"] == {TASK: 0, other: 1}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [entry["task"] for entry in summary["tasks"]] == [TASK, other]
+    models = {TASK: folder / "world_model" / "world_model.pt", other: folder / "rounds/1/world_model/world_model.pt"}
+    for task, number in ((TASK, 0), (other, 1)):
+        model = load_policy(folder, "cpu", task=task).world_model
+        assert_same(model.state_dict(), load_world_model(models[task]).state_dict())
+        file = Path("policies") / task / "seed-0" / "policy.pt"
+        kept = folder / "rounds" / str(number) / file
+        assert_same(read_tensors(folder / file, what="policy"), read_tensors(kept, what="policy"))
+    assert not (folder / "rounds" / "world_model.pt").exists()
 
 
 def test_a_run_goes_on_with_further_rounds(best, tmp_path):

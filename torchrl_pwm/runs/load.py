@@ -172,7 +172,7 @@ def _load_extracted(
     task = _choose(folder, "task", task, tasks)
     seeds = sorted(int(file.parts[-2].removeprefix("seed-")) for file in found if file.parts[-3] == task)
     seed = _choose(folder, "seed", seeds[0] if seed is None else seed, seeds)
-    model = load_configured(config, world_model_of_run(config, folder))
+    model = load_configured(config, world_model_of_run(config, folder, task))
     actor = load_actor(config, model, folder, task, seed=seed)
     return _of_task(WorldModelPolicy(model, actor), model, config, task)
 

@@ -116,10 +116,10 @@ def make_evaluator(config: DictConfig, recordings: Recordings, device: str) -> E
                 "leave it at last"
             )
         return None
-    if _rounds(config) and config.rounds.until_honest and not config.trust_probe:
-        raise ValueError(
-            "rounds.until_honest=true asks the trust probe, found trust_probe=false: leave one of both out"
-        )
+    asking = {"until_honest=true": config.rounds.until_honest, "keep=honest": config.rounds.keep == "honest"}
+    for setting, chosen in asking.items():
+        if _rounds(config) and chosen and not config.trust_probe:
+            raise ValueError(f"rounds.{setting} asks the trust probe, found trust_probe=false: leave one of both out")
     if config.model.num_tasks:
         raise ValueError(f"env= evaluates data of one task, found those of {list(recordings.store.task_set.names)}")
     if config.env._target_.endswith("make_gym_env"):

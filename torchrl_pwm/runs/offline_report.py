@@ -170,7 +170,7 @@ def _rounds(task: str, found: dict[str, Any] | None) -> list[str]:
         "| round | return | trust probe |",
         "|---|---|---|",
     ]
-    return [*head, *rows, *([] if found["kept"] is None else [f"\nThat of round {found['kept']} counts."]), ""]
+    return [*head, *rows, *([] if found["kept"] is None else [f"\nThat of round {found['kept'][task]} counts."]), ""]
 
 
 def _trust(outcomes: dict[str, Any] | None) -> list[str]:

@@ -70,5 +70,5 @@ def run_rounds(
     file = folder / "world_model" / "world_model.pt"
     rounds, file, chosen = go_through(config.rounds, folder, file, extract=policies, play=play, train=train)
     if chosen is not None:
-        return config, chosen.world_model, Before(chosen.folder, finished=True)
+        return config, chosen[task].world_model, Before(chosen[task].folder, finished=True)
     return going_on(config, rounds), file, before_next(config, rounds)

@@ -23,7 +23,7 @@ from torchrl_pwm.runs.deviations import check_comparison
 from torchrl_pwm.runs.extraction import extract_all
 from torchrl_pwm.runs.folder import claim_folder
 from torchrl_pwm.runs.report import write_report
-from torchrl_pwm.runs.rounds import add_earlier, run_rounds
+from torchrl_pwm.runs.rounds import LastExtraction, add_earlier, run_rounds
 from torchrl_pwm.runs.world_model import (
     given_world_model,
     load_world_model,
@@ -53,16 +53,20 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
     if source == "collect":
         store = collect_data(config, folder, tasks)
     model_file = prepare_world_model(config, folder, store, tasks)
-    last, before = config, None
+    left = [LastExtraction(tasks, config, model_file)]
     if config.rounds.count and store is not None:
-        last, model_file, before = run_rounds(config, folder, store, model_file, tasks)
-    if config.loss.disagreement_coef and store is not None:
-        prepare_disagreement(config, store, model_file, tasks)
+        left = run_rounds(config, folder, store, model_file, tasks)
     root = None if store is None else Path(store.root)
-    further = _baselines(config, folder, root, tasks)
-    results = add_earlier(extract_all(last, folder, root, model_file, tasks, before, further=further), folder)
-    behavior = load_quickstart() if store is None else store
-    return write_report(config, folder, behavior, model_file, results, seconds=time.perf_counter() - start)
+    further, results = _baselines(config, folder, root, tasks), []
+    for last in left:
+        if config.loss.disagreement_coef and store is not None:
+            prepare_disagreement(config, store, last.world_model, last.tasks)
+        places = folder, root, last.world_model
+        results += extract_all(last.config, *places, last.tasks, last.before, further=further)
+        further = []
+    results = sorted(add_earlier(results, folder), key=lambda result: tasks.index(result["task"]))
+    behavior, file = load_quickstart() if store is None else store, left[-1].world_model
+    return write_report(config, folder, behavior, file, results, seconds=time.perf_counter() - start)
 
 
 def _baselines(config: DictConfig, folder: Path, data: Path | None, tasks: list[str]) -> list[Any]:

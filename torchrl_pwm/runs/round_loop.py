@@ -1,4 +1,4 @@
-"""The loop of rounds: extract, play, train on, and the round that counts."""
+"""The loop of rounds: extract, play, train on, and the round that counts in each task."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def go_through(
     extract: Callable[[Path, list[Round]], Round],
     play: Callable[[Round], object],
     train: Callable[[Path, list[Round]], Path],
-) -> tuple[list[Round], Path, Round | None]:
+) -> tuple[list[Round], Path, dict[str, Round] | None]:
     """``rounds.count`` rounds, each of whose stages does nothing where a run has done it before.
 
     Args:
@@ -71,23 +71,37 @@ def go_through(
         train: trains the model in a file on with the episodes of all rounds, and returns the new file.
 
     Returns:
-        The rounds, the last world model, and the round whose policies count; None where they are still to be extracted.
+        The rounds, the last world model, and for each task the round whose policies count; None where they are still to
+        be extracted from that model.
     """
     rounds: list[Round] = []
     for _ in range(settings.count):
         rounds.append(extract(file, rounds))
         if settings.until_honest and not rounds[-1].exploits:
-            _record(folder, rounds, rounds[-1])
-            return rounds, file, rounds[-1]
+            return rounds, file, _record(folder, rounds, dict.fromkeys(rounds[-1].scores, rounds[-1]))
         play(rounds[-1])
         file = train(file, rounds)
         _record(folder, rounds)
-    if settings.keep != "best":
+    if settings.keep == "last":
         return rounds, file, None
     rounds.append(extract(file, rounds))
-    chosen = max(rounds, key=lambda found: found.score)
-    _record(folder, rounds, chosen)
-    return rounds, file, chosen
+    return rounds, file, _record(folder, rounds, choose(rounds, settings.keep))
+
+
+def choose(rounds: Sequence[Round], keep: str) -> dict[str, Round]:
+    """The round whose policies count, for each task.
+
+    Args:
+        rounds: of a run.
+        keep: ``best``, the one of the highest mean score, the same for all tasks; or ``honest``, for each task the last
+            one in which the probe sees no sign that its policies exploit the model, and the last where there is none.
+    """
+    tasks = rounds[-1].scores
+    if keep == "best":
+        return dict.fromkeys(tasks, max(rounds, key=lambda found: found.score))
+    return {
+        task: next((found for found in reversed(rounds) if task not in found.exploits), rounds[-1]) for task in tasks
+    }
 
 
 def own_data(rounds: Sequence[Round]) -> tuple[Path, ...]:
@@ -165,8 +179,8 @@ def train_on(
     )
 
 
-def _record(folder: Path, rounds: list[Round], chosen: Round | None = None) -> None:
-    """Writes ``rounds.json`` and says how it goes."""
+def _record(folder: Path, rounds: list[Round], chosen: dict[str, Round] | None = None) -> dict[str, Round] | None:
+    """Writes ``rounds.json``, says how it goes, and returns the rounds that were chosen."""
     found = [
         {
             "round": one.number,
@@ -176,8 +190,10 @@ def _record(folder: Path, rounds: list[Round], chosen: Round | None = None) -> N
         }
         for one in rounds
     ]
-    content = {"rounds": found, "kept": None if chosen is None else chosen.number}
+    kept = None if chosen is None else {task: one.number for task, one in chosen.items()}
+    content = {"rounds": found, "kept": kept}
     replace_file(folder / "rounds.json", json.dumps(content, indent=2).encode())
     last = rounds[-1]
     exploiting = f"exploiting the model: {', '.join(last.exploits)}" if last.exploits else "no sign of exploitation"
     torchrl_logger.info(f"after {last.number} rounds: mean score {last.score:.3f}, {exploiting}")
+    return chosen

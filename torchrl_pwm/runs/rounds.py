@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,30 @@ from torchrl_pwm.runs.extraction import extract_all
 from torchrl_pwm.runs.own_episodes import play
 from torchrl_pwm.runs.policies import load_actor, policy_file
 from torchrl_pwm.runs.round_loop import APART, Round, before_next, go_through, going_on, train_on
-from torchrl_pwm.runs.starts import Before
+from torchrl_pwm.runs.starts import FRESH, Before
 from torchrl_pwm.runs.world_model import keep_chosen_world_model, load_world_model, measured_states
+
+
+@dataclass(frozen=True)
+class LastExtraction:
+    """What is left to be done for policies of some tasks: the last extraction, or only their evaluation.
+
+    Args:
+        tasks: whose policies they are.
+        config: of the extraction.
+        world_model: file of the frozen model.
+        before: what they begin with.
+    """
+
+    tasks: list[str]
+    config: DictConfig
+    world_model: Path
+    before: Before = FRESH
 
 
 def run_rounds(
     config: DictConfig, folder: Path, store: EpisodeStore, file: Path, tasks: list[str]
-) -> tuple[DictConfig, Path, Before]:
+) -> list[LastExtraction]:
     """``rounds.count`` rounds of extraction, collection and world-model training.
 
     A policy visits what the data do not hold, above all where the model promises too much. In each round it plays,
@@ -34,11 +52,12 @@ def run_rounds(
     every round's policies begin anew.
 
     Every round's policies are evaluated on seeds apart from those of the final score. Those that count are extracted
-    after the last round; with ``rounds.keep=best`` they are those of the round that is best in mean over the tasks.
-    With ``rounds.until_honest`` there are no further rounds once the probe finds no policy that exploits the model.
+    after the last round; with ``rounds.keep=best`` they are those of the round that is best in mean over the tasks,
+    with ``rounds.keep=honest`` for each task those of the last round in which the probe sees no sign that they exploit
+    the model. With ``rounds.until_honest`` there are no further rounds once it sees none in any task.
 
     Returns:
-        Configuration, file of the world model and beginning of the extraction of the policies that count.
+        What is left to be done for the policies that count, the tasks with the same world model together.
     """
     rounds, file, chosen = go_through(
         config.rounds,
@@ -57,9 +76,19 @@ def run_rounds(
             names=get_task_set(config.task_set).names,
         ),
     )
-    if chosen is not None:
-        return config, keep_chosen_world_model(folder, chosen.world_model), Before(chosen.folder, finished=True)
-    return going_on(config, rounds), file, before_next(config, rounds)
+    if chosen is None:
+        return [LastExtraction(tasks, going_on(config, rounds), file, before_next(config, rounds))]
+    counting = sorted({one.number: one for one in chosen.values()}.items())
+    keep_chosen_world_model(folder, [one.world_model for _, one in counting])
+    return [
+        LastExtraction(
+            [task for task in tasks if chosen[task].number == number],
+            config,
+            one.world_model,
+            Before(one.folder, finished=True),
+        )
+        for number, one in counting
+    ]
 
 
 def add_earlier(results: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
@@ -100,7 +129,7 @@ def _extract(
     here = folder / "rounds" / str(number)
     apart = {"episodes": settings.eval_episodes, "seed": config.evaluation.seed + APART}
     # Those that begin anew each time only show where the model is wrong.
-    hasty = {} if settings.warm or settings.keep == "best" else settings.overrides
+    hasty = {} if settings.warm or settings.keep != "last" else settings.overrides
     merged = OmegaConf.merge(going_on(config, rounds), {"evaluation": apart}, hasty)
     results = extract_all(merged, here, Path(store.root), file, tasks, before_next(config, rounds))  # type: ignore[arg-type]
     table, scores, trust = get_task_set(config.task_set), {}, {}

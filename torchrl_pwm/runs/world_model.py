@@ -33,6 +33,7 @@ from torchrl_pwm.trainers.pwm import WorldModelTrainer
 
 #: The world model of the round that counts, in the folder of a run.
 CHOSEN = Path("rounds") / "world_model.pt"
+_FILE = Path("world_model") / "world_model.pt"  # in the folder of a run or round
 _REPRESENTATION, _MEASURED = "representation.json", 256  # file of the measures, and states of each task they are of
 
 
@@ -97,7 +98,7 @@ def prepare_world_model(config: DictConfig, folder: Path, store: EpisodeStore | 
     if config.checkpoint:
         return keep_world_model(config, folder)
     assert store is not None
-    file = folder / "world_model" / "world_model.pt"
+    file = folder / _FILE
     if file.exists():
         return file
     torch.manual_seed(config.seed)
@@ -208,7 +209,7 @@ def prepare_disagreement(config: DictConfig, store: EpisodeStore, file: Path, ta
 
 def given_world_model(config: Any, folder: Path) -> Path:
     """The world model that a run was given: as it keeps it, or before that the checkpoint itself."""
-    kept = folder / "world_model" / "world_model.pt"
+    kept = folder / _FILE
     return kept if kept.exists() else Path(config.checkpoint)
 
 
@@ -217,18 +218,22 @@ def keep_world_model(config: Any, folder: Path) -> Path:
 
     With all that says how it is built, which may stand beside a checkpoint.
     """
-    kept = folder / "world_model" / "world_model.pt"
+    kept = folder / _FILE
     if not kept.exists():
         save_tensors(kept, {"model": load_world_model(config, config.checkpoint).state_dict()})
     return kept
 
 
-def world_model_of_run(config: Any, folder: Path) -> Path:
-    """The file of the world model that a run's policies were extracted from.
+def world_model_of_run(config: Any, folder: Path, task: str) -> Path:
+    """The file of the world model that a run's policies of a task were extracted from.
 
     Raises:
         FileNotFoundError: if it is not there.
     """
+    rounds = folder / "rounds.json"
+    kept = json.loads(rounds.read_text())["kept"] if rounds.exists() else None
+    if isinstance(kept, dict):
+        return folder / "rounds" / str(kept[task]) / _FILE if kept[task] else folder / _FILE
     if not config.checkpoint or config.rounds.count:
         return latest_world_model(folder)
     if config.checkpoint == "quickstart":
@@ -236,12 +241,12 @@ def world_model_of_run(config: Any, folder: Path) -> Path:
     return given_world_model(config, folder)
 
 
-def keep_chosen_world_model(folder: Path, file: Path) -> Path:
-    """Keeps the world model of the round that counts where :func:`latest_world_model` looks first."""
-    kept = folder / CHOSEN
-    if kept != file:
-        replace_file(kept, file.read_bytes())
-    return kept
+def keep_chosen_world_model(folder: Path, files: Sequence[Path]) -> None:
+    """Keeps the world model of the round that counts, if it is one, where :func:`latest_world_model` looks first."""
+    if len(files) == 1:
+        replace_file(folder / CHOSEN, files[0].read_bytes())
+    else:
+        (folder / CHOSEN).unlink(missing_ok=True)
 
 
 def latest_world_model(folder: Path) -> Path:
@@ -253,7 +258,7 @@ def latest_world_model(folder: Path) -> Path:
     if (folder / CHOSEN).exists():
         return folder / CHOSEN
     rounds = sorted((folder / "rounds").glob("*/world_model/world_model.pt"), key=lambda file: int(file.parts[-3]))
-    file = rounds[-1] if rounds else folder / "world_model" / "world_model.pt"
+    file = rounds[-1] if rounds else folder / _FILE
     if not file.exists():
         raise FileNotFoundError(
             f"{folder} holds no world model: expected {file}, which a run writes when it is trained."
