@@ -26,7 +26,7 @@ from torchrl_pwm.runs.cli import command_config
 from torchrl_pwm.runs.extraction import Extraction, ExtractionJob
 from torchrl_pwm.runs.folder import open_run
 from torchrl_pwm.runs.pwm_offline import run_pipeline
-from torchrl_pwm.runs.round_loop import Round, choose, with_rate
+from torchrl_pwm.runs.round_loop import Round, choose, going_on, with_rate
 from torchrl_pwm.runs.rounds import policy_metrics
 from torchrl_pwm.runs.starts import Before, make_starts
 from torchrl_pwm.runs.world_model import make_world_model
@@ -139,6 +139,19 @@ def test_policies_of_rounds_do_not_go_back_to_the_updates_before(best):
     line = [f"resume={best}", "extraction.iterations=40"]
     with pytest.raises(ValueError, match=r"extraction.iterations: the run has 20.* More .*rounds.count than it has"):
         open_run(command_config("mt80", line), line)
+
+
+@pytest.mark.parametrize(("rate", "expected"), [("null", 3e-3), ("1e-4", 1e-4)])
+def test_policies_go_on_at_a_rate_of_their_own(best, rate, expected):
+    config = configured("stepper.actor_lr=3e-3", f"rounds.actor_lr={rate}")
+    before = Round(0, best, best, {TASK: 0.0}, {TASK: []})
+    assert going_on(config, []).stepper.actor_lr == 3e-3 and going_on(config, []).extraction.iterations == 20
+    later = going_on(config, [before])
+    assert later.stepper.actor_lr == expected and later.extraction.iterations == 10
+    cold = configured("rounds.warm=false", f"rounds.actor_lr={rate}", "stepper.actor_lr=3e-3")
+    assert going_on(cold, [before]).stepper.actor_lr == 3e-3
+    del config.rounds.actor_lr  # as in a run of before
+    assert going_on(config, [before]).stepper.actor_lr == 3e-3
 
 
 def test_rounds_are_scored_on_seeds_apart_from_the_final_ones(best):

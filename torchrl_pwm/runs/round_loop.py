@@ -117,8 +117,12 @@ def before_next(config: DictConfig, rounds: Sequence[Round]) -> Before:
 
 def going_on(config: DictConfig, rounds: Sequence[Round]) -> DictConfig:
     """The configuration of the extraction after some rounds."""
-    changed = {"iterations": config.rounds.policy_iterations} if rounds and config.rounds.warm else {}
-    return OmegaConf.merge(config, {"extraction": changed})  # type: ignore[return-value]
+    settings = config.rounds
+    if not rounds or not settings.warm:
+        return config
+    rate = settings.get("actor_lr")  # which runs of before have not
+    changed = {"extraction": {"iterations": settings.policy_iterations}, "stepper": {"actor_lr": rate} if rate else {}}
+    return OmegaConf.merge(config, changed)  # type: ignore[return-value]
 
 
 def with_rate(config: DictConfig, stepper: str) -> DictConfig:
