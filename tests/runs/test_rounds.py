@@ -25,8 +25,9 @@ from torchrl_pwm.modules import load_world_model
 from torchrl_pwm.runs.cli import command_config
 from torchrl_pwm.runs.extraction import Extraction, ExtractionJob
 from torchrl_pwm.runs.folder import open_run
+from torchrl_pwm.runs.own_episodes import with_rate
 from torchrl_pwm.runs.pwm_offline import run_pipeline
-from torchrl_pwm.runs.round_loop import Round, choose, going_on, with_rate
+from torchrl_pwm.runs.round_loop import Round, choose, going_on
 from torchrl_pwm.runs.rounds import policy_metrics
 from torchrl_pwm.runs.starts import Before, make_starts
 from torchrl_pwm.runs.world_model import make_world_model

@@ -1,4 +1,4 @@
-"""Own episodes of policies: their collection in a round, and batches that hold a share of them."""
+"""Own episodes of policies: their collection in a round, and the updates of a model that learns from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
@@ -129,3 +129,15 @@ def mix(
             for root, size in sizes
         ]
     )
+
+
+def with_rate(config: DictConfig, stepper: str) -> DictConfig:
+    """The configuration of a round's updates, whose learning rate begins at ``rounds.lr``.
+
+    It falls to the ``final_lr`` of the stepper of that name in each round anew, where there is one.
+    """
+    lr, settings = config.rounds.lr, config[stepper]
+    if lr is None:
+        return config
+    final = None if settings.final_lr is None else min(lr, settings.final_lr)
+    return OmegaConf.merge(config, {stepper: {"lr": lr, "final_lr": final}})  # type: ignore[return-value]

@@ -15,7 +15,7 @@ from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.modules import PWMWorldModel
-from torchrl_pwm.runs.own_episodes import mix
+from torchrl_pwm.runs.own_episodes import mix, with_rate
 from torchrl_pwm.runs.starts import Before
 from torchrl_pwm.runs.world_model import train_world_model
 
@@ -123,18 +123,6 @@ def going_on(config: DictConfig, rounds: Sequence[Round]) -> DictConfig:
     rate = settings.get("actor_lr")  # which runs of before have not
     changed = {"extraction": {"iterations": settings.policy_iterations}, "stepper": {"actor_lr": rate} if rate else {}}
     return OmegaConf.merge(config, changed)  # type: ignore[return-value]
-
-
-def with_rate(config: DictConfig, stepper: str) -> DictConfig:
-    """The configuration of a round's updates, whose learning rate begins at ``rounds.lr``.
-
-    It falls to the ``final_lr`` of the stepper of that name in each round anew, where there is one.
-    """
-    lr, settings = config.rounds.lr, config[stepper]
-    if lr is None:
-        return config
-    final = None if settings.final_lr is None else min(lr, settings.final_lr)
-    return OmegaConf.merge(config, {stepper: {"lr": lr, "final_lr": final}})  # type: ignore[return-value]
 
 
 def train_on(

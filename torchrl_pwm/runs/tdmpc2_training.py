@@ -24,8 +24,7 @@ from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.modules import TDMPC2Model
 from torchrl_pwm.runs.folder import make_logger
-from torchrl_pwm.runs.own_episodes import mix, play
-from torchrl_pwm.runs.round_loop import with_rate
+from torchrl_pwm.runs.own_episodes import mix, play, with_rate
 from torchrl_pwm.runs.world_model import make_world_model
 from torchrl_pwm.trainers.tdmpc2 import TDMPC2Trainer
 
