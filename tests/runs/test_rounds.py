@@ -142,17 +142,17 @@ def test_policies_of_rounds_do_not_go_back_to_the_updates_before(best):
         open_run(command_config("mt80", line), line)
 
 
-@pytest.mark.parametrize(("rate", "expected"), [("null", 3e-3), ("1e-4", 1e-4)])
-def test_policies_go_on_at_a_rate_of_their_own(best, rate, expected):
-    config = configured("stepper.actor_lr=3e-3", f"rounds.actor_lr={rate}")
-    before = Round(0, best, best, {TASK: 0.0}, {TASK: []})
-    assert going_on(config, []).stepper.actor_lr == 3e-3 and going_on(config, []).extraction.iterations == 20
-    later = going_on(config, [before])
-    assert later.stepper.actor_lr == expected and later.extraction.iterations == 10
-    cold = configured("rounds.warm=false", f"rounds.actor_lr={rate}", "stepper.actor_lr=3e-3")
-    assert going_on(cold, [before]).stepper.actor_lr == 3e-3
+@pytest.mark.parametrize(("rate", "expected"), [("null", [4e-3, 4e-3, 4e-3]), ("1e-3", [4e-3, 2e-3, 1e-3])])
+def test_the_rate_of_the_actor_falls_from_round_to_round(best, rate, expected):
+    line = ["stepper.actor_lr=4e-3", f"rounds.actor_lr={rate}", "rounds.count=2"]
+    before = [Round(number, best, best, {TASK: 0.0}, {TASK: []}) for number in range(2)]
+    config, cold = configured(*line), configured(*line, "rounds.warm=false")
+    later = [going_on(config, before[:number]) for number in range(3)]
+    assert [each.stepper.actor_lr for each in later] == pytest.approx(expected)
+    assert [each.extraction.iterations for each in later] == [20, 10, 10]
+    assert going_on(cold, before).stepper.actor_lr == 4e-3
     del config.rounds.actor_lr  # as in a run of before
-    assert going_on(config, [before]).stepper.actor_lr == 3e-3
+    assert going_on(config, before).stepper.actor_lr == 4e-3
 
 
 def test_rounds_are_scored_on_seeds_apart_from_the_final_ones(best):

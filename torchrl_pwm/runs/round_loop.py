@@ -116,12 +116,17 @@ def before_next(config: DictConfig, rounds: Sequence[Round]) -> Before:
 
 
 def going_on(config: DictConfig, rounds: Sequence[Round]) -> DictConfig:
-    """The configuration of the extraction after some rounds."""
+    """The configuration of the extraction after some rounds.
+
+    The actor's rate falls from round to round, by one factor, to ``rounds.actor_lr`` in the last one.
+    """
     settings = config.rounds
     if not rounds or not settings.warm:
         return config
-    rate = settings.get("actor_lr")  # which runs of before have not
-    changed = {"extraction": {"iterations": settings.policy_iterations}, "stepper": {"actor_lr": rate} if rate else {}}
+    changed: dict[str, Any] = {"extraction": {"iterations": settings.policy_iterations}}
+    if settings.get("actor_lr"):  # which runs of before have not
+        first = config.stepper.actor_lr
+        changed["stepper"] = {"actor_lr": first * (settings.actor_lr / first) ** (len(rounds) / settings.count)}
     return OmegaConf.merge(config, changed)  # type: ignore[return-value]
 
 

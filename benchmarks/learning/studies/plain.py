@@ -57,7 +57,7 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "cold rounds": ("rounds.warm=false",),
     "rounds without noise": ("rounds.noise=[0.0]",),
     "rounds at a third of the rate": ("rounds.lr=1e-4",),
-    "actor at its first rate in rounds": ("rounds.actor_lr=null",),
+    "one rate of the actor in all rounds": ("rounds.actor_lr=null",),
     "encoder fixed in rounds": ("model_stepper.encoder_lr_scale=0",),
 }
 VARIANTS = {DEFAULT: (), **MODELS, **POLICIES}
