@@ -96,6 +96,12 @@ def test_the_last_honest_round_of_each_task_counts(exploited, expected):
     assert {task: found.number for task, found in choose(rounds, "honest").items()} == expected
 
 
+def test_the_best_round_of_each_task_counts_and_of_equal_ones_the_last():
+    scores = [{TASK: 0.4, "mw-reach": 1.0}, {TASK: 0.9, "mw-reach": 0.0}, {TASK: 0.3, "mw-reach": 1.0}]
+    rounds = [Round(number, Path(), Path(), each, {}) for number, each in enumerate(scores)]
+    assert {task: found.number for task, found in choose(rounds, "best").items()} == {TASK: 1, "mw-reach": 2}
+
+
 def test_tasks_whose_last_honest_rounds_differ_have_world_models_of_their_own(tmp_path):
     other, folder = "mw-reach", tmp_path / "run"
     line = ["rounds.keep=honest", f"task=[{TASK},{other}]", "evaluation.episodes=1"]

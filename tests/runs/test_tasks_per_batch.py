@@ -23,6 +23,7 @@ from torchrl_pwm.runs.baselines import baseline_jobs, measure, measure_baselines
 from torchrl_pwm.runs.cli import compose_config
 from torchrl_pwm.runs.extraction import ExtractionJob, extract_all, extract_group
 from torchrl_pwm.runs.policies import load_actor
+from torchrl_pwm.runs.pwm_offline import run_pipeline
 from torchrl_pwm.runs.world_model import load_world_model, make_world_model
 from torchrl_pwm.trainers.pwm import PWMTrainer
 
@@ -191,3 +192,10 @@ def test_the_processes_of_a_run_measure_its_baselines_too(workers, data, model_f
         for run in runs["cloning"]:
             run["phases"] = None
     assert found == alone
+
+
+def test_policies_of_one_program_that_are_to_go_on_are_refused_before_the_run_begins(tmp_path):
+    config = compose_config("pwm_mt80", [*SETTINGS, "task=mw-reach", "tasks_per_batch=2", "stepper.continued=0.5"])
+    with pytest.raises(ValueError, match="tasks_per_batch=2 with stepper.continued=0.5: set one to 1"):
+        run_pipeline(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

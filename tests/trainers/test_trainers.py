@@ -9,7 +9,7 @@ import torch
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 from tests.trainers import tiny
-from torchrl_pwm.trainers import load_checkpoint
+from torchrl_pwm.trainers import PWMOptimizationStepper, load_checkpoint
 
 METRICS = {
     "model": {"loss_consistency", "loss_reward", "reward_error", "latent_error_last", "model_grad_norm", "model_lr"},
@@ -185,3 +185,16 @@ def test_a_checkpoint_without_a_part_of_the_trainer_is_refused_and_changes_nothi
     with pytest.raises(ValueError, match="another kind of trainer: it has no best_policy"):
         other.resume()
     assert other.iteration == 0
+
+
+def test_the_delayed_value_network_of_pwm_moves_once_an_update_by_its_share():
+    loss = tiny.make_policy_loss(delay_value=True)
+    stepper = PWMOptimizationStepper(loss, iterations=3, target_tau=0.25)
+    targets = loss.target_value_network_params
+    with torch.no_grad():
+        for weight in loss.value_network_params.parameters():
+            weight.add_(0.1)
+    before = [weight.clone() for weight in targets.values(True, True)]
+    stepper.update(tiny.sequences())
+    for target, old, value in zip(targets.values(True, True), before, loss.value_network_params.values(True, True)):
+        torch.testing.assert_close(target, 0.25 * value.detach() + 0.75 * old)

@@ -52,7 +52,7 @@ class Range:
 
 COUNT, COUNT_OR_NONE = Range(least=1, whole=True), Range(least=0, whole=True)
 NORM = Range(above=0, infinite=True)
-SHARE, SOME_SHARE = Range(least=0, most=1), Range(above=0, most=1)
+SHARE, SOME_SHARE, CHANCE = Range(least=0, most=1), Range(above=0, most=1), Range(least=0, below=1)
 POSITIVE, NOT_NEGATIVE = Range(above=0), Range(least=0)
 
 

@@ -246,6 +246,13 @@ class PWMLoss(ActingLoss):
         reward = reward if self.reward_scale == 1.0 else reward * self.reward_scale
         return self._as_rollout(task, visited, taken, reward, None if ends is None else torch.sigmoid(-ends))
 
+    def start_latents(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """What :meth:`imagine` begins with: ``latent`` [B, D] and, of a model of several tasks, ``task`` [B]."""
+        task = self._task(tensordict)
+        starts = TensorDict({}, tensordict.batch_size)
+        starts.set(self.tensor_keys.latent, self._start(self.world_model, tensordict, task))
+        return starts if task is None else starts.set(self.tensor_keys.task, task)
+
     @staticmethod
     def _context(model: Any, task: Tensor | None, heads: Tensor | None) -> Any:
         """What the steps of a rollout get of the task; of a model with several heads each state keeps a random one."""

@@ -208,8 +208,9 @@ class UpdatesConfig:
 
 
 @dataclass
-class PWMStepperConfig(UpdatesConfig):
-    _target_: str = "torchrl_pwm.trainers.PWMOptimizationStepper"
+class FirstOrderStepperConfig(UpdatesConfig):
+    """What the steppers of PWM and SHAC share."""
+
     iterations: int = 10_000
     actor_lr: float = 5e-4
     critic_lr: float = 5e-4
@@ -219,15 +220,21 @@ class PWMStepperConfig(UpdatesConfig):
     critic_clip: float = 100.0
     critic_iterations: int = 8
     critic_batches: int = 4
+    target_tau: float = 0.8
 
 
 @dataclass
-class SHACStepperConfig(PWMStepperConfig):
+class PWMStepperConfig(FirstOrderStepperConfig):
+    _target_: str = "torchrl_pwm.trainers.PWMOptimizationStepper"
+    continued: float = 0.0
+
+
+@dataclass
+class SHACStepperConfig(FirstOrderStepperConfig):
     _target_: str = "torchrl_pwm.trainers.SHACOptimizationStepper"
     iterations: int = 2000
     actor_lr: float = 2e-3
     critic_iterations: int = 16
-    target_tau: float = 0.8
 
 
 @dataclass

@@ -90,6 +90,12 @@ def check_config(config: DictConfig, folder: Path) -> list[str]:
     check_comparison(config)
     baseline_settings(config)
     check_simulators(tasks, task_set)
+    continued = config.stepper.get("continued")  # which runs of before have not
+    if continued and config.tasks_per_batch > 1:
+        raise ValueError(
+            "policies that are extracted as one program begin at recorded states alone, found tasks_per_batch="
+            f"{config.tasks_per_batch} with stepper.continued={continued}: set one to 1, or the other to 0."
+        )
     if config.data.source == "quickstart":
         _check_quickstart(config, tasks)
     if config.checkpoint == "quickstart":

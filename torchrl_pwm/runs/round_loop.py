@@ -93,12 +93,13 @@ def choose(rounds: Sequence[Round], keep: str) -> dict[str, Round]:
 
     Args:
         rounds: of a run.
-        keep: ``best``, the one of the highest mean score, the same for all tasks; or ``honest``, for each task the last
-            one in which the probe sees no sign that its policies exploit the model, and the last where there is none.
+        keep: ``best``, for each task the one of the highest score, of equal ones the last; or ``honest``, for each task
+            the last one in which the probe sees no sign that its policies exploit the model, and the last where there
+            is none.
     """
     tasks = rounds[-1].scores
     if keep == "best":
-        return dict.fromkeys(tasks, max(rounds, key=lambda found: found.score))
+        return {task: max(reversed(rounds), key=lambda found: found.scores[task]) for task in tasks}
     return {
         task: next((found for found in reversed(rounds) if task not in found.exploits), rounds[-1]) for task in tasks
     }

@@ -52,9 +52,9 @@ def run_rounds(
     every round's policies begin anew.
 
     Every round's policies are evaluated on seeds apart from those of the final score. Those that count are extracted
-    after the last round; with ``rounds.keep=best`` they are those of the round that is best in mean over the tasks,
-    with ``rounds.keep=honest`` for each task those of the last round in which the probe sees no sign that they exploit
-    the model. With ``rounds.until_honest`` there are no further rounds once it sees none in any task.
+    after the last round; with ``rounds.keep=best`` they are for each task those of the round that did best, with
+    ``rounds.keep=honest`` those of the last round in which the probe sees no sign that they exploit the model. With
+    ``rounds.until_honest`` there are no further rounds once it sees none in any task.
 
     Returns:
         What is left to be done for the policies that count, the tasks with the same world model together.

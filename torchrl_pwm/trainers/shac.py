@@ -12,7 +12,6 @@ from torch import Tensor
 from torchrl import torchrl_logger
 from torchrl.envs import EnvBase
 
-from torchrl_pwm._utils.gated_steps import lerp_if
 from torchrl_pwm.envs.simulators.state import load_env, save_env
 from torchrl_pwm.objectives import SHACLoss
 from torchrl_pwm.trainers.steppers import FirstOrderOptimizationStepper
@@ -28,8 +27,6 @@ class SHACOptimizationStepper(FirstOrderOptimizationStepper):
         loss_module (SHACLoss): the objective; its actor and critics are optimised.
 
     Keyword Args:
-        target_tau (float): with a delayed value network, how far it moves after each critic pass: target = tau value +
-            (1 - tau) target. Published (arXiv 2204.07137): 0.8, and 0.005 for the humanoid.
         **kwargs: see :class:`FirstOrderOptimizationStepper`.
 
     Raises:
@@ -64,11 +61,8 @@ class SHACOptimizationStepper(FirstOrderOptimizationStepper):
         critic_clip: float = 100.0,
         critic_iterations: int = 16,
         critic_batches: int = 4,
-        target_tau: float = 0.8,
         **options: Any,
     ) -> None:
-        if not 0.0 < target_tau <= 1.0:
-            raise ValueError(f"target_tau must be above 0 and at most 1, found {target_tau}.")
         super().__init__(
             loss_module,
             iterations=iterations,
@@ -82,25 +76,12 @@ class SHACOptimizationStepper(FirstOrderOptimizationStepper):
             critic_batches=critic_batches,
             **options,
         )
-        self.target_tau = target_tau
         self._gradients: list[Tensor | None] = []
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
         """One update from a window ``[N, H]`` of :meth:`SHACLoss.rollout`, with its graph."""
         self._gradients = _keep_gradients(batch.get(self.loss_module.tensor_keys.action))
         return super().update(batch)
-
-    def critic_pass(self, rows: TensorDictBase, allowed: Tensor | None = None) -> dict[str, Tensor]:
-        metrics = super().critic_pass(rows, allowed)
-        loss = self.loss_module
-        if loss.delay_value:
-            # TorchRL's SoftUpdate would move the target whatever the numbers are.
-            slow, fast = (
-                list(params.data.values(True, True))
-                for params in (loss.target_value_network_params, loss.value_network_params)
-            )
-            lerp_if(self.gate.is_open(allowed), slow, fast, self.target_tau)
-        return metrics
 
     def evidence(self, batch: TensorDictBase) -> tuple[TensorDictBase, list[Tensor | None]]:
         return batch.detach(), self._gradients

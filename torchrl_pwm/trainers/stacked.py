@@ -39,7 +39,8 @@ class StackedPWMUpdate:
         steppers (sequence of PWMOptimizationStepper): of the tasks, with the same settings; learning rates may differ.
 
     Raises:
-        ValueError: if they differ in settings, or their objectives do, see :class:`.StackedPWMLoss`.
+        ValueError: if they differ in settings or continue rollouts, or their objectives do, see
+            :class:`.StackedPWMLoss`.
 
     Examples:
         >>> from torchrl_pwm import PWMLoss, PWMWorldModel, make_pwm_actor, make_value_ensemble
@@ -62,6 +63,10 @@ class StackedPWMUpdate:
             if len(values) != 1:
                 raise ValueError(f"tasks that are trained together need the same {name}, found {sorted(values)}.")
             setattr(self, name, values.pop())
+        if continued := [stepper.continued for stepper in steppers if stepper.continued]:
+            raise ValueError(
+                f"tasks are trained together with continued=0, found {continued[0]}: train them one by one."
+            )
         self.execution = steppers[0].execution.copy()
         self.loss_module = StackedPWMLoss([stepper.loss_module for stepper in steppers])
         self.actor_params = list(self.loss_module.actor_network.parameters())

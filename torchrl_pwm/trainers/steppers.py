@@ -6,12 +6,22 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.utils import unravel_key
 from torch import Tensor
 from torchrl.trainers import OptimizationStepper
 
-from torchrl_pwm._utils.gated_steps import GatedAdam, finite_or_nan
+from torchrl_pwm._utils.gated_steps import GatedAdam, finite_or_nan, lerp_if
 from torchrl_pwm._utils.gated_updates import GatedUpdates
-from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, NORM, NOT_NEGATIVE, POSITIVE, check_range
+from torchrl_pwm._utils.ranges import (
+    CHANCE,
+    COUNT,
+    COUNT_OR_NONE,
+    NORM,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SOME_SHARE,
+    check_range,
+)
 from torchrl_pwm.modules.running_statistics import KeptStatistics
 from torchrl_pwm.objectives import FirstOrderLoss, PWMLoss, PWMWorldModelLoss
 
@@ -46,6 +56,8 @@ class FirstOrderOptimizationStepper(GatedUpdates, UpdateStepper):
         betas (tuple of float): Adam's.
         actor_clip, critic_clip (float): largest gradient norms.
         critic_iterations, critic_batches (int): passes and minibatches a pass.
+        target_tau (float): with a delayed value network, how far it moves after each critic pass: target = tau value +
+            (1 - tau) target. Published for SHAC (arXiv 2204.07137): 0.8, and 0.005 for the humanoid.
         **options: ``skip_non_finite``, ``check_interval`` and how it is run, see :class:`.GatedUpdates`.
 
     Raises:
@@ -69,6 +81,7 @@ class FirstOrderOptimizationStepper(GatedUpdates, UpdateStepper):
         critic_clip: float = 100.0,
         critic_iterations: int = 8,
         critic_batches: int = 4,
+        target_tau: float = 0.8,
         **options: Any,
     ) -> None:
         check_range(COUNT_OR_NONE, iterations=iterations)  # of a schedule alone
@@ -76,6 +89,7 @@ class FirstOrderOptimizationStepper(GatedUpdates, UpdateStepper):
         check_range(POSITIVE, actor_lr=actor_lr, critic_lr=critic_lr)
         check_range(NOT_NEGATIVE, final_lr=final_lr)
         check_range(NORM, actor_clip=actor_clip, critic_clip=critic_clip)
+        check_range(SOME_SHARE, target_tau=target_tau)
         self.actor_params = list(loss_module.actor_network_params.parameters())
         self.critic_params = list(loss_module.value_network_params.parameters())
         super().__init__(loss_module, **options)
@@ -85,6 +99,7 @@ class FirstOrderOptimizationStepper(GatedUpdates, UpdateStepper):
         self.schedulers = [self.actor_optimizer.schedule, self.critic_optimizer.schedule]
         self.actor_clip, self.critic_clip = actor_clip, critic_clip
         self.critic_iterations, self.critic_batches = critic_iterations, critic_batches
+        self.target_tau = target_tau
 
     @property
     def number(self) -> int:
@@ -140,6 +155,13 @@ class FirstOrderOptimizationStepper(GatedUpdates, UpdateStepper):
                 losses.append(value_loss.detach())
                 numbers = {"loss": losses[-1], "gradient norm": norms[-1]}
                 optimizer.step_if(self.gate.admits("critic", numbers, changed=True, among=allowed))
+        if loss.delay_value:
+            # TorchRL's SoftUpdate would move the target whatever the numbers are.
+            slow, fast = (
+                list(params.data.values(True, True))
+                for params in (loss.target_value_network_params, loss.value_network_params)
+            )
+            lerp_if(self.gate.is_open(allowed), slow, fast, self.target_tau)
         means = {"loss_value": torch.stack(losses).mean(), "critic_grad_norm": torch.stack(norms).mean()}
         if allowed is None:
             return means
@@ -189,16 +211,23 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
         loss_module (PWMLoss): the objective; its actor and critics are optimised.
 
     Keyword Args:
+        continued (float): chance of each start state of a batch to give way to the latent where the rollout of its
+            place in the update before ended, unless the model says that the episode ended there. The critics close a
+            rollout with the value of a state where none begins: with recorded start states alone nothing holds that
+            value, and an error of its slope along the way of b a step makes one of b / (1 - gamma) in every value.
+            Rollouts that go on, for H / (1 - continued) steps on average, end it, as SHAC's do in its simulator.
+            Default: 0, as published.
         **kwargs: see :class:`FirstOrderOptimizationStepper`.
 
     Raises:
+        ValueError: if a number is out of range, or rollouts of a recurrent actor are to be continued.
         FloatingPointError: as there, naming the update, the entry of the batch and its tasks.
 
     Examples:
         >>> from torchrl_pwm import PWMLoss, PWMWorldModel, make_pwm_actor, make_value_ensemble
         >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
         >>> loss = PWMLoss(make_pwm_actor(16, 2), make_value_ensemble(16), model, horizon=4)
-        >>> stepper = PWMOptimizationStepper(loss, iterations=100)
+        >>> stepper = PWMOptimizationStepper(loss, iterations=100, continued=0.75)
         >>> metrics = stepper.update(TensorDict({"observation": torch.randn(8, 5)}, [8]))
         >>> sorted(metrics.keys())[:3]
         ['actor_grad_norm', 'actor_lr', 'critic_grad_norm']
@@ -206,6 +235,16 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
 
     loss_module: PWMLoss
     captured = "compute"
+
+    def __init__(self, loss_module: PWMLoss, *, continued: float = 0.0, **options: Any) -> None:
+        check_range(CHANCE, continued=continued)
+        if continued and loss_module.memory:
+            raise ValueError(
+                f"a recurrent actor forgets where a rollout ended: leave continued at 0, found {continued}."
+            )
+        super().__init__(loss_module, **options)
+        self.continued = continued
+        self._ends: TensorDictBase | None = None
 
     def update(self, batch: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
         """One update from ``[B]`` start states, or the first steps of ``[B, T]`` sequences.
@@ -216,15 +255,51 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
         return self.finish(batch, self.prepared(*inputs)(*inputs))
 
     def inputs(self, batch: TensorDictBase) -> TensorDictBase:
-        return first_states(batch)
+        states = first_states(batch)
+        if self.continued and (self._ends is None or self._ends.shape != states.shape):
+            starts = self.loss_module.start_latents(states).clone()
+            self._ends = starts.set("going", torch.zeros(starts.shape, dtype=torch.bool, device=starts.device))
+        return states
 
     def _rehearse(self, *inputs: Any) -> None:
         GatedUpdates._rehearse(self, *inputs)
 
     def imagine(self, batch: TensorDictBase, noise: Tensor | None) -> tuple[TensorDictBase, dict[str, Tensor]]:
         loss = self.loss_module
-        rollout = loss.imagine(batch, noise)
+        rollout = loss.imagine(self._going_on(batch) if self.continued else batch, noise)
+        if self.continued:
+            self._keep_ends(rollout)
         return rollout, {"loss_behavior": loss.behavior_loss(batch)} if loss.behavior_coef else {}
+
+    def _going_on(self, batch: TensorDictBase) -> TensorDictBase:
+        """The start states of a batch, and in place of some the ends of rollouts."""
+        starts, ends = self.loss_module.start_latents(batch), self._ends
+        assert ends is not None
+        going = ends["going"] & (torch.rand(ends.shape, device=starts.device) < self.continued)
+        for key, entry in list(starts.items()):
+            starts.set(key, torch.where(going if entry.ndim == 1 else going.unsqueeze(-1), ends[key].to(entry), entry))
+        return starts
+
+    @torch.no_grad()
+    def _keep_ends(self, rollout: TensorDictBase) -> None:
+        """Notes where a rollout ended, unless the gate is closed, as in rehearsals."""
+        keys, ends, last = self.loss_module.tensor_keys, self._ends, rollout[:, -1]["next"]
+        assert ends is not None
+        going = last[keys.latent].isfinite().all(-1)
+        survival = rollout.get(unravel_key(("next", keys.continuation)), None)
+        if survival is not None:
+            going = going & (torch.rand(ends.shape, device=going.device) < survival.squeeze(-1).prod(-1))
+        for key, entry in {**dict(last.select(*ends.keys(), strict=False).items()), "going": going}.items():
+            ends[key].copy_(torch.where(self.gate.is_open(), entry.to(ends[key]), ends[key]))
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        return state if self._ends is None else {**state, "ends": self._ends.clone().to_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        ends = state_dict.get("ends")
+        self._ends = None if ends is None else TensorDict(ends, ends["going"].shape)
 
 
 class WorldModelOptimizationStepper(GatedUpdates, UpdateStepper):
