@@ -5,8 +5,8 @@
     python -m benchmarks.learning.studies.plain report                 # benchmarks/results/plain.{md,csv,png}
 
 Each run is ``torchrl-pwm mt80 preset=grounded`` of one task: a world model of its own from recorded episodes, a policy
-from nothing, and rounds. Finished runs are skipped, interrupted ones go on. The last policy counts, on start states
-that neither training nor rounds have seen; that of each round is from start states of its own, five episodes.
+from nothing, and rounds. Finished runs are skipped, interrupted ones go on. The policy of that round counts which did
+best on start states of the rounds' own; its score is from others, which neither training nor rounds have seen.
 """
 
 from __future__ import annotations
@@ -61,7 +61,13 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "encoder fixed in rounds": ("model_stepper.encoder_lr_scale=0",),
 }
 VARIANTS = {DEFAULT: (), **MODELS, **POLICIES}
-_HEAD = ("task", "variant", "last policy, mean (each seed)", "after each round, mean", "data, mean return (best)")
+_HEAD = (
+    "task",
+    "variant",
+    "policy that counts, mean (each seed)",
+    "after each round, mean",
+    "data, mean return (best)",
+)
 _HEAD += ("exploited",)
 _PAGE = """# Plain extraction from nothing, one setting at a time
 
@@ -69,10 +75,11 @@ _PAGE = """# Plain extraction from nothing, one setting at a time
 run, no GPU. A world model of one task from recorded episodes (`preset=mini` collects them), a policy from random
 weights, with neither clone nor behaviour term, {rounds} warm rounds; {minutes:.0f} minutes a run.
 
-Normalised score of the **last** policy, 10 episodes of each seed: return / 1000 for DMControl, success at the last
-step for Meta-World, whose returns stand beside it. The policies after each round, from round 0 whose model knows the
-data alone, were evaluated in 5 episodes on other start states, of which nothing was chosen. Data: mean return of the
-recorded episodes, and that of the best one. Exploited: last policies of which the trust probe says so.
+Normalised score in 10 episodes of each seed: return / 1000 for DMControl, success at the last step for Meta-World,
+whose returns stand beside it. After each round, from round 0 whose model knows the data alone, the last policy of its
+extraction was evaluated in 10 episodes on **other** start states; the round that did best there counts (of equal ones
+the last), and the score is that of its policy on start states that chose nothing. Data: mean return of the recorded
+episodes, and that of the best one. Exploited: policies that count of which the trust probe says so.
 
 {table}
 
@@ -118,13 +125,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     """What a finished run has to say."""
     summary = json.loads((folder / "summary.json").read_text())
     (task,) = summary["tasks"]
-    rounds = json.loads((folder / "rounds.json").read_text())["rounds"]
+    rounds = json.loads((folder / "rounds.json").read_text())
     last = task["last"]
     return {
         "seed": summary["seed"],
         "score": last["score"],
         "return": last["return_mean"],
-        "rounds": [each["score"] for each in rounds],
+        "rounds": [each["score"] for each in rounds["rounds"]],
+        "kept": rounds["kept"][task["task"]],
         "exploited": task["trust"]["exploited"],
         "line": task["trust"]["line"],
         "minutes": summary["seconds_total"] / 60,
@@ -151,7 +159,7 @@ def report(folder: Path, results: Path) -> None:
     page = _PAGE.format(
         made=datetime.date.today().isoformat(),
         machine=processor(),
-        rounds=max(len(run["rounds"]) for run in every),
+        rounds=max(len(run["rounds"]) for run in every) - 1,
         minutes=float(np.mean([run["minutes"] for run in every])),
         table=markdown_table(_HEAD, [_cells(folder, *key, runs) for key, runs in found.items()]),
     )
@@ -186,14 +194,15 @@ def _data(variant: Path, task: str) -> str:
 
 
 def draw(found: dict[tuple[str, str], list[dict[str, Any]]], file: Path) -> None:
-    """The score after each round, and at the end, of every seed of every variant."""
+    """The score after each round, and as a diamond that of the policy that counts, of every seed of every variant."""
     tasks = list(dict.fromkeys(task for task, _ in found))
     figure = Figure(figsize=(4.2 * len(tasks), 3.4), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks):
         for number, (variant, runs) in enumerate((key[1], runs) for key, runs in found.items() if key[0] == task):
             for run in runs:
-                scores = [*run["rounds"], run["score"]]
-                axes.plot(scores, ".-", color=f"C{number}", alpha=0.8, label=variant if run is runs[0] else None)
+                label = variant if run is runs[0] else None
+                axes.plot(run["rounds"], ".-", color=f"C{number}", alpha=0.6, label=label)
+                axes.plot(run["kept"], run["score"], "D", color=f"C{number}", markeredgecolor="k")
         axes.set_title(task, loc="left", fontsize=10)
         axes.set_xlabel("rounds")
         axes.set_ylim(-0.03, 1.03)
