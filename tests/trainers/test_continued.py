@@ -93,6 +93,15 @@ def test_a_rehearsal_leaves_no_ends():
     assert not stepper.state_dict()["ends"]["going"].any()
 
 
+def test_no_number_is_read_and_nothing_is_on_another_device():
+    actor, critics = make_pwm_actor(16, 6, units=(16,)), make_value_ensemble(16, units=(16,), num_nets=2)
+    loss = PWMLoss(*(module.to("meta") for module in (actor, critics, tiny.make_model())), horizon=3)
+    stepper = PWMOptimizationStepper(loss, iterations=9, continued=0.75, check_interval=99)
+    for _ in range(3):
+        metrics = stepper.update(tiny.sequences().to("meta"))
+    assert metrics["loss_actor"].device.type == "meta"
+
+
 @pytest.mark.parametrize("continued", [-0.1, 1.0])
 def test_a_chance_out_of_its_range_is_refused(continued):
     with pytest.raises(ValueError, match="continued must be a number of at least 0 and below 1"):

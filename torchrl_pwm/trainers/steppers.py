@@ -258,7 +258,9 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
         states = first_states(batch)
         if self.continued and (self._ends is None or self._ends.shape != states.shape):
             starts = self.loss_module.start_latents(states).clone()
-            self._ends = starts.set("going", torch.zeros(starts.shape, dtype=torch.bool, device=starts.device))
+            self._ends = starts.set(
+                "going", torch.zeros_like(starts[self.loss_module.tensor_keys.latent][..., 0]).bool()
+            )
         return states
 
     def _rehearse(self, *inputs: Any) -> None:
@@ -275,7 +277,8 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
         """The start states of a batch, and in place of some the ends of rollouts."""
         starts, ends = self.loss_module.start_latents(batch), self._ends
         assert ends is not None
-        going = ends["going"] & (torch.rand(ends.shape, device=starts.device) < self.continued)
+        going = ends["going"]
+        going = going & (torch.rand(going.shape, device=going.device) < self.continued)
         for key, entry in list(starts.items()):
             starts.set(key, torch.where(going if entry.ndim == 1 else going.unsqueeze(-1), ends[key].to(entry), entry))
         return starts
