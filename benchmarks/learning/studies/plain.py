@@ -37,7 +37,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     "one head": ("model.num_heads=1",),
     "two heads": ("model.num_heads=2",),
     "each head on all sequences": ("model_loss.heads=each",),
-    "a tenth of the reward loss": ("model_loss.reward_coef=0.1",),
+    "ten times the reward loss": ("model_loss.reward_coef=1.0",),
     "padding not masked": ("model_loss.mask_actions=false", "loss.mask_actions=false"),
     "sequences of 8 steps": ("world_model.batch_size=256", "world_model.slice_len=8"),
     "rate of 0.001": ("model_stepper.lr=1e-3", "rounds.lr=3e-4"),
@@ -58,6 +58,8 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "rounds without noise": ("rounds.noise=[0.0]",),
     "rounds at a third of the rate": ("rounds.lr=1e-4",),
     "one rate of the actor in all rounds": ("rounds.actor_lr=null",),
+    "recorded start states alone": ("stepper.continued=0",),
+    "one pass of the critics": ("stepper.critic_iterations=1",),
     "encoder fixed in rounds": ("model_stepper.encoder_lr_scale=0",),
 }
 VARIANTS = {DEFAULT: (), **MODELS, **POLICIES}
