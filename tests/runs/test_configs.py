@@ -138,7 +138,7 @@ def test_plain_extraction_has_no_crutch(preset):
         0.0,
         None,
     )
-    assert (config.rounds.warm, config.rounds.keep, config.extraction.select) == (True, "last", "last")
+    assert (config.rounds.warm, config.rounds.keep, config.extraction.select) == (True, "best", "last")
     assert config.rounds.count >= 2 and config.loss.mask_actions and config.model.decoder
 
 
