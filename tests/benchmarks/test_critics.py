@@ -28,7 +28,7 @@ def test_the_report_has_return_and_value_of_each_variant(tmp_path, monkeypatch, 
     save_tensors(model, {"model": make_world_model(config).state_dict()})
     for name, value in {"UPDATES": 4, "EVERY": 2, "STEPS": 6, "TAIL": 2}.items():
         monkeypatch.setattr(critics, name, value)
-    monkeypatch.setattr(critics, "VARIANTS", {"alone": (*SMALL, "stepper.continued=0"), "going on": SMALL})
+    monkeypatch.setattr(critics, "VARIANTS", {"alone": SMALL, "going on": (*SMALL, "stepper.continued=0.75")})
     where = ["--folder", str(tmp_path / "runs"), "--results", str(tmp_path)]
     critics.main(["run", str(model), "--data", str(data.root), "--tasks", TASK, "--seeds", "0", *where])
     critics.main(["report", *where])

@@ -195,7 +195,8 @@ def test_the_processes_of_a_run_measure_its_baselines_too(workers, data, model_f
 
 
 def test_policies_of_one_program_that_are_to_go_on_are_refused_before_the_run_begins(tmp_path):
-    config = compose_config("pwm_mt80", [*SETTINGS, "task=mw-reach", "tasks_per_batch=2", "stepper.continued=0.5"])
+    going_on = "extraction.stepper_of={metaworld: {continued: 0.5}}"
+    config = compose_config("pwm_mt80", [*SETTINGS, "task=mw-reach", "tasks_per_batch=2", going_on])
     with pytest.raises(ValueError, match=r"tasks_per_batch=2 with stepper\.continued=0\.5: set one to 1"):
         run_pipeline(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -31,7 +31,7 @@ from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation.best_policy import BestPolicy, copy_state
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
 from torchrl_pwm.runs.folder import make_logger
-from torchrl_pwm.runs.policies import load_policy, loss_of_task, make_loss, policy_file, save_policy
+from torchrl_pwm.runs.policies import config_of_task, load_policy, make_loss, policy_file, save_policy
 from torchrl_pwm.runs.policy_evaluation import RealEpisodes, probed, real_metrics, task_episodes
 from torchrl_pwm.runs.starts import FRESH, Before, make_starts
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
@@ -139,9 +139,9 @@ class Extraction:
         if config.loss.disagreement_coef:
             ensemble = load_disagreement(disagreement_file(job.world_model), self.model)
             self.disagreement = ensemble.to(job.device) if shared is None else shared.disagreement
-        chosen = loss_of_task(config, task_set[job.task])
+        chosen = config_of_task(config, task_set[job.task])
         self.loss = make_loss(chosen, self.model, task_set.action_dim, self.disagreement).to(job.device)
-        self.stepper = instantiate(config.stepper, self.loss, iterations=self.settings.iterations)
+        self.stepper = instantiate(chosen.stepper, self.loss, iterations=self.settings.iterations)
         self.replay.sample()  # what is drawn here has always decided what the updates draw
         self.best = BestPolicy(self.loss.actor_network)
         self.average = PolicyAverage(self.loss.actor_network, self.settings.average)

@@ -18,10 +18,13 @@ from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.runs.data import family
 
 
-def loss_of_task(config: DictConfig, task: TaskSpec) -> DictConfig:
-    """The configuration with the settings of the loss that are those of the task's family alone."""
-    settings = (OmegaConf.select(config, "extraction.loss_of") or {}).get(family(task.suite), {})
-    return OmegaConf.merge(config, {"loss": settings})  # type: ignore[return-value]
+def config_of_task(config: DictConfig, task: TaskSpec) -> DictConfig:
+    """The configuration with the settings of loss and stepper that are those of the task's family alone."""
+    chosen = {
+        part: (OmegaConf.select(config, f"extraction.{part}_of") or {}).get(family(task.suite), {})
+        for part in ("loss", "stepper")
+    }
+    return OmegaConf.merge(config, chosen)  # type: ignore[return-value]
 
 
 def make_loss(

@@ -20,7 +20,7 @@ from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation.task_episodes import SIMULATORS, TaskEpisodes
 from torchrl_pwm.evaluation.trust import PROBED_STEPS, TrustProbe
 from torchrl_pwm.modules import PWMWorldModel
-from torchrl_pwm.runs.policies import loss_of_task
+from torchrl_pwm.runs.policies import config_of_task
 from torchrl_pwm.runs.world_model import load_world_model
 
 _SEQUENCES = 256  # of the data
@@ -30,7 +30,7 @@ def probed(
     policy: Any, played: TaskEpisodes, config: Any, episodes: int, seed: int, value_network: nn.Module | None = None
 ) -> TrustProbe:
     """Real episodes of a policy, and what its model and critics promise of them."""
-    loss = loss_of_task(config, get_task_set(config.task_set)[played.task]).loss
+    loss = config_of_task(config, get_task_set(config.task_set)[played.task]).loss
     return played.probe(
         policy,
         episodes,

@@ -22,6 +22,7 @@ from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, sel
 from torchrl_pwm.runs.deviations import check_comparison
 from torchrl_pwm.runs.extraction import extract_all
 from torchrl_pwm.runs.folder import claim_folder
+from torchrl_pwm.runs.policies import config_of_task
 from torchrl_pwm.runs.report import write_report
 from torchrl_pwm.runs.rounds import LastExtraction, add_earlier, run_rounds
 from torchrl_pwm.runs.world_model import (
@@ -90,7 +91,8 @@ def check_config(config: DictConfig, folder: Path) -> list[str]:
     check_comparison(config)
     baseline_settings(config)
     check_simulators(tasks, task_set)
-    continued = config.stepper.get("continued")  # which runs of before have not
+    # which runs of before have not
+    continued = max(config_of_task(config, task_set[task]).stepper.get("continued", 0.0) for task in tasks)
     if continued and config.tasks_per_batch > 1:
         raise ValueError(
             "policies that are extracted as one program begin at recorded states alone, found tasks_per_batch="

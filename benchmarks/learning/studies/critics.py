@@ -33,14 +33,14 @@ from torchrl_pwm.runs.extraction import Extraction, ExtractionJob
 
 UPDATES, EVERY, STEPS, TAIL = 500, 50, 150, 50
 VARIANTS = {
-    "recorded start states, one pass": ("stepper.continued=0", "stepper.critic_iterations=1"),
-    "recorded start states, four passes": ("stepper.continued=0",),
-    "recorded start states, one critic": ("stepper.continued=0", "value.num_nets=1"),
+    "recorded start states, one pass": (),
+    "recorded start states, four passes": ("stepper.critic_iterations=4",),
+    "recorded start states, one critic": ("stepper.critic_iterations=4", "value.num_nets=1"),
     "recorded start states, delayed critics": (
-        *("stepper.continued=0", "loss.delay_value=true", "stepper.target_tau=0.05"),
+        *("stepper.critic_iterations=4", "loss.delay_value=true", "stepper.target_tau=0.05"),
     ),
-    "rollouts go on, one pass": ("stepper.critic_iterations=1",),
-    "rollouts go on, four passes": (),
+    "rollouts go on, one pass": ("stepper.continued=0.75",),
+    "rollouts go on, four passes": ("stepper.critic_iterations=4", "stepper.continued=0.75"),
 }
 _PAGE = """# The critics decide: return inside a fixed model, along an extraction
 
@@ -54,7 +54,8 @@ same states; correlation over them. All in the units of the loss, means of the s
 
 With recorded start states alone no rollout begins where rollouts end, and the critics close each with a value that
 nothing holds: an error of its slope along the way of b a step makes one of b / (1 - gamma), a hundredfold, in every
-value, while their loss stays small. `stepper.continued=0.75` lets three of four rollouts go on where they ended.
+value, while their loss stays small. `stepper.continued=0.75` lets three of four rollouts go on where they ended. What
+is earned inside a model that errs more by the step is not earned outside: see [plain extraction](plain.md).
 
 ![return and value](critics.png)
 """
@@ -84,6 +85,7 @@ def run(file: Path, model: Path, data: Path, task: str, variant: str, seed: int)
     """One extraction, measured along the way into ``file``."""
     line = ["preset=grounded", "data=open", f"data.root={data.absolute()}", f"task={task}", f"seed={seed}"]
     line += [f"checkpoint={model.absolute()}", "model.num_heads=2", f"extraction.iterations={UPDATES}"]
+    line += ["extraction.stepper_of=null", "stepper.continued=0", "stepper.critic_iterations=1"]
     config = command_config("mt80", [*line, *VARIANTS[variant]])
     plain: Any = OmegaConf.to_container(config, resolve=True)
     job = ExtractionJob(plain, task, seed, file.parent / file.stem, data, model, threads=1, device="cpu")

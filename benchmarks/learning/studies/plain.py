@@ -58,8 +58,8 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "rounds without noise": ("rounds.noise=[0.0]",),
     "rounds at a third of the rate": ("rounds.lr=1e-4",),
     "one rate of the actor in all rounds": ("rounds.actor_lr=null",),
-    "recorded start states alone": ("stepper.continued=0",),
-    "one pass of the critics": ("stepper.critic_iterations=1",),
+    "recorded start states alone": ("extraction.stepper_of=null", "stepper.continued=0"),
+    "rollouts go on": ("extraction.stepper_of=null", "stepper.continued=0.75", "stepper.critic_iterations=4"),
     "encoder fixed in rounds": ("model_stepper.encoder_lr_scale=0",),
 }
 VARIANTS = {DEFAULT: (), **MODELS, **POLICIES}
