@@ -49,8 +49,8 @@ class FirstOrderLoss(LossModule):
         normalize_returns (bool): divide by the running standard deviation of the returns (a saved buffer), else by H.
         bootstrap (str): ``"standard"`` closes a rollout with gamma^H; ``"reference"`` reproduces the published code,
             which uses gamma^(H+1) and forgets the rewards of a trajectory that is done exactly at the last step.
-        delay_value (bool): take v from a slowly moving copy of the value network, which TorchRL's ``SoftUpdate``
-            moves (SHAC as first published). Default: ``False``.
+        delay_value (bool): take v from a slowly moving copy of the value network (SHAC as first published), which the
+            steppers here move, or in a loop of one's own TorchRL's ``SoftUpdate``. Default: ``False``.
         loss_function (str): distance of the value regression. Default: ``"l2"``.
         reduction (str): ``"mean"``, ``"sum"`` or ``"none"``.
 
