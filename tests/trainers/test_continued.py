@@ -43,6 +43,18 @@ def test_rollouts_go_on_with_their_task_where_they_ended():
     assert (first["task"][:, 0] != first["task"][0, 0]).any()
 
 
+def test_entries_may_have_names_of_their_own():
+    actor = make_pwm_actor(16, 6, units=(16,), in_key=("agent", "z"))
+    critics = make_value_ensemble(16, units=(16,), num_nets=2, in_key=("agent", "z"))
+    loss = PWMLoss(actor, critics, tiny.make_model(), horizon=3)
+    loss.set_keys(latent=("agent", "z"), task="which")
+    stepper, rollouts = make_stepper(loss, continued=ALWAYS)
+    batch = tiny.sequences().rename_key_("task", "which")
+    for _ in range(2):
+        stepper.update(batch)
+    torch.testing.assert_close(rollouts[1]["agent", "z"][:, 0], rollouts[0]["next", "agent", "z"][:, -1])
+
+
 def test_a_share_of_the_start_states_is_new():
     stepper, rollouts = make_stepper(continued=0.75)
     states = TensorDict({"observation": torch.randn(4000, 39), "task": torch.zeros(4000, dtype=torch.int64)}, [4000])

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.utils import unravel_key
 from torch import Tensor
 from torchrl.trainers import OptimizationStepper
 
@@ -24,6 +23,7 @@ from torchrl_pwm._utils.ranges import (
 )
 from torchrl_pwm.modules.running_statistics import KeptStatistics
 from torchrl_pwm.objectives import FirstOrderLoss, PWMLoss, PWMWorldModelLoss
+from torchrl_pwm.trainers.rollout_ends import RolloutEnds
 
 
 class UpdateStepper(OptimizationStepper):
@@ -244,7 +244,7 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
             )
         super().__init__(loss_module, **options)
         self.continued = continued
-        self._ends: TensorDictBase | None = None
+        self.ends = RolloutEnds(loss_module, continued)
 
     def update(self, batch: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
         """One update from ``[B]`` start states, or the first steps of ``[B, T]`` sequences.
@@ -256,11 +256,8 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
 
     def inputs(self, batch: TensorDictBase) -> TensorDictBase:
         states = first_states(batch)
-        if self.continued and (self._ends is None or self._ends.shape != states.shape):
-            starts = self.loss_module.start_latents(states).clone()
-            self._ends = starts.set(
-                "going", torch.zeros_like(starts[self.loss_module.tensor_keys.latent][..., 0]).bool()
-            )
+        if self.continued:
+            self.ends.make_room(states)
         return states
 
     def _rehearse(self, *inputs: Any) -> None:
@@ -268,41 +265,19 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
 
     def imagine(self, batch: TensorDictBase, noise: Tensor | None) -> tuple[TensorDictBase, dict[str, Tensor]]:
         loss = self.loss_module
-        rollout = loss.imagine(self._going_on(batch) if self.continued else batch, noise)
+        rollout = loss.imagine(self.ends.mixed_with(batch) if self.continued else batch, noise)
         if self.continued:
-            self._keep_ends(rollout)
+            self.ends.keep(rollout, self.gate.is_open())  # which it is not in rehearsals
         return rollout, {"loss_behavior": loss.behavior_loss(batch)} if loss.behavior_coef else {}
 
-    def _going_on(self, batch: TensorDictBase) -> TensorDictBase:
-        """The start states of a batch, and in place of some the ends of rollouts."""
-        starts, ends = self.loss_module.start_latents(batch), self._ends
-        assert ends is not None
-        going = ends["going"]
-        going = going & (torch.rand(going.shape, device=going.device) < self.continued)
-        for key, entry in list(starts.items()):
-            starts.set(key, torch.where(going if entry.ndim == 1 else going.unsqueeze(-1), ends[key].to(entry), entry))
-        return starts
-
-    @torch.no_grad()
-    def _keep_ends(self, rollout: TensorDictBase) -> None:
-        """Notes where a rollout ended, unless the gate is closed, as in rehearsals."""
-        keys, ends, last = self.loss_module.tensor_keys, self._ends, rollout[:, -1]["next"]
-        assert ends is not None
-        going = last[keys.latent].isfinite().all(-1)
-        survival = rollout.get(unravel_key(("next", keys.continuation)), None)
-        if survival is not None:
-            going = going & (torch.rand(ends.shape, device=going.device) < survival.squeeze(-1).prod(-1))
-        for key, entry in {**dict(last.select(*ends.keys(), strict=False).items()), "going": going}.items():
-            ends[key].copy_(torch.where(self.gate.is_open(), entry.to(ends[key]), ends[key]))
-
     def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        return state if self._ends is None else {**state, "ends": self._ends.clone().to_dict()}
+        kept = self.ends.kept
+        return {**super().state_dict(), **({} if kept is None else {"ends": kept.clone().to_dict()})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         ends = state_dict.get("ends")
-        self._ends = None if ends is None else TensorDict(ends, ends["going"].shape)
+        self.ends.kept = None if ends is None else TensorDict(ends, ends["going"].shape)
 
 
 class WorldModelOptimizationStepper(GatedUpdates, UpdateStepper):
