@@ -23,7 +23,7 @@ from torchrl_pwm._utils.ranges import (
 )
 from torchrl_pwm.modules.running_statistics import KeptStatistics
 from torchrl_pwm.objectives import FirstOrderLoss, PWMLoss, PWMWorldModelLoss
-from torchrl_pwm.trainers.rollout_ends import RolloutEnds
+from torchrl_pwm.objectives.rollout_ends import RolloutEnds
 
 
 class UpdateStepper(OptimizationStepper):

@@ -7,7 +7,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import unravel_key
 from torch import Tensor
 
-from torchrl_pwm.objectives import PWMLoss
+from torchrl_pwm.objectives.pwm import PWMLoss
 
 __all__ = ["RolloutEnds"]
 
