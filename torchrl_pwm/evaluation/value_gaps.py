@@ -9,7 +9,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from torchrl_pwm.evaluation.open_loop import counting_steps
-from torchrl_pwm.modules import PWMWorldModel, symlog
+from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.modules.two_hot import RewardSpace
 
 __all__ = ["FAINT", "ValueGap", "closed_returns", "smallest_value", "value_gap"]
@@ -83,8 +83,8 @@ def value_gap(
     index = last["task"] if world_model.num_tasks else None
     tail = smallest_value(value_network, _latent(world_model, last["next"], index), index)
     terminated = last["next", "terminated"].squeeze(-1)
-    unit, reward = _summed(world_model, episodes["next", "reward"].squeeze(-1).double(), reward_space)
-    reward = reward * reward_scale
+    raw = episodes["next", "reward"].squeeze(-1).double()
+    unit, reward = _unit(world_model, reward_space), world_model.encode_reward(raw, reward_space) * reward_scale
     nothing = torch.zeros_like(tail)
     closed, opened = (
         closed_returns(reward, torch.where(terminated, nothing, after), gamma=gamma, counts=counts)
@@ -133,14 +133,12 @@ def closed_returns(reward: Tensor, tail: Tensor, *, gamma: float, counts: Tensor
     return returns
 
 
-def _summed(world_model: PWMWorldModel, reward: Tensor, space: RewardSpace) -> tuple[float | None, Tensor]:
-    """Raw rewards as the loss sums those that the model predicts, and the raw reward by unit of them."""
+def _unit(world_model: PWMWorldModel, space: RewardSpace) -> float | None:
+    """The raw reward by unit of those that the loss sums; of symlog rewards there is none."""
     moments = world_model.reward_moments
     if space == "raw" or (moments is None and not world_model.num_bins):
-        return 1.0, reward
+        return 1.0
     if moments is None:
-        return None, symlog(reward)
-    if world_model.termination:  # without a shift, see PWMWorldModel.decode_reward
-        size = (moments.std.square() + moments.mean.square()).sqrt().double()
-        return float(size), reward / size
-    return float(moments.std), moments.normalize(reward).double()
+        return None
+    size = moments.std.square() + moments.mean.square() if world_model.termination else moments.std.square()
+    return float(size.sqrt())

@@ -8,6 +8,7 @@ from typing import Any
 
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
+from torchrl.modules import symlog
 
 from torchrl_pwm._utils.ranges import COUNT, check_range
 from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model, untold_arguments
@@ -340,6 +341,17 @@ class PWMWorldModel(
             return reward
         raw = moments.unnormalize(reward)
         return raw if space == "raw" else raw / (moments.std.square() + moments.mean.square()).sqrt()
+
+    def encode_reward(self, reward: Tensor, space: RewardSpace = "raw") -> Tensor:
+        """Raw rewards ``[*]`` in the units in which :meth:`decode_reward` gives predicted ones."""
+        moments = self.reward_moments
+        if space == "raw" or (moments is None and not self.num_bins):
+            return reward
+        if moments is None:
+            return symlog(reward)
+        if self.termination:
+            return reward / (moments.std.square() + moments.mean.square()).sqrt()
+        return moments.normalize(reward)
 
     def termination_logits(self, latent: Tensor, task: Tensor | int | None = None) -> Tensor:
         """Logits ``[*, 1]`` of the probability that an episode has ended at the latent ``[*, D]`` just reached.

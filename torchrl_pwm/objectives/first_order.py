@@ -320,6 +320,11 @@ class FirstOrderLoss(LossModule):
             error = error.mean(0)
         return self._reduce_loss(error, rollout)
 
+    def critic_rows(self, rollout: TensorDictBase, target: Tensor | None = None) -> TensorDictBase:
+        """What :meth:`value_loss` reads of a rollout, detached, with its targets."""
+        target = self.value_target(rollout) if target is None else target
+        return rollout.select(*self.value_network.in_keys).detach().set(self.tensor_keys.value_target, target)
+
     def next_value(self, rollout: TensorDictBase) -> Tensor:
         """v(z_{k+1}) ``[*, 1]``: the minimum over the value ensemble at the next states, zero where terminated.
 

@@ -246,6 +246,68 @@ class PWMLoss(ActingLoss):
         reward = reward if self.reward_scale == 1.0 else reward * self.reward_scale
         return self._as_rollout(task, visited, taken, reward, None if ends is None else torch.sigmoid(-ends))
 
+    @torch.no_grad()
+    def recorded_rollout(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Recorded sequences in the form of :meth:`imagine`'s rollouts, for :meth:`value_target` and
+        :meth:`value_loss`.
+
+        Critics that learn from real steps of their policy too, as DreamerV3's do (arXiv 2301.04104), value its real
+        states as they are; those of imagination alone believe what the model promises there.
+
+        Args:
+            tensordict (TensorDictBase): sequences ``[B, T]`` of a policy near the actor, with ``observation``, here and
+                under ``"next"``, ``("next", "reward")`` in raw units, ``("next", "done")`` and ``("next",
+                "terminated")`` where episodes end in them, and, for a multi-task model, ``task``.
+
+        Returns:
+            A TensorDict ``[B, T]`` with latents, tasks and ends of both ends of each step, and the reward as it is
+            summed.
+
+        Raises:
+            ValueError: if an entry is missing.
+
+        Examples:
+            >>> import torch
+            >>> from torchrl_pwm import PWMWorldModel, make_pwm_actor, make_value_ensemble
+            >>> model = PWMWorldModel(observation_dim=5, action_dim=2, latent_dim=16, units=(32, 32))
+            >>> loss = PWMLoss(make_pwm_actor(16, 2), make_value_ensemble(16), model)
+            >>> step = TensorDict({"observation": torch.randn(4, 9, 5), "reward": torch.ones(4, 9, 1)}, [4, 9])
+            >>> rollout = loss.recorded_rollout(step.select("observation").set("next", step))
+            >>> loss.value_target(rollout).shape
+            torch.Size([4, 9, 1])
+        """
+        keys, model = self.tensor_keys, self.world_model
+        task = require(tensordict, keys.task, self) if getattr(model, "num_tasks", 0) else None
+        rollout = TensorDict({}, tensordict.batch_size)
+        for root in ((), ("next",)):
+            observation = require(tensordict, unravel_key((*root, keys.observation)), self)
+            rollout.set(unravel_key((*root, keys.latent)), model.encode_observation(observation, task))
+            if task is not None:
+                rollout.set(unravel_key((*root, keys.task)), task)
+        reward = require(tensordict, unravel_key(("next", keys.reward)), self)
+        reward = model.encode_reward(reward, self.reward_space) * self.reward_scale
+        rollout.set(unravel_key(("next", keys.reward)), reward)
+        for key in (keys.done, keys.terminated):
+            ended = tensordict.get(unravel_key(("next", key)), None)
+            if ended is not None:
+                rollout.set(unravel_key(("next", key)), ended)
+        return rollout
+
+    def with_recorded(self, rows: TensorDictBase, recorded: TensorDictBase) -> TensorDictBase:
+        """What critics learn from of imagined rollouts [B, H], and behind it of recorded sequences [N, H].
+
+        Steps that fill up a short episode are its last one once more, and learned from as such.
+
+        Raises:
+            ValueError: for sequences of another length.
+        """
+        if recorded.shape[-1] != rows.shape[-1]:
+            raise ValueError(
+                f"critics learn from recorded sequences [N, {rows.shape[-1]}], as long as the imagined ones; found "
+                f"{list(recorded.shape)}. Sample them with slice_len={rows.shape[-1]}."
+            )
+        return torch.cat([rows, self.critic_rows(self.recorded_rollout(recorded))], rows.ndim - 2)
+
     def start_latents(self, tensordict: TensorDictBase) -> TensorDictBase:
         """What :meth:`imagine` begins with: ``latent`` [B, D] and, of a model of several tasks, ``task`` [B]."""
         task = self._task(tensordict)

@@ -33,7 +33,7 @@ from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.runs.policies import config_of_task, load_policy, make_loss, policy_file, save_policy
 from torchrl_pwm.runs.policy_evaluation import RealEpisodes, probed, real_metrics, task_episodes
-from torchrl_pwm.runs.starts import FRESH, Before, make_starts
+from torchrl_pwm.runs.starts import FRESH, Before, make_recorded, make_starts
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
@@ -142,6 +142,7 @@ class Extraction:
         chosen = config_of_task(config, task_set[job.task])
         self.loss = make_loss(chosen, self.model, task_set.action_dim, self.disagreement).to(job.device)
         self.stepper = instantiate(chosen.stepper, self.loss, iterations=self.settings.iterations)
+        recorded = make_recorded(job.task, job.seed, self.loss.horizon, job.before, job.device)
         self.replay.sample()  # what is drawn here has always decided what the updates draw
         self.best = BestPolicy(self.loss.actor_network)
         self.average = PolicyAverage(self.loss.actor_network, self.settings.average)
@@ -157,6 +158,7 @@ class Extraction:
             iterations=self.settings.iterations,
             optimization_stepper=self.stepper,
             average=self.average,
+            recorded=recorded,
             device=job.device,
             logger=make_logger(config, job.folder),
             log_interval=self.settings.log_interval,

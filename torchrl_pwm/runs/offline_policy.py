@@ -24,7 +24,7 @@ from torchrl_pwm.runs.evaluator import Evaluator, TrustAlarm
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.runs.policies import load_policy, make_loss, policy_file
 from torchrl_pwm.runs.recordings import Recordings
-from torchrl_pwm.runs.starts import FRESH, Before, make_starts
+from torchrl_pwm.runs.starts import FRESH, Before, make_recorded, make_starts
 from torchrl_pwm.trainers.averaging import PolicyAverage
 from torchrl_pwm.trainers.pwm import PWMTrainer, warm_start
 
@@ -75,6 +75,7 @@ def extract(
         iterations=settings.iterations,
         optimization_stepper=stepper,
         average=average,
+        recorded=make_recorded(task, config.seed, loss.horizon, before, device),
         device=device,
         logger=make_logger(config, folder),
         log_interval=settings.log_interval,

@@ -98,10 +98,10 @@ class _NoisyPolicy(TensorDictModuleBase):
 
 
 def mix(
+    settings: DictConfig,
     data: Path,
     own: Sequence[Path],
     *,
-    share: float,
     batch_size: int,
     slice_len: int,
     tasks: list[str],
@@ -109,12 +109,33 @@ def mix(
     episodes: Any = None,
     **options: Any,
 ) -> ReplayMixture:
-    """Sequences of a data set and of own episodes, whose ``share`` of each batch is divided among their data sets.
+    """Sequences of a data set and of own episodes, which are ``rounds.share`` of each batch.
 
-    ``episodes`` are the numbers of those of the data set that are learned from, default all.
+    Of this share ``rounds.newest`` is from the last round and the rest divided among those before; by default all have
+    the same.
+
+    Args:
+        settings: ``rounds`` of the configuration.
+        data: folder of the data set.
+        own: folders of own episodes, by round.
+        batch_size, slice_len: of a sample.
+        tasks: that are learned.
+        seed: of the draws.
+        episodes: numbers of those of the data set that are learned from, default all.
+        options: of the replays.
     """
-    each = max(round(share * batch_size / len(own)), 1)
-    sizes = [(data, max(batch_size - len(own) * each, 1)), *((root, each) for root in own)]
+    newest = settings.get("newest")  # which runs of before have not
+    parts = np.full(len(own), 1.0 / len(own))
+    if newest is not None and len(own) > 1:
+        parts[:] = (1.0 - newest) / (len(own) - 1)
+        parts[-1] = newest
+    found = [data_sets(root) for root in own]
+    sizes = [
+        (root, max(round(float(settings.share * batch_size * part) / len(roots)), 1))
+        for roots, part in zip(found, parts)
+        for root in roots
+    ]
+    sizes.insert(0, (data, max(batch_size - sum(size for _, size in sizes), 1)))
     return ReplayMixture(
         [
             TDMPC2ExperienceReplay(
@@ -129,6 +150,11 @@ def mix(
             for root, size in sizes
         ]
     )
+
+
+def data_sets(folder: Path) -> list[Path]:
+    """Those in the folder of a round's episodes, one for each seed."""
+    return sorted(found.parent for found in folder.rglob("manifest.json"))
 
 
 def with_rate(config: DictConfig, stepper: str) -> DictConfig:

@@ -113,7 +113,9 @@ def own_data(rounds: Sequence[Round]) -> tuple[Path, ...]:
 def before_next(config: DictConfig, rounds: Sequence[Round]) -> Before:
     """What the policies after some rounds begin with."""
     settings = config.rounds
-    return Before(rounds[-1].folder if rounds and settings.warm else None, own_data(rounds), settings.starts)
+    sequences = settings.get("critic_sequences", 0)  # which runs of before have not
+    folder = rounds[-1].folder if rounds and settings.warm else None
+    return Before(folder, own_data(rounds), settings.starts, sequences if settings.warm else 0)
 
 
 def going_on(config: DictConfig, rounds: Sequence[Round]) -> DictConfig:
@@ -157,9 +159,9 @@ def train_on(
     """
     settings = config.rounds
     replay = mix(
+        settings,
         data,
-        Before(own=own_data(rounds)).stores,
-        share=settings.share,
+        own_data(rounds),
         batch_size=config.world_model.batch_size,
         slice_len=config.world_model.slice_len,
         tasks=tasks,

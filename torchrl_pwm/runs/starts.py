@@ -13,6 +13,7 @@ from torchrl_pwm._utils.devices import reads_ahead
 from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.data.starts import encoded_starts
 from torchrl_pwm.modules import PWMWorldModel, load_quickstart
+from torchrl_pwm.runs.own_episodes import data_sets
 
 
 @dataclass(frozen=True)
@@ -23,18 +24,25 @@ class Before:
         folder: of the run or round whose policies they go on from; None for new ones.
         own: folders of data sets with episodes of their own.
         share: of the start states, from own episodes.
+        sequences: of the last round's episodes, from which the critics learn in each update.
         finished: whether they are trained, and are to be evaluated alone.
     """
 
     folder: Path | None = None
     own: tuple[Path, ...] = ()
     share: float = 0.0
+    sequences: int = 0
     finished: bool = False
 
     @property
     def stores(self) -> list[Path]:
         """The data sets in the folders of own episodes, one for each seed of a round."""
-        return [found.parent for root in self.own for found in sorted(root.rglob("manifest.json"))]
+        return [found for root in self.own for found in data_sets(root)]
+
+    def played_last(self, seed: int) -> Path | None:
+        """The data set of the last round's episodes, of several seeds' that of one."""
+        places = [place for root in self.own[-1:] for place in (root / f"seed-{seed}", root)]
+        return next((place for place in places if (place / "manifest.json").exists()), None)
 
 
 FRESH = Before()
@@ -78,3 +86,12 @@ def make_starts(
         batch_size=settings.batch_size,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def make_recorded(task: str, seed: int, horizon: int, before: Before, device: str) -> TDMPC2ExperienceReplay | None:
+    """Sequences [N, H] of a policy's own episodes in the last round, from which its critics learn, if they are to."""
+    root = before.played_last(seed) if before.sequences else None
+    if root is None:
+        return None
+    options = {"tasks": [task], "seed": seed, "strict_length": False, "check_finite": False, **reads_ahead(device)}
+    return TDMPC2ExperienceReplay(root, before.sequences, slice_len=horizon, **options)

@@ -93,9 +93,9 @@ def _train_on(
     settings, training = config.rounds, config.training
     torch.manual_seed(config.seed + len(own))
     replay = mix(
+        settings,
         Path(store.root),
         own,
-        share=settings.share,
         batch_size=training.batch_size,
         slice_len=training.slice_len,
         tasks=tasks,

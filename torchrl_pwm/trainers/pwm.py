@@ -12,6 +12,7 @@ from torchrl.data import ReplayBuffer
 from torchrl_pwm._utils.devices import send
 from torchrl_pwm._utils.finite import describe_batch, raise_non_finite
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, SHARE, check_range
+from torchrl_pwm.data.sampling import ReplaySampling
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.trainers.steppers import (
     PWMOptimizationStepper,
@@ -66,10 +67,7 @@ class WorldModelTrainer(ReplayTrainer):
         super().__init__(loss_module, replay_buffer, stepper, iterations=iterations, **kwargs)
 
     def train(self) -> None:
-        """Runs the updates that are left.
-
-        Each unrolls the model along a batch of sequences [B, T] and descends on its consistency and reward losses.
-        """
+        """Runs the updates that are left, each along a batch of sequences [B, T]."""
         for _ in self.remaining():
             sequences = self.sample()
             self.log(self.optimization_stepper.step(self, sequences))
@@ -88,6 +86,8 @@ class PWMTrainer(ReplayTrainer):
         iterations (int): number of updates; published: 10,000.
         optimization_stepper (PWMOptimizationStepper, optional): default: one with the published settings.
         average (PolicyAverage, optional): moving average of the policy's weights, updated with them.
+        recorded (ReplayBuffer, optional): gives sequences ``[N, H]`` of the policy, or of one near it, from which the
+            critics learn beside the imagined rollouts, see :meth:`.PWMLoss.recorded_rollout`.
         **kwargs: see :class:`~torchrl_pwm.trainers.ReplayTrainer`.
 
     Examples:
@@ -113,20 +113,20 @@ class PWMTrainer(ReplayTrainer):
         iterations: int = 10_000,
         optimization_stepper: PWMOptimizationStepper | None = None,
         average: PolicyAverage | None = None,
+        recorded: ReplayBuffer | None = None,
         **kwargs: Any,
     ) -> None:
         stepper = optimization_stepper or PWMOptimizationStepper(loss_module, iterations=iterations)
         super().__init__(loss_module, replay_buffer, stepper, iterations=iterations, **kwargs)
+        self.recorded = recorded
+        if recorded is not None:
+            self.components["recorded_sampling"] = ReplaySampling(recorded, saves=self.save_folder is not None)
         self.average = average
         if average is not None:
             self.components["policy_average"] = average
 
     def train(self) -> None:
-        """Runs the updates that are left.
-
-        Each imagines H steps of the policy from a batch of start states [B], climbs their return through the model,
-        and regresses the critics on TD(lambda) targets.
-        """
+        """Runs the updates that are left, each from a batch of start states [B]."""
         for _ in self.remaining():
             metrics = self.optimization_stepper.step(self, self.sample())
             if self.average is not None:
@@ -212,7 +212,7 @@ class OnlinePWMOptimizationStepper(UpdateStepper):
 
     def update_model(self) -> TensorDictBase:
         """One world-model update from the replay."""
-        return self.model_stepper.update(self._to_device(self.replay_buffer.sample()))
+        return self.model_stepper.update(self._replayed())
 
     def update_policy(self, recent: TensorDictBase) -> TensorDictBase:
         """One policy update, imagined from newest and replayed states."""
@@ -362,8 +362,8 @@ def warm_start(
 ) -> None:
     """Clones the behaviour at the start states, then fits the critics to imagined rollouts of that policy.
 
-    A policy that starts from the data's behaviour starts where the model can be believed, and critics that know its
-    values do not pull it away in the first updates. The published runs start from random networks.
+    There the model can be believed, and critics that know the policy's values do not pull it away in the first
+    updates. The published runs start from random networks.
 
     Args:
         loss: the objective.
@@ -392,8 +392,7 @@ def warm_start(
         optimizer.step()
         schedule.step()
     for _ in range(value_updates):
-        starts = send(first_states(replay.sample()), device)
         with torch.no_grad():
-            rollout = loss.imagine(starts)
+            rollout = loss.imagine(starts := send(first_states(replay.sample()), device))
         stepper.update_critics(rollout, loss.value_target(rollout), starts)
     stepper.check()

@@ -93,9 +93,16 @@ class StackedPWMUpdate:
     critic_batches: int
     skip_non_finite: bool
 
-    def update(self, batch: TensorDictBase, noise: Tensor | None = None, heads: Tensor | None = None) -> TensorDictBase:
+    def update(
+        self,
+        batch: TensorDictBase,
+        noise: Tensor | None = None,
+        heads: Tensor | None = None,
+        recorded: TensorDictBase | None = None,
+    ) -> TensorDictBase:
         """One update from start states ``[T, B]``; ``noise`` [H, T, B, A] replaces the sampled policy noise, and
-        ``heads`` [T, K] the order in which the start states of each task take the heads of a model with several.
+        ``heads`` [T, K] the order in which the start states of each task take the heads of a model with several. From
+        ``recorded`` sequences [T, N, H] the critics learn too.
 
         Returns:
             Detached metrics [T], by the names of a single update's.
@@ -105,7 +112,7 @@ class StackedPWMUpdate:
         self._batches.append(batch)
         if self.skip_non_finite:
             self._batches.clear()
-        inputs = batch, noise, heads, rates
+        inputs = batch, noise, heads, recorded, rates
         if not self.execution.ready:
             self._warm_up(*inputs)
         metrics = self.execution.program(self.compute)(*inputs)
@@ -131,7 +138,7 @@ class StackedPWMUpdate:
                 buffer.copy_(value)
 
     def forward(
-        self, batch: TensorDictBase, noise: Tensor | None, heads: Tensor | None
+        self, batch: TensorDictBase, noise: Tensor | None, heads: Tensor | None, recorded: TensorDictBase | None
     ) -> tuple[dict[str, Tensor], TensorDictBase, dict[str, Tensor]]:
         """Losses [T] of the actors; what the critics learn from, [T, B, H] with targets, detached; and metrics."""
         loss = self.loss_module
@@ -139,19 +146,25 @@ class StackedPWMUpdate:
         losses = {"loss_actor": loss.actor_loss(rollout)}
         if loss.behavior_coef:
             losses["loss_behavior"] = loss.behavior_loss(batch)
-        rows = rollout.select(*loss.value_network.in_keys).detach()
-        rows.set(loss.tensor_keys.value_target, loss.value_target(rollout))
+        rows = loss.critic_rows(rollout)
+        if recorded is not None:
+            rows = loss.with_recorded(rows, recorded)
         return losses, rows, loss.rollout_metrics(rollout)
 
     def compute(
-        self, batch: TensorDictBase, noise: Tensor | None, heads: Tensor | None, rates: Tensor
+        self,
+        batch: TensorDictBase,
+        noise: Tensor | None,
+        heads: Tensor | None,
+        recorded: TensorDictBase | None,
+        rates: Tensor,
     ) -> TensorDictBase:
         """Tensors to tensors; nothing is read on the host."""
         loss = self.loss_module
         actor_rates, critic_rates = rates.unbind(0)
         self._number.add_(1)
         before = [buffer.clone() for buffer in loss.return_moments.buffers()]
-        losses, rollout, further = self.execution.call(self.forward, batch, noise, heads)
+        losses, rollout, further = self.execution.call(self.forward, batch, noise, heads, recorded)
         total = torch.stack(list(losses.values())).sum()
         gradients, norm = self.actor.clipped(torch.autograd.grad(total, self.actor_params), self.actor_clip)
         target = rollout.get(loss.tensor_keys.value_target)

@@ -109,10 +109,10 @@ class FirstOrderOptimizationStepper(GatedUpdates, UpdateStepper):
         """One update from a rollout ``[B, H]`` with its graph."""
         return self.finish(batch, self.prepared(batch)(batch))
 
-    def compute(self, batch: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
+    def compute(self, batch: TensorDictBase, *draws: Any) -> TensorDictBase:
         """Actor step and critic pass from the batch; reads no number of the device."""
         statistics = KeptStatistics(self.loss_module)
-        losses, rows, metrics = self.execution.call(self.forward, batch, noise)
+        losses, rows, metrics = self.execution.call(self.forward, batch, *draws)
         self.actor_optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         norm = self.actor_optimizer.clipped_norm()
@@ -133,8 +133,7 @@ class FirstOrderOptimizationStepper(GatedUpdates, UpdateStepper):
         loss = self.loss_module
         rollout, further = self.imagine(batch, noise)
         losses = {"loss_actor": loss.actor_loss(rollout), **further}
-        rows = self._with_target(rollout, loss.value_target(rollout))
-        return losses, rows, loss.rollout_metrics(rollout)
+        return losses, loss.critic_rows(rollout), loss.rollout_metrics(rollout)
 
     def imagine(self, batch: TensorDictBase, noise: Tensor | None) -> tuple[TensorDictBase, dict[str, Tensor]]:
         """The rollout [B, H] of a batch with its graph, and further losses of the actor."""
@@ -169,17 +168,13 @@ class FirstOrderOptimizationStepper(GatedUpdates, UpdateStepper):
 
     def update_critics(self, rollout: TensorDictBase, target: Tensor, batch: TensorDictBase) -> dict[str, Tensor]:
         """The critic pass alone on a rollout [B, H] with its targets; ``batch``, where it began, is named in errors."""
-        metrics = self.critic_pass(self._with_target(rollout, target))
+        metrics = self.critic_pass(self.loss_module.critic_rows(rollout, target))
         self.note(batch)
         return metrics
 
     def _rehearse(self, *inputs: Any) -> None:
         batch, *draws = inputs
         super()._rehearse(batch.apply(_with_graph), *draws)
-
-    def _with_target(self, rollout: TensorDictBase, target: Tensor) -> TensorDictBase:
-        inputs = rollout.select(*self.loss_module.value_network.in_keys).detach()
-        return inputs.set(self.loss_module.tensor_keys.value_target, target)
 
     def anneal(self) -> None:
         self.actor_optimizer.anneal()
@@ -246,13 +241,28 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
         self.continued = continued
         self.ends = RolloutEnds(loss_module, continued)
 
-    def update(self, batch: TensorDictBase, noise: Tensor | None = None) -> TensorDictBase:
+    def step(self, trainer: Any, sub_batch: TensorDictBase) -> TensorDictBase:
+        recorded = getattr(trainer, "recorded", None)
+        return self.update(sub_batch, recorded=None if recorded is None else trainer.sample(recorded))
+
+    def update(
+        self, batch: TensorDictBase, noise: Tensor | None = None, recorded: TensorDictBase | None = None
+    ) -> TensorDictBase:
         """One update from ``[B]`` start states, or the first steps of ``[B, T]`` sequences.
 
-        ``noise`` [H, B, A] replaces the sampled policy noise.
+        ``noise`` [H, B, A] replaces the sampled policy noise. From ``recorded`` sequences [N, H] of the policy the
+        critics learn beside the imagined rollouts, see :meth:`.PWMLoss.recorded_rollout`.
         """
-        inputs = self.inputs(batch), noise
+        inputs = self.inputs(batch), noise, recorded
         return self.finish(batch, self.prepared(*inputs)(*inputs))
+
+    def forward(
+        self, batch: TensorDictBase, noise: Tensor | None = None, recorded: TensorDictBase | None = None
+    ) -> tuple[dict[str, Tensor], TensorDictBase, dict[str, Tensor]]:
+        losses, rows, metrics = super().forward(batch, noise)
+        if recorded is not None:
+            rows = self.loss_module.with_recorded(rows, recorded)
+        return losses, rows, metrics
 
     def inputs(self, batch: TensorDictBase) -> TensorDictBase:
         states = first_states(batch)

@@ -117,10 +117,10 @@ class _Group:
             update.release()
         return failed
 
-    def _draw(self) -> tuple[TensorDictBase, Tensor, Tensor | None]:
-        """Start states [T, B], noise [H, T, B, A] and of a model with several heads their order [T, K], each task's
-        from its own generators."""
-        batches, noises, orders = [], [], []
+    def _draw(self) -> tuple[TensorDictBase, Tensor, Tensor | None, TensorDictBase | None]:
+        """Start states [T, B], noise [H, T, B, A], of a model with several heads their order [T, K], and recorded
+        sequences [T, N, H] where critics learn from them, each task's from its own generators."""
+        batches, noises, orders, recorded = [], [], [], []
         for trainer in self.trainers:
             loss = trainer.loss_module
             keys = [*loss.in_keys, loss.tensor_keys.latent]
@@ -130,10 +130,15 @@ class _Group:
                     orders.append(loss.world_model.draw_heads())
                 shape = (loss.horizon, len(batches[-1]), loss.world_model.action_dim)
                 noises.append(torch.randn(shape, device=self.device))
+                if trainer.recorded is not None:
+                    recorded.append(trainer.sample(trainer.recorded))
         sizes = sorted({len(batch) for batch in batches})
         if len(sizes) > 1:
             raise ValueError(f"tasks that are trained together need batches of one size, found {sizes}.")
-        return torch.stack(batches), torch.stack(noises, 1), torch.stack(orders) if orders else None
+        if len(recorded) not in (0, len(self.trainers)):
+            raise ValueError("tasks that are trained together have recorded sequences all, or none of them.")
+        further = (torch.stack(parts) if parts else None for parts in (orders, recorded))
+        return torch.stack(batches), torch.stack(noises, 1), *further
 
     def _failed(self, update: StackedPWMUpdate) -> dict[PWMTrainer, FloatingPointError]:
         self.unchecked += 1

@@ -255,9 +255,9 @@ class ReplayTrainer(Trainer):
         self.device = torch.device(device) if device is not None else None
         self.components["replay_sampling"] = ReplaySampling(replay_buffer, saves=save_folder is not None)
 
-    def sample(self) -> TensorDictBase:
-        """A batch of the replay buffer, on the device."""
-        return send(self.replay_buffer.sample(), self.device)
+    def sample(self, replay_buffer: ReplayBuffer | None = None) -> TensorDictBase:
+        """A batch of the replay buffer, or of another one, on the device."""
+        return send((self.replay_buffer if replay_buffer is None else replay_buffer).sample(), self.device)
 
 
 class OnlineTrainer(Trainer):
