@@ -308,6 +308,7 @@ class TDMPC2TrainerConfig(WorldModelTrainerConfig):
 class PWMTrainerConfig(WorldModelTrainerConfig):
     _target_: str = "torchrl_pwm.PWMTrainer"
     average: Any = None
+    recorded: Any = None
 
 
 @dataclass

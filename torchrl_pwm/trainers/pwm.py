@@ -212,7 +212,7 @@ class OnlinePWMOptimizationStepper(UpdateStepper):
 
     def update_model(self) -> TensorDictBase:
         """One world-model update from the replay."""
-        return self.model_stepper.update(self._replayed())
+        return self.model_stepper.update(self._to_device(self.replay_buffer.sample()))
 
     def update_policy(self, recent: TensorDictBase) -> TensorDictBase:
         """One policy update, imagined from newest and replayed states."""
