@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import runpy
@@ -25,6 +26,18 @@ ROOT = Path(__file__).parents[2]
 #: Where reports are written.
 RESULTS = ROOT / "benchmarks" / "results"
 _JOB, _LOG = "job.json", "log.txt"
+
+
+def study_parser(name: str, description: str | None, **options: Any) -> argparse.ArgumentParser:
+    """The command line that studies have in common: run or report, the seeds, and where runs and report are."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+    )
+    parser.add_argument("action", choices=("run", "report"))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / name, help="of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="of the report")
+    return parser
 
 
 def run_script(script: str, arguments: Sequence[str]) -> None:

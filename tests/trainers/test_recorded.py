@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 
 from tests.trainers import tiny
-from tests.trainers.test_stacked import TASKS, assert_close, make_model, make_stepper, noise, starts, stacked_inputs
+from tests.trainers.test_stacked import TASKS, assert_close, make_model, make_stepper, noise, stacked_inputs, starts
 from torchrl_pwm import PWMLoss, PWMWorldModel, make_pwm_actor, make_value_ensemble
 from torchrl_pwm.data import ReplayMixture, TDMPC2ExperienceReplay
 from torchrl_pwm.modules import symlog
@@ -34,7 +34,9 @@ def test_a_recorded_reward_has_the_units_of_a_predicted_one(head, space):
         model.reward_moments.update(torch.randn(100) * 3 + 7)
     logits = torch.randn(6, 101 if model.num_bins > 1 else 1)
     raw = model.decode_reward(logits, "raw")
-    torch.testing.assert_close(model.encode_reward(raw, space), model.decode_reward(logits, space), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model.encode_reward(raw, space), model.decode_reward(logits, space), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_recorded_rollout_has_latents_rewards_and_ends():

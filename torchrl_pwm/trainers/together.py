@@ -137,8 +137,8 @@ class _Group:
             raise ValueError(f"tasks that are trained together need batches of one size, found {sizes}.")
         if len(recorded) not in (0, len(self.trainers)):
             raise ValueError("tasks that are trained together have recorded sequences all, or none of them.")
-        further = (torch.stack(parts) if parts else None for parts in (orders, recorded))
-        return torch.stack(batches), torch.stack(noises, 1), *further
+        heads = torch.stack(orders) if orders else None
+        return torch.stack(batches), torch.stack(noises, 1), heads, torch.stack(recorded) if recorded else None
 
     def _failed(self, update: StackedPWMUpdate) -> dict[PWMTrainer, FloatingPointError]:
         self.unchecked += 1

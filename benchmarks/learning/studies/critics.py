@@ -10,7 +10,6 @@ rewards for ever; the critics' value is that of the same start states. Both are 
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from tensordict import TensorDictBase
 
-from benchmarks.learning.jobs import RESULTS, ROOT
+from benchmarks.learning.jobs import study_parser
 from benchmarks.learning.results import markdown_table
 from benchmarks.machine import processor
 from torchrl_pwm._utils.devices import one_thread
@@ -85,7 +84,7 @@ def run(file: Path, model: Path, data: Path, task: str, variant: str, seed: int)
     """One extraction, measured along the way into ``file``."""
     line = ["preset=grounded", "data=open", f"data.root={data.absolute()}", f"task={task}", f"seed={seed}"]
     line += [f"checkpoint={model.absolute()}", "model.num_heads=2", f"extraction.iterations={UPDATES}"]
-    line += ["extraction.stepper_of=null", "stepper.continued=0", "stepper.critic_iterations=1"]
+    line += ["extraction.stepper_of=null"]
     config = command_config("mt80", [*line, *VARIANTS[variant]])
     plain: Any = OmegaConf.to_container(config, resolve=True)
     job = ExtractionJob(plain, task, seed, file.parent / file.stem, data, model, threads=1, device="cpu")
@@ -159,15 +158,11 @@ def draw(found: dict[tuple[str, str], dict[int, list[dict[str, float]]]], file: 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "report"))
+    parser = study_parser("critics", __doc__)
     parser.add_argument("model", type=Path, nargs="?", help="world_model.pt of a run of preset=mini")
     parser.add_argument("--data", type=Path, help="folder of the recorded episodes")
     parser.add_argument("--tasks", nargs="+", default=["walker-stand", "mw-button-press"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "critics")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     with user_errors():
         if options.action == "report":

@@ -11,7 +11,6 @@ best on start states of the rounds' own; its score is from others, which neither
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.learning.jobs import RESULTS, ROOT, Job, complete
+from benchmarks.learning.jobs import Job, complete, study_parser
 from benchmarks.learning.results import markdown_table, write_csv
 from benchmarks.machine import processor
 from torchrl_pwm.data import EpisodeStore
@@ -58,7 +57,9 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "rounds without noise": ("rounds.noise=[0.0]",),
     "rounds at a third of the rate": ("rounds.lr=1e-4",),
     "one rate of the actor in all rounds": ("rounds.actor_lr=null",),
-    "recorded start states alone": ("extraction.stepper_of=null", "stepper.continued=0"),
+    "critics of imagination alone": ("rounds.critic_sequences=0",),
+    "all rounds alike": ("rounds.newest=null",),
+    "recorded start states alone": ("extraction.stepper_of=null",),
     "rollouts go on": ("extraction.stepper_of=null", "stepper.continued=0.75", "stepper.critic_iterations=4"),
     "encoder fixed in rounds": ("model_stepper.encoder_lr_scale=0",),
 }
@@ -214,15 +215,11 @@ def draw(found: dict[tuple[str, str], list[dict[str, Any]]], file: Path) -> None
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("run", "report"))
+    parser = study_parser("plain", __doc__)
     parser.add_argument("--data", type=Path, help="folder of the recorded episodes")
     parser.add_argument("--tasks", nargs="+", default=["cartpole-swingup", "cup-catch", "mw-window-open"])
     parser.add_argument("--variants", nargs="+", default=[DEFAULT], choices=list(VARIANTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "plain")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     with user_errors():
         if options.action == "report":

@@ -14,7 +14,6 @@ episode is compared with random actions'.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ from omegaconf import OmegaConf
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from benchmarks.learning.groups import METHODS, groups
-from benchmarks.learning.jobs import RESULTS, ROOT, complete, split_settings
+from benchmarks.learning.jobs import complete, split_settings, study_parser
 from benchmarks.learning.plans import Plan
 from benchmarks.learning.records import env_steps_curve
 from benchmarks.learning.results import markdown_table, write_csv
@@ -180,17 +179,10 @@ def _draw_curves(axes: Axes, methods: dict[str, list[dict[str, Any]]], axis: int
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="What follows -- are settings of the runs: simulators run --tasks ant -- iterations=500",
-    )
-    parser.add_argument("action", choices=["run", "report"])
+    epilog = "What follows -- are settings of the runs: simulators run --tasks ant -- iterations=500"
+    parser = study_parser("simulators", __doc__, epilog=epilog)
     parser.add_argument("--methods", nargs="+", choices=SHOWN, default=SHOWN)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "simulators", help="of the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="of the report")
     given, settings = split_settings(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
     with user_errors():
