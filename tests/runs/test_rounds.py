@@ -25,7 +25,7 @@ from torchrl_pwm.modules import load_world_model
 from torchrl_pwm.runs.cli import command_config
 from torchrl_pwm.runs.extraction import Extraction, ExtractionJob
 from torchrl_pwm.runs.folder import open_run
-from torchrl_pwm.runs.own_episodes import with_rate
+from torchrl_pwm.runs.own_episodes import round_seed, with_rate
 from torchrl_pwm.runs.pwm_offline import run_pipeline
 from torchrl_pwm.runs.round_loop import Round, choose, going_on
 from torchrl_pwm.runs.rounds import policy_metrics
@@ -242,3 +242,8 @@ def test_the_rate_of_a_round_falls_as_that_of_the_training_before(command, stepp
     line = [f"{stepper}.lr=1e-3", f"{stepper}.final_lr={written[0]}", f"rounds.lr={written[1]}"]
     settings = with_rate(command_config(command, line), stepper)[stepper]
     assert (settings.lr, settings.final_lr) == expected
+
+
+def test_no_two_rounds_play_the_same_episodes():
+    seeds = [round_seed(seed, number) + episode for seed in range(6) for number in range(12) for episode in range(100)]
+    assert len(set(seeds)) == len(seeds) and min(seeds) > 100_000

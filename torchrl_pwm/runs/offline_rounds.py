@@ -13,7 +13,7 @@ from torchrl_pwm.modules import WorldModelPolicy
 from torchrl_pwm.runs.evaluator import Evaluator
 from torchrl_pwm.runs.offline_model import load_model
 from torchrl_pwm.runs.offline_policy import extract
-from torchrl_pwm.runs.own_episodes import play_env
+from torchrl_pwm.runs.own_episodes import play_env, round_seed
 from torchrl_pwm.runs.policies import load_actor, policy_file, save_policy
 from torchrl_pwm.runs.recordings import Recordings
 from torchrl_pwm.runs.round_loop import APART, Round, before_next, go_through, going_on, train_on
@@ -47,8 +47,7 @@ def run_rounds(
     def play(last: Round) -> None:
         model = load_model(config, recordings, last.world_model)
         policy = WorldModelPolicy(model, load_actor(config, model, last.folder, task)).to(device)
-        # apart from the seeds of evaluations, and from round to round
-        seed = 1_000_003 * (config.seed + 1) + 10_007 * last.number
+        seed = round_seed(config.seed, last.number)
         play_env(config, last.folder / "data", policy, task=task, seed=seed, device=device)
 
     def train(file: Path, rounds: list[Round]) -> Path:

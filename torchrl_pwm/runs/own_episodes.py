@@ -24,6 +24,11 @@ from torchrl_pwm.runs.data import family
 _ENDLESS = 100_000  # steps: an episode of more is an error where it is written
 
 
+def round_seed(seed: int, number: int) -> int:
+    """Of the episodes of a round: apart from those of every other round and seed, and from evaluations."""
+    return 1_000_003 * (seed + 1) + 10_007 * number
+
+
 def play(
     config: DictConfig,
     root: Path,

@@ -17,7 +17,7 @@ from torchrl_pwm.envs import WorldModelWrapper, get_task_set
 from torchrl_pwm.evaluation import EvaluationResult, read_metrics
 from torchrl_pwm.evaluation.curves import Series
 from torchrl_pwm.runs.extraction import extract_all
-from torchrl_pwm.runs.own_episodes import play
+from torchrl_pwm.runs.own_episodes import play, round_seed
 from torchrl_pwm.runs.policies import load_actor, policy_file
 from torchrl_pwm.runs.round_loop import APART, Round, before_next, go_through, going_on, train_on
 from torchrl_pwm.runs.starts import FRESH, Before
@@ -149,6 +149,6 @@ def _collect(config: DictConfig, last: Round, tasks: list[str]) -> None:
             config,
             root if config.seeds == 1 else root / f"seed-{seed}",
             {task: load_actor(config, model, last.folder, task, seed=seed) for task in tasks},
-            seed=seed + last.number + 1,
+            seed=round_seed(seed, last.number),
             transform=WorldModelWrapper(model),
         )

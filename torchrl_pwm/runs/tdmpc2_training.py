@@ -24,7 +24,7 @@ from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.modules import TDMPC2Model
 from torchrl_pwm.runs.folder import make_logger
-from torchrl_pwm.runs.own_episodes import mix, play, with_rate
+from torchrl_pwm.runs.own_episodes import mix, play, round_seed, with_rate
 from torchrl_pwm.runs.world_model import make_world_model
 from torchrl_pwm.trainers.tdmpc2 import TDMPC2Trainer
 
@@ -74,7 +74,7 @@ def play_rounds(config: DictConfig, folder: Path, store: EpisodeStore, tasks: li
         root, here = folder / "rounds" / str(number) / "data", folder / "rounds" / str(number + 1) / "model"
         own.append(root)
         if not (here / MODEL).exists():
-            _play(config, root, _last_model(config, last, store), tasks, seed=config.seed + number + 1)
+            _play(config, root, _last_model(config, last, store), tasks, seed=round_seed(config.seed, number))
             _train_on(config, here, last, store, own, tasks, scores)
         last = here
     return last / MODEL
