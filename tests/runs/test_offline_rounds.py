@@ -22,7 +22,13 @@ from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.runs.cli import main
 
 ROUNDS = ["env=Pendulum-v1", "rounds.count=1", "rounds.iterations=3", "rounds.policy_iterations=2"]
-ROUNDS += ["rounds.episodes=2", "rounds.noise=[0.0,random]", "rounds.eval_episodes=1", "evaluation.episodes=1"]
+ROUNDS += [
+    "rounds.critic_sequences=4",
+    "rounds.episodes=2",
+    "rounds.noise=[0.0,random]",
+    "rounds.eval_episodes=1",
+    "evaluation.episodes=1",
+]
 FILE = Path("policies") / "arm" / "seed-0"
 
 

@@ -36,6 +36,7 @@ TASK = "cartpole-swingup"  # which pays any policy something
 FILE = Path("policies") / TASK / "seed-0" / "policy.pt"
 SMALL = [*NETWORKS, *MODEL, *WORLD_MODEL, *EXTRACTION, *EVALUATION, *DATA, "evaluation.baselines=null", f"task={TASK}"]
 ROUNDS = ["rounds.count=1", "rounds.iterations=3", "rounds.policy_iterations=10", "rounds.eval_episodes=1"]
+ROUNDS += ["rounds.critic_sequences=4", "rounds.newest=0.5"]
 ROUNDS += ["rounds.episodes={dm_control: 1, metaworld: 1}", "extraction.iterations=20", "workers=1"]
 
 
