@@ -29,7 +29,7 @@ from torchrl_pwm.modules.checkpoints import PUBLISHED
 from torchrl_pwm.modules.quickstart import QUICKSTART_FILE
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.trainers.disagreement import train_disagreement
-from torchrl_pwm.trainers.pwm import WorldModelTrainer
+from torchrl_pwm.trainers.world_model import WorldModelTrainer
 
 #: The world model of the round that counts, in the folder of a run.
 CHOSEN = Path("rounds") / "world_model.pt"

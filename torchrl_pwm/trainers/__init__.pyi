@@ -5,7 +5,6 @@ from .imitation import clone_behavior as clone_behavior
 from .pwm import OnlinePWMOptimizationStepper as OnlinePWMOptimizationStepper
 from .pwm import OnlinePWMTrainer as OnlinePWMTrainer
 from .pwm import PWMTrainer as PWMTrainer
-from .pwm import WorldModelTrainer as WorldModelTrainer
 from .pwm import warm_start as warm_start
 from .shac import SHACOptimizationStepper as SHACOptimizationStepper
 from .shac import SHACTrainer as SHACTrainer
@@ -25,3 +24,4 @@ from .trainer import Trainer as Trainer
 from .trainer import has_checkpoint as has_checkpoint
 from .trainer import load_checkpoint as load_checkpoint
 from .trainer import save_checkpoint as save_checkpoint
+from .world_model import WorldModelTrainer as WorldModelTrainer
