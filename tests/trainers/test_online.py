@@ -213,3 +213,29 @@ def test_two_world_models_are_refused():
     _, _, other = make_parts()
     with pytest.raises(ValueError, match="must share one world model"):
         OnlinePWMOptimizationStepper(loss, other, make_online_replay(100))
+
+
+def test_critics_learn_from_the_newest_steps_too():
+    trainer = make_trainer(stepper={"critic_sequences": 6})
+    stepper, seen = trainer.optimization_stepper, []
+    update = stepper.policy_stepper.update
+
+    def kept(*args, recorded=None):
+        seen.append(recorded)
+        return update(*args, recorded=recorded)
+
+    stepper.policy_stepper.update = kept
+    trainer.train()
+    assert len(seen) == 4 and all(found.shape == (6, 3) for found in seen)
+    newest = stepper.replay_buffer[:]["observation"].reshape(-1, 5)[-NUM_ENVS * STEPS :]
+    rows = seen[-1]["observation"].reshape(-1, 5)
+    assert ((rows.unsqueeze(1) - newest).abs().amax(-1).amin(1) < 1e-6).all()
+
+
+def test_too_few_steps_for_critics_are_refused():
+    trainer = make_trainer(stepper={"critic_sequences": 6})
+    recent = trainer.collection.collect()
+    with pytest.raises(ValueError, match=r"needs 3 steps in a row of each env.*found a batch \[4, 2\].*leave it at 0"):
+        trainer.optimization_stepper.update_policy(recent[:, :2])
+    with pytest.raises(ValueError, match=r"found a batch \[20\]"):
+        trainer.optimization_stepper.update_policy(recent.reshape(-1))

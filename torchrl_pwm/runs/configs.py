@@ -263,6 +263,7 @@ class OnlinePWMStepperConfig:
     policy_updates: int = 1
     start_states: int = 256
     recent_share: float = 0.5
+    critic_sequences: int = 0
     model_stepper: Any = None
     policy_stepper: Any = None
     seed: int = 0

@@ -108,6 +108,9 @@ class OnlinePWMOptimizationStepper(UpdateStepper):
         policy_updates (int): policy updates of an iteration; published: 1.
         start_states (int): start states B of a policy update; published: one for each env, 64 or 128.
         recent_share (float): share of them from the newest steps, between 0 and 1.
+        critic_sequences (int): of the newest steps, from which the critics learn beside the imagined rollouts, see
+            :meth:`.PWMLoss.recorded_rollout`; each is as long as these, so that an iteration has to collect H steps of
+            an env or more. Default: 0, as published.
         model_stepper (WorldModelOptimizationStepper, optional): default: one with a constant rate of 3e-4, the same for
             the encoder, as published for one task.
         policy_stepper (PWMOptimizationStepper, optional): default: one with the published settings.
@@ -132,12 +135,13 @@ class OnlinePWMOptimizationStepper(UpdateStepper):
         policy_updates: int = 1,
         start_states: int = 256,
         recent_share: float = 0.5,
+        critic_sequences: int = 0,
         model_stepper: WorldModelOptimizationStepper | None = None,
         policy_stepper: PWMOptimizationStepper | None = None,
         seed: int = 0,
     ) -> None:
         check_range(COUNT, policy_updates=policy_updates, start_states=start_states)
-        check_range(COUNT_OR_NONE, model_updates=model_updates)
+        check_range(COUNT_OR_NONE, model_updates=model_updates, critic_sequences=critic_sequences)
         check_range(SHARE, recent_share=recent_share)
         if loss_module.world_model is not model_loss.world_model:
             raise ValueError("PWMLoss and PWMWorldModelLoss must share one world model: build both with the same one.")
@@ -149,7 +153,7 @@ class OnlinePWMOptimizationStepper(UpdateStepper):
             loss_module, iterations=iterations * policy_updates
         )
         self.model_updates, self.policy_updates = model_updates, policy_updates
-        self.start_states, self.recent_share = start_states, recent_share
+        self.start_states, self.recent_share, self.critic_sequences = start_states, recent_share, critic_sequences
         self._generator = torch.Generator().manual_seed(seed)
 
     def update(self, batch: TensorDictBase) -> TensorDictBase:
@@ -167,7 +171,7 @@ class OnlinePWMOptimizationStepper(UpdateStepper):
 
     def update_policy(self, recent: TensorDictBase) -> TensorDictBase:
         """One policy update, imagined from newest and replayed states."""
-        return self.policy_stepper.update(self.draw_starts(recent))
+        return self.policy_stepper.update(self.draw_starts(recent), recorded=self.draw_sequences(recent))
 
     def draw_starts(self, recent: TensorDictBase) -> TensorDictBase:
         """Start states ``[start_states]`` of the newest steps and of the replay."""
@@ -180,6 +184,24 @@ class OnlinePWMOptimizationStepper(UpdateStepper):
         while sum(map(len, parts)) < self.start_states:
             parts.append(self._to_device(self.replay_buffer.sample()).select(*keys)[:, 0])
         return torch.cat(parts)[: self.start_states]
+
+    def draw_sequences(self, recent: TensorDictBase) -> TensorDictBase | None:
+        """Sequences ``[critic_sequences, H]`` of the newest steps [N, T], if the critics are to learn from some.
+
+        Raises:
+            ValueError: if there are fewer than H steps in a row.
+        """
+        if not self.critic_sequences:
+            return None
+        horizon = self.loss_module.horizon
+        if recent.ndim < 2 or recent.shape[-1] < horizon:
+            raise ValueError(
+                f"critic_sequences={self.critic_sequences} needs {horizon} steps in a row of each env, as many as "
+                f"imagined ones, found a batch {list(recent.shape)}: collect more in an iteration, or leave it at 0."
+            )
+        rows = torch.randint(len(recent), (self.critic_sequences,), generator=self._generator)
+        first = int(torch.randint(recent.shape[-1] - horizon + 1, (), generator=self._generator))
+        return self._to_device(recent[rows, first : first + horizon])
 
     def check(self) -> None:
         self.model_stepper.check()
