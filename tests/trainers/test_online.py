@@ -218,18 +218,23 @@ def test_two_world_models_are_refused():
 def test_critics_learn_from_the_newest_steps_too():
     trainer = make_trainer(stepper={"critic_sequences": 6})
     stepper, seen = trainer.optimization_stepper, []
-    update = stepper.policy_stepper.update
+    draw, update = stepper.draw_sequences, stepper.policy_stepper.update
 
-    def kept(*args, recorded=None):
-        seen.append(recorded)
-        return update(*args, recorded=recorded)
+    def kept(recent):
+        seen.append([recent, draw(recent)])
+        return seen[-1][1]
 
-    stepper.policy_stepper.update = kept
+    def updated(batch, noise=None, recorded=None):
+        seen[-1].append(recorded)
+        return update(batch, noise, recorded)
+
+    stepper.draw_sequences, stepper.policy_stepper.update = kept, updated
     trainer.train()
-    assert len(seen) == 4 and all(found.shape == (6, 3) for found in seen)
-    newest = stepper.replay_buffer[:]["observation"].reshape(-1, 5)[-NUM_ENVS * STEPS :]
-    rows = seen[-1]["observation"].reshape(-1, 5)
-    assert ((rows.unsqueeze(1) - newest).abs().amax(-1).amin(1) < 1e-6).all()
+    assert len(seen) == 4
+    for recent, drawn, used in seen:
+        assert used is drawn and drawn.shape == (6, 3)
+        of_env = recent["observation"].unfold(1, 3, 1).movedim(-1, 2).flatten(0, 1)  # all sequences of 3 steps
+        assert all((sequence == of_env).flatten(1).all(1).any() for sequence in drawn["observation"])
 
 
 def test_too_few_steps_for_critics_are_refused():
