@@ -91,11 +91,23 @@ def test_real_steps_without_reward_take_a_promised_value_away():
     assert values[0] == pytest.approx(10.0, abs=1.0) and values[64] < 5.0
 
 
-def test_sequences_of_another_length_are_refused():
+@pytest.mark.parametrize("shape", [(4, 2), (1, 8)])
+def test_sequences_of_any_length_have_targets_of_their_own(shape):
+    loss, _ = promising()
+    imagined = loss.critic_rows(loss.imagine(TensorDict({"observation": torch.randn(3, 4)}, [3])))
+    recorded = TensorDict({"observation": torch.randn(*shape, 4)}, shape)
+    recorded["next"] = recorded.clone().set("reward", torch.rand(*shape, 1))
+    rows = loss.with_recorded(imagined, recorded)
+    expected = loss.value_target(loss.recorded_rollout(recorded))
+    assert rows.shape == (5, 4)
+    torch.testing.assert_close(rows["value_target"][3:].flatten(), expected.flatten())
+
+
+def test_steps_that_fill_no_row_are_refused():
     _, stepper = promising()
     recorded = TensorDict({"observation": torch.randn(3, 5, 4)}, [3, 5])
     recorded["next"] = recorded.clone().set("reward", torch.zeros(3, 5, 1))
-    with pytest.raises(ValueError, match=r"\[N, 4\].*found \[3, 5\].*slice_len=4"):
+    with pytest.raises(ValueError, match=r"multiple of the horizon 4, found \[3, 5\].*sequences of 4 steps"):
         stepper.update(TensorDict({"observation": torch.randn(8, 4)}, [8]), recorded=recorded)
 
 

@@ -294,19 +294,22 @@ class PWMLoss(ActingLoss):
         return rollout
 
     def with_recorded(self, rows: TensorDictBase, recorded: TensorDictBase) -> TensorDictBase:
-        """What critics learn from of imagined rollouts [B, H], and behind it of recorded sequences [N, H].
+        """What critics learn from of imagined rollouts [B, H], and behind it of recorded sequences [N, T].
 
+        With their targets, steps are learned from one by one: those of the sequences follow each other in rows of H.
         Steps that fill up a short episode are its last one once more, and learned from as such.
 
         Raises:
-            ValueError: for sequences of another length.
+            ValueError: if their number is no multiple of H.
         """
-        if recorded.shape[-1] != rows.shape[-1]:
+        horizon, (count, steps) = rows.shape[-1], recorded.shape[-2:]
+        if count * steps % horizon:
             raise ValueError(
-                f"critics learn from recorded sequences [N, {rows.shape[-1]}], as long as the imagined ones; found "
-                f"{list(recorded.shape)}. Sample them with slice_len={rows.shape[-1]}."
+                f"critics learn from recorded sequences [N, T] whose N * T is a multiple of the horizon {horizon}, "
+                f"found {list(recorded.shape)}: take another number of them, or sequences of {horizon} steps."
             )
-        return torch.cat([rows, self.critic_rows(self.recorded_rollout(recorded))], rows.ndim - 2)
+        further = self.critic_rows(self.recorded_rollout(recorded)).reshape(*rows.shape[:-2], -1, horizon)
+        return torch.cat([rows, further], rows.ndim - 2)
 
     def start_latents(self, tensordict: TensorDictBase) -> TensorDictBase:
         """What :meth:`imagine` begins with: ``latent`` [B, D] and, of a model of several tasks, ``task`` [B]."""

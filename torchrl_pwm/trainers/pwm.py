@@ -108,9 +108,8 @@ class OnlinePWMOptimizationStepper(UpdateStepper):
         policy_updates (int): policy updates of an iteration; published: 1.
         start_states (int): start states B of a policy update; published: one for each env, 64 or 128.
         recent_share (float): share of them from the newest steps, between 0 and 1.
-        critic_sequences (int): of the newest steps, from which the critics learn beside the imagined rollouts, see
-            :meth:`.PWMLoss.recorded_rollout`; each is as long as these, so that an iteration has to collect H steps of
-            an env or more. Default: 0, as published.
+        critic_sequences (int): envs whose newest steps [T] the critics learn from beside the imagined rollouts, see
+            :meth:`.PWMLoss.recorded_rollout`. Default: 0, as published.
         model_stepper (WorldModelOptimizationStepper, optional): default: one with a constant rate of 3e-4, the same for
             the encoder, as published for one task.
         policy_stepper (PWMOptimizationStepper, optional): default: one with the published settings.
@@ -186,22 +185,15 @@ class OnlinePWMOptimizationStepper(UpdateStepper):
         return torch.cat(parts)[: self.start_states]
 
     def draw_sequences(self, recent: TensorDictBase) -> TensorDictBase | None:
-        """Sequences ``[critic_sequences, H]`` of the newest steps [N, T], if the critics are to learn from some.
-
-        Raises:
-            ValueError: if there are fewer than H steps in a row.
-        """
+        """Sequences ``[critic_sequences, T]`` of the newest steps [N, T], if the critics are to learn from some."""
         if not self.critic_sequences:
             return None
-        horizon = self.loss_module.horizon
-        if recent.ndim < 2 or recent.shape[-1] < horizon:
+        if recent.ndim < 2:
             raise ValueError(
-                f"critic_sequences={self.critic_sequences} needs {horizon} steps in a row of each env, as many as "
-                f"imagined ones, found a batch {list(recent.shape)}: collect more in an iteration, or leave it at 0."
+                f"critic_sequences={self.critic_sequences} needs the newest steps as sequences [N, T], found a batch "
+                f"{list(recent.shape)}: do not flatten them, or leave it at 0."
             )
-        rows = torch.randint(len(recent), (self.critic_sequences,), generator=self._generator)
-        first = int(torch.randint(recent.shape[-1] - horizon + 1, (), generator=self._generator))
-        return self._to_device(recent[rows, first : first + horizon])
+        return self._to_device(recent[torch.randperm(len(recent), generator=self._generator)[: self.critic_sequences]])
 
     def check(self) -> None:
         self.model_stepper.check()
