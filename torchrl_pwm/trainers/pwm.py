@@ -37,7 +37,7 @@ class PWMTrainer(ReplayTrainer):
         iterations (int): number of updates; published: 10,000.
         optimization_stepper (PWMOptimizationStepper, optional): default: one with the published settings.
         average (PolicyAverage, optional): moving average of the policy's weights, updated with them.
-        recorded (ReplayBuffer, optional): gives sequences ``[N, H]`` of the policy, or of one near it, from which the
+        recorded (ReplayBuffer, optional): gives sequences ``[N, T]`` of the policy, or of one near it, from which the
             critics learn beside the imagined rollouts, see :meth:`.PWMLoss.recorded_rollout`.
         **kwargs: see :class:`~torchrl_pwm.trainers.ReplayTrainer`.
 

@@ -102,7 +102,7 @@ class StackedPWMUpdate:
     ) -> TensorDictBase:
         """One update from start states ``[T, B]``; ``noise`` [H, T, B, A] replaces the sampled policy noise, and
         ``heads`` [T, K] the order in which the start states of each task take the heads of a model with several. From
-        ``recorded`` sequences [T, N, H] the critics learn too.
+        ``recorded`` sequences [T, N, L] the critics learn too.
 
         Returns:
             Detached metrics [T], by the names of a single update's.

@@ -250,8 +250,8 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
     ) -> TensorDictBase:
         """One update from ``[B]`` start states, or the first steps of ``[B, T]`` sequences.
 
-        ``noise`` [H, B, A] replaces the sampled policy noise. From ``recorded`` sequences [N, H] of the policy the
-        critics learn beside the imagined rollouts, see :meth:`.PWMLoss.recorded_rollout`.
+        ``noise`` [H, B, A] replaces the sampled policy noise. From ``recorded`` sequences [N, T] of the policy, N * T a
+        multiple of H, the critics learn beside the imagined rollouts, see :meth:`.PWMLoss.recorded_rollout`.
         """
         inputs = self.inputs(batch), noise, recorded
         return self.finish(batch, self.prepared(*inputs)(*inputs))
