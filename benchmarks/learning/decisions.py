@@ -74,7 +74,7 @@ def _offline_policies(folder: Path) -> tuple[dict[str, Callable[[], Policy]], Ca
     policies: dict[str, Callable[[], Policy]] = {}
     task_set, task = get_task_set("mt80"), 0
     for name in ("pwm", "tdmpc2"):
-        summary = next(iter(sorted((folder / name).glob("seed-*/summary.json"))), None)
+        summary = next(iter(sorted((folder / name).glob("*/seed-*/summary.json"))), None)
         if summary is None:
             continue
         run = summary.parent

@@ -66,7 +66,7 @@ def _read_pwm(records: Records, run: Path, name: str, config: Any, summary: Mapp
             records.trust |= {(row["task"], each["seed"]): each["line"] for each in row["trust"]["seeds"]}
     if store is not None and name == "pwm":
         add_sac(records, store, config.task)
-    records.curves += _pwm_curve(name, config.seed, stages)
+    records.curves += _pwm_curve(name, config.seed, _only(config.task), stages)
     batch = f"{config.world_model.batch_size} x {config.world_model.slice_len}"
     records.budgets[name] = (
         f"world model of {config.world_model.iterations} updates of {batch}, then {config.extraction.iterations} "
@@ -88,8 +88,8 @@ class _Stage:
         self.policies = [_metrics(policy_file(place, found["task"], found["seed"]).parent) for found in results]
 
 
-def _pwm_curve(name: str, seed: int, stages: Sequence[_Stage]) -> list[Curve]:
-    """The mean over the tasks, as if the policies were extracted side by side on one core, after each model."""
+def _pwm_curve(name: str, seed: int, task: str | None, stages: Sequence[_Stage]) -> list[Curve]:
+    """The mean over a run's tasks, as if the policies were extracted side by side on one core, after each model."""
     amount, minutes, score, updates, seconds = [], [], [], 0.0, 0.0
     before_rounds = None
     for number, stage in enumerate(stages):
@@ -108,7 +108,7 @@ def _pwm_curve(name: str, seed: int, stages: Sequence[_Stage]) -> list[Curve]:
         seconds += sum(_spent(metrics)[1] for metrics in stage.policies)
     if not score:
         return []
-    return [Curve(name, seed, None, np.array(amount), np.array(minutes), np.array(score), before_rounds)]
+    return [Curve(name, seed, task, np.array(amount), np.array(minutes), np.array(score), before_rounds)]
 
 
 _CURVE = ("training_seconds", "real_score")
@@ -196,11 +196,13 @@ def _read_tdmpc2(records: Records, run: Path, name: str, config: Any, summary: M
         ]
         amount, minutes, score = (np.concatenate(each) for each in zip(*parts))
         before_rounds = float(training.iterations) if rounds.count else None
-        records.curves.append(Curve("tdmpc2_prior", config.seed, None, amount, minutes, score, before_rounds))
+        records.curves.append(
+            Curve("tdmpc2_prior", config.seed, _only(config.task), amount, minutes, score, before_rounds)
+        )
 
 
 def _read_iql(records: Records, run: Path, name: str, config: Any, summary: Mapping[str, Any]) -> None:
-    """One task; its curve is joined with those of the other tasks in the end."""
+    """One task: its policies and its curve."""
     spec, metrics = get_task_set(config.task_set)[summary["task"]], _metrics(run)
     records.add(
         *(name, spec.name, config.seed, summary["returns"]),
@@ -220,15 +222,25 @@ def _read_iql(records: Records, run: Path, name: str, config: Any, summary: Mapp
 
 
 def join_curves(records: Records, tasks: Sequence[str]) -> None:
-    """Puts the mean over the tasks in place of IQL's curves, of seeds that have all of them."""
-    own = [curve for curve in records.curves if curve.method == "iql"]
-    records.curves = [curve for curve in records.curves if curve.method != "iql"]
-    for seed in dict.fromkeys(curve.seed for curve in own):
-        parts = [curve for curve in own if curve.seed == seed and curve.task in tasks]
+    """Puts the mean over the tasks in place of the curves of single ones, of seeds that have all of them."""
+    alone = [curve for curve in records.curves if curve.task is not None]
+    records.curves = [curve for curve in records.curves if curve.task is None]
+    for method, seed in dict.fromkeys((curve.method, curve.seed) for curve in alone):
+        parts = [curve for curve in alone if (curve.method, curve.seed) == (method, seed) and curve.task in tasks]
         if len(parts) == len(tasks) and len({tuple(part.amount) for part in parts}) == 1:
             amount, minutes = len(parts) * parts[0].amount, np.sum([part.minutes for part in parts], 0)
-            score = np.mean([part.score for part in parts], 0)
-            records.curves.append(Curve("iql", seed, None, amount, minutes, score))
+            begin = parts[0].before_rounds
+            records.curves.append(
+                Curve(
+                    *(method, seed, None, amount, minutes, np.mean([part.score for part in parts], 0)),
+                    before_rounds=None if begin is None else len(parts) * begin,
+                )
+            )
+
+
+def _only(tasks: Sequence[str]) -> str | None:
+    """The task of a run of one; None of several."""
+    return tasks[0] if len(tasks) == 1 else None
 
 
 def _metrics(folder: Path) -> Metrics:

@@ -25,6 +25,7 @@ SCRIPTS = {
 #: Offline, the run that a method's numbers are in. SAC is read from the data that it collected.
 RUNS = {
     **dict.fromkeys(("pwm", "cloning_all", "cloning_half", "sac", "random"), "pwm"),
+    "pwm_joint": "pwm_joint",
     "pwm_cloned": "pwm_cloned",
     **dict.fromkeys(("tdmpc2", "tdmpc2_prior"), "tdmpc2"),
     "iql": "iql",
@@ -33,10 +34,13 @@ RUNS = {
 CLONES = {"cloning": "cloning_all", "cloning_top_0.5": "cloning_half"}
 _OFFLINE_SCRIPTS = {
     "pwm": "examples/pwm_mt80.py",
+    "pwm_joint": "examples/pwm_mt80.py",
     "pwm_cloned": "examples/pwm_mt80.py",
     "tdmpc2": "examples/tdmpc2_mt80.py",
     "iql": "benchmarks/learning/methods/iql.py",
 }
+#: The offline runs that learn all tasks with one model; the others have a run for each task.
+_JOINT = ("pwm_joint", "pwm_cloned")
 _EPISODES = 10
 _POINTS = 12  # of TD-MPC2's curve before its rounds
 
@@ -50,13 +54,14 @@ class Plan:
         methods, tasks, seeds: those of it that are wanted.
         folder: of the runs, ``runs/suite/<group>``.
         data: folder of the data set of an offline group.
-        updates: of each world model of an offline group, before its rounds.
+        updates: of the world model of a task of an offline group, before its rounds; one of all tasks has them for
+            each.
         tdmpc2_updates: of TD-MPC2's, where they are others.
         iql_updates: of each of IQL's policies.
         batch_size: sequences of each update of a world model.
         slice_len: transitions of a sequence, but of TD-MPC2's.
         rounds: of playing and training on.
-        round_updates: of each world model in a round. What is None of these is as in PWM's preset.
+        round_updates: of the world model of a task in a round. What is None of these is as in PWM's preset.
         episodes: of the final evaluation in each task.
         overrides: settings of the scripts, ``key=value`` for all methods or ``method:key=value`` for one.
     """
@@ -134,20 +139,20 @@ def _online_jobs(plan: Plan) -> Iterator[Job]:
 
 
 def _offline_jobs(plan: Plan) -> Iterator[Job]:
-    """PWM and TD-MPC2 on all tasks and IQL on each, for each seed, with the same data, updates and rounds."""
+    """A run of each method for each task, or for all together, and each seed: the same data, updates and rounds."""
     data = _check_data(plan)
     wanted = dict.fromkeys(RUNS[method] for method in plan.methods)
     for seed in plan.seeds:
         settings = _settings(plan, data, seed)
         for run in wanted:
-            overrides, of_all = plan.overrides_of(run), f"task=[{','.join(plan.tasks)}]"
-            places = {run: (of_all, Path(run))} if run != "iql" else {}
-            places |= {f"iql/{task}": (f"task={task}", Path("iql") / task) for task in plan.tasks if run == "iql"}
-            for name, (tasks, place) in places.items():
+            places = {f"{run}/{task}": task if run == "iql" else f"[{task}]" for task in plan.tasks}
+            if run in _JOINT:
+                places = {run: f"[{','.join(plan.tasks)}]"}
+            for place, tasks in places.items():
                 yield Job(
-                    name=f"{name}/{seed}",
+                    name=f"{place}/{seed}",
                     script=_OFFLINE_SCRIPTS[run],
-                    settings=(tasks, *settings[run], *overrides),
+                    settings=(f"task={tasks}", *settings[run], *plan.overrides_of(run)),
                     folder=(plan.folder / place / f"seed-{seed}").absolute(),
                 )
 
@@ -162,36 +167,46 @@ def _settings(plan: Plan, data: Path, seed: int) -> dict[str, list[str]]:
     ]
     common += [f"data.root={data}", "threads=1"]
     preset = pwm_preset()
-    count, more = _given(plan.rounds, preset.rounds.count), _given(plan.round_updates, preset.rounds.iterations)
-    rounds = [f"rounds.count={count}", f"rounds.iterations={more}"]
-    model = {
+    count = _given(plan.rounds, preset.rounds.count)
+    # The preset's updates are those of one model of all its tasks.
+    updates = _given(plan.updates, preset.world_model.iterations // len(preset.task))
+    more = _given(plan.round_updates, preset.rounds.iterations // len(preset.task))
+    batch = {
         "batch_size": _given(plan.batch_size, preset.world_model.batch_size),
-        "iterations": _given(plan.updates, preset.world_model.iterations),
         "slice_len": _given(plan.slice_len, preset.world_model.slice_len),
     }
     pwm = ["data=open", *common, "workers=1", "evaluation.film=0", "extraction.select=last"]
     pwm += [
         f"extraction.eval_episodes={EVAL_EPISODES}",
-        *(f"world_model.{key}={value}" for key, value in model.items()),
+        *(f"world_model.{key}={value}" for key, value in batch.items()),
     ]
     # A round's policies are evaluated before its updates too, as are those that begin as a clone; others are not.
     along = -(-preset.extraction.iterations // EVALUATIONS)
     if count:
         along = -(-preset.rounds.policy_iterations // (EVALUATIONS - 1))
+    plain = ["preset=mini", *pwm, f"extraction.eval_interval={along}", f"rounds.count={count}"]
     cloning = ["evaluation.baselines.cloning.top=1.0", "evaluation.baselines.cloning.also=[0.5]"]
     cloning.append(f"evaluation.baselines.cloning.evaluations={EVALUATIONS}")
-    updates = _given(plan.tdmpc2_updates, model["iterations"])
+    tasks, tdmpc2 = len(plan.tasks), _given(plan.tdmpc2_updates, updates)
     return {
-        "pwm": ["preset=mini", *pwm, *rounds, f"extraction.eval_interval={along}", *cloning],
+        "pwm": [*plain, f"world_model.iterations={updates}", f"rounds.iterations={more}", *cloning],
+        "pwm_joint": [
+            *plain,
+            *(f"world_model.iterations={tasks * updates}", f"rounds.iterations={tasks * more}"),
+            "evaluation.baselines=null",
+        ],
         "pwm_cloned": [
-            *("preset=make_quickstart", *pwm, "rounds.count=0", "evaluation.baselines=null"),
+            *("preset=make_quickstart", *pwm, f"world_model.iterations={tasks * updates}"),
+            *("rounds.count=0", "evaluation.baselines=null"),
             f"extraction.eval_interval={200 // (EVALUATIONS - 1)}",
         ],
         "tdmpc2": [
-            *("model=small", "data=open", *common, "workers=1", *rounds, f"rounds.evaluations={EVALUATIONS}"),
-            *("evaluation.prior=true", "training.normalize_observations=true", "training.select=last"),
-            *(f"training.iterations={updates}", f"training.batch_size={model['batch_size']}"),
-            *(f"training.eval_interval={max(updates // _POINTS, 1)}", f"training.eval_episodes={EVAL_EPISODES}"),
+            *("model=small", "data=open", *common, "workers=1"),
+            *(f"rounds.count={count}", f"rounds.iterations={more}", f"rounds.newest={preset.rounds.newest}"),
+            *(f"rounds.evaluations={EVALUATIONS}", "evaluation.prior=true"),
+            *("training.normalize_observations=true", "training.select=last"),
+            *(f"training.iterations={tdmpc2}", f"training.batch_size={batch['batch_size']}"),
+            *(f"training.eval_interval={max(tdmpc2 // _POINTS, 1)}", f"training.eval_episodes={EVAL_EPISODES}"),
         ],
         "iql": [
             *(*common, f"iterations={plan.iql_updates}", "select=last"),

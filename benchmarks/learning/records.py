@@ -35,7 +35,8 @@ def read_records(group: Group, folder: Path, methods: Sequence[str] = (), tasks:
         if name in names and (group.offline or summary["task"] in known):
             config: Any = OmegaConf.load(run / "config.yaml")
             (read_offline if group.offline else _read_online)(records, run, name, config, summary)
-    join_curves(records, known)
+    if group.offline:
+        join_curves(records, known)
     rows = [{**row, "group": group.name} for row in records.rows if row["method"] in wanted and row["task"] in known]
     order = {method: place for place, method in enumerate(METHODS)}
     records.rows = sorted(rows, key=lambda row: (order[row["method"]], known.index(row["task"]), row["seed"]))

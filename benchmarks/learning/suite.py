@@ -30,13 +30,13 @@ from torchrl_pwm.runs.cli import user_errors
 
 RUNS = ROOT / "runs" / "suite"
 _OFFLINE = {
-    "updates": "of each world model before its rounds",
+    "updates": "of a task's world model before its rounds",
     "tdmpc2_updates": "of TD-MPC2's, where they are others",
     "iql_updates": "of each of IQL's policies",
     "batch_size": "sequences of an update of a world model",
     "slice_len": "transitions of a sequence; TD-MPC2 has its published 3",
     "rounds": "in which PWM and TD-MPC2 play and train on",
-    "round_updates": "of each world model in a round",
+    "round_updates": "of a task's world model in a round",
 }
 
 

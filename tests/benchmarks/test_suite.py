@@ -36,10 +36,10 @@ PLANNER = "planner={num_samples: 8, num_policy_rollouts: 2, num_elites: 4, itera
 PLAYED = ["rounds.episodes={dm_control: 1, metaworld: 1}"]
 ONE = ["extraction.eval_episodes=1", "rounds.eval_episodes=1", "rounds.policy_iterations=2"]
 OFFLINE = [
-    *(f"{run}:{setting}" for run in ("pwm", "pwm_cloned", "tdmpc2") for setting in MODEL),
-    *(f"{run}:{setting}" for run in ("pwm", "pwm_cloned") for setting in (*PWM, *ONE)),
+    *(f"{run}:{setting}" for run in ("pwm", "pwm_joint", "pwm_cloned", "tdmpc2") for setting in MODEL),
+    *(f"{run}:{setting}" for run in ("pwm", "pwm_joint", "pwm_cloned") for setting in (*PWM, *ONE)),
     *(f"pwm_cloned:{setting}" for setting in CLONED),
-    *(f"{run}:{setting}" for run in ("pwm", "tdmpc2") for setting in PLAYED),
+    *(f"{run}:{setting}" for run in ("pwm", "pwm_joint", "tdmpc2") for setting in PLAYED),
     *("pwm:evaluation.baselines.cloning.updates=4", "pwm:evaluation.baselines.cloning.eval_episodes=1"),
     *(f"tdmpc2:{PLANNER}", "tdmpc2:training.eval_interval=2", "tdmpc2:training.eval_episodes=1"),
     *("tdmpc2:training.log_interval=2", "tdmpc2:training.save_interval=2"),
@@ -112,14 +112,14 @@ def test_every_offline_method_runs_and_is_reported(data, tmp_path, monkeypatch):
     assert sorted(row["method"] for row in rows) == sorted(expected)
     by_method = {row["method"]: row for row in rows}
     # equal data, updates and rounds
-    assert {by_method[method]["model_updates"] for method in ("pwm", "tdmpc2", "tdmpc2_prior")} == {"6"}
+    assert {by_method[method]["model_updates"] for method in ("pwm", "pwm_joint", "tdmpc2", "tdmpc2_prior")} == {"6"}
     assert (by_method["pwm_cloned"]["model_updates"], by_method["pwm"]["policy_updates"]) == ("4", "4")
     assert {row["transitions"] for row in rows if row["method"] != "random"} == {"36"}
     assert all(float(by_method[method]["ms_per_decision"]) > 0 for method in ("pwm", "tdmpc2", "tdmpc2_prior"))
     assert all(row["success"] == row["score"] and row["episodes"] == "1" for row in rows)
     check_selection(rows, "score", "last")
     assert content["versions"]["torch"] and content["machine"]["processor"] and content["made"]
-    assert set(content["equal_minutes"][0]["methods"]) == {"pwm", "pwm_cloned", "tdmpc2_prior", "iql"}
+    assert set(content["equal_minutes"][0]["methods"]) == {"pwm", "pwm_joint", "pwm_cloned", "tdmpc2_prior", "iql"}
     assert "1 rounds of 1 episodes" in content["budgets"]["tdmpc2"] and "1 rounds" in content["budgets"]["pwm"]
     page = (tmp_path / "results" / "suite_mini.html").read_text()
     assert page.count("data:image/png;base64,") == 4 and page.count("<figcaption>") == 4

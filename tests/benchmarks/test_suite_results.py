@@ -13,7 +13,7 @@ pytest.importorskip("rliable")
 from torchrl.record.loggers import CSVLogger
 
 from benchmarks.learning.groups import Group, groups
-from benchmarks.learning.offline_records import add_sac
+from benchmarks.learning.offline_records import add_sac, join_curves
 from benchmarks.learning.plans import Plan
 from benchmarks.learning.records import env_steps_curve, progress_to_controller, read_records
 from benchmarks.learning.report import loss_sentences, markdown, write_page
@@ -130,22 +130,46 @@ def test_an_override_of_no_method_is_refused(override, message):
 
 
 def test_offline_methods_have_the_updates_and_rounds_of_the_preset_where_none_are_given(tmp_path):
-    with EpisodeStoreWriter(tmp_path, "mt80", {"mw-reach": 1}, row_length=100) as writer:
-        writer.write("mw-reach", np.zeros((1, 101, 39)), np.zeros((1, 100, 6)), np.zeros((1, 100)))
-    plan = Plan(groups()["mini"], ("pwm", "tdmpc2", "iql"), ("mw-reach",), (3,), tmp_path / "runs", tmp_path)
-    found = {job.name: job.settings for job in plan.jobs()}
-    assert list(found) == ["pwm/3", "tdmpc2/3", "iql/mw-reach/3"]
-    configs = [command_config("mt80", list(found["pwm/3"])), command_config("tdmpc2-mt80", list(found["tdmpc2/3"]))]
-    pwm, tdmpc2 = configs
+    tasks = ("mw-reach", "mw-drawer-close")
+    with EpisodeStoreWriter(tmp_path, "mt80", dict.fromkeys(tasks, 1), row_length=100) as writer:
+        for task in tasks:
+            writer.write(task, np.zeros((1, 101, 39)), np.zeros((1, 100, 6)), np.zeros((1, 100)))
+    methods = ("pwm", "pwm_joint", "tdmpc2", "iql")
+    plan = Plan(groups()["mini"], methods, tasks, (3,), tmp_path / "runs", tmp_path)
+    found = {job.name: job for job in plan.jobs()}
+    assert set(found) == {f"{run}/{task}/3" for run in ("pwm", "tdmpc2", "iql") for task in tasks} | {"pwm_joint/3"}
+    assert len({job.folder for job in found.values()}) == len(found)
+    configs = [
+        command_config(command, list(found[name].settings))
+        for command, name in (("mt80", "pwm/mw-reach/3"), ("tdmpc2-mt80", "tdmpc2/mw-reach/3"), ("mt80", "pwm_joint/3"))
+    ]
+    pwm, tdmpc2, joint = configs
     preset = command_config("mt80", ["preset=mini"])
-    for key in ("count", "iterations", "share", "noise", "episodes"):
-        assert pwm.rounds[key] == tdmpc2.rounds[key] == preset.rounds[key]
-    for key in ("iterations", "batch_size"):
-        assert pwm.world_model[key] == tdmpc2.training[key] == preset.world_model[key]
+    for key in ("count", "iterations", "share", "newest", "noise", "episodes"):
+        share = len(preset.task) if key == "iterations" else 1
+        expected = preset.rounds[key] // share if share > 1 else preset.rounds[key]
+        assert pwm.rounds[key] == tdmpc2.rounds[key] == expected
+    for key, share in (("iterations", len(preset.task)), ("batch_size", 1)):
+        assert pwm.world_model[key] == tdmpc2.training[key] == preset.world_model[key] // share
+    assert joint.world_model.iterations == len(tasks) * pwm.world_model.iterations
+    assert joint.rounds.iterations == len(tasks) * pwm.rounds.iterations
     # as many evaluations of each, the first of a round before its updates
     assert 1 + preset.rounds.policy_iterations / pwm.extraction.eval_interval == tdmpc2.rounds.evaluations
     assert pwm.extraction.warm_start.behavior_updates == pwm.loss.behavior_coef == 0
     assert {config.evaluation.seed for config in configs} == {1300}
+
+
+def test_curves_of_single_tasks_become_the_mean_of_seeds_that_have_all():
+    def curve(task, seed, score, method="pwm"):
+        return Curve(method, seed, task, np.array([10.0, 20.0]), np.array([1.0, 2.0]), np.array(score), 10.0)
+
+    joint = curve(None, 0, [0.3, 0.3], "pwm_joint")
+    records = Records(curves=[curve("a", 0, [0.2, 0.4]), joint, curve("b", 0, [0.6, 0.8]), curve("a", 1, [0.1, 0.1])])
+    join_curves(records, ("a", "b"))
+    first, own = records.curves
+    assert first is joint and (own.method, own.seed, own.task, own.before_rounds) == ("pwm", 0, None, 20.0)
+    assert own.amount.tolist() == [20.0, 40.0] and own.minutes.tolist() == [2.0, 4.0]
+    assert own.score == pytest.approx([0.4, 0.6])
 
 
 def test_overrides_go_to_all_methods_or_to_one():
