@@ -6,8 +6,8 @@
     python -m benchmarks.learning.suite run --group mini --data ... -- evaluation.episodes=20 tdmpc2:stepper.lr=3e-4
     python -m benchmarks.learning.suite report --group mini         # benchmarks/results/suite_mini.*
 
-Each run is a script of ``examples/`` or of ``methods/``, on one thread, in runs/suite/<group>/<method>/. Finished runs
-are skipped and interrupted ones go on from their checkpoints. Settings after ``--`` go to every method, or with
+Each run is a script of ``examples/`` or of ``methods/``, on one thread, below runs/suite/<group>/<method>/. Finished
+runs are skipped and interrupted ones go on from their checkpoints. Settings after ``--`` go to every method, or with
 ``method:`` before them to one. The group closed_form is that of the analytic simulators.
 """
 
