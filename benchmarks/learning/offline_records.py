@@ -66,7 +66,7 @@ def _read_pwm(records: Records, run: Path, name: str, config: Any, summary: Mapp
             records.trust |= {(row["task"], each["seed"]): each["line"] for each in row["trust"]["seeds"]}
     if store is not None and name == "pwm":
         add_sac(records, store, config.task)
-    records.curves += _pwm_curve(name, config.seed, _only(config.task), stages)
+    records.parts += _pwm_curve(name, config.seed, _only(config.task), stages)
     batch = f"{config.world_model.batch_size} x {config.world_model.slice_len}"
     records.budgets[name] = (
         f"world model of {config.world_model.iterations} updates of {batch}, then {config.extraction.iterations} "
@@ -196,7 +196,7 @@ def _read_tdmpc2(records: Records, run: Path, name: str, config: Any, summary: M
         ]
         amount, minutes, score = (np.concatenate(each) for each in zip(*parts))
         before_rounds = float(training.iterations) if rounds.count else None
-        records.curves.append(
+        records.parts.append(
             Curve("tdmpc2_prior", config.seed, _only(config.task), amount, minutes, score, before_rounds)
         )
 
@@ -217,25 +217,21 @@ def _read_iql(records: Records, run: Path, name: str, config: Any, summary: Mapp
     if "real_score" in metrics:
         x, y = metrics["real_score"]
         minutes = np.interp(x, *metrics["training_seconds"]) / 60
-        records.curves.append(Curve(name, config.seed, spec.name, np.asarray(x, dtype=float), minutes, np.asarray(y)))
+        records.parts.append(Curve(name, config.seed, spec.name, np.asarray(x, dtype=float), minutes, np.asarray(y)))
     records.budgets[name] = f"{config.iterations} updates of {config.batch_size} transitions for each task"
 
 
-def join_curves(records: Records, tasks: Sequence[str]) -> None:
-    """Puts the mean over the tasks in place of the curves of single ones, of seeds that have all of them."""
-    alone = [curve for curve in records.curves if curve.task is not None]
-    records.curves = [curve for curve in records.curves if curve.task is None]
-    for method, seed in dict.fromkeys((curve.method, curve.seed) for curve in alone):
-        parts = [curve for curve in alone if (curve.method, curve.seed) == (method, seed) and curve.task in tasks]
-        if len(parts) == len(tasks) and len({tuple(part.amount) for part in parts}) == 1:
-            amount, minutes = len(parts) * parts[0].amount, np.sum([part.minutes for part in parts], 0)
-            begin = parts[0].before_rounds
-            records.curves.append(
-                Curve(
-                    *(method, seed, None, amount, minutes, np.mean([part.score for part in parts], 0)),
-                    before_rounds=None if begin is None else len(parts) * begin,
-                )
-            )
+def join_curves(parts: Sequence[Curve], tasks: Sequence[str]) -> list[Curve]:
+    """The curves of all tasks together, and the mean over the tasks of those of single ones, of seeds that have all."""
+    curves = [part for part in parts if part.task is None]
+    for method, seed in dict.fromkeys((part.method, part.seed) for part in parts if part.task is not None):
+        own = [part for part in parts if (part.method, part.seed) == (method, seed) and part.task in tasks]
+        if len(own) == len(tasks) and len({tuple(part.amount) for part in own}) == 1:
+            amount, minutes = len(own) * own[0].amount, np.sum([part.minutes for part in own], 0)
+            score, begin = np.mean([part.score for part in own], 0), own[0].before_rounds
+            begin = None if begin is None else len(own) * begin
+            curves.append(Curve(method, seed, None, amount, minutes, score, begin))
+    return curves
 
 
 def _only(tasks: Sequence[str]) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from benchmarks.learning.earlier import add_earlier
 from benchmarks.learning.groups import METHODS, Group
 from benchmarks.learning.offline_records import join_curves, read_offline
 from benchmarks.learning.plans import RUNS, SCRIPTS
@@ -19,8 +20,20 @@ from torchrl_pwm.evaluation import read_metrics
 from torchrl_pwm.evaluation.statistics import SELECT
 
 
-def read_records(group: Group, folder: Path, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -> Records:
+def read_records(
+    group: Group,
+    folder: Path,
+    methods: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    earlier: Records | None = None,
+) -> Records:
     """Rows and curves of the finished runs below ``folder``.
+
+    Args:
+        group: of the runs.
+        folder: theirs.
+        methods, tasks: those that are wanted; default: all.
+        earlier: of an offline group, what further runs had, which are not in the folder.
 
     Raises:
         FileNotFoundError: if no run is finished.
@@ -35,8 +48,9 @@ def read_records(group: Group, folder: Path, methods: Sequence[str] = (), tasks:
         if name in names and (group.offline or summary["task"] in known):
             config: Any = OmegaConf.load(run / "config.yaml")
             (read_offline if group.offline else _read_online)(records, run, name, config, summary)
-    if group.offline:
-        join_curves(records, known)
+    if earlier is not None:
+        add_earlier(records, earlier)
+    records.curves = join_curves(records.parts, known) if group.offline else records.parts
     rows = [{**row, "group": group.name} for row in records.rows if row["method"] in wanted and row["task"] in known]
     order = {method: place for place, method in enumerate(METHODS)}
     records.rows = sorted(rows, key=lambda row: (order[row["method"]], known.index(row["task"]), row["seed"]))
@@ -55,18 +69,10 @@ def _read_origin(records: Records, run: Path, name: str, summary: Mapping[str, A
     """Versions, machine, commit and command; where runs differ, all that there were, and the first command."""
     job = run / "job.json"
     made = json.loads(job.read_text()) if job.exists() else {}
-    for kept, further in ((records.versions, summary.get("versions")), (records.machine, made.get("machine"))):
-        for key, value in (further or {}).items():
-            kept[key] = _joined(kept.get(key), value)
+    records.tell(summary.get("versions") or {}, made.get("machine") or {}, made.get("commit"))
     if made:
         command = " ".join(["python", made["script"], *made["settings"]])
         records.commands.setdefault(name, re.sub(r"data\.root=\S+", "data.root=DIR", command))
-    if made.get("commit"):
-        records.commit = _joined(records.commit, made["commit"])
-
-
-def _joined(before: str | None, value: str) -> str:
-    return value if before is None else before if value in before.split("; ") else f"{before}; {value}"
 
 
 def _read_online(records: Records, run: Path, name: str, config: Any, summary: Mapping[str, Any]) -> None:
@@ -88,7 +94,7 @@ def _read_online(records: Records, run: Path, name: str, config: Any, summary: M
     for level in ("no action", "hand-written controller"):
         if level in outcomes:
             levels[level] = outcomes[level]["return_mean"]
-    records.curves.append(Curve(name, seed, task, *env_steps_curve(metrics, summary)))
+    records.parts.append(Curve(name, seed, task, *env_steps_curve(metrics, summary)))
     records.budgets[f"{name}, {task}"] = f"{summary['iterations']} iterations, {summary['steps']:,} env steps"
 
 

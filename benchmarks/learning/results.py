@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.learning.criteria import criteria, differences, slopes
+from benchmarks.learning.earlier import curve_record
 from benchmarks.learning.groups import METHODS, Group
 from benchmarks.learning.jobs import commit
 from benchmarks.learning.rows import COLUMNS, Curve, Records
@@ -67,6 +68,7 @@ def summarize(
         "criteria": criteria(records, CONFIDENCE) if group.offline else [],
         "slopes": slopes(records.curves) if group.offline else [],
         "trust": _by_task(records.trust),
+        "curves": [curve_record(part) for part in records.parts] if group.offline else [],
         "commands": records.commands,
         "rows": [{key: _rounded(key, row[key]) for key in COLUMNS} for row in records.rows],
     }

@@ -52,7 +52,8 @@ class Records:
 
     Args:
         rows: of the CSV.
-        curves: of all runs.
+        parts: curves as each run has them.
+        curves: those that are compared: offline, the means over the tasks.
         references: by task, the scores of what is no method: the data's behaviour, a hand-written controller.
         budgets: by run, its updates or steps, in words.
         versions: of the packages that the runs were made with.
@@ -63,6 +64,7 @@ class Records:
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+    parts: list[Curve] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     references: dict[str, dict[str, float]] = field(default_factory=dict)
     budgets: dict[str, str] = field(default_factory=dict)
@@ -80,6 +82,14 @@ class Records:
         if select := row["select"]:
             row |= {f"return_{select}": row["return_mean"], f"score_{select}": row["score"]}
         self.rows.append(row)
+
+    def tell(self, versions: Mapping[str, str], machine: Mapping[str, str], commit: str | None) -> None:
+        """What further runs were made with; where it differs, all that there was."""
+        for kept, further in ((self.versions, versions), (self.machine, machine)):
+            for key, value in further.items():
+                kept[key] = _joined(kept.get(key), value)
+        if commit:
+            self.commit = _joined(self.commit, commit)
 
     def methods(self) -> list[str]:
         """Those that have rows, in the order of tables."""
@@ -140,3 +150,9 @@ def last_and_best(spec: Any, result: Mapping[str, Any], select: str) -> dict[str
 
 def date_of(run: Path) -> str:
     return datetime.date.fromtimestamp((run / "summary.json").stat().st_mtime).isoformat()
+
+
+def _joined(before: str | None, value: str) -> str:
+    """Both, each once."""
+    known = [] if before is None else before.split("; ")
+    return "; ".join([*known, *(part for part in value.split("; ") if part not in known)])

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.learning.decisions import measure_decisions
+from benchmarks.learning.earlier import read_earlier
 from benchmarks.learning.groups import METHODS, groups
 from benchmarks.learning.jobs import RESULTS, ROOT, complete, split_settings
 from benchmarks.learning.plans import Plan
@@ -40,22 +41,34 @@ _OFFLINE = {
 }
 
 
-def report(plan: Plan, results: Path, *, minutes: float | None = None) -> Path:
+def report(plan: Plan, results: Path, *, minutes: float | None = None, add: bool = False) -> Path:
     """Writes CSV, JSON, figures, table and page of the finished runs; returns the path of the page.
 
     The milliseconds of a decision are kept beside the runs, and measured anew when further runs are finished.
 
+    Args:
+        plan: whose runs are reported.
+        results: folder of the report.
+        minutes: where curves are compared; default: at the end of the shortest.
+        add: to the report that is in ``results``, which may be of runs on another machine.
+
     Raises:
         FileNotFoundError: if no run is finished.
+        ValueError: if the group is not offline, whose scores are relative to the other runs, and ``add`` is given.
     """
     group, measured = plan.group, plan.folder / "decisions.json"
-    records = read_records(group, plan.folder, plan.methods, plan.tasks)
+    if add and not group.offline:
+        raise ValueError(
+            f"--add is for offline groups, found {group.name}, whose scores are relative to its other runs"
+        )
+    place = results / f"suite_{group.name}"
+    earlier = read_earlier(place.with_suffix(".json")) if add else None
+    records = read_records(group, plan.folder, plan.methods, plan.tasks, earlier)
     latest = max(file.stat().st_mtime for file in plan.folder.rglob("summary.json"))
     if not measured.exists() or measured.stat().st_mtime < latest:
         replace_file(measured, json.dumps(measure_decisions(group, plan.folder), indent=2).encode())
     content = summarize(group, records, json.loads(measured.read_text()), minutes=minutes)
     results.mkdir(parents=True, exist_ok=True)
-    place = results / f"suite_{group.name}"
     write_csv(content["rows"], place.with_suffix(".csv"))
     place.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     place.with_suffix(".md").write_text(markdown(group, content), encoding="utf-8")
@@ -86,6 +99,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Plan]:
     parser.add_argument("--episodes", type=int, help="of the final evaluation in each task")
     parser.add_argument("--results", type=Path, default=RESULTS, help="of the report")
     parser.add_argument("--minutes", type=float, help="where curves are compared at equal time; default: the shortest")
+    parser.add_argument("--add", action="store_true", help="to the report that is there, from runs on other machines")
     offline = parser.add_argument_group("offline groups")
     offline.add_argument("--data", type=Path, help="folder of the episodes that all methods learn from")
     for name, purpose in _OFFLINE.items():
@@ -114,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     with user_errors():
         options, plan = parse(sys.argv[1:] if arguments is None else arguments)
         if options.action == "report":
-            print(report(plan, options.results, minutes=options.minutes))
+            print(report(plan, options.results, minutes=options.minutes, add=options.add))
             return
         complete(plan.jobs(), options.workers)
 

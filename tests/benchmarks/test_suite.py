@@ -182,6 +182,7 @@ def test_every_online_method_runs_and_is_reported(tmp_path, monkeypatch):
         (["run", "--group", "closed_form", "--tasks", "ant"], "has cartpole_swingup, double_pendulum, not ant"),
         (["run", "--group", "closed_form", "--methods", "random"], "evaluated beside another method"),
         (["report", "--group", "mini", "--folder", "nowhere"], "no finished run of .* in nowhere"),
+        (["report", "--group", "closed_form", "--add"], "--add is for offline groups, found closed_form"),
     ],
 )
 def test_bad_input_says_what_to_do(arguments, message):

@@ -12,6 +12,7 @@ pytest.importorskip("rliable")
 
 from torchrl.record.loggers import CSVLogger
 
+from benchmarks.learning.earlier import add_earlier, read_earlier
 from benchmarks.learning.groups import Group, groups
 from benchmarks.learning.offline_records import add_sac, join_curves
 from benchmarks.learning.plans import Plan
@@ -164,12 +165,36 @@ def test_curves_of_single_tasks_become_the_mean_of_seeds_that_have_all():
         return Curve(method, seed, task, np.array([10.0, 20.0]), np.array([1.0, 2.0]), np.array(score), 10.0)
 
     joint = curve(None, 0, [0.3, 0.3], "pwm_joint")
-    records = Records(curves=[curve("a", 0, [0.2, 0.4]), joint, curve("b", 0, [0.6, 0.8]), curve("a", 1, [0.1, 0.1])])
-    join_curves(records, ("a", "b"))
-    first, own = records.curves
+    parts = [curve("a", 0, [0.2, 0.4]), joint, curve("b", 0, [0.6, 0.8]), curve("a", 1, [0.1, 0.1])]
+    first, own = join_curves(parts, ("a", "b"))
     assert first is joint and (own.method, own.seed, own.task, own.before_rounds) == ("pwm", 0, None, 20.0)
     assert own.amount.tolist() == [20.0, 40.0] and own.minutes.tolist() == [2.0, 4.0]
     assert own.score == pytest.approx([0.4, 0.6])
+
+
+def test_a_report_takes_in_the_rows_and_curves_of_one_from_another_machine(tmp_path):
+    def curve(task, seed):
+        return Curve("pwm", seed, task, np.array([10.0, 20.0]), np.array([1.0, 2.0]), np.array([0.5, 0.25]), 10.0)
+
+    first = make_records(pwm=[[0.5, 0.9], [0.6, 0.9]], cloning_half=[[0.9, 0.1]])
+    first.parts, first.trust = [curve("a", 0), curve("b", 0), curve("a", 1)], {("a", 0): "exploits", ("a", 1): "no"}
+    first.machine, first.commit, first.references = {"processor": "P"}, "c", {"a": {"the data's behaviour": 0.3}}
+    file = tmp_path / "suite_mini.json"
+    file.write_text(json.dumps(summarize(GROUP, first, {})))
+    second = make_records(pwm=[[0.7, 0.9]])
+    second.rows = [{**row, "seed": 1} for row in second.rows]  # anew, beside a further task's curve
+    second.parts, second.trust = [curve("b", 1)], {("a", 1): "yes"}
+    second.machine, second.commit = {"processor": "Q"}, "d"
+    add_earlier(second, read_earlier(file))
+    assert second.values("pwm", "a") == [0.5, 0.7] and second.values("cloning_half", "b") == [0.1]
+    assert second.trust == {("a", 0): "exploits", ("a", 1): "yes"} and second.references == first.references
+    assert (second.machine, second.commit) == ({"processor": "Q; P"}, "d; c")
+    assert [joined.seed for joined in join_curves(second.parts, ("a", "b"))] == [1, 0]
+    # a report of the merged records says the same as one of both
+    again = summarize(GROUP, second, {})
+    assert again["methods"]["pwm"]["seeds"] == 2 and len(again["curves"]) == 4
+    none = read_earlier(tmp_path / "nowhere.json")
+    assert none.rows == [] and none.parts == []
 
 
 def test_overrides_go_to_all_methods_or_to_one():
