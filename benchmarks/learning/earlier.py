@@ -30,7 +30,10 @@ def read_earlier(file: Path) -> Records:
         parts=[
             Curve(**{**made, **{axis: np.array(made[axis]) for axis in axes}}) for made in content.get("curves", [])
         ],
-        **{key: content.get(key, {}) for key in ("references", "budgets", "versions", "machine", "commands")},
+        **{
+            key: content.get(key, {})
+            for key in ("references", "budgets", "versions", "machine", "commands", "decisions")
+        },
         commit=content["commit"],
         trust={
             (task, int(seed)): line for task, seeds in content.get("trust", {}).items() for seed, line in seeds.items()
@@ -46,4 +49,5 @@ def add_earlier(records: Records, earlier: Records) -> None:
     records.parts += [part for part in earlier.parts if (part.method, part.task, part.seed) not in parts]
     for key in ("references", "budgets", "commands", "trust"):
         setattr(records, key, {**getattr(earlier, key), **getattr(records, key)})
+    records.decisions = earlier.decisions
     records.tell(earlier.versions, earlier.machine, earlier.commit)

@@ -41,6 +41,7 @@ def summarize(
         decisions: of :func:`~benchmarks.learning.decisions.measure_decisions`.
         minutes: where curves are compared at equal wall-clock time; default: the end of the shortest training.
     """
+    decisions = {**records.decisions, **decisions}
     for row in records.rows:
         taken = decisions.get(row["method"], {})
         row["ms_per_decision"], row["ms_per_decision_of_8"] = taken.get("1"), taken.get("8")

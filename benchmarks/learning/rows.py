@@ -61,6 +61,8 @@ class Records:
         commit: of the code that made them, likewise.
         commands: by run, the command line of its first seed.
         trust: by task and seed, what the trust probe says of PWM's policy.
+        decisions: by method, milliseconds of a decision as measured earlier, see
+            :func:`~benchmarks.learning.decisions.measure_decisions`.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -73,6 +75,7 @@ class Records:
     commit: str | None = None
     commands: dict[str, str] = field(default_factory=dict)
     trust: dict[tuple[str, int], str] = field(default_factory=dict)
+    decisions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def add(self, method: str, task: str, seed: int, returns: Sequence[float], **further: Any) -> None:
         """A row, from the returns of its episodes."""

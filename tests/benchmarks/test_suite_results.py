@@ -180,7 +180,7 @@ def test_a_report_takes_in_the_rows_and_curves_of_one_from_another_machine(tmp_p
     first.parts, first.trust = [curve("a", 0), curve("b", 0), curve("a", 1)], {("a", 0): "exploits", ("a", 1): "no"}
     first.machine, first.commit, first.references = {"processor": "P"}, "c", {"a": {"the data's behaviour": 0.3}}
     file = tmp_path / "suite_mini.json"
-    file.write_text(json.dumps(summarize(GROUP, first, {})))
+    file.write_text(json.dumps(summarize(GROUP, first, {"pwm": {"1": 2.0}, "cloning_half": {"1": 1.0}})))
     second = make_records(pwm=[[0.7, 0.9]])
     second.rows = [{**row, "seed": 1} for row in second.rows]  # anew, beside a further task's curve
     second.parts, second.trust = [curve("b", 1)], {("a", 1): "yes"}
@@ -191,7 +191,8 @@ def test_a_report_takes_in_the_rows_and_curves_of_one_from_another_machine(tmp_p
     assert (second.machine, second.commit) == ({"processor": "Q; P"}, "d; c")
     assert [joined.seed for joined in join_curves(second.parts, ("a", "b"))] == [1, 0]
     # a report of the merged records says the same as one of both
-    again = summarize(GROUP, second, {})
+    again = summarize(GROUP, second, {"pwm": {"1": 3.0}})
+    assert again["decisions"] == {"pwm": {"1": 3.0}, "cloning_half": {"1": 1.0}}
     assert again["methods"]["pwm"]["seeds"] == 2 and len(again["curves"]) == 4
     none = read_earlier(tmp_path / "nowhere.json")
     assert none.rows == [] and none.parts == []
