@@ -25,15 +25,13 @@ def read_earlier(file: Path) -> Records:
         return Records()
     content = json.loads(file.read_text(encoding="utf-8"))
     axes = ("amount", "minutes", "score")
+    told = ("references", "budgets", "versions", "machine", "commands", "decisions")
     return Records(
         rows=[{**dict.fromkeys(COLUMNS), **row} for row in content["rows"]],
         parts=[
             Curve(**{**made, **{axis: np.array(made[axis]) for axis in axes}}) for made in content.get("curves", [])
         ],
-        **{
-            key: content.get(key, {})
-            for key in ("references", "budgets", "versions", "machine", "commands", "decisions")
-        },
+        **{key: content.get(key, {}) for key in told},
         commit=content["commit"],
         trust={
             (task, int(seed)): line for task, seeds in content.get("trust", {}).items() for seed, line in seeds.items()
