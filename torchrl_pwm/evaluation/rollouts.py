@@ -243,7 +243,7 @@ def _evaluate(
             step, state = env.step_and_maybe_reset(state)
             if on_step is not None:
                 on_step(step)
-            bar.update(statistics.add_step(step, env.reward_key, done_key, success_key))
+            bar.update(statistics.add_step(step, env.reward_key, done_key, success_key, keys))
             statistics.check_length(max_steps)
     returns, lengths, successes = statistics.arrays()
     return EvaluationResult(
