@@ -108,11 +108,13 @@ class FiniteWriter(RoundRobinWriter):
 
     def extend(self, data: Any) -> torch.Tensor:
         # The buffer hands over steps as they lie in its storage, [time, envs].
-        _refuse_non_finite(data.transpose(0, 1), "a replay", "leave them out, or the entry by exclude()")
+        if isinstance(data, TensorDictBase):
+            _refuse_non_finite(data.transpose(0, 1), "a replay", "leave them out, or the entry by exclude()")
         return super().extend(data)
 
     def add(self, data: Any) -> Any:
-        _refuse_non_finite(data.unsqueeze(-1), "a replay", "leave them out, or the entry by exclude()")
+        if isinstance(data, TensorDictBase):
+            _refuse_non_finite(data.unsqueeze(-1), "a replay", "leave them out, or the entry by exclude()")
         return super().add(data)
 
 
