@@ -67,7 +67,7 @@ def test_steps_that_do_not_follow_each_other_are_no_episode(tmp_path):
 
 
 def test_a_nan_of_recorded_transitions_is_named_as_one(tmp_path):
-    steps = as_tensordict(episode(0, 8))
+    steps = as_tensordict({**episode(0, 8), "terminated": False})
     steps["next", "observation"][3, 1] = steps["observation"][4, 1] = torch.nan
     with pytest.raises(ValueError, match=r"observation of task d is nan in episode 0 at step 4"):
         write_episodes(tmp_path / "d", steps)
