@@ -12,6 +12,7 @@ from torchrl.envs.transforms import ObservationNorm
 from torchrl_pwm.data import EpisodeStore, SACConfig, TDMPC2ExperienceReplay, collect_dataset
 from torchrl_pwm.data.collect.behaviors import TaskJob, task_episodes
 from torchrl_pwm.data.store.episodes import Episode
+from torchrl_pwm.envs.dm_control import DMControlSimulation
 from torchrl_pwm.envs.multitask import make_task_env
 from torchrl_pwm.envs.tasks import MT30, MT80, TaskSet
 
@@ -319,3 +320,26 @@ def test_a_missing_simulator_names_the_extra(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r'pip install "torchrl-pwm\[mt80\]"'):
         collect("mw-reach", tmp_path / "d")
     assert not (tmp_path / "d").exists()
+
+
+def test_an_infinite_action_of_a_policy_is_refused_and_not_made_the_largest_one(tmp_path):
+    policy = TensorDictModule(lambda observation: observation[..., :6] + torch.inf, ["observation"], ["action"])
+    with pytest.raises(ValueError, match=r"the policy wrote the action \[inf.* for pendulum-swingup, expected finite"):
+        collect("pendulum-swingup", tmp_path / "data", behavior="policy", policy=policy)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("behavior", "steps"), [("random", 7), ("sac", 7)])
+def test_a_simulator_that_diverges_is_named_at_its_step_and_nothing_is_kept(behavior, steps, tmp_path, monkeypatch):
+    step, count = DMControlSimulation.step, []
+
+    def diverging(self, action):
+        count.append(1)
+        observation, reward, success = step(self, action)
+        return observation, np.nan if len(count) == steps + 1 else reward, success
+
+    monkeypatch.setattr(DMControlSimulation, "step", diverging)
+    with pytest.raises(ValueError, match=rf"reward of task pendulum-swingup must be finite, found nan at step {steps}"):
+        collect("pendulum-swingup", tmp_path / "data", behavior=behavior)
+    assert len(count) == steps + 1 and not (tmp_path / "data").exists()
+    assert not list((tmp_path / "data.partial").glob("*/manifest.json"))

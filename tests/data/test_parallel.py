@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
+from tests.trainers.tiny import assert_same
 from torchrl_pwm.data import ParallelSliceSampler, extend_with_recorded, make_online_replay
 
 
@@ -90,3 +91,24 @@ def test_recorded_steps_lie_one_after_the_other_and_end_there():
     assert not recorded["next", "done"].any()
     with pytest.raises(ValueError, match="N a multiple of the 4 envs"):
         extend_with_recorded(replay, recorded, num_envs=4)
+
+
+def test_steps_with_a_number_that_is_not_finite_are_refused_and_nothing_of_them_is_written():
+    replay = make_online_replay(100, slice_len=2, batch_size=2)
+    good = TensorDict({"observation": torch.randn(3, 5, 2), "next": {"reward": torch.randn(3, 5, 1)}}, [3, 5])
+    replay.extend(good)
+    before = replay.state_dict()
+    bad = good.clone()
+    bad["next", "reward"][2, 3] = torch.inf
+    bad["observation"][1, 4, 0] = torch.nan
+    with pytest.raises(
+        FloatingPointError, match=r"\('next', 'reward'\) is inf in env 2 at step 3 of a batch of \[3, 5\]"
+    ):
+        replay.extend(bad)
+    with pytest.raises(FloatingPointError, match=r"observation is nan in env 1 at step 0"):
+        replay.add(bad[:, 4])
+    assert_same(replay.state_dict(), before)
+    bad["next", "done"] = torch.zeros(3, 5, 1, dtype=torch.bool)
+    with pytest.raises(FloatingPointError, match=r"recorded data .*\('next', 'reward'\) is inf in row 2 at step 3"):
+        extend_with_recorded(replay, bad, num_envs=1)
+    assert len(replay) == 15

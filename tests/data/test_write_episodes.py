@@ -66,6 +66,16 @@ def test_steps_that_do_not_follow_each_other_are_no_episode(tmp_path):
         write_episodes(tmp_path / "d", joined)
 
 
+def test_a_nan_of_recorded_transitions_is_named_as_one(tmp_path):
+    steps = as_tensordict({**episode(0, 8), "terminated": False})
+    steps["next", "observation"][3, 1] = steps["observation"][4, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"observation of task d is nan in episode 0 at step 4"):
+        write_episodes(tmp_path / "d", steps)
+    with pytest.raises(ValueError, match=r"episode 0 has terminated that is no number at step 2"):
+        write_episodes(tmp_path / "d", [{**episode(0, 3), "terminated": np.array([0.0, 0.0, np.nan])}])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float32, np.float16, bool])
 def test_numbers_of_other_types_are_cast(tmp_path, kind):
     recorded = {

@@ -10,7 +10,15 @@ import torch
 
 from tests.modules.agent_files import save_pwm_agent
 from tests.modules.test_checkpoints import as_published, check_outputs
-from torchrl_pwm import PWMAgent, PWMWorldModel, TDMPC2Model, load_world_model, make_pwm_actor, make_value_ensemble
+from torchrl_pwm import (
+    DamagedFileError,
+    PWMAgent,
+    PWMWorldModel,
+    TDMPC2Model,
+    load_world_model,
+    make_pwm_actor,
+    make_value_ensemble,
+)
 from torchrl_pwm._utils.checkpoint import save_checkpoint, save_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -282,3 +290,12 @@ def test_an_argument_that_the_constructor_does_not_know_is_named(write, tmp_path
     file = write(build({}), tmp_path)
     with pytest.raises((ValueError, TypeError), match="colour"):
         load_world_model(file, colour="red")
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    state = PWMWorldModel(5, 2, latent_dim=16, units=(32, 32)).state_dict()
+    name = next(key for key in state if "dynamics" in key and key.endswith("weight"))
+    state[name] = state[name].clone().index_fill_(0, torch.tensor(1), torch.nan)
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(DamagedFileError, match=rf"model.pt: .* weights that are not finite in '{name}'"):
+        load_world_model(tmp_path / "model.pt")

@@ -104,6 +104,29 @@ def test_a_nan_in_the_data_stops_the_fit_and_names_the_entry():
         clone(data)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("statistics_size", [1, 10_000])
+def test_an_observation_that_is_not_finite_is_named_whether_or_not_it_is_in_the_statistics(value, statistics_size):
+    data = pairs(50)
+    data["observation"][7, 1] = value
+    with pytest.raises(FloatingPointError, match=r"Update \d+ of the behaviour cloning.*non-finite observation in"):
+        clone(data, statistics_size=statistics_size)
+
+
+def test_a_gradient_that_overflows_stops_the_fit_before_the_step():
+    tanh = torch.nn.Tanh.forward
+
+    def overflowing(self, x):
+        if x.requires_grad:
+            x.register_hook(lambda gradient: gradient * torch.inf)
+        return tanh(self, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Tanh, "forward", overflowing)
+        with pytest.raises(FloatingPointError, match=r"Update 1 .*loss_bc 0\.\d+, gradient norm (nan|inf)"):
+            clone(pairs(50))
+
+
 def test_wrong_sizes_and_numbers_are_refused():
     with pytest.raises(ValueError, match=r"sizes \(7, 3\), the task of \(4, 6\)"):
         clone_behavior(replay_of(pairs(10)), OBSERVATION, 6)

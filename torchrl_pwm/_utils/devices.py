@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,6 +94,17 @@ def keep_freed_memory() -> None:
     if it is a small one. One such block, freed before anything is written into it, ends that.
     """
     torch.empty(_LARGEST_BLOCK, dtype=torch.uint8, device="cpu")
+
+
+def give_back_memory() -> None:
+    """Frees what only refers to itself, and gives the memory back to the system, where the C library can.
+
+    Simulators that are closed wait for Python's next collection, and then leave the heap in pieces, of which the
+    library gives nothing back by itself. One without the other lets resident memory wander by hundreds of MB.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not Linux
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reads_ahead(device: torch.device | str) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from tensordict import TensorDictBase
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.data.replay_buffers import Storage
 from torchrl.data.replay_buffers.samplers import Sampler
+from torchrl.data.replay_buffers.writers import RoundRobinWriter
 
+from torchrl_pwm._utils.finite import first_bad_step
 from torchrl_pwm._utils.ranges import COUNT, check_range
 from torchrl_pwm._utils.torchrl_private import sampler_generator
 
@@ -97,13 +99,32 @@ class ParallelSliceSampler(Sampler):
         raise NotImplementedError("load the sampler with load_state_dict()")
 
 
+class FiniteWriter(RoundRobinWriter):
+    """TorchRL's writer in turn, which refuses steps with a NaN or an infinity before any of them is written.
+
+    Raises:
+        FloatingPointError: from ``extend`` and ``add`` of the replay buffer; names the entry, its env and step.
+    """
+
+    def extend(self, data: Any) -> torch.Tensor:
+        # The buffer hands over steps as they lie in its storage, [time, envs].
+        if isinstance(data, TensorDictBase):
+            _refuse_non_finite(data.transpose(0, 1), "a replay", "leave them out, or the entry by exclude()")
+        return super().extend(data)
+
+    def add(self, data: Any) -> Any:
+        if isinstance(data, TensorDictBase):
+            _refuse_non_finite(data.unsqueeze(-1), "a replay", "leave them out, or the entry by exclude()")
+        return super().add(data)
+
+
 def make_online_replay(
     capacity: int, *, slice_len: int = 16, batch_size: int = 256, seed: int = 0, device: torch.device | str = "cpu"
 ) -> ReplayBuffer:
     """A TorchRL replay buffer for steps of envs that run side by side.
 
     Extend it with batches ``[N, T]``, the next T steps of the same N envs, as a collector gives them; it gives
-    sequences ``[batch_size, slice_len]``.
+    sequences ``[batch_size, slice_len]``. A batch with a NaN or an infinity is refused, and nothing of it is written.
 
     Args:
         capacity (int): number of steps it holds, of all envs together; the oldest are overwritten.
@@ -116,6 +137,7 @@ def make_online_replay(
 
     Raises:
         ValueError: if the capacity is below one slice, or a slice or a batch below one step.
+        FloatingPointError: from its ``extend``, for a number that is not finite; the entry, its env and step are named.
 
     Examples:
         >>> from torchrl.collectors import Collector
@@ -132,6 +154,7 @@ def make_online_replay(
     return ReplayBuffer(
         storage=LazyTensorStorage(capacity, ndim=2, device=device),
         sampler=ParallelSliceSampler(slice_len),
+        writer=FiniteWriter(),
         batch_size=batch_size * slice_len,
         generator=torch.Generator().manual_seed(seed),
     )
@@ -148,6 +171,8 @@ def extend_with_recorded(replay: ReplayBuffer, recorded: TensorDictBase, num_env
 
     Raises:
         ValueError: if the recorded envs cannot be shared out equally.
+        FloatingPointError: for a number that is not finite; the entry, its row and step are named, and nothing is put
+            into the replay.
 
     Examples:
         >>> import torch
@@ -163,7 +188,18 @@ def extend_with_recorded(replay: ReplayBuffer, recorded: TensorDictBase, num_env
             f"expected recorded steps [N, T] with N a multiple of the {num_envs} envs that go on from them, found "
             f"batch {list(recorded.batch_size)}: leave some out, or use another num_envs."
         )
+    _refuse_non_finite(recorded, "recorded data", "leave its row out, or find out where it comes from", row="row")
     for steps in recorded.split(num_envs):
         steps = steps.clone()
         steps["next", "done"][:, -1] = True
         replay.extend(steps)
+
+
+def _refuse_non_finite(steps: TensorDictBase, what: str, advice: str, *, row: str = "env") -> None:
+    """Raises FloatingPointError if steps [N, T] are not finite."""
+    bad = first_bad_step(steps)
+    if bad is not None:
+        raise FloatingPointError(
+            f"Steps of {what} must be finite, but {bad.named(row=row)} of a batch of {list(steps.batch_size)}: "
+            f"{advice}."
+        )

@@ -170,9 +170,10 @@ class EpisodeStatistics:
         return [env for env in range(self.num_envs) if self.episode(env) < self.episodes]
 
     def check_finite(self, td: TensorDictBase, keys: Sequence[NestedKey], kind: str) -> None:
+        """Raises ValueError if an entry of an episode that counts is not finite."""
         for key in keys:
-            value = td.get(key)
-            if not value.is_floating_point() or bool(value.isfinite().all()):
+            value = td.get(key, None)
+            if value is None or not value.is_floating_point() or bool(value.isfinite().all()):
                 continue
             finite = value.reshape(self.num_envs, -1).isfinite().all(-1).tolist()
             for env in self.active():
@@ -194,8 +195,18 @@ class EpisodeStatistics:
             if self._recorded(env):
                 self.pictures.setdefault(self.episode(env), []).append(pixels[env].cpu().numpy().copy())
 
-    def add_step(self, step: TensorDictBase, reward_key: NestedKey, done_key: NestedKey, success_key: NestedKey) -> int:
-        """Counts one step of every env; returns how many episodes it completed."""
+    def add_step(
+        self,
+        step: TensorDictBase,
+        reward_key: NestedKey,
+        done_key: NestedKey,
+        success_key: NestedKey,
+        last_keys: Sequence[NestedKey] = (),
+    ) -> int:
+        """Counts one step of every env; returns how many episodes it completed.
+
+        The entries ``last_keys`` of a step that ends episodes must be finite: no policy reads them any more.
+        """
         after = step.get("next")
         reward = after.get(reward_key)
         if reward.numel() != self.num_envs:
@@ -206,6 +217,8 @@ class EpisodeStatistics:
         self.check_finite(after, [reward_key], "reward")
         self.running += reward.reshape(self.num_envs).double().cpu()
         done = after.get(done_key).reshape(self.num_envs).tolist()
+        if any(done):
+            self.check_finite(after, last_keys, "last observation")
         success = after.get(success_key, None)
         won = None if success is None else success.reshape(self.num_envs).bool().tolist()
         active = self.active()

@@ -19,7 +19,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules.utils import get_primers_from_module
 from tqdm import tqdm
 
-from torchrl_pwm._utils.devices import device_of
+from torchrl_pwm._utils.devices import device_of, give_back_memory
 from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm.envs import WorldModelWrapper, make_task_env, make_task_envs
 from torchrl_pwm.envs.action_bounds import check_action, check_policy_bounds
@@ -99,6 +99,7 @@ def evaluate_policy(
         env_or_task: a task name, an env (left open; its ``set_seed`` is called), or several task names. A name that
             is no task of the tables may be the id of a Gymnasium task, and an env one of Gymnasium's: both are built as
             :func:`~torchrl_pwm.make_gym_env` does, with actions in [-1, 1].
+            The env of a name is built and closed here: in a loop, pass one that you keep.
         episodes: number of episodes per task.
         seed: seed of the env. Same seed, same ``num_envs``: same episodes.
         task_set: ``"mt30"``, ``"mt80"`` or a table, for task names: the env is padded to it and carries ``task``.
@@ -186,10 +187,11 @@ def evaluate_policy(
         pixels = {"from_pixels": True, "pixel_size": pixel_size, "pixel_steps": record_steps} if record else {}
         env = make(name, task_set=task_set, seed=seed, device=place, **pixels)
         try:
-            wrapped = _as_read(env, task_policy, world_model)
-            results[name] = run(task_policy, wrapped, label=name, spec=spec)
+            results[name] = run(task_policy, _as_read(env, task_policy, world_model), label=name, spec=spec)
         finally:
             env.close(raise_if_closed=False)
+            del env
+            give_back_memory()
     return results[env_or_task] if isinstance(env_or_task, str) else results
 
 
@@ -243,7 +245,7 @@ def _evaluate(
             step, state = env.step_and_maybe_reset(state)
             if on_step is not None:
                 on_step(step)
-            bar.update(statistics.add_step(step, env.reward_key, done_key, success_key))
+            bar.update(statistics.add_step(step, env.reward_key, done_key, success_key, keys))
             statistics.check_length(max_steps)
     returns, lengths, successes = statistics.arrays()
     return EvaluationResult(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from torchrl_pwm._utils.errors import DamagedFileError
+from torchrl_pwm._utils.finite import all_finite
 from torchrl_pwm._utils.tensor_files import read_safetensors, read_tensors
 from torchrl_pwm.modules.arguments import saved_arguments, with_arguments
 
@@ -34,7 +35,7 @@ def read_world_model(
 
     Raises:
         ValueError: if the layout is unknown, incomplete or inconsistent; the offending keys are named.
-        DamagedFileError: if the file is no checkpoint.
+        DamagedFileError: if the file is no checkpoint, or a weight is not finite; it is named.
         FileNotFoundError: if ``source`` is a path that does not exist.
     """
     state = load_state(source)
@@ -60,6 +61,12 @@ def read_world_model(
             "Unknown checkpoint layout: expected TD-MPC2's (mid-2024 or current, state observations) or PWM's, "
             f"found the unknown keys {unknown[:8]}{' ...' if len(unknown) > 8 else ''}."
         )
+    for key, value in weights.items():
+        if value.is_floating_point() and not all_finite([value]):
+            raise DamagedFileError(
+                f"{'The state dict' if isinstance(source, Mapping) else source} has weights that are not finite in "
+                f"{key!r}: the model diverged, or the file is damaged. Take an earlier checkpoint, or copy it again."
+            )
     sizes = model_sizes(weights) if arguments is None else arguments
     masks = state.get("_action_masks")
     if action_dims is not None:

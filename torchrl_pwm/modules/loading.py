@@ -173,6 +173,8 @@ def _from_state(
         )
     try:
         return PWMWorldModel.from_tdmpc2(state, action_dims=action_dims)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{path}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -70,15 +70,20 @@ def play_env(
         return EpisodeStore(root)
     env = instantiate(config.env, num_envs=1, device=device)
     try:
-        return write_episodes(root, _episodes(env, policy, config.rounds, seed), name=task, source={"kind": "played"})
+        return write_episodes(
+            root, _episodes(env, policy, config.rounds, seed, task), name=task, source={"kind": "played"}
+        )
     finally:
         env.close()
 
 
-def _episodes(env: EnvBase, policy: TensorDictModuleBase, settings: DictConfig, seed: int) -> Iterator[TensorDictBase]:
+def _episodes(
+    env: EnvBase, policy: TensorDictModuleBase, settings: DictConfig, seed: int, task: str
+) -> Iterator[TensorDictBase]:
     levels = checked_noise("policy", list(settings.noise))
     for number in range(settings.episodes):
-        noisy = _NoisyPolicy(policy, levels[number % len(levels)], np.random.default_rng([seed, number]))
+        label = f"episode {number} of {task}"
+        noisy = _NoisyPolicy(policy, levels[number % len(levels)], np.random.default_rng([seed, number]), label)
         with kept_generators(), torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
             env.set_seed(seed + number)
             (episode,) = env.rollout(_ENDLESS, noisy, auto_cast_to_device=True)
@@ -86,20 +91,35 @@ def _episodes(env: EnvBase, policy: TensorDictModuleBase, settings: DictConfig, 
 
 
 class _NoisyPolicy(TensorDictModuleBase):
-    """A policy with normal noise of a standard deviation on its actions in [-1, 1], or uniform actions."""
+    """A policy with normal noise of a standard deviation on its actions in [-1, 1], or uniform actions.
 
-    def __init__(self, policy: TensorDictModuleBase, level: Noise, draws: np.random.Generator) -> None:
+    What it reads and writes must be finite; an error names it, ``label`` and the step.
+    """
+
+    def __init__(self, policy: TensorDictModuleBase, level: Noise, draws: np.random.Generator, label: str) -> None:
         super().__init__()
-        self.policy, self.level, self.draws = policy, level, draws
+        self.policy, self.level, self.draws, self.label, self.steps = policy, level, draws, label, 0
         self.in_keys, self.out_keys = policy.in_keys, policy.out_keys
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        # The clamp would make an infinity the largest action.
+        for key in [key for key in self.in_keys if tensordict.get(key, None) is not None]:
+            self._refuse(key, tensordict.get(key), "the env, which has diverged")
         action = self.policy(tensordict)["action"]
+        self._refuse("action", action, "the policy: look for a NaN in its weights")
+        self.steps += 1
         if self.level == "random":
             chosen = self.draws.uniform(-1.0, 1.0, action.shape)
         else:
             chosen = action.cpu().numpy() + self.level * self.draws.standard_normal(action.shape)
         return tensordict.set("action", torch.as_tensor(chosen).to(action).clamp(-1.0, 1.0))
+
+    def _refuse(self, key: Any, value: torch.Tensor, cause: str) -> None:
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(
+                f"{key} of {self.label} must be finite, found {value.flatten().tolist()} at step {self.steps}; it is "
+                f"from {cause}. Episodes of this round are not kept"
+            )
 
 
 def mix(

@@ -6,6 +6,7 @@ import filecmp
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from tqdm import tqdm
 from torchrl_pwm._utils.devices import choose_device, torch_threads
 from torchrl_pwm._utils.files import replace_file, replaced_file
 from torchrl_pwm.envs import TaskSet, get_task_set
-from torchrl_pwm.evaluation import EvaluationResult, compare_with_published, evaluate_policy, plot_scores, write_summary
+from torchrl_pwm.evaluation import EvaluationResult, compare_with_published, plot_scores, write_summary
 from torchrl_pwm.evaluation.statistics import SELECT
+from torchrl_pwm.evaluation.task_envs import TaskEnvs
 from torchrl_pwm.modules import PWMWorldModel, TDMPC2Model
 from torchrl_pwm.planners import TDMPC2Planner
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
@@ -44,11 +46,11 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
             does not fit, before the folder is made.
         FloatingPointError: if a number is not finite.
     """
-    with torch_threads(config.threads):
-        return _run_stages(config, folder)
+    with torch_threads(config.threads), TaskEnvs() as envs:
+        return _run_stages(config, folder, envs)
 
 
-def _run_stages(config: DictConfig, folder: Path) -> Path:
+def _run_stages(config: DictConfig, folder: Path, envs: TaskEnvs) -> Path:
     start = time.perf_counter()
     task_set = get_task_set(config.task_set)
     tasks = select_tasks(config.task, task_set)
@@ -71,19 +73,21 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
         keep_checkpoint(config, folder)
     if file is None:
         store = store or collect_data(config, folder, tasks)
-        file = train_tdmpc2(config, folder / "model", store, tasks, _scores)
+        scores = partial(_scores, envs)
+        file = train_tdmpc2(config, folder / "model", store, tasks, scores)
         if OmegaConf.select(config, "rounds.count"):
-            file = play_rounds(config, folder, store, tasks, _scores)
+            file = play_rounds(config, folder, store, tasks, scores)
         model = load_tdmpc2(config, file, tasks)
+        envs.close()  # those of the evaluations along the way, of fewer episodes side by side
     select, which, other = _other_model(Path(file))
     other_model = None
     if other is not None and not filecmp.cmp(file, other, shallow=False):
         other_model = load_tdmpc2(config, other, tasks)
-    results, others = _evaluate_both(config, folder / "tasks", model, which, other_model, tasks)
+    results, others = _evaluate_both(config, folder / "tasks", model, which, other_model, tasks, envs)
     both = {select: results, which: others} if select else {}
     if OmegaConf.select(config, "evaluation.prior") and config.plan:
         prior: DictConfig = OmegaConf.merge(config, {"plan": False})  # type: ignore[assignment]
-        _evaluate_both(prior, folder / "tasks" / "prior", model, which, other_model, tasks)
+        _evaluate_both(prior, folder / "tasks" / "prior", model, which, other_model, tasks, envs)
     behavior = {} if store is None else store.statistics()
     rows = []
     for number, result in enumerate(results):
@@ -202,14 +206,22 @@ def _other_model(file: Path) -> tuple[str | None, str, Path | None]:
 
 
 def _evaluate_both(
-    config: DictConfig, folder: Path, model: TDMPC2Model, which: str, other: TDMPC2Model | None, tasks: list[str]
+    config: DictConfig,
+    folder: Path,
+    model: TDMPC2Model,
+    which: str,
+    other: TDMPC2Model | None,
+    tasks: list[str],
+    envs: TaskEnvs,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The model that counts in ``folder``, and the other one, where it differs, in the folder below that says which."""
-    results = evaluate_tasks(config, folder, model, tasks)
-    return results, results if other is None else evaluate_tasks(config, folder / which, other, tasks)
+    results = evaluate_tasks(config, folder, model, tasks, envs)
+    return results, results if other is None else evaluate_tasks(config, folder / which, other, tasks, envs)
 
 
-def evaluate_tasks(config: DictConfig, folder: Path, model: TDMPC2Model, tasks: list[str]) -> list[dict[str, Any]]:
+def evaluate_tasks(
+    config: DictConfig, folder: Path, model: TDMPC2Model, tasks: list[str], envs: TaskEnvs
+) -> list[dict[str, Any]]:
     """Returns and successes of whole episodes in each task, kept in a file of each, so that none is run again."""
     device = choose_device(config.device)
     folder.mkdir(parents=True, exist_ok=True)
@@ -223,7 +235,7 @@ def evaluate_tasks(config: DictConfig, folder: Path, model: TDMPC2Model, tasks: 
             planner: TDMPC2Planner = instantiate(
                 config.planner, model.to(device), plan=config.plan, generator=generator
             )
-            result = _evaluate(config, planner, task, config.evaluation.episodes, config.evaluation.seed)
+            result = _evaluate(config, envs, planner, task, config.evaluation.episodes, config.evaluation.seed)
             replace_file(
                 file,
                 json.dumps({"task": task, **result.record(), "seconds": round(result.seconds, 1)}, indent=2).encode(),
@@ -233,16 +245,16 @@ def evaluate_tasks(config: DictConfig, folder: Path, model: TDMPC2Model, tasks: 
     return results
 
 
-def _evaluate(config: DictConfig, policy: TDMPC2Planner, task: str, episodes: int, seed: int) -> Any:
+def _evaluate(config: DictConfig, envs: TaskEnvs, policy: TDMPC2Planner, task: str, episodes: int, seed: int) -> Any:
     """Whole episodes side by side: a planner plans for all rows at once."""
     task_set = config.task_set if policy.model.world_model.num_tasks else None
     rows = min(config.evaluation.num_envs, episodes)
-    return evaluate_policy(policy, task, task_set=task_set, episodes=episodes, num_envs=rows, seed=seed)
+    return envs.evaluate(policy, task, task_set=task_set, episodes=episodes, num_envs=rows, seed=seed)
 
 
-def _scores(config: DictConfig, model: TDMPC2Model, tasks: list[str]) -> dict[str, float]:
+def _scores(envs: TaskEnvs, config: DictConfig, model: TDMPC2Model, tasks: list[str]) -> dict[str, float]:
     """Normalised scores of the policy prior, which costs no planning, on seeds apart from the final evaluation's."""
     prior: TDMPC2Planner = instantiate(config.planner, model, plan=False)
     episodes, seed = config.training.eval_episodes, config.evaluation.seed + 1
-    scores = {task: _evaluate(config, prior, task, episodes, seed).score for task in tasks}
+    scores = {task: _evaluate(config, envs, prior, task, episodes, seed).score for task in tasks}
     return {"real_score": sum(scores.values()) / len(scores), **{f"score_{task}": s for task, s in scores.items()}}

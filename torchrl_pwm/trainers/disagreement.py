@@ -9,10 +9,12 @@ from torchrl.data import ReplayBuffer
 from tqdm import tqdm
 
 from torchrl_pwm._utils.devices import readable, send
-from torchrl_pwm._utils.finite import describe_batch, raise_non_finite
+from torchrl_pwm._utils.finite import refuse_bad_update
 from torchrl_pwm._utils.seeds import seeded
 from torchrl_pwm.data import ReplayMixture
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
+
+_READ = ("observation", "action", ("next", "observation"), ("next", "reward"))
 
 
 def train_disagreement(
@@ -35,7 +37,7 @@ def train_disagreement(
         progress: whether to show progress.
 
     Raises:
-        FloatingPointError: if the loss is not finite.
+        FloatingPointError: if a batch, the loss or the gradient is not finite.
     """
     device = next(world_model.parameters()).device
     with seeded(seed):
@@ -45,10 +47,10 @@ def train_disagreement(
     for update in tqdm(range(iterations), desc="disagreement", unit="update", disable=not progress):
         batch = send(replay.sample(), device)
         loss = ensemble.loss(*_transitions(world_model, batch))
-        if readable(loss) and not loss.isfinite():
-            raise_non_finite("disagreement", update + 1, {"loss": loss.detach()}, where=describe_batch(batch))
         optimizer.zero_grad()
         loss.backward()
+        if readable(loss):
+            refuse_bad_update("disagreement", update + 1, {"loss": loss}, ensemble.parameters(), batch.select(*_READ))
         optimizer.step()
         schedule.step()
     return ensemble.requires_grad_(False).eval()

@@ -12,7 +12,7 @@ from torchrl.data import Bounded, ReplayBuffer
 from torchrl.modules import MLP, Actor
 from torchrl.objectives import BCLoss
 
-from torchrl_pwm._utils.finite import describe_batch, raise_non_finite
+from torchrl_pwm._utils.finite import all_finite, describe_batch, refuse_bad_update
 from torchrl_pwm._utils.seeds import seeded
 from torchrl_pwm.modules.layers import Mish
 from torchrl_pwm.objectives.first_batch import FirstBatch, outside_unit
@@ -85,7 +85,7 @@ def clone_behavior(
 
     Raises:
         ValueError: if the data are smaller than the task, their actions leave [-1, 1], or a number is out of range.
-        FloatingPointError: if a loss is not finite.
+        FloatingPointError: if an observation, an action, a loss or a gradient is not finite; the entry is named.
 
     Examples:
         >>> import torch
@@ -108,6 +108,11 @@ def clone_behavior(
             raise ValueError(f"{name} must be at least 1, found {value}")
     pairs, checks = _pairs(replay, statistics_size, observation_dim, action_dim), FirstBatch()
     observation = pairs["observation"]
+    if not all_finite(pairs.values()):
+        raise FloatingPointError(
+            "Update 1 of the behaviour cloning: expected finite data, of which mean and standard deviation are taken, "
+            f"found others; {describe_batch(pairs)}. No parameter was changed."
+        )
     checks.check("actions", outside_unit(pairs["action"], "action", clone_behavior))
     with seeded(seed):
         network = nn.Sequential(
@@ -122,10 +127,10 @@ def clone_behavior(
     for update in range(updates):
         batch = _pairs(replay, batch_size, observation_dim, action_dim)
         error = loss(batch)["loss_bc"]
-        if not error.isfinite():
-            raise_non_finite("behaviour cloning", update + 1, {"loss_bc": error.detach()}, where=describe_batch(batch))
         optimizer.zero_grad()
         error.backward()
+        # Standardize() clips, so that an infinite observation would go unseen in the loss.
+        refuse_bad_update("behaviour cloning", update + 1, {"loss_bc": error}, network.parameters(), batch)
         optimizer.step()
         schedule.step()
         if evaluate is not None and ((update + 1) % eval_interval == 0 or update + 1 == updates):

@@ -10,7 +10,7 @@ from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 
 from torchrl_pwm._utils.devices import send
-from torchrl_pwm._utils.finite import describe_batch, raise_non_finite
+from torchrl_pwm._utils.finite import refuse_bad_update
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, SHARE, check_range
 from torchrl_pwm.data.sampling import ReplaySampling
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
@@ -342,7 +342,7 @@ def warm_start(
 
     Raises:
         ValueError: if a number of updates is negative.
-        FloatingPointError: if a loss is not finite.
+        FloatingPointError: if a batch, a loss or a gradient is not finite.
     """
     check_range(COUNT_OR_NONE, behavior_updates=behavior_updates, value_updates=value_updates)
     optimizer = torch.optim.Adam(stepper.actor_params, lr, fused=True)
@@ -350,10 +350,10 @@ def warm_start(
     for update in range(behavior_updates):
         starts = send(first_states(replay.sample()), device)
         distance = loss.behavior_distance(starts)
-        if not distance.isfinite():
-            raise_non_finite("behaviour", update + 1, {"loss": distance.detach()}, where=describe_batch(starts))
         optimizer.zero_grad()
         distance.backward()
+        read = starts.select(*loss.in_keys, loss.tensor_keys.action, strict=False)
+        refuse_bad_update("behaviour", update + 1, {"loss": distance}, stepper.actor_params, read)
         optimizer.step()
         schedule.step()
     for _ in range(value_updates):

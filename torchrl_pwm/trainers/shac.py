@@ -12,6 +12,7 @@ from torch import Tensor
 from torchrl import torchrl_logger
 from torchrl.envs import EnvBase
 
+from torchrl_pwm._utils.finite import first_bad_step
 from torchrl_pwm.envs.simulators.state import load_env, save_env
 from torchrl_pwm.objectives import SHACLoss
 from torchrl_pwm.trainers.steppers import FirstOrderOptimizationStepper
@@ -88,17 +89,11 @@ class SHACOptimizationStepper(FirstOrderOptimizationStepper):
 
     def locate(self, evidence: tuple[TensorDictBase, list[Tensor | None]]) -> str:
         batch, gradients = evidence
-        places = []
-        for key, value in batch.items(include_nested=True, leaves_only=True):
-            bad = ~value.isfinite().reshape(*batch.shape, -1).all(-1)
-            if bad.any():
-                step = int(bad.any(0).nonzero()[0])
-                places.append((step, "next" in key, key, bad[:, step]))
-        if places:
-            step, _, key, envs = min(places, key=lambda place: place[:2])
+        bad = first_bad_step(batch)
+        if bad is not None:
             return (
-                f"{key} of the window is not finite from step {step} on, in {_named(envs)}: the simulation diverged; "
-                "take smaller steps in the simulator, bound its state, or end such envs' episodes there"
+                f"{bad.key} of the window is not finite from step {bad.step} on, in {_named(bad.envs)}: the simulation "
+                "diverged; take smaller steps in the simulator, bound its state, or end such envs' episodes there"
             )
         for step, gradient in reversed(list(enumerate(gradients))):
             envs = torch.zeros(len(batch), dtype=torch.bool) if gradient is None else ~gradient.isfinite().all(-1)

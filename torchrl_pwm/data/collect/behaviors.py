@@ -125,7 +125,7 @@ def _episode(job: TaskJob, env: EnvBase, number: int) -> Episode:
     """One episode of a behaviour that does not learn."""
     draws = np.random.default_rng(job.stream(_ACTIONS, number))
     level: Noise = job.noise[number % len(job.noise)] if job.noise else "random"
-    recorder = EpisodeRecorder(env.reset())
+    recorder = EpisodeRecorder(env.reset(), job.task)
     act = _actor(job, level, draws, env.action_spec.shape[-1])
     # a policy may sample with torch's global generator: give the episode a stream of its own
     with (
@@ -154,6 +154,11 @@ def _actor(
         if action.shape != (width,):
             raise ValueError(
                 f"the policy wrote an action of shape {tuple(action.shape)} for {job.task}, expected ({width},)"
+            )
+        if not bool(action.isfinite().all()):
+            raise ValueError(  # the clamp would make an infinity the largest action
+                f"the policy wrote the action {action.tolist()} for {job.task}, expected finite numbers: look for a "
+                "NaN in its weights"
             )
         noise = torch.from_numpy(draws.standard_normal(width).astype(np.float32))
         return (action + level * noise).clamp(-1.0, 1.0)

@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from torchrl.collectors import BaseCollector, Collector
 from torchrl.data import ReplayBuffer
 
+from torchrl_pwm._utils.finite import first_bad_step
 from torchrl_pwm._utils.torchrl_private import collector_td, set_collector_td
 from torchrl_pwm.data.collect.rows import as_rows, check_collector, end_newest_steps, end_rows
 from torchrl_pwm.data.filled import filled_state, whole_state
@@ -37,6 +38,8 @@ class OnlineCollection:
         episode_seed (int, optional): see above.
 
     Raises:
+        FloatingPointError: in :meth:`collect`, for a NaN or an infinity among the entries that are kept; the entry, its
+            env and step are named, and none of its batch is kept.
         ValueError: for an env whose actions are not in [-1, 1], an asynchronous collector, one whose workers add
             different numbers of steps, or one that splits trajectories; with an ``episode_seed``, for one in several
             processes; in :meth:`collect`, where a row of a batch holds several trajectories without an end between
@@ -85,19 +88,43 @@ class OnlineCollection:
             self._batches = iter(self.collector)
         # The workers of a multi-process collector act with copies of the networks.
         self.collector.update_policy_weights_()
-        batch = next(self._batches, None)
+        try:
+            batch = next(self._batches, None)
+        except FloatingPointError as error:  # of a simulator or planner, which looks at its own numbers
+            raise FloatingPointError(
+                f"{error} This was in the batch after {self.env_steps} steps of all envs together; nothing of it went "
+                "into the replay."
+            ) from error
         if batch is None:
             raise ValueError(
                 f"The collector ended after {self.env_steps} steps: build it with total_frames=-1, the trainer's "
                 "iterations say when to stop."
             )
         batch = as_rows(batch, self.collector)
+        steps = batch.select(*self.keys, strict=False).copy()
+        self._refuse_non_finite(steps)
         self.env_steps += batch.numel()
         self._note_ends(batch)
-        steps = batch.select(*self.keys, strict=False).copy()
         # A collector that resets its envs before each batch leaves the episodes before it without an end.
         self.replay_buffer.extend(end_rows(steps) if self.collector.reset_at_each_iter else steps)
         return batch
+
+    def _refuse_non_finite(self, steps: TensorDictBase) -> None:
+        bad = first_bad_step(steps)
+        if bad is None:
+            return
+        if isinstance(bad.key, tuple) and bad.key[0] == "next":
+            cause = "the env made it of finite observations and actions: mend the env"
+        elif ("next", bad.key) in steps.keys(True):
+            cause = "a reset of the env gave it: mend the env"
+        else:
+            cause = "the policy made it of finite observations: look for a NaN in its weights"
+        named = bad.named(first_step=self.env_steps // len(steps))
+        raise FloatingPointError(
+            f"Collected steps must be finite, but {named}, counted from the env's first in this run; {cause}. Nothing "
+            f"of this batch, {steps.shape[1]} steps of each of {len(steps)} envs, went into the replay: a run that is "
+            "resumed goes on from its last checkpoint, which is without it."
+        )
 
     def _begin_episodes(self) -> None:
         """Seeds an env whose state cannot be saved, where all its episodes begin."""

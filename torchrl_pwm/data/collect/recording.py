@@ -10,6 +10,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
+from torchrl_pwm._utils.finite import first_bad_step
 from torchrl_pwm._utils.seeds import uniform_actions
 
 __all__ = ["NoisyPolicy", "record_steps"]
@@ -39,6 +40,7 @@ def record_steps(
 
     Raises:
         ValueError: if ``steps`` or ``noise`` is out of range, or the env is no batch of envs.
+        FloatingPointError: if a number is not finite; the entry, its env and step are named.
 
     Examples:
         >>> from torchrl_pwm import make_pwm_actor
@@ -59,7 +61,14 @@ def record_steps(
         for _ in tqdm(range(steps), desc="recording", unit="step", disable=not progress):
             step, state = env.step_and_maybe_reset(acting(state))
             recorded.append(step.select(*keys).clone())
-    return torch.stack(recorded, 1)
+    found = torch.stack(recorded, 1)
+    bad = first_bad_step(found)
+    if bad is not None:
+        raise FloatingPointError(
+            f"Recorded steps must be finite, but {bad.named()}: look for a NaN in the weights of the policy, or for a "
+            "simulation that diverged."
+        )
+    return found
 
 
 class NoisyPolicy(TensorDictModuleBase):

@@ -15,8 +15,10 @@ from torchrl.modules import MLP, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate, ValueEstimators
 
 from torchrl_pwm._utils.devices import place_buffers, readable, spec_on
+from torchrl_pwm._utils.finite import refuse_bad_update
 from torchrl_pwm._utils.seeds import seeded, uniform_actions
 from torchrl_pwm.data.store.episodes import Episode, EpisodeRecorder
+from torchrl_pwm.envs.multitask import innermost_env
 
 __all__ = ["SACConfig", "SACLearner", "sac_episodes"]
 
@@ -98,6 +100,7 @@ class SACLearner:
         place_buffers(self.loss)
         self.targets = SoftUpdate(self.loss, tau=config.target_rate)
         self.optimizer = torch.optim.Adam(self.loss.parameters(), lr=config.learning_rate, fused=True)
+        self.updates = 0
         self._head = head
         self._extract = NormalParamExtractor()
 
@@ -105,14 +108,15 @@ class SACLearner:
         """One step of everything from transitions [B]; returns the losses.
 
         Raises:
-            FloatingPointError: if the loss is not finite.
+            FloatingPointError: if the batch, the loss or the gradient is not finite.
         """
         losses = self.loss(batch)
         total = losses["loss_actor"] + losses["loss_qvalue"] + losses["loss_alpha"]
-        if readable(total) and not total.isfinite():
-            raise FloatingPointError(f"the SAC loss is {total.item()}; try a smaller learning_rate")
         self.optimizer.zero_grad()
         total.backward()
+        self.updates += 1
+        if readable(total):
+            refuse_bad_update("soft actor-critic", self.updates, {"loss": total}, self.loss.parameters(), batch)
         self.optimizer.step()
         self.targets.step()
         return losses.detach()
@@ -139,7 +143,7 @@ def sac_episodes(
         discount: discount where the settings give none.
         seed: seed of weights, actions, minibatches and the loss's own samples.
     """
-    generator = torch.Generator().manual_seed(seed)
+    task, generator = innermost_env(env).task_spec.name, torch.Generator().manual_seed(seed)
     replay = TensorDictReplayBuffer(
         storage=LazyTensorStorage(episodes * length),
         batch_size=config.batch_size,
@@ -152,7 +156,7 @@ def sac_episodes(
     false = torch.zeros(1, dtype=torch.bool)
     steps, pending_updates = 0, 0.0
     for _ in range(episodes):
-        recorder = EpisodeRecorder(env.reset())
+        recorder = EpisodeRecorder(env.reset(), task)
         # other code may draw between two episodes: the loss goes on with its own stream
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(state)

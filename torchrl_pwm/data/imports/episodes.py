@@ -216,7 +216,9 @@ def _cut(steps: TensorDictBase) -> Iterator[Mapping[str, Any]]:
             if flag is not None:
                 done |= flag.reshape(len(row)).cpu()
         following, observation = row["next", "observation"], row["observation"]
-        joins = (following[:-1] == observation[1:]).flatten(1).all(1).cpu() | done[:-1]
+        before, after = following[:-1], observation[1:]
+        same = (before == after) | (before.isnan() & after.isnan())  # a NaN is named as one where it is written
+        joins = same.flatten(1).all(1).cpu() | done[:-1]
         if not joins.all():
             step = int((~joins).nonzero()[0])
             raise ValueError(
@@ -299,7 +301,10 @@ def _numbers(value: Any, key: str, place: str) -> np.ndarray:
 
 def _flags(value: Any, steps: int, key: str, place: str) -> np.ndarray:
     """A bool for each step, or one for all."""
-    array = _numbers(value, key, place).astype(bool)
+    array = _numbers(value, key, place)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"{place} has {key} that is no number at step {int(np.argwhere(~np.isfinite(array))[0][0])}")
+    array = array.astype(bool)
     if array.size not in (1, steps):
         raise ValueError(f"{place} has {key} of shape {array.shape}, expected a bool or one for each of {steps} steps")
     return array.reshape(-1)

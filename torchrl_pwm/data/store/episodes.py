@@ -45,13 +45,17 @@ class EpisodeRecorder:
 
     Args:
         td: TensorDict of the env's reset.
+        task: name of the task, for errors.
+
+    Raises:
+        ValueError: from :meth:`step`, for a number of it that is not finite; names the entry, the task and the step.
 
     Attributes:
         td: TensorDict from which the next step starts.
     """
 
-    def __init__(self, td: TensorDictBase) -> None:
-        self.td = td
+    def __init__(self, td: TensorDictBase, task: str) -> None:
+        self.td, self.task = td, task
         self._observation = [td["observation"].numpy(force=True)]
         self._action: list[np.ndarray] = []
         self._reward: list[float] = []
@@ -59,14 +63,29 @@ class EpisodeRecorder:
 
     def step(self, env: EnvBase, action: torch.Tensor) -> TensorDictBase:
         """One step; returns the ``next`` TensorDict."""
+        if not self._action:
+            self._refuse("observation", self._observation[0])
+        self._refuse("action", action.numpy(force=True))
         following = env.step(self.td.set("action", action.to(self.td["observation"].device)))["next"]
         success = following.get("success", None)
         self._observation.append(following["observation"].numpy(force=True))
         self._action.append(action.numpy(force=True))
         self._reward.append(float(following["reward"]))
+        self._refuse("reward", np.asarray(self._reward[-1]))
+        self._refuse("next observation", self._observation[-1])
         self._success.append(success is not None and bool(success))
         self.td = following.exclude("reward")
         return following
+
+    def _refuse(self, key: str, value: np.ndarray) -> None:
+        if np.isfinite(value).all():
+            return
+        step = max(len(self._action) - (key in ("reward", "next observation")), 0)
+        cause = "the policy: look for a NaN in its weights" if key == "action" else "the simulator, which has diverged"
+        raise ValueError(
+            f"{key} of task {self.task} must be finite, found {value[~np.isfinite(value)][0]:g} at step {step} of an "
+            f"episode that is recorded; it is from {cause}. The episode is not kept"
+        )
 
     def episode(self) -> Episode:
         return Episode(
