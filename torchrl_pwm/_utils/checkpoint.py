@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import torch
 
+from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.files import file_sha256, replace_file, replaced_file
-from torchrl_pwm._utils.tensor_files import read_tensors
 
 _MANIFEST = "checkpoint.json"
 

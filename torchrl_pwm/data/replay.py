@@ -14,9 +14,9 @@ from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter, Writer
 
 from torchrl_pwm._utils.checkpoint import save_tensors
+from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm._utils.files import default_root
 from torchrl_pwm._utils.ranges import COUNT, check_range
-from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm._utils.torchrl_private import fitting_prefetched, map_prefetched, prefetch_in_one_thread
 from torchrl_pwm.data.sampler import EpisodeSliceSampler
 from torchrl_pwm.data.store.storage import EpisodeStorage

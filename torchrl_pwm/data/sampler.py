@@ -12,7 +12,7 @@ from torchrl.data.replay_buffers import Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.tensor_files import read_tensors
+from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm._utils.torchrl_private import sampler_generator
 from torchrl_pwm.data.store.layout import SliceStarts
 from torchrl_pwm.data.store.storage import EpisodeStorage

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm._utils.errors import DamagedFileError
-from torchrl_pwm._utils.tensor_files import read_tensors
 
 #: Names of the file's moments: of observations, rewards and returns.
 MOMENTS = ("obs_rms", "rew_rms", "ret_rms")

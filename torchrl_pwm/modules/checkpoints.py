@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from torchrl_pwm._utils.door import read_safetensors, read_tensors
 from torchrl_pwm._utils.errors import DamagedFileError
-from torchrl_pwm._utils.tensor_files import read_safetensors, read_tensors
 from torchrl_pwm.modules.arguments import saved_arguments, with_arguments
 
 QUICKSTART_FILE = Path(__file__).parent.parent / "assets" / "quickstart.safetensors"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save
 
+from torchrl_pwm._utils.door import read_safetensors
 from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replace_file, replaced_file
-from torchrl_pwm._utils.tensor_files import read_safetensors
 from torchrl_pwm.modules.arguments import Rebuildable
 
 CONFIG_FILE = "config.json"

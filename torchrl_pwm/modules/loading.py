@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint
+from torchrl_pwm._utils.door import is_safetensors, read_safetensors
 from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.extras import require
-from torchrl_pwm._utils.tensor_files import is_safetensors, read_safetensors
 from torchrl_pwm.modules.agent_files import is_agent, parse_agent, read_agent_file
 from torchrl_pwm.modules.agents import PWMAgent
 from torchrl_pwm.modules.arguments import saved_arguments, with_arguments

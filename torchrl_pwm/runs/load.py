@@ -15,7 +15,7 @@ from torch import Tensor
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from torchrl_pwm._utils.devices import choose_device
-from torchrl_pwm._utils.tensor_files import read_tensors
+from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import TDMPC2Model, TrainedPolicy, WorldModelPolicy, load_world_model
 from torchrl_pwm.runs.folder import kind_of_run

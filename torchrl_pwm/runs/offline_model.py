@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.devices import choose_device, reads_ahead
-from torchrl_pwm._utils.tensor_files import read_tensors
+from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.modules import PWMWorldModel

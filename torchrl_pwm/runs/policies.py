@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.objectives.utils import ValueEstimators
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.tensor_files import read_tensors
+from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm.envs import TaskSpec
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
 from torchrl_pwm.objectives import PWMLoss

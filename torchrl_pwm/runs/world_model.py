@@ -16,9 +16,9 @@ from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device, reads_ahead
+from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
-from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set

@@ -6,8 +6,8 @@ import collections
 from pathlib import Path
 from typing import Any
 
+from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm._utils.errors import DamagedFileError
-from torchrl_pwm._utils.tensor_files import read_tensors
 
 
 class _Contents:
