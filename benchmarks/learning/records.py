@@ -17,6 +17,7 @@ from benchmarks.learning.plans import RUNS, SCRIPTS
 from benchmarks.learning.rows import Curve, Records
 from torchrl_pwm.evaluation import read_metrics
 from torchrl_pwm.evaluation.statistics import SELECT
+from torchrl_pwm.runs.saved import read_config
 
 
 def read_records(group: Group, folder: Path, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -> Records:
@@ -33,7 +34,7 @@ def read_records(group: Group, folder: Path, methods: Sequence[str] = (), tasks:
         summary = json.loads(file.read_text())
         _read_origin(records, run, name, summary)
         if name in names and (group.offline or summary["task"] in known):
-            config: Any = OmegaConf.load(run / "config.yaml")
+            config: Any = read_config(run)
             (read_offline if group.offline else _read_online)(records, run, name, config, summary)
     if group.offline:
         join_curves(records, known)

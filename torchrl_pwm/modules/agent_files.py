@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchrl_pwm._utils.door import read_tensors
+from torchrl_pwm._utils.door import read_tensors, refuse_non_finite
 from torchrl_pwm._utils.errors import DamagedFileError
 
 #: Names of the file's moments: of observations, rewards and returns.
@@ -148,6 +148,7 @@ def critic_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def _state(value: Any, name: str, path: Any) -> dict[str, Tensor]:
     if not isinstance(value, Mapping) or not value or not all(isinstance(entry, Tensor) for entry in value.values()):
         raise ValueError(f"{path} is no agent of PWM or SHAC: expected a state dict under {name}")
+    refuse_non_finite(value, path, name)
     return dict(value)
 
 

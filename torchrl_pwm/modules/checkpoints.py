@@ -78,17 +78,18 @@ def load_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[st
         FileNotFoundError: if there is no such file.
     """
     where = ""
+    kind: type[ValueError] = ValueError
     if isinstance(source, (str, os.PathLike)):
-        where = f"{source}: "
-        source = read_tensors(source)
+        where, kind = f"{source}: ", DamagedFileError
+        source = read_tensors(source, finite=True)
     inner = source.get("model", source) if isinstance(source, Mapping) else source
     if not isinstance(inner, Mapping) or not all(isinstance(key, str) for key in inner):
         found = type(inner).__name__ if inner is source else f'{{"model": {type(inner).__name__}}}'
-        raise ValueError(
+        raise kind(
             f'{where}Unknown checkpoint layout: expected a state dict or {{"model": state dict}}, found {found}.'
         )
     if not inner:
-        raise ValueError(f"{where}Unknown checkpoint layout: expected the weights of a model, found none.")
+        raise kind(f"{where}Unknown checkpoint layout: expected the weights of a model, found none.")
     return inner
 
 
@@ -134,7 +135,7 @@ def read_quickstart(file: str | os.PathLike[str] | None = None) -> QuickstartCon
     if not path.is_file():
         raise FileNotFoundError(f"no quickstart in {path}: install the package anew, or name a file that exists")
     try:
-        tensors, strings = read_safetensors(path, what="quickstart file")
+        tensors, strings = read_safetensors(path, what="quickstart file", finite=True)
         header = json.loads(strings["quickstart"])
         weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
         if "arguments" in header:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint
-from torchrl_pwm._utils.door import is_safetensors, read_safetensors
+from torchrl_pwm._utils.door import is_safetensors, read_safetensors, read_yaml_text, refuse_non_finite
 from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm.modules.agent_files import is_agent, parse_agent, read_agent_file
@@ -145,6 +145,7 @@ def _find_state(contents: Any, path: Path) -> Mapping[str, Tensor]:
     if not isinstance(state, Mapping) or not state or not all(isinstance(key, str) for key in state):
         found = type(state).__name__ if state is contents else f'{{"model": {type(state).__name__}}}'
         raise ValueError(f"{path} holds no world model: expected a state dict, found {found}")
+    refuse_non_finite(state, path)
     nested = [key for key in state if _PREFIX in key]
     if not nested:
         return state
@@ -193,7 +194,7 @@ def _configured(path: Path) -> dict[str, Any] | None:
         file = folder / _RUN_CONFIG
         if file.is_file():
             yaml: Any = require("yaml", extra="hydra", purpose=f"the configuration {file} of an earlier run")
-            config = yaml.safe_load(file.read_text())
+            config = yaml.safe_load(read_yaml_text(file))
             model = config.get("model") if isinstance(config, dict) else None
             if not isinstance(model, dict) or not str(model.get("_target_")).startswith("torchrl_pwm."):
                 return None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchrl.modules import symlog
 
 from torchrl_pwm._utils.ranges import COUNT, check_range
+from torchrl_pwm.modules.arguments import build_for
 from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model, untold_arguments
 from torchrl_pwm.modules.decoder import ObservationDecoder
 from torchrl_pwm.modules.heads import StackedMLP
@@ -250,10 +251,11 @@ class PWMWorldModel(
             16
         """
         sizes, weights = read_world_model(path_or_state_dict, action_dims=action_dims)
-        model = cls(**untold_arguments(sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax))
+        arguments = untold_arguments(sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
         try:
+            model: PWMWorldModel = build_for(weights, cls, arguments)
             model.load_state_dict(weights)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, OverflowError) as error:
             raise ValueError(f"Inconsistent checkpoint: its parts do not fit together. {error}") from error
         return model
 

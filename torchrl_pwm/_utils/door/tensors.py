@@ -1,40 +1,54 @@
-"""Reading of files of tensors, without running anything that they hold."""
+"""Reading of files of tensors: checked before anything is built of them, and without running what they hold."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
 import pickle
-import re
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
+from safetensors.torch import save
+from torch import Tensor, nn
 
+from torchrl_pwm._utils.door.archives import Broken, check_sums, read_archive
+from torchrl_pwm._utils.door.kinds import PICKLE, ZIP, as_text, describe, first_bytes, making, ordinary_file
+from torchrl_pwm._utils.door.pickles import Allowed, Foreign, check_legacy, read_claims
 from torchrl_pwm._utils.errors import DamagedFileError
 
-#: What may be rebuilt beside tensors: a stand-in, and the pickled name that it stands in for.
-Allowed = Sequence[tuple[Callable[..., Any], str]]
-
-_ZIP = b"PK\x03\x04"
-_PICKLE = b"\x80"
-_HEAD = 512
 # Whatever torch, zipfile and the unpickler raise for bytes that are not what they expect.
 _UNREADABLE = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(AssertionError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error),
+    *(AssertionError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError),
 )
+_HEADER_LIMIT = 16 << 20
+_CHECKSUM = "sha256"
 
 
 def read_tensors(
-    path: str | os.PathLike[str], *, what: str = "checkpoint", allowed: Allowed = (), mmap: bool = False
+    path: str | os.PathLike[str],
+    *,
+    what: str = "checkpoint",
+    allowed: Allowed = (),
+    mmap: bool = False,
+    verify: bool = True,
+    finite: bool = False,
 ) -> Any:
     """What ``torch.save`` wrote to a file, on the CPU: tensors, numbers, strings and containers of them.
+
+    Before torch reads it, its pickled part is gone through with stand-ins: which names it refers to, and whether every
+    tensor lies within its storage and every storage within the file. Files in torch's zip format are compared with the
+    checksums inside them.
 
     Args:
         path: the file.
@@ -44,10 +58,12 @@ def read_tensors(
         allowed: stand-ins for classes and functions that the file may refer to beside tensors; nothing else is
             looked up.
         mmap: map the tensors from the file, where its form allows that.
+        verify: compare the checksums; False where the caller has compared another.
+        finite: refuse numbers that are not finite, as those of a network are.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        DamagedFileError: if it is no file of tensors; the message says what it is.
+        DamagedFileError: if it is no file of tensors, or damaged; the message says what it is.
 
     Examples:
         >>> import tempfile
@@ -56,90 +72,171 @@ def read_tensors(
         >>> read_tensors(path)
         {'weight': tensor([1., 1.])}
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"No {what} at {path}.")
-    if path.is_dir():
-        raise DamagedFileError(f"{path} is no {what}: it is a folder; name the file in it")
+    path = ordinary_file(path, what)
     try:
+        zipped = first_bytes(path).startswith(ZIP)
+        _check_claims(path, zipped, allowed, verify)
         with torch.serialization.safe_globals(list(allowed)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other protocols and classes to come, which the refusal tells better
-            zipped = mmap and _head(path).startswith(_ZIP)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        raise DamagedFileError(f"{path} {_refusal(path, what, error)}") from error
+            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipped)
+    except Foreign as error:
+        raise DamagedFileError(
+            f"{path} was refused: it refers to {error}, but nothing except tensors, numbers and strings is read, since "
+            "a pickled file can run any code; get it from its publisher as plain tensors"
+        ) from None
+    except Broken as error:
+        raise DamagedFileError(_broken(path, what, error)) from error
+    except PermissionError:
+        raise
     except _UNREADABLE as error:
-        raise DamagedFileError(f"{path} is no {what}: {_description(path)}") from error
+        raise DamagedFileError(f"{path} is no {what}: {describe(path)}") from error
+    if finite:
+        refuse_non_finite(contents, path)
+    return contents
+
+
+def load_weights(network: nn.Module, path: str | os.PathLike[str], *, what: str, part: str | None = None) -> None:
+    """Gives a network the weights of a file of this package.
+
+    Args:
+        network: the network.
+        path: the file.
+
+    Keyword Args:
+        what: name of what is expected, for messages.
+        part: the entry of the file that holds the weights; None if it holds nothing else.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DamagedFileError: if it is no file of tensors, or damaged, or of another network.
+    """
+    contents = read_tensors(path, what=what, finite=True)
+    with making(what, path):
+        network.load_state_dict(contents if part is None else contents[part])
+
+
+def check_archive(path: str | os.PathLike[str], *, what: str) -> None:
+    """Compares a file with the checksums inside it, which ``torch.save`` writes since version 1.6; older have none.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DamagedFileError: if it is cut short or one of its bytes was changed.
+    """
+    path = ordinary_file(path, what)
+    if not first_bytes(path).startswith(ZIP):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            check_sums(archive)
+    except Broken as error:
+        raise DamagedFileError(_broken(path, what, error)) from error
+    except _UNREADABLE as error:
+        raise DamagedFileError(f"{path} is no {what}: {describe(path)}") from error
 
 
 def read_safetensors(
-    path: str | os.PathLike[str], *, what: str = "checkpoint"
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    path: str | os.PathLike[str], *, what: str = "checkpoint", finite: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, on the CPU, and the strings of its header.
+
+    What :func:`pack_safetensors` wrote is compared with the checksum in its header.
 
     Raises:
         FileNotFoundError: if there is no such file.
         DamagedFileError: if it is no safetensors file, or damaged.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"No {what} at {path}.")
-    if path.is_dir():
-        raise DamagedFileError(f"{path} is no {what}: it is a folder; name the file in it")
+    path = ordinary_file(path, what)
     try:
+        length = int.from_bytes(first_bytes(path)[:8], "little")
+        if is_safetensors(path) and length > _HEADER_LIMIT:
+            raise Broken(f"its header has {length >> 20} MiB, expected at most {_HEADER_LIMIT >> 20}")
         with safetensors.safe_open(path, "pt") as archive:
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
-            return tensors, dict(archive.metadata() or {})
+            strings = dict(archive.metadata() or {})
+        if strings.get(_CHECKSUM) not in (None, _digest(tensors, strings) if _CHECKSUM in strings else None):
+            raise Broken("it does not have the checksum that was written with it")
+    except Broken as error:
+        raise DamagedFileError(_broken(path, what, error)) from error
+    except PermissionError:
+        raise
     except (safetensors.SafetensorError, *_UNREADABLE) as error:
-        raise DamagedFileError(f"{path} is no {what}: {_description(path)}") from error
+        raise DamagedFileError(f"{path} is no {what}: {describe(path)}") from error
+    if finite:
+        refuse_non_finite(tensors, path)
+    return tensors, strings
+
+
+def pack_safetensors(tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file with a checksum in its header, which other readers take for one more string.
+
+    Examples:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/model.safetensors"
+        >>> _ = Path(path).write_bytes(pack_safetensors({"weight": torch.ones(2)}, {"format": "pt"}))
+        >>> tensors, strings = read_safetensors(path)
+        >>> tensors["weight"], strings["format"], len(strings["sha256"])
+        (tensor([1., 1.]), 'pt', 64)
+    """
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    return save(plain, {**strings, _CHECKSUM: _digest(plain, strings)})
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as safetensors files do: the length of a JSON header, and the header."""
-    head = _head(Path(path))
+    head = first_bytes(Path(path))
     return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 
-def _head(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(_HEAD)
+def refuse_non_finite(contents: Any, path: str | os.PathLike[str], name: str = "") -> None:
+    """Refuses weights that are not finite, of which every result would be NaN.
+
+    Raises:
+        DamagedFileError: naming the first entry that holds such a number.
+    """
+    if isinstance(contents, Tensor):
+        if contents.is_floating_point() and not contents.isfinite().all():
+            raise DamagedFileError(
+                f"{path} holds numbers that are not finite in {name or 'its tensor'}: it is damaged, or of a training "
+                "that had diverged; take another file, or train again"
+            )
+    elif isinstance(contents, (Mapping, Sequence)) and not isinstance(contents, (str, bytes)):
+        for key, value in contents.items() if isinstance(contents, Mapping) else enumerate(contents):
+            refuse_non_finite(value, path, f"{name}.{key}" if name else str(key))
 
 
-def _description(path: Path) -> str:
-    """What a file is that could not be read, and what to do."""
-    head = _head(path)
-    text = _as_text(head)
-    if not head:
-        return "it is empty; download or copy it again"
-    if text is not None and re.match(r"\s*(<!doctype html|<html|<\?xml|<head|<body)", text, re.IGNORECASE):
-        return "it is a web page, for instance of a download that needs a login; download the file itself"
-    if text is not None and text.startswith("version https://git-lfs"):
-        return "it is a Git LFS pointer; fetch the file itself with `git lfs pull`"
-    if text is not None:
-        return f"it is text, beginning {text.strip()[:40]!r}; name the file of the weights"
-    state = "cut short or damaged" if head.startswith((_ZIP, _PICKLE)) else "of another kind, or damaged"
-    return f"it is {state} ({path.stat().st_size} bytes); download or copy it again"
+def _check_claims(path: Path, zipped: bool, allowed: Allowed, verify: bool) -> None:
+    size = path.stat().st_size
+    if not zipped:
+        with open(path, "rb") as file:
+            check_legacy(file, size, allowed)
+        return
+    archive = read_archive(path, verify=verify)
+    claims = read_claims(io.BytesIO(archive.pickled), len(archive.pickled), allowed)
+    claims.check(size)
+    for key, storage in claims.storages.items():
+        if (found := archive.sizes.get(f"data/{key}")) != storage.nbytes:
+            raise Broken(f"its storage {key[:20]} should have {storage.nbytes} bytes, but has {found}")
 
 
-def _refusal(path: Path, what: str, error: pickle.UnpicklingError) -> str:
-    """Why the unpickler stopped: at a name that is not allowed, or at bytes that are no pickle."""
-    names = re.findall(r"(?:GLOBAL|function|class|global) `?<?(?:built-in function )?([\w.]+)", str(error))
-    if not names and (not _head(path).startswith((_ZIP, _PICKLE)) or _as_text(_head(path)) is not None):
-        return f"is no {what}: {_description(path)}"
-    refers = f"refers to {names[0]}" if names else "holds something else"
-    return (
-        f"was refused: it {refers}, but nothing except tensors, numbers and strings is read, since a pickled file can "
-        "run any code; get it from its publisher as plain tensors"
-    )
+def _broken(path: Path, what: str, error: Broken) -> str:
+    """What is said of a file that is of the right kind, if it is, and contradicts itself."""
+    head = first_bytes(path)
+    if not (head.startswith((ZIP, PICKLE)) or is_safetensors(path)) or as_text(head) is not None:
+        return f"{path} is no {what}: {describe(path)}"
+    return f"{path} is no {what}, or damaged: {error}; download or copy it again"
 
 
-def _as_text(head: bytes) -> str | None:
-    """The beginning of a file as text, or None if it is none."""
-    try:
-        text = head.decode()
-    except UnicodeDecodeError as error:
-        # A character cut in two at the end.
-        if error.start < len(head) - 3:
-            return None
-        text = head[: error.start].decode()
-    return text if text.isprintable() or all(c.isprintable() or c in "\n\r\t\f" for c in text) else None
+def _digest(tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> str:
+    """Checksum of all that a file of tensors says, in one form whatever the order of its entries."""
+    digest = hashlib.sha256()
+    for part in _parts(tensors, {key: value for key, value in strings.items() if key != _CHECKSUM}):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(tensors: Mapping[str, Tensor], strings: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    header = [[name, str(value.dtype), list(value.shape)] for name, value in sorted(tensors.items())]
+    yield json.dumps([header, sorted(strings.items())]).encode()
+    for _, value in sorted(tensors.items()):
+        # numpy does not know every type of torch's
+        yield np.ascontiguousarray(value.contiguous().reshape(-1).view(torch.uint8).numpy()).data

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from torchrl_pwm._utils.errors import first_line
 from torchrl_pwm.data.published.pickled import read_pickled_tensordict
 from torchrl_pwm.data.store.checks import refuse_actions, refuse_non_finite
 from torchrl_pwm.envs.tasks import TaskSet
 
-__all__ = ["Shard", "ShardRows", "check_bytes", "open_shard"]
+__all__ = ["Shard", "ShardRows", "open_shard"]
 
 _KEYS = ("obs", "action", "reward", "task")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_ZIP = b"PK\x03\x04"
-_DAMAGED = (
-    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,28 +103,7 @@ class Shard:
                 yield ShardRows(name, **taken)
 
 
-def check_bytes(path: Path) -> None:
-    """Compares a shard with the checksums inside it, which ``torch.save`` writes; older files have none.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is cut short or one of its bytes was changed.
-    """
-    if not _is_zip(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except _DAMAGED as error:
-        raise ValueError(_unreadable(path, error)) from error
-    if damaged is not None:
-        raise ValueError(
-            f"{path} is damaged: the bytes of {damaged} in it do not have the checksum that was written with them. "
-            "Download the shard again (a file of your own that was saved without checksums must be saved with them)"
-        )
-
-
-def open_shard(path: Path, table: TaskSet, entries: int) -> Shard:
+def open_shard(path: Path, table: TaskSet, entries: int, *, verify: bool = True) -> Shard:
     """Opens a shard without running any of its code, and checks its shapes and types.
 
     Args:
@@ -141,14 +111,16 @@ def open_shard(path: Path, table: TaskSet, entries: int) -> Shard:
             [R, T, A] and ``reward`` [R, T] of any floating-point type and ``task`` [R, T] of whole numbers.
         table: task set that it should belong to.
         entries: expected T.
+        verify: compare it with the checksums inside it, which ``torch.save`` writes; older files have none.
 
     Raises:
         FileNotFoundError: if there is no such file.
+        DamagedFileError: if it is cut short, or one of its bytes was changed.
         ValueError: if it cannot be read, refers to anything but tensors and TensorDicts, or has other shapes or types.
     """
     if not path.is_file():
         raise FileNotFoundError(f"shard {path} does not exist")
-    tensors = read_pickled_tensordict(path, what="shard")
+    tensors = read_pickled_tensordict(path, what="shard", verify=verify)
     missing = [key for key in _KEYS if not isinstance(tensors.get(key), torch.Tensor)]
     if missing:
         raise ValueError(
@@ -187,20 +159,6 @@ def _guess(width: int, entries: int) -> str:
                 f"this is what a shard of {name} looks like: pass task_set={name!r}, or get the shards of the right set"
             )
     return "rows of another length or width belong to another data set (episode_length= says the length of your own)"
-
-
-def _is_zip(path: Path) -> bool:
-    if not path.is_file():
-        raise FileNotFoundError(f"shard {path} does not exist")
-    with open(path, "rb") as file:
-        return file.read(len(_ZIP)) == _ZIP
-
-
-def _unreadable(path: Path, error: BaseException) -> str:
-    return (
-        f"{path} ({path.stat().st_size} bytes) cannot be read as a shard ({first_line(error)}); it is cut short or "
-        "damaged: download it again"
-    )
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
