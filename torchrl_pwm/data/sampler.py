@@ -147,7 +147,8 @@ class EpisodeSliceSampler(Sampler):
         file = Path(path) / "sampler.pt"
         state = read_tensors(file, what="state of a sampler")
         with making("state of a sampler", file):
-            self.load_state_dict(state)
+            kept = {key: state[key] for key in ("slice_len", "generator")}  # a file of anything else has none
+            self.load_state_dict({**state, **kept})
 
     def _empty(self) -> None:
         """Nothing to forget: no draw depends on an earlier one."""

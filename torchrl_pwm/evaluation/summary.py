@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_pwm._utils.door import read_json
+from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.versions import package_versions
 from torchrl_pwm.evaluation.statistics import METHODS, SELECT, compare_methods, with_policy
@@ -131,7 +132,10 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = _file(path)
     summary = read_json(file, what="summary", advice="write it again")
-    _check(summary, str(file))
+    try:
+        _check(summary, str(file))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise DamagedFileError(f"{file} is no summary, or damaged: {error}") from error
     return summary
 
 

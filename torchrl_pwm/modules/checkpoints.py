@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,11 @@ def read_world_model(
         FileNotFoundError: if ``source`` is a path that does not exist.
     """
     state = load_state(source)
+    with layout_of(source):
+        return _parse(state, action_dims)
+
+
+def _parse(state: Mapping[str, Any], action_dims: Sequence[int] | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     arguments = saved_arguments(state)
     weights: dict[str, Tensor] = {}
     unknown = []
@@ -67,6 +73,17 @@ def read_world_model(
     elif isinstance(masks, Tensor) and sizes["num_tasks"]:
         sizes["action_dims"] = tuple(int(n) for n in masks.sum(-1))
     return sizes, weights
+
+
+@contextlib.contextmanager
+def layout_of(source: Any) -> Iterator[None]:
+    """What is wrong with the entries of a checkpoint, as an error of its file if it comes from one."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        if isinstance(source, (str, os.PathLike)) and not isinstance(error, DamagedFileError):
+            raise DamagedFileError(f"{source}: {error}") from error
+        raise
 
 
 def load_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:

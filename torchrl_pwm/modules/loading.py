@@ -17,7 +17,7 @@ from torchrl_pwm._utils.extras import require
 from torchrl_pwm.modules.agent_files import is_agent, parse_agent, read_agent_file
 from torchrl_pwm.modules.agents import PWMAgent
 from torchrl_pwm.modules.arguments import saved_arguments, with_arguments
-from torchrl_pwm.modules.checkpoints import model_sizes
+from torchrl_pwm.modules.checkpoints import layout_of, model_sizes
 from torchrl_pwm.modules.hub import CONFIG_FILE, WEIGHTS_FILE, class_of, load_folder, read_config
 from torchrl_pwm.modules.presets import preset_sizes
 from torchrl_pwm.modules.tdmpc2 import TDMPC2Model
@@ -144,7 +144,7 @@ def _find_state(contents: Any, path: Path) -> Mapping[str, Tensor]:
         state = state["model"]
     if not isinstance(state, Mapping) or not state or not all(isinstance(key, str) for key in state):
         found = type(state).__name__ if state is contents else f'{{"model": {type(state).__name__}}}'
-        raise ValueError(f"{path} holds no world model: expected a state dict, found {found}")
+        raise DamagedFileError(f"{path} holds no world model: expected a state dict, found {found}")
     refuse_non_finite(state, path)
     nested = [key for key in state if _PREFIX in key]
     if not nested:
@@ -172,10 +172,8 @@ def _from_state(
             f"{path} is of an earlier version, which did not write how a model was built ({own[0]}), and no "
             f"{_RUN_CONFIG} is beside it: say it, for instance load_world_model(path, simnorm_dim=0, residual=True)"
         )
-    try:
+    with layout_of(path):
         return PWMWorldModel.from_tdmpc2(state, action_dims=action_dims)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _complete(known: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:

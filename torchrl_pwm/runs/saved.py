@@ -69,7 +69,7 @@ def read_config(folder: str | os.PathLike[str], *, targets: Iterable[str] = (), 
         config.env = plain["env"]
     allowed = {*own_targets_and_envs(), *targets}
     for key, target in _targets(plain):
-        if target not in allowed:
+        if not isinstance(target, str) or target not in allowed:
             raise DamagedFileError(
                 f"{file} was refused: {key} names {str(target)[:80]!r}, which is no part of torchrl_pwm that runs are "
                 "configured with, and building it would run its code. If it is yours, name it anew: on the command "
@@ -99,6 +99,8 @@ def read_result(file: Path) -> dict[str, Any]:
         DamagedFileError: if it is damaged.
     """
     result: dict[str, Any] = read_json(file, what="result of a policy", keys=["task", "seconds"], advice=DELETE)
+    if not isinstance(result["task"], str) or not _is_number(result["seconds"]):
+        raise DamagedFileError(f"{file} is no result of a policy, or damaged: expected a task and seconds; {DELETE}")
     return result
 
 
@@ -107,9 +109,13 @@ def read_seconds(file: Path) -> float:
     if not file.exists():
         return 0.0
     seconds = read_json(file, what="clock of a run", advice=DELETE)
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+    if not _is_number(seconds):
         raise DamagedFileError(f"{file} is no clock of a run, or damaged: expected seconds; {DELETE}")
     return float(seconds)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _targets(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -125,7 +131,7 @@ def _targets(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def _forget_targets(node: Any, known: frozenset[str]) -> None:
     """Takes the names that are not known out of a part of a configuration that nothing is built from."""
-    if isinstance(node, dict) and node.get(_TARGET) not in known:
+    if isinstance(node, dict) and str(node.get(_TARGET)) not in known:
         node.pop(_TARGET, None)
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         _forget_targets(value, known)

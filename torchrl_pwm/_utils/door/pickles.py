@@ -30,7 +30,7 @@ _SHOWN_MORE = 4
 _SHOWN_FREELY = 64 << 20
 # Of a pickle: its bytes, its steps (each may make an object of some hundred bytes), and how deep containers are nested.
 _PICKLE_LIMIT = 16 << 20
-_STEP_LIMIT = 2_000_000
+_STEP_LIMIT = 1_000_000
 _DEPTH_LIMIT = 64
 _ENTRIES_LIMIT = 10_000_000
 # These make room for as many bytes as they please, look names up elsewhere, or take anything for a key; torch never
@@ -40,7 +40,7 @@ _REFUSED_OPCODES = (
     *(pickle.DICT, pickle.ADDITEMS, pickle.FROZENSET),
 )
 #: The unpickler in Python, of which every step can be replaced.
-_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_Unpickler: Any = pickle._Unpickler
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
 

@@ -97,7 +97,7 @@ def read_yaml_text(path: str | os.PathLike[str], *, what: str = "configuration")
 
 def _check_events(yaml: ModuleType, text: str) -> None:
     """Refuses what few bytes of YAML can make much of: references, and types other than the plain ones."""
-    depth = 0
+    depth, number = 0, 0
     for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent):
             raise Broken(f"it refers to another part of itself (*{event.anchor}), which no configuration of a run does")
@@ -108,6 +108,8 @@ def _check_events(yaml: ModuleType, text: str) -> None:
             raise Broken(f"it is nested more than {_DEPTH_LIMIT} deep")
         if number == 2 and not isinstance(event, yaml.MappingStartEvent):
             raise Broken("expected a mapping")
+    if number < 2:
+        raise Broken("expected a mapping, found nothing")
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -32,7 +32,9 @@ _UNREADABLE = (
     *(AssertionError, MemoryError, zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError),
 )
 _HEADER_LIMIT = 16 << 20
+# Two names, so that a file whose checksum lost its name is not taken for one that never had any.
 _CHECKSUM = "sha256"
+_MARKED = {_CHECKSUM: "", "checksum": _CHECKSUM}
 
 
 def read_tensors(
@@ -153,7 +155,7 @@ def read_safetensors(
         with safetensors.safe_open(path, "pt") as archive:
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
             strings = dict(archive.metadata() or {})
-        if strings.get(_CHECKSUM) not in (None, _digest(tensors, strings) if _CHECKSUM in strings else None):
+        if not strings.keys().isdisjoint(_MARKED) and strings.get(_CHECKSUM) != _digest(tensors, strings):
             raise Broken("it does not have the checksum that was written with it")
     except Broken as error:
         raise DamagedFileError(_broken(path, what, error)) from error
@@ -178,12 +180,13 @@ def pack_safetensors(tensors: Mapping[str, Tensor], strings: Mapping[str, str]) 
         (tensor([1., 1.]), 'pt', 64)
     """
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    return save(plain, {**strings, _CHECKSUM: _digest(plain, strings)})
+    marked = {**strings, **_MARKED}
+    return save(plain, {**marked, _CHECKSUM: _digest(plain, marked)})
 
 
 def is_safetensors(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as safetensors files do: the length of a JSON header, and the header."""
-    head = first_bytes(Path(path))
+    head = first_bytes(ordinary_file(path, "checkpoint"))
     return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm.data.published.pickled import read_pickled_tensordict
 from torchrl_pwm.data.store.checks import refuse_actions, refuse_non_finite
 from torchrl_pwm.envs.tasks import TaskSet
@@ -115,24 +116,26 @@ def open_shard(path: Path, table: TaskSet, entries: int, *, verify: bool = True)
 
     Raises:
         FileNotFoundError: if there is no such file.
-        DamagedFileError: if it is cut short, or one of its bytes was changed.
-        ValueError: if it cannot be read, refers to anything but tensors and TensorDicts, or has other shapes or types.
+        DamagedFileError: if it cannot be read, was changed, refers to anything but tensors and TensorDicts, or has
+            other shapes or types.
     """
     if not path.is_file():
         raise FileNotFoundError(f"shard {path} does not exist")
     tensors = read_pickled_tensordict(path, what="shard", verify=verify)
     missing = [key for key in _KEYS if not isinstance(tensors.get(key), torch.Tensor)]
     if missing:
-        raise ValueError(
+        raise DamagedFileError(
             f"{path} has no tensor {', '.join(map(repr, missing))}; a shard holds obs, action, reward and task, "
             f"found {sorted(map(str, tensors))}"
         )
     obs, action, reward, task = (tensors[key] for key in _KEYS)
     if obs.ndim != 3 or obs.shape[0] == 0:
-        raise ValueError(f"{path} has obs of shape {tuple(obs.shape)}, expected (rows, T, {table.observation_dim})")
+        raise DamagedFileError(
+            f"{path} has obs of shape {tuple(obs.shape)}, expected (rows, T, {table.observation_dim})"
+        )
     rows, length = obs.shape[:2]
     if obs.shape[2] != table.observation_dim or length != entries:
-        raise ValueError(
+        raise DamagedFileError(
             f"{path} has obs of shape {tuple(obs.shape)}, but a shard of {table.name} has (rows, {entries}, "
             f"{table.observation_dim}); {_guess(obs.shape[2], length)}"
         )
@@ -140,10 +143,10 @@ def open_shard(path: Path, table: TaskSet, entries: int, *, verify: bool = True)
     expected = {"action": (rows, entries, table.action_dim), "reward": (rows, entries), "task": (rows, entries)}
     for key, tensor in (("action", action), ("reward", reward), ("task", task)):
         if tuple(tensor.shape) != expected[key]:
-            raise ValueError(f"{path} has {key} of shape {tuple(tensor.shape)}, expected {expected[key]}")
+            raise DamagedFileError(f"{path} has {key} of shape {tuple(tensor.shape)}, expected {expected[key]}")
     for key, tensor in (("obs", obs), ("action", action), ("reward", reward)):
         if tensor.dtype not in _FLOATS:
-            raise ValueError(
+            raise DamagedFileError(
                 f"{path} has {key} of type {tensor.dtype}, expected a floating-point type; numbers that were scaled to "
                 "integers cannot be read back without their scale: save the shard as float32 or float16"
             )
