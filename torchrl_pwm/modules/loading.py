@@ -160,9 +160,11 @@ def _from_state(
 ) -> PWMWorldModel:
     known = saved_arguments(state)
     if known is None and (beside := _configured(path)) is not None:
-        known = _complete(beside, state)
+        with layout_of(path):
+            known = _complete(beside, state)
     if known is None and given:
-        known = _complete(given, state)
+        with layout_of(path):
+            known = _complete(given, state)
     elif known is not None and (wrong := [f"{k}={v}" for k, v in given.items() if k in known and known[k] != v]):
         raise ValueError(f"{path} was made with other arguments than {', '.join(wrong)}: leave them out")
     if known is not None:
