@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -24,6 +23,7 @@ from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import ObservationNormalizer, WorldModelPolicy
 from torchrl_pwm.runs.policies import load_actor
 from torchrl_pwm.runs.pwm_online import make_losses
+from torchrl_pwm.runs.saved import read_config
 from torchrl_pwm.runs.shac import make_shac_loss
 from torchrl_pwm.runs.tdmpc2_offline import load_tdmpc2, model_of_run
 from torchrl_pwm.runs.tdmpc2_online import make_model, make_planner
@@ -78,7 +78,7 @@ def _offline_policies(folder: Path) -> tuple[dict[str, Callable[[], Policy]], Ca
         if summary is None:
             continue
         run = summary.parent
-        config: Any = OmegaConf.load(run / "config.yaml")
+        config: Any = read_config(run)
         task = task_set[config.task[0]].index
         if name == "pwm":
             model = load_world_model(config, world_model_of_run(config, run, config.task[0]))
@@ -108,7 +108,7 @@ def _online_policies(folder: Path) -> tuple[dict[str, Callable[[], Policy]], Cal
         if not runs:
             continue
         first = runs[0].parts[-3]
-        config: Any = OmegaConf.load(runs[0].parent / "config.yaml")
+        config: Any = read_config(runs[0].parent)
         env = instantiate(config.env, num_envs=2)
         size = env.observation_spec["observation"].shape[-1]
         if name == "pwm":

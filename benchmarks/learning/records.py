@@ -18,6 +18,7 @@ from benchmarks.learning.plans import RUNS, SCRIPTS
 from benchmarks.learning.rows import Curve, Records
 from torchrl_pwm.evaluation import read_metrics
 from torchrl_pwm.evaluation.statistics import SELECT
+from torchrl_pwm.runs.saved import read_config
 
 
 def read_records(
@@ -46,7 +47,7 @@ def read_records(
         summary = json.loads(file.read_text())
         _read_origin(records, run, name, summary)
         if name in names and (group.offline or summary["task"] in known):
-            config: Any = OmegaConf.load(run / "config.yaml")
+            config: Any = read_config(run)
             (read_offline if group.offline else _read_online)(records, run, name, config, summary)
     if earlier is not None:
         add_earlier(records, earlier)

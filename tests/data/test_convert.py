@@ -195,7 +195,7 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path, protocol, place)
         shard = TensorDict(shard, batch_size=shard["task"].shape)
         shard._tensordict["extra"] = _Hostile(str(trap))
     torch.save(shard, tmp_path / "hostile.pt", pickle_protocol=protocol)
-    message = r"hostile\.pt was refused: it " + ("refers to posix\\.mkdir" if protocol == 2 else "holds something else")
+    message = r"hostile\.pt was refused: it refers to posix\.mkdir"
     refused(tmp_path, ValueError, message, [tmp_path / "hostile.pt"])
     assert not trap.exists()
 

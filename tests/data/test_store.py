@@ -214,7 +214,7 @@ def test_a_verification_of_some_time_shows_its_progress(counting_root, monkeypat
 
 def test_a_manifest_that_is_not_json_is_refused(counting_root):
     (counting_root / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(ValueError, match="expected JSON"):
         EpisodeStore(counting_root)
 
 

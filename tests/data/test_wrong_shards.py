@@ -10,8 +10,8 @@ import torch
 from tensordict import TensorDict
 
 from tests.data.shards import LENGTH, SHARDS, convert, make_shard, refused, save_shards
+from torchrl_pwm._utils.door import check_archive
 from torchrl_pwm.data import EpisodeStore, TDMPC2ExperienceReplay
-from torchrl_pwm.data.published.shards import check_bytes
 
 FILES = ("steps.bin", "returns.bin")
 
@@ -37,7 +37,7 @@ def test_a_flipped_byte_in_the_numbers_of_a_shard_is_noticed(tmp_path):
     refused(
         tmp_path,
         ValueError,
-        r"chunk_1\.pt is damaged: the bytes of .*data/\d+ in it do not have the checksum .*Download the shard again",
+        r"chunk_1\.pt is no shard, or damaged: the bytes of .*data/\d+ in it do not have the checksum .*copy it",
         paths,
     )
 
@@ -65,7 +65,7 @@ def test_no_flipped_byte_of_a_shard_changes_the_data_unnoticed(tmp_path, first):
 
 def test_a_shard_without_checksums_of_its_own_is_read(tmp_path):
     paths = save_shards(tmp_path / "shards", layout="legacy")
-    check_bytes(paths[0])
+    check_archive(paths[0], what="shard")
     assert convert(paths, tmp_path / "data").num_rows == 6
 
 

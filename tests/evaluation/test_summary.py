@@ -111,7 +111,7 @@ def test_missing_and_unknown_entries_and_repeated_tasks_are_refused():
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{not json", "no valid JSON"),
+        ("{not json", "expected JSON"),
         ("[]", "must be a mapping"),
         ('{"tasks": []}', "missing"),
         ('{"tasks": 1, "score_mean": null, "seconds_total": 1, "seed": 0, "versions": {}}', "must be a list"),

@@ -17,7 +17,7 @@ from torchrl.envs import GymEnv
 from tests.runs.test_offline import TINY
 from tests.trainers.tiny import assert_same
 from torchrl_pwm import load_policy, write_episodes
-from torchrl_pwm._utils.tensor_files import read_tensors
+from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.runs.cli import main
 

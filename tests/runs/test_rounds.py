@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from tests.examples.running import DATA, EVALUATION, EXTRACTION, MODEL, NETWORKS, WORLD_MODEL
 from tests.trainers.tiny import assert_same
 from torchrl_pwm import load_policy
-from torchrl_pwm._utils.tensor_files import read_tensors
+from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm.data import EpisodeStoreWriter
 from torchrl_pwm.modules import load_world_model
 from torchrl_pwm.runs.cli import command_config

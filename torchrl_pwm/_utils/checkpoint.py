@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import torch
 
+from torchrl_pwm._utils.door import read_json, read_tensors
 from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.files import file_sha256, replace_file, replaced_file
-from torchrl_pwm._utils.tensor_files import read_tensors
 
 _MANIFEST = "checkpoint.json"
 
@@ -127,11 +127,9 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
         DamagedFileError: if the data are not those that were written.
     """
     folder = Path(folder)
-    try:
-        text = (folder / _MANIFEST).read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"No checkpoint in {folder}: expected {_MANIFEST} there.") from None
-    name, size, digest = _read_manifest(folder / _MANIFEST, text)
+    if not (folder / _MANIFEST).exists():
+        raise FileNotFoundError(f"No checkpoint in {folder}: expected {_MANIFEST} there.")
+    name, size, digest = _read_manifest(folder / _MANIFEST)
     path = folder / name
     size_found = path.stat().st_size if path.exists() else 0
     if size_found != size or file_sha256(path) != digest:
@@ -140,20 +138,20 @@ def load_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"{size_found} bytes that differ. Restore the file, or remove the folder to begin anew."
         )
     try:
-        return read_tensors(path)
+        return read_tensors(path, verify=False)  # the checksum of all of it was compared
     except DamagedFileError as error:
         raise DamagedFileError(
             f"The checkpoint was refused, although it has the checksum of its manifest: {error}"
         ) from error
 
 
-def _read_manifest(path: Path, text: bytes) -> tuple[str, int, str]:
+def _read_manifest(path: Path) -> tuple[str, int, str]:
     """Name, size and sha256 of the data file."""
     try:
-        manifest = json.loads(text)
+        manifest = read_json(path, what="manifest", keys=["file", "size", "sha256"])
         # Only a name: a manifest must not lead out of its folder.
         return Path(manifest["file"]).name, int(manifest["size"]), str(manifest["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise DamagedFileError(
             f"The manifest {path} is damaged: expected JSON with file, size and sha256 ({type(error).__name__}: "
             f"{error}). Restore the file, or remove the folder to begin anew."

@@ -8,6 +8,7 @@ from pathlib import Path
 from torchrl.record.loggers import Logger
 from torchrl.record.loggers.csv import CSVLogger
 
+from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.files import replace_file
 
 
@@ -21,7 +22,7 @@ def rewind_metrics(logger: Logger | None, step: int) -> None:
     open_files = logger.experiment.files
     for file in Path(logger.experiment.log_dir).glob("scalars/**/*.csv"):
         rows = file.read_text().splitlines(keepends=True)
-        kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
+        kept = [row for row in rows if row.endswith("\n") and _step(row, file) <= step]
         if len(kept) < len(rows):
             # An open file would go on writing to the one that is replaced.
             if (stream := open_files.pop(str(file), None)) is not None:
@@ -35,11 +36,21 @@ def logged_rows(logger: Logger | None, steps: Collection[int]) -> set[tuple[str,
         return set()
     folder = Path(logger.experiment.log_dir) / "scalars"
     return {
-        (file.relative_to(folder).with_suffix("").as_posix(), int(row.split(",")[0]))
+        (file.relative_to(folder).with_suffix("").as_posix(), _step(row, file))
         for file in folder.glob("**/*.csv")
         for row in file.read_text().splitlines()
-        if int(row.split(",")[0]) in steps
+        if _step(row, file) in steps
     }
+
+
+def _step(row: str, file: Path) -> int:
+    try:
+        return int(row.split(",")[0])
+    except ValueError as error:
+        raise DamagedFileError(
+            f"{file} is no file of metrics, or damaged: expected rows of a step and a number, found {row[:40]!r}; "
+            "delete the row, or the file"
+        ) from error
 
 
 class MetricsLog:

@@ -14,9 +14,9 @@ from torchrl.data.replay_buffers.samplers import Sampler
 from torchrl.data.replay_buffers.writers import ImmutableDatasetWriter, Writer
 
 from torchrl_pwm._utils.checkpoint import save_tensors
+from torchrl_pwm._utils.door import making, read_tensors
 from torchrl_pwm._utils.files import default_root
 from torchrl_pwm._utils.ranges import COUNT, check_range
-from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm._utils.torchrl_private import fitting_prefetched, map_prefetched, prefetch_in_one_thread
 from torchrl_pwm.data.sampler import EpisodeSliceSampler
 from torchrl_pwm.data.store.storage import EpisodeStorage
@@ -213,8 +213,17 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
         save_tensors(Path(path) / "replay.pt", self.state_dict())
 
     def loads(self, path: str | os.PathLike[str]) -> None:
-        """Reads what :meth:`dumps` wrote; no pickled code is run."""
-        self.load_state_dict(read_tensors(Path(path) / "replay.pt", what="state of a replay buffer"))
+        """Reads what :meth:`dumps` wrote; no pickled code is run.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            DamagedFileError: if it is damaged, or of something else.
+            ValueError: as :meth:`load_state_dict`.
+        """
+        file = Path(path) / "replay.pt"
+        state = read_tensors(file, what="state of a replay buffer")
+        with making("state of a replay buffer", file):
+            self.load_state_dict(state)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

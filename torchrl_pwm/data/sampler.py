@@ -12,7 +12,7 @@ from torchrl.data.replay_buffers import Storage
 from torchrl.data.replay_buffers.samplers import Sampler
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.tensor_files import read_tensors
+from torchrl_pwm._utils.door import making, read_tensors
 from torchrl_pwm._utils.torchrl_private import sampler_generator
 from torchrl_pwm.data.store.layout import SliceStarts
 from torchrl_pwm.data.store.storage import EpisodeStorage
@@ -144,7 +144,11 @@ class EpisodeSliceSampler(Sampler):
         save_tensors(Path(path) / "sampler.pt", self.state_dict())
 
     def loads(self, path: str | os.PathLike[str]) -> None:
-        self.load_state_dict(read_tensors(Path(path) / "sampler.pt", what="state of a sampler"))
+        file = Path(path) / "sampler.pt"
+        state = read_tensors(file, what="state of a sampler")
+        with making("state of a sampler", file):
+            kept = {key: state[key] for key in ("slice_len", "generator")}  # a file of anything else has none
+            self.load_state_dict({**state, **kept})
 
     def _empty(self) -> None:
         """Nothing to forget: no draw depends on an earlier one."""

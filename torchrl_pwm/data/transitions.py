@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 
+from torchrl_pwm._utils.door import check_memmap
 from torchrl_pwm._utils.errors import DamagedFileError, first_line
 from torchrl_pwm.data.store.store import EpisodeStore
 
@@ -83,38 +82,13 @@ def read_memmap(folder: str | os.PathLike[str]) -> TensorDictBase:
         >>> read_memmap(folder).shape
         torch.Size([2, 3])
     """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"No folder of a memory-mapped TensorDict at {folder}.")
+    check_memmap(Path(folder))
     try:
-        _check_files(Path(folder))
-        # tensordict would unpickle what is no tensor
         return TensorDict.load_memmap(folder, allow_pickle=False)
-    except FileNotFoundError:
-        raise
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError) as error:
-        pickled = isinstance(error, RuntimeError) and "pickle" in str(error)
-        found = "pickled objects beside tensors, which can run any code" if pickled else first_line(error)
         raise DamagedFileError(
-            f"{folder} is no folder of a memory-mapped TensorDict, or damaged: found {found}; write it again with "
-            "td.memmap(folder), of tensors alone"
+            f"{folder} is no folder of a memory-mapped TensorDict, or damaged: found {first_line(error)}; write it "
+            "again with td.memmap(folder), of tensors alone"
         ) from error
-
-
-def _check_files(folder: Path) -> None:
-    """Checks that each tensor that is listed is there, as long as it should be.
-
-    tensordict leaves out what is missing, and lengthens with zeros what was cut short.
-
-    Raises:
-        FileNotFoundError, ValueError: if one is not.
-    """
-    for listing in folder.rglob("meta.json"):
-        entries = json.loads(listing.read_bytes())
-        for key, entry in entries.items() if isinstance(entries, dict) else ():
-            file = listing.with_name(f"{key}.memmap")
-            if not (isinstance(entry, dict) and {"dtype", "shape"} <= entry.keys() and key.isidentifier()):
-                continue
-            if not file.exists():
-                raise FileNotFoundError(f"{file} is missing, though {listing} lists it; copy the folder again")
-            dtype = getattr(torch, str(entry["dtype"]).removeprefix("torch."), None)
-            size = math.prod(entry["shape"]) * dtype.itemsize if isinstance(dtype, torch.dtype) else 0
-            if file.stat().st_size < size:
-                raise ValueError(f"{file.name} of {file.stat().st_size} bytes, expected {size}")

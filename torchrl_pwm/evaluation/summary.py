@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torchrl_pwm._utils.door import read_json
+from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.versions import package_versions
 from torchrl_pwm.evaluation.statistics import METHODS, SELECT, compare_methods, with_policy
@@ -129,11 +131,11 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: if it is not JSON or not a summary.
     """
     file = _file(path)
+    summary = read_json(file, what="summary", advice="write it again")
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not a summary: it is no valid JSON ({error}); write it again") from error
-    _check(summary, str(file))
+        _check(summary, str(file))
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise DamagedFileError(f"{file} is no summary, or damaged: {error}") from error
     return summary
 
 

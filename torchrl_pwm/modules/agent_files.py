@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchrl_pwm._utils.door import read_tensors, refuse_non_finite
 from torchrl_pwm._utils.errors import DamagedFileError
-from torchrl_pwm._utils.tensor_files import read_tensors
 
 #: Names of the file's moments: of observations, rewards and returns.
 MOMENTS = ("obs_rms", "rew_rms", "ret_rms")
@@ -89,11 +89,11 @@ def parse_agent(contents: Any, path: str | os.PathLike[str]) -> AgentFile:
     """The parts of an agent's file that was read.
 
     Raises:
-        ValueError: if it is none, or its parts are not what they should be.
+        DamagedFileError: if it is none, or its parts are not what they should be.
     """
     if not is_agent(contents):
         keys = sorted(map(str, contents))[:8] if isinstance(contents, Mapping) else type(contents).__name__
-        raise ValueError(
+        raise DamagedFileError(
             f"{path} is no agent of PWM or SHAC: expected the entries actor and critic, with PWM's world_model, found "
             f"{keys}; a world model alone is read by load_world_model"
         )
@@ -103,8 +103,8 @@ def parse_agent(contents: Any, path: str | os.PathLike[str]) -> AgentFile:
         networks["world_model"] = _state(world_model, "world_model", path)
     try:
         actor_sizes(networks["actor"]), critic_sizes(networks["critic"])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (ValueError, LookupError) as error:
+        raise DamagedFileError(f"{path}: {error}") from error
     moments = {
         name: _moments(contents[name], name, path) for name in MOMENTS if contents.get(name) not in (None, False)
     }
@@ -147,7 +147,8 @@ def critic_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _state(value: Any, name: str, path: Any) -> dict[str, Tensor]:
     if not isinstance(value, Mapping) or not value or not all(isinstance(entry, Tensor) for entry in value.values()):
-        raise ValueError(f"{path} is no agent of PWM or SHAC: expected a state dict under {name}")
+        raise DamagedFileError(f"{path} is no agent of PWM or SHAC: expected a state dict under {name}")
+    refuse_non_finite(value, path, name)
     return dict(value)
 
 

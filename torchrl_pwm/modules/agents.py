@@ -10,6 +10,7 @@ import torch
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import nn
 
+from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm.modules.actor_critic import PWMActor, ValueEnsemble, make_pwm_actor, make_value_ensemble
 from torchrl_pwm.modules.agent_files import (
     AdamState,
@@ -149,8 +150,8 @@ class PWMAgent(Pretrained):
                 return_moments=returns,
                 observation_moments=observation,
             )
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+        except (ValueError, RuntimeError, TypeError, LookupError) as error:
+            raise DamagedFileError(f"{path}: {error}") from error
         agent.optimizers = file.optimizers
         return agent
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from torchrl_pwm._utils.errors import DamagedFileError
+
 _ENTRY = "arguments"
+_LONGEST = 10_000
+# Buffers may be made that a file of weights lacks.
+_LARGER, _FREELY = 2, 1 << 20
 
 
 class Rebuildable(nn.Module):
@@ -71,6 +77,41 @@ class Rebuildable(nn.Module):
                 "something else: build this one with the same."
             )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def build_for(
+    weights: Mapping[str, Any], make: Callable[..., Any], arguments: Mapping[str, Any], **further: Any
+) -> Any:
+    """What ``make`` builds of arguments that came with weights, if it is for as many numbers as these are.
+
+    Arguments out of a file may ask for more memory than there is; the size is found out without any.
+
+    Raises:
+        DamagedFileError: if the arguments are of a much larger module.
+
+    Examples:
+        >>> weights = nn.Linear(2, 2).state_dict()
+        >>> build_for(weights, nn.Linear, {"in_features": 2, "out_features": 2})
+        Linear(in_features=2, out_features=2, bias=True)
+        >>> build_for(weights, nn.Linear, {"in_features": 10**6, "out_features": 10**6})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        torchrl_pwm._utils.errors.DamagedFileError: The arguments make a Linear of 1000001000000 numbers, but the ...
+    """
+    modules = any(isinstance(value, nn.Module) for value in (*arguments.values(), *further.values()))
+    long = [name for name, value in arguments.items() if isinstance(value, (list, tuple)) and len(value) > _LONGEST]
+    if long:
+        raise DamagedFileError(f"The arguments {long} hold more than {_LONGEST} entries each.")
+    if not modules:  # those are there already, and may not like other devices
+        with torch.device("meta"):
+            shell = make(**arguments, **further)
+        needed = sum(value.numel() for value in shell.state_dict().values())
+        found = sum(value.numel() for value in weights.values() if isinstance(value, Tensor))
+        if needed > _LARGER * found + _FREELY:
+            raise DamagedFileError(
+                f"The arguments make a {type(shell).__name__} of {needed} numbers, but the weights that came with them "
+                f"are {found}."
+            )
+    return make(**arguments, **further)
 
 
 def saved_arguments(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any] | None:

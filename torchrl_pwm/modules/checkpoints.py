@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from torchrl_pwm._utils.door import read_safetensors, read_tensors, refuse_non_finite
 from torchrl_pwm._utils.errors import DamagedFileError
-from torchrl_pwm._utils.finite import all_finite
-from torchrl_pwm._utils.tensor_files import read_safetensors, read_tensors
 from torchrl_pwm.modules.arguments import saved_arguments, with_arguments
 
 QUICKSTART_FILE = Path(__file__).parent.parent / "assets" / "quickstart.safetensors"
@@ -39,6 +39,11 @@ def read_world_model(
         FileNotFoundError: if ``source`` is a path that does not exist.
     """
     state = load_state(source)
+    with layout_of(source):
+        return _parse(state, action_dims)
+
+
+def _parse(state: Mapping[str, Any], action_dims: Sequence[int] | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     arguments = saved_arguments(state)
     weights: dict[str, Tensor] = {}
     unknown = []
@@ -61,12 +66,7 @@ def read_world_model(
             "Unknown checkpoint layout: expected TD-MPC2's (mid-2024 or current, state observations) or PWM's, "
             f"found the unknown keys {unknown[:8]}{' ...' if len(unknown) > 8 else ''}."
         )
-    for key, value in weights.items():
-        if value.is_floating_point() and not all_finite([value]):
-            raise DamagedFileError(
-                f"{'The state dict' if isinstance(source, Mapping) else source} has weights that are not finite in "
-                f"{key!r}: the model diverged, or the file is damaged. Take an earlier checkpoint, or copy it again."
-            )
+    refuse_non_finite(weights, "The state dict")  # those of a file are finite already
     sizes = model_sizes(weights) if arguments is None else arguments
     masks = state.get("_action_masks")
     if action_dims is not None:
@@ -74,6 +74,17 @@ def read_world_model(
     elif isinstance(masks, Tensor) and sizes["num_tasks"]:
         sizes["action_dims"] = tuple(int(n) for n in masks.sum(-1))
     return sizes, weights
+
+
+@contextlib.contextmanager
+def layout_of(source: Any) -> Iterator[None]:
+    """What is wrong with the entries of a checkpoint, as an error of its file if it comes from one."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        if isinstance(source, (str, os.PathLike)) and not isinstance(error, DamagedFileError):
+            raise DamagedFileError(f"{source}: {error}") from error
+        raise
 
 
 def load_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -85,17 +96,18 @@ def load_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[st
         FileNotFoundError: if there is no such file.
     """
     where = ""
+    kind: type[ValueError] = ValueError
     if isinstance(source, (str, os.PathLike)):
-        where = f"{source}: "
-        source = read_tensors(source)
+        where, kind = f"{source}: ", DamagedFileError
+        source = read_tensors(source, finite=True)
     inner = source.get("model", source) if isinstance(source, Mapping) else source
     if not isinstance(inner, Mapping) or not all(isinstance(key, str) for key in inner):
         found = type(inner).__name__ if inner is source else f'{{"model": {type(inner).__name__}}}'
-        raise ValueError(
+        raise kind(
             f'{where}Unknown checkpoint layout: expected a state dict or {{"model": state dict}}, found {found}.'
         )
     if not inner:
-        raise ValueError(f"{where}Unknown checkpoint layout: expected the weights of a model, found none.")
+        raise kind(f"{where}Unknown checkpoint layout: expected the weights of a model, found none.")
     return inner
 
 
@@ -141,7 +153,7 @@ def read_quickstart(file: str | os.PathLike[str] | None = None) -> QuickstartCon
     if not path.is_file():
         raise FileNotFoundError(f"no quickstart in {path}: install the package anew, or name a file that exists")
     try:
-        tensors, strings = read_safetensors(path, what="quickstart file")
+        tensors, strings = read_safetensors(path, what="quickstart file", finite=True)
         header = json.loads(strings["quickstart"])
         weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
         if "arguments" in header:

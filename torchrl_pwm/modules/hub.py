@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save
-
+from torchrl_pwm._utils.door import pack_safetensors, read_json, read_safetensors
 from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replace_file, replaced_file
-from torchrl_pwm._utils.tensor_files import read_safetensors
-from torchrl_pwm.modules.arguments import Rebuildable
+from torchrl_pwm.modules.arguments import Rebuildable, build_for
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -61,10 +59,9 @@ class Pretrained(
     """
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in self.state_dict().items()}
         config = {**self.constructor_arguments, _CLASS: type(self).__name__}
         with replaced_file(save_directory / WEIGHTS_FILE) as temporary:
-            temporary.write_bytes(save(tensors, {"format": "pt"}))
+            temporary.write_bytes(pack_safetensors(self.state_dict(), {"format": "pt"}))
         replace_file(save_directory / CONFIG_FILE, json.dumps(config, indent=2).encode())
 
     @classmethod
@@ -108,17 +105,21 @@ class Pretrained(
         return cls._rebuild({**config, **options}, file, strict=strict).to(map_location).eval()
 
     @classmethod
+    def _from_named(cls, **arguments: Any) -> Any:
+        return cls.from_arguments(arguments)
+
+    @classmethod
     def _rebuild(cls, config: dict[str, Any], file: Path, *, strict: bool = True) -> Any:
         """The network of a configuration and a file of weights."""
         arguments = dict(config)
         kind = arguments.pop(_CLASS, cls.__name__)
         if kind not in [base.__name__ for base in cls.__mro__]:
             raise DamagedFileError(f"{file.parent} holds a {kind}, not a {cls.__name__}: use {kind}.from_pretrained")
-        tensors, _ = read_safetensors(file, what="weights of a network")
+        tensors, _ = read_safetensors(file, what="weights of a network", finite=True)
         try:
-            network = cls.from_arguments(arguments)
+            network = build_for(tensors, cls._from_named, arguments)
             network.load_state_dict(tensors, strict=strict)
-        except (TypeError, KeyError, ValueError, RuntimeError) as error:
+        except (TypeError, LookupError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             raise DamagedFileError(
                 f"{file.parent} was written by another version, or is damaged: {CONFIG_FILE} and {WEIGHTS_FILE} do not "
                 f"make a {cls.__name__} ({error})"
@@ -155,10 +156,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"No {CONFIG_FILE} in {folder}: save_pretrained writes it beside {WEIGHTS_FILE}.")
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DamagedFileError(f"{path} is damaged: expected JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise DamagedFileError(f"{path} is damaged: expected a JSON object, found {type(config).__name__}")
+    config: dict[str, Any] = read_json(
+        path, what="configuration of a network", keys=[], advice="save it again, or download it again"
+    )
     return config

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, load_checkpoint
+from torchrl_pwm._utils.door import is_safetensors, read_safetensors, read_yaml_text, refuse_non_finite
 from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.extras import require
-from torchrl_pwm._utils.tensor_files import is_safetensors, read_safetensors
 from torchrl_pwm.modules.agent_files import is_agent, parse_agent, read_agent_file
 from torchrl_pwm.modules.agents import PWMAgent
 from torchrl_pwm.modules.arguments import saved_arguments, with_arguments
-from torchrl_pwm.modules.checkpoints import model_sizes
+from torchrl_pwm.modules.checkpoints import layout_of, model_sizes
 from torchrl_pwm.modules.hub import CONFIG_FILE, WEIGHTS_FILE, class_of, load_folder, read_config
 from torchrl_pwm.modules.presets import preset_sizes
 from torchrl_pwm.modules.tdmpc2 import TDMPC2Model
@@ -144,7 +144,8 @@ def _find_state(contents: Any, path: Path) -> Mapping[str, Tensor]:
         state = state["model"]
     if not isinstance(state, Mapping) or not state or not all(isinstance(key, str) for key in state):
         found = type(state).__name__ if state is contents else f'{{"model": {type(state).__name__}}}'
-        raise ValueError(f"{path} holds no world model: expected a state dict, found {found}")
+        raise DamagedFileError(f"{path} holds no world model: expected a state dict, found {found}")
+    refuse_non_finite(state, path)
     nested = [key for key in state if _PREFIX in key]
     if not nested:
         return state
@@ -159,9 +160,11 @@ def _from_state(
 ) -> PWMWorldModel:
     known = saved_arguments(state)
     if known is None and (beside := _configured(path)) is not None:
-        known = _complete(beside, state)
+        with layout_of(path):
+            known = _complete(beside, state)
     if known is None and given:
-        known = _complete(given, state)
+        with layout_of(path):
+            known = _complete(given, state)
     elif known is not None and (wrong := [f"{k}={v}" for k, v in given.items() if k in known and known[k] != v]):
         raise ValueError(f"{path} was made with other arguments than {', '.join(wrong)}: leave them out")
     if known is not None:
@@ -171,12 +174,8 @@ def _from_state(
             f"{path} is of an earlier version, which did not write how a model was built ({own[0]}), and no "
             f"{_RUN_CONFIG} is beside it: say it, for instance load_world_model(path, simnorm_dim=0, residual=True)"
         )
-    try:
+    with layout_of(path):
         return PWMWorldModel.from_tdmpc2(state, action_dims=action_dims)
-    except DamagedFileError as error:
-        raise DamagedFileError(f"{path}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _complete(known: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -195,7 +194,7 @@ def _configured(path: Path) -> dict[str, Any] | None:
         file = folder / _RUN_CONFIG
         if file.is_file():
             yaml: Any = require("yaml", extra="hydra", purpose=f"the configuration {file} of an earlier run")
-            config = yaml.safe_load(file.read_text())
+            config = yaml.safe_load(read_yaml_text(file))
             model = config.get("model") if isinstance(config, dict) else None
             if not isinstance(model, dict) or not str(model.get("_target_")).startswith("torchrl_pwm."):
                 return None

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional
 
+from torchrl_pwm._utils.door import pack_safetensors
 from torchrl_pwm.modules.checkpoints import QUICKSTART_FILE, read_quickstart
 from torchrl_pwm.modules.world_model import PWMWorldModel
 
@@ -106,8 +106,7 @@ def pack_quickstart(
         "behavior": {task: dict(behavior[task]) for task in starts},
         "source": dict(source),
     }
-    plain = {name: value.contiguous().clone() for name, value in tensors.items()}
-    return save(plain, {"quickstart": json.dumps(header)})
+    return pack_safetensors(tensors, {"quickstart": json.dumps(header)})
 
 
 def _model_options(world_model: PWMWorldModel) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from tensordict.nn.probabilistic import interaction_type
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
-from torchrl_pwm.modules.arguments import with_arguments
-from torchrl_pwm.modules.checkpoints import untold_arguments
+from torchrl_pwm.modules.arguments import build_for, with_arguments
+from torchrl_pwm.modules.checkpoints import layout_of, untold_arguments
 from torchrl_pwm.modules.hub import Pretrained
 from torchrl_pwm.modules.layers import ResetsItself, initialize, make_mlp
 from torchrl_pwm.modules.presets import Preset
@@ -188,12 +188,15 @@ class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
             5
         """
         published = read_tdmpc2(path_or_state_dict, action_dims=action_dims)
-        world_model = PWMWorldModel(
-            **untold_arguments(published.world_sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
-        )
-        world_model.load_state_dict(published.world_weights)
-        model = cls(world_model, **published.head_sizes, dropout=dropout, episode_lengths=episode_lengths)
-        model._load_heads(published.head_weights)
+        arguments = untold_arguments(published.world_sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
+        with layout_of(path_or_state_dict):
+            try:
+                world_model = build_for(published.world_weights, PWMWorldModel, arguments)
+                world_model.load_state_dict(published.world_weights)
+                model = cls(world_model, **published.head_sizes, dropout=dropout, episode_lengths=episode_lengths)
+                model._load_heads(published.head_weights)
+            except (RuntimeError, TypeError, OverflowError) as error:
+                raise ValueError(f"Inconsistent checkpoint: its parts do not fit together. {error}") from error
         return model
 
     def to_checkpoint(self, layout: Layout = "new", *, statistics: bool = False) -> dict[str, dict[str, Any]]:

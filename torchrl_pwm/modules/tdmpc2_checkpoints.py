@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchrl_pwm.modules.checkpoints import load_state, read_world_model
+from torchrl_pwm.modules.checkpoints import layout_of, load_state, read_world_model
 
 _POLICY = re.compile(r"_pi\.((\d+)\.(?:ln\.)?(?:weight|bias))")
 # Mid-2024: parameters numbered through. Current: by layer, the live ones under `_Qs.params`.
@@ -41,12 +41,19 @@ def read_tdmpc2(
         FileNotFoundError: if ``source`` is a path that does not exist.
     """
     state = load_state(source)
-    world_sizes, world_weights = read_world_model(state, action_dims=action_dims)
+    with layout_of(source):
+        world_sizes, world_weights = read_world_model(state, action_dims=action_dims)
     if world_sizes["num_tasks"] and "action_dims" not in world_sizes:
         raise ValueError(
             f"This checkpoint has {world_sizes['num_tasks']} tasks but does not say how many entries of the action "
             "each has, which the policy needs: give action_dims, for instance MT80.action_dims."
         )
+    with layout_of(source):
+        return Published(world_sizes, world_weights, *_parse_heads(state))
+
+
+def _parse_heads(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Sizes and weights of the policy and the Q functions."""
     weights: dict[str, Tensor] = {}
     layers: list[int] = []
     unknown = []
@@ -71,7 +78,7 @@ def read_tdmpc2(
             "PWMWorldModel.from_tdmpc2."
         )
     _check_complete(weights, layers)
-    return Published(world_sizes, world_weights, _head_sizes(weights, layers, state), weights)
+    return _head_sizes(weights, layers, state), weights
 
 
 def check_world_model(model: Any) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchrl.modules import symlog
 
 from torchrl_pwm._utils.ranges import COUNT, check_range
-from torchrl_pwm.modules.checkpoints import read_quickstart, read_world_model, untold_arguments
+from torchrl_pwm.modules.arguments import build_for
+from torchrl_pwm.modules.checkpoints import layout_of, read_quickstart, read_world_model, untold_arguments
 from torchrl_pwm.modules.decoder import ObservationDecoder
 from torchrl_pwm.modules.heads import StackedMLP
 from torchrl_pwm.modules.hub import Pretrained
@@ -250,11 +251,13 @@ class PWMWorldModel(
             16
         """
         sizes, weights = read_world_model(path_or_state_dict, action_dims=action_dims)
-        model = cls(**untold_arguments(sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax))
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(f"Inconsistent checkpoint: its parts do not fit together. {error}") from error
+        arguments = untold_arguments(sizes, simnorm_dim=simnorm_dim, vmin=vmin, vmax=vmax)
+        with layout_of(path_or_state_dict):
+            try:
+                model: PWMWorldModel = build_for(weights, cls, arguments)
+                model.load_state_dict(weights)
+            except (RuntimeError, TypeError, OverflowError) as error:
+                raise ValueError(f"Inconsistent checkpoint: its parts do not fit together. {error}") from error
         return model
 
     @classmethod

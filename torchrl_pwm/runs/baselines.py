@@ -16,6 +16,7 @@ from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 from tqdm import tqdm
 
 from torchrl_pwm._utils.devices import one_thread
+from torchrl_pwm._utils.door import read_json
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm._utils.seeds import uniform_actions
@@ -25,6 +26,7 @@ from torchrl_pwm.envs import TaskSpec, get_task_set
 from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.evaluation.task_episodes import TaskEpisodes
 from torchrl_pwm.modules import load_quickstart
+from torchrl_pwm.runs.saved import DELETE
 from torchrl_pwm.trainers.imitation import clone_behavior
 
 __all__ = ["DEFAULT_BASELINES", "BaselineJob", "measure_baselines"]
@@ -78,7 +80,7 @@ class BaselineJob:
             ``phases`` too, see :func:`~torchrl_pwm.runs.extraction.extract_policy`.
         """
         if self.file.exists():
-            return json.loads(self.file.read_text())
+            return read_json(self.file, what="record of baselines", keys=[], advice=DELETE)
         # without the task set: these policies read the task's own observation and write its own action
         with one_thread(), TaskEpisodes(self.task) as played:
             results = dict(self._measure(played))

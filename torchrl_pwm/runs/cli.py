@@ -28,6 +28,7 @@ import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration group
 from torchrl_pwm._utils.quiet import quiet_torchrl
 from torchrl_pwm._utils.ranges import check_options
 from torchrl_pwm.runs.folder import check_packages, discard_unstarted, kind_of_run, open_run
+from torchrl_pwm.runs.saved import read_config
 
 CONF = Path(__file__).parent / "conf"
 _DESCRIPTION = """A command composes its configuration from Hydra overrides, key=value, and makes a run in a folder:
@@ -308,7 +309,7 @@ def show(summary: Path, *, table: bool) -> None:
     elif table:
         from torchrl_pwm.evaluation import format_table, read_summary
 
-        config: Any = OmegaConf.load(summary.parent / "config.yaml")
+        config = read_config(summary.parent, simulator=False)
         print(format_table(read_summary(summary), task_set=config.task_set), end="\n\n")
         if (summary.parent / "report.html").exists():
             print(f"To look at in a browser: {summary.parent / 'report.html'}")
@@ -331,9 +332,7 @@ def report(overrides: list[str]) -> None:
             f"report takes the folder of a run and nothing else, run=FOLDER; found {' '.join(overrides)!r}"
         )
     folder = Path(overrides[0].removeprefix("run="))
-    if not (folder / "config.yaml").exists():
-        raise FileNotFoundError(f"No run in {folder}: expected config.yaml there.")
-    config: Any = OmegaConf.load(folder / "config.yaml")
+    config = read_config(folder, simulator=False)
     if not (folder / "summary.json").exists():
         command = kind_of_run(config)
         raise FileNotFoundError(f"The run in {folder} has not ended: torchrl-pwm {command} resume={folder} goes on.")

@@ -359,3 +359,8 @@ _NODES: dict[str, dict[str, Any]] = {
 
 for _group, _name in ((group, name) for group, nodes in _NODES.items() for name in nodes):
     ConfigStore.instance().store(group=_group, name=_name, node=_NODES[_group][_name])
+
+
+def own_targets() -> set[str]:
+    """What these configurations build."""
+    return {node._target_ for nodes in _NODES.values() for node in nodes.values()}

@@ -18,6 +18,7 @@ from torchrl import torchrl_logger
 from torchrl.envs import EnvBase
 
 from torchrl_pwm._utils.checkpoint import has_checkpoint, save_tensors
+from torchrl_pwm._utils.door import read_json
 from torchrl_pwm._utils.evaluations import NetworkEvaluation
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
@@ -287,7 +288,9 @@ class EvaluatedRun:
 
 def format_outcomes(summary: Path) -> str:
     """The returns of a summary as a table."""
-    content: dict[str, Any] = json.loads(summary.read_text())
+    content: dict[str, Any] = read_json(
+        summary, what="summary", keys=["outcomes", "task", "iterations", "steps", "seconds"]
+    )
     rows = [
         f"{name:24}{outcome['return_mean']:12.1f} +- {outcome['return_std']:.1f}"
         for name, outcome in content["outcomes"].items()

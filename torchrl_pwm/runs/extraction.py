@@ -33,6 +33,7 @@ from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.runs.policies import config_of_task, load_policy, make_loss, policy_file, save_policy
 from torchrl_pwm.runs.policy_evaluation import RealEpisodes, probed, real_metrics, task_episodes
+from torchrl_pwm.runs.saved import read_result
 from torchrl_pwm.runs.starts import FRESH, Before, make_recorded, make_starts
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
 from torchrl_pwm.trainers.averaging import PolicyAverage
@@ -86,7 +87,7 @@ def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str
         ``phases``.
     """
     if job.result_file.exists():
-        return json.loads(job.result_file.read_text())
+        return read_result(job.result_file)
     # What follows in this process must not depend on whether jobs run in it.
     with torch_threads(job.threads), kept_generators():
         return _extract(job, report)
@@ -283,7 +284,7 @@ def extract_all(
         tqdm(total=len(further), desc="baselines", unit="task", disable=hidden or not further) as second,
     ):
         run_jobs(_call, [*work, *further], workers=workers, report=_Progress(bar, second))
-    return [json.loads(job.result_file.read_text()) for job in jobs]
+    return [read_result(job.result_file) for job in jobs]
 
 
 def _call(work: Callable[[Callable[..., object]], object], report: Callable[..., object]) -> None:

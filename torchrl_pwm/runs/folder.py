@@ -17,8 +17,7 @@ from torchrl_pwm._utils.checkpoint import has_checkpoint
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replace_file
-
-_CONFIG = "config.yaml"
+from torchrl_pwm.runs.saved import CONFIG_FILE, named_targets, read_config
 
 
 class Stage(NamedTuple):
@@ -111,20 +110,21 @@ def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictCon
     Raises:
         FileNotFoundError: if there is no run in the folder to resume.
         FileExistsError: if a new run's folder already holds one.
+        DamagedFileError: if the configuration of the run that is resumed is damaged, or names what the command line
+            does not and is no part of this package, see :func:`.read_config`.
         ValueError: if the command line contradicts the run that is resumed, or is of another command.
     """
     if not config.resume:
         folder = Path(config.folder) if config.folder else _fresh_folder(_label(config))
-        if (folder / _CONFIG).exists():
+        if (folder / CONFIG_FILE).exists():
             raise FileExistsError(
                 f"{folder} already holds a run: go on with resume={folder}, or choose another folder."
             )
         return config, folder
     folder = Path(config.resume)
-    if not (folder / _CONFIG).exists():
-        raise FileNotFoundError(f"No run to resume in {folder}: expected {_CONFIG} there.")
-    saved = OmegaConf.load(folder / _CONFIG)
-    assert isinstance(saved, DictConfig)
+    if not (folder / CONFIG_FILE).exists():
+        raise FileNotFoundError(f"No run to resume in {folder}: expected {CONFIG_FILE} there.")
+    saved = read_config(folder, targets=named_targets(config))
     made, asked = kind_of_run(saved), kind_of_run(config)
     if made != asked:
         raise ValueError(f"The run in {folder} is one of {made}, not of {asked}: go on with `torchrl-pwm {made}`.")
@@ -155,12 +155,12 @@ def claim_folder(config: DictConfig, folder: Path) -> None:
     Of a resumed run that is to have more iterations, the results are moved to ``earlier/<option>-<number>/`` first,
     from which its training goes on.
     """
-    file = folder / _CONFIG
+    file = folder / CONFIG_FILE
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(file, OmegaConf.to_yaml(config, resolve=False).encode())
         return
-    saved: Any = OmegaConf.load(file)
+    saved = read_config(folder, targets=named_targets(config))
     for key, stage in _longer(saved).items():
         if not _is_longer(config, saved, key):
             continue
@@ -175,7 +175,7 @@ def finished(config: DictConfig, folder: Path) -> Path | None:
     """The summary of a run that has ended with this configuration."""
     if not (folder / "summary.json").exists():
         return None
-    saved: Any = OmegaConf.load(folder / _CONFIG)
+    saved = read_config(folder, targets=named_targets(config))
     longer = any(_is_longer(config, saved, key) for key in _longer(saved))
     return None if longer else folder / "summary.json"
 
@@ -221,7 +221,7 @@ def discard_unstarted(made: Sequence[Path]) -> None:
     if not made:
         return
     files = [file for file in made[0].rglob("*") if file.is_file()]
-    if all(file.name == _CONFIG or not file.stat().st_size for file in files):
+    if all(file.name == CONFIG_FILE or not file.stat().st_size for file in files):
         shutil.rmtree(made[0], ignore_errors=True)
         for folder in made[1:]:
             with contextlib.suppress(OSError):  # something else is in it

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
 
-import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from torchrl_pwm._utils.devices import choose_device
-from torchrl_pwm._utils.tensor_files import read_tensors
+from torchrl_pwm._utils.door import making, read_tensors
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import TDMPC2Model, TrainedPolicy, WorldModelPolicy, load_world_model
 from torchrl_pwm.runs.folder import kind_of_run
+from torchrl_pwm.runs.saved import read_config
 
 _EPISODE_LENGTH = 500  # of a model whose discounts follow from its file
 
@@ -30,6 +30,7 @@ def load_policy(
     task: str | None = None,
     seed: int | None = None,
     plan: bool | None = None,
+    targets: Sequence[str] = (),
 ) -> TrainedPolicy:
     """The policy of a finished run, to act with: ``policy(observation=observation)``, or in ``env.rollout``.
 
@@ -46,12 +47,16 @@ def load_policy(
         plan (bool, optional): of a TD-MPC2 run, whether to plan; False acts with the policy prior. Default: as the
             run was evaluated.
 
+        targets (sequence of str, optional): what of your own the run's configuration may name, such as the function
+            that makes the encoder of its world model. Of its own accord it names parts of this package only.
+
     Returns:
         A :class:`~torchrl_pwm.modules.TrainedPolicy`, which acts deterministically unless it is asked to explore. Of
         one of many tasks it reads the task's own observation; beside an entry ``task``, a padded one.
 
     Raises:
         FileNotFoundError: if there is no run in the folder, or it has not ended with a policy.
+        DamagedFileError: if one of its files is damaged, or its configuration names anything else.
         ValueError: for a task or a seed that the run has not, or several tasks of which none is named.
 
     Examples:
@@ -60,30 +65,17 @@ def load_policy(
     """
     folder, named = _find_run(Path(run))
     task, seed = named.get("task", task), named.get("seed", seed)
-    config = read_config(folder)
+    config = read_config(folder, targets=targets, simulator=False)
     kind = kind_of_run(config)
     load = _OF_MANY_TASKS.get(kind)
-    if load is None and task not in (None, config.task):
+    if load is None and task not in (None, config.get("task")):
         raise ValueError(f"The run in {folder} is of {config.task} alone, found task={task}.")
-    if load is not None:
-        policy = load(config, folder, task=task, seed=seed, plan=plan)
-    else:
-        policy = _LOADERS[kind](config, folder, plan)
+    with making("policy", folder):
+        if load is not None:
+            policy = load(config, folder, task=task, seed=seed, plan=plan)
+        else:
+            policy = _LOADERS[kind](config, folder, plan)
     return policy.requires_grad_(False).eval().to(choose_device(None if device is None else str(device)))
-
-
-def read_config(folder: str | os.PathLike[str]) -> DictConfig:
-    """The configuration of the run in a folder.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
-    file = Path(folder) / "config.yaml"
-    if not file.exists():
-        raise FileNotFoundError(f"No run in {folder}: expected config.yaml there, the folder of a finished run.")
-    config = OmegaConf.load(file)
-    assert isinstance(config, DictConfig)
-    return config
 
 
 def _find_run(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -107,7 +99,7 @@ def _read(folder: Path, name: str, config: Any) -> dict[str, Tensor]:
             f"No policy in {folder}: expected the folder of a finished run, with {name}. A run that was interrupted "
             f"goes on with: torchrl-pwm {kind_of_run(config)} resume={folder}"
         )
-    return read_tensors(folder / name, what="policy")
+    return read_tensors(folder / name, what="policy", finite=True)
 
 
 def _load_online(config: DictConfig, folder: Path, plan: bool | None) -> TrainedPolicy:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, open_dict
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.door import read_json
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.runs.evaluator import Evaluator
@@ -62,7 +62,7 @@ def run_offline(config: DictConfig, folder: Path) -> Path:
     save_tensors(folder / "world_model.pt", model.cpu().state_dict())
     rounds = folder / "rounds.json"
     for result in results.values() if rounds.exists() else ():  # of one task
-        result["rounds"] = json.loads(rounds.read_text())
+        result["rounds"] = read_json(rounds, what="record of rounds", keys=[])
     return write_offline_report(config, folder, recordings, results, seconds=time.perf_counter() - start)
 
 

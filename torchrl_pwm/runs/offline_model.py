@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.devices import choose_device, reads_ahead
-from torchrl_pwm._utils.tensor_files import read_tensors
+from torchrl_pwm._utils.door import load_weights
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.modules import PWMWorldModel
@@ -60,7 +60,7 @@ def _new_model(config: DictConfig, recordings: Recordings) -> PWMWorldModel:
 def load_model(config: DictConfig, recordings: Recordings, file: Path) -> PWMWorldModel:
     """The frozen world model that a training of the run wrote."""
     model = _new_model(config, recordings)
-    model.load_state_dict(read_tensors(file, what="world model")["model"])
+    load_weights(model, file, what="world model", part="model")
     return model.requires_grad_(False)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from torchrl_pwm._utils.door import read_json
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.modules import WorldModelPolicy
 from torchrl_pwm.runs.evaluator import Evaluator
@@ -17,6 +18,7 @@ from torchrl_pwm.runs.own_episodes import play_env, round_seed
 from torchrl_pwm.runs.policies import load_actor, policy_file, save_policy
 from torchrl_pwm.runs.recordings import Recordings
 from torchrl_pwm.runs.round_loop import APART, Round, before_next, go_through, going_on, train_on
+from torchrl_pwm.runs.saved import DELETE
 from torchrl_pwm.runs.starts import Before
 from torchrl_pwm.runs.world_model import measured_states
 
@@ -39,7 +41,7 @@ def run_rounds(
             loss, outcomes = extract(merged, saved.parent, recordings, task, model, own, device, before)
             save_policy(loss, saved)
             replace_file(done, json.dumps(outcomes, indent=2).encode())
-        found = json.loads(done.read_text())
+        found = read_json(done, what="result", keys=["last policy", "policy"], advice=DELETE)
         trust = found["last policy"].get("trust")
         scores = {task: found["policy"]["return_mean"]}
         return Round(len(rounds), here, file, scores, {task: [] if trust is None else [trust]})

@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.objectives.utils import ValueEstimators
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.tensor_files import read_tensors
+from torchrl_pwm._utils.door import load_weights
 from torchrl_pwm.envs import TaskSpec
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
 from torchrl_pwm.objectives import PWMLoss
@@ -48,8 +48,8 @@ def save_policy(loss: PWMLoss, path: Path) -> None:
 
 def load_policy(loss: PWMLoss, path: Path) -> None:
     """Gives a loss the actor and critics that :func:`save_policy` wrote."""
-    for name, weights in read_tensors(path, what="policy").items():
-        getattr(loss, f"{name}_network").load_state_dict(weights)
+    for name in ("actor", "value"):
+        load_weights(getattr(loss, f"{name}_network"), path, what="policy", part=name)
 
 
 def policy_file(folder: Path, task: str, seed: int) -> Path:
@@ -63,5 +63,5 @@ def load_actor(
     """The policy of a task and seed, by default the first, from the folder of a run."""
     actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=model.action_dim)
     saved = policy_file(folder, task, config.seed if seed is None else seed)
-    actor.load_state_dict(read_tensors(saved, what="policy")["actor"])
+    load_weights(actor, saved, what="policy", part="actor")
     return actor

@@ -20,6 +20,7 @@ from torchrl.envs import EnvBase, InitTracker, TransformedEnv
 from torchrl.objectives import ValueEstimators
 
 from torchrl_pwm._utils.devices import choose_device
+from torchrl_pwm._utils.door import read_json
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.seeds import seed_worker_process
 from torchrl_pwm.data import extend_with_recorded, make_online_replay, read_memmap, store_transitions
@@ -108,7 +109,7 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         {"policy.pt": loss.actor_network, "world_model.pt": model},
         steps=trainer.env_steps,
         panels=_PANELS,
-        outcomes={"cloned behaviour": json.loads(cloned.read_text())} if cloned.exists() else {},
+        outcomes={"cloned behaviour": read_json(cloned, what="outcome", keys=["returns"])} if cloned.exists() else {},
         skipped=stepper.policy_stepper.skipped,
     )
 

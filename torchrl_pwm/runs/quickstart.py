@@ -13,6 +13,7 @@ from torchrl_pwm.data import EpisodeStore, start_states
 from torchrl_pwm.evaluation import package_versions
 from torchrl_pwm.modules import QUICKSTART_FILE, pack_quickstart
 from torchrl_pwm.runs.pwm_offline import run_pipeline
+from torchrl_pwm.runs.saved import read_config
 from torchrl_pwm.runs.world_model import latest_world_model, load_world_model
 
 
@@ -38,7 +39,7 @@ def export_quickstart(folder: str | os.PathLike[str], file: str | os.PathLike[st
     Returns:
         The path of the file.
     """
-    config = OmegaConf.load(Path(folder) / "config.yaml")
+    config = read_config(folder)
     store = EpisodeStore(config.data.root or Path(folder) / "data")
     model = load_world_model(config, latest_world_model(Path(folder)))
     content = pack_quickstart(

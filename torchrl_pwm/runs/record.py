@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from torchrl.envs import InitTracker, TransformedEnv
 
 from torchrl_pwm.data import record_steps
-from torchrl_pwm.runs.load import load_policy, read_config
+from torchrl_pwm.runs.load import load_policy
+from torchrl_pwm.runs.saved import named_targets, read_config
 
 
 def record_run(config: DictConfig) -> str:
@@ -23,10 +24,11 @@ def record_run(config: DictConfig) -> str:
     out = Path(config.out)
     if out.exists():
         raise FileExistsError(f"{out} exists: choose another folder with out=...")
-    run = read_config(config.run)
+    targets = named_targets(config)
+    run = read_config(config.run, targets=targets)
     if "env" not in run:
         raise ValueError(f"record takes a run in one env, found one of many tasks in {config.run}.")
-    policy = load_policy(config.run, "cpu")
+    policy = load_policy(config.run, "cpu", targets=sorted(targets))
     env = instantiate(run.env, num_envs=config.rows, seed=config.seed, **config.env)
     if "is_init" in policy.in_keys:
         env = TransformedEnv(env, InitTracker(), auto_unwrap=False)

@@ -40,6 +40,7 @@ from torchrl_pwm.runs.baselines import baseline_settings, measure_baselines
 from torchrl_pwm.runs.deviations import protocol_deviations
 from torchrl_pwm.runs.policies import load_actor
 from torchrl_pwm.runs.rounds import policy_metrics
+from torchrl_pwm.runs.saved import read_seconds
 from torchrl_pwm.runs.world_model import load_world_model, read_representation
 
 
@@ -67,7 +68,7 @@ def write_report(
     data = Path(store.root) if isinstance(store, EpisodeStore) else None
     baselines = measure_baselines(config, folder, data, tasks)
     clock = folder / "seconds.json"
-    seconds += time.perf_counter() - start + (json.loads(clock.read_text()) if clock.exists() else 0.0)
+    seconds += time.perf_counter() - start + read_seconds(clock)
     replace_file(clock, json.dumps(seconds).encode())
     rows = []
     for task in tasks:

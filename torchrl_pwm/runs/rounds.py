@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torchrl_pwm.runs.extraction import extract_all
 from torchrl_pwm.runs.own_episodes import play, round_seed
 from torchrl_pwm.runs.policies import load_actor, policy_file
 from torchrl_pwm.runs.round_loop import APART, Round, before_next, go_through, going_on, train_on
+from torchrl_pwm.runs.saved import read_result
 from torchrl_pwm.runs.starts import FRESH, Before
 from torchrl_pwm.runs.world_model import keep_chosen_world_model, load_world_model, measured_states
 
@@ -94,7 +94,7 @@ def run_rounds(
 def add_earlier(results: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """The results of policies of a run with the seconds that their rounds took."""
     for result in results:
-        earlier = [json.loads(file.with_name("result.json").read_text()) for file in _policies(folder, result)]
+        earlier = [read_result(file.with_name("result.json")) for file in _policies(folder, result)]
         result["seconds"] += sum(found["seconds"] for found in earlier)
         result["phases"] = added([result.get("phases", {}), *(found.get("phases", {}) for found in earlier)])
     return results

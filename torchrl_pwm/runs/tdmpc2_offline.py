@@ -26,6 +26,7 @@ from torchrl_pwm.planners import TDMPC2Planner
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison, other_data, other_size
 from torchrl_pwm.runs.folder import claim_folder
+from torchrl_pwm.runs.saved import read_result
 from torchrl_pwm.runs.tdmpc2_training import MODEL, play_rounds, train_tdmpc2
 from torchrl_pwm.runs.world_model import check_sizes, unsaid_sizes
 
@@ -241,7 +242,7 @@ def evaluate_tasks(
                 json.dumps({"task": task, **result.record(), "seconds": round(result.seconds, 1)}, indent=2).encode(),
             )
             bar.set_postfix_str(f"{task} {result.score:.3f}")
-        results.append(json.loads(file.read_text()))
+        results.append(read_result(file))
     return results
 
 

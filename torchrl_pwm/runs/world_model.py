@@ -16,9 +16,9 @@ from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.devices import choose_device, reads_ahead
+from torchrl_pwm._utils.door import load_weights, read_json
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
-from torchrl_pwm._utils.tensor_files import read_tensors
 from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
@@ -64,7 +64,7 @@ def load_world_model(config: Any, file: str | os.PathLike[str]) -> PWMWorldModel
         return load_quickstart(file).world_model
     if not config.checkpoint:
         model = make_world_model(config)
-        model.load_state_dict(read_tensors(file, what="world model")["model"])
+        load_weights(model, file, what="world model", part="model")
         return model.requires_grad_(False)
     task_set = get_task_set(config.task_set)
     # Files of this package say all of it, and contradict what is configured; published ones need what is not published.
@@ -134,7 +134,7 @@ def measured_states(store: EpisodeStore, tasks: Iterable[str], *, seed: int, epi
 def read_representation(model_file: Path) -> dict[str, dict[str, float]]:
     """What a training found of the representation of the model in ``model_file``, by task; empty if it did not look."""
     file = model_file.with_name(_REPRESENTATION)
-    return json.loads(file.read_text()) if file.exists() else {}
+    return read_json(file, what="record", keys=[]) if file.exists() else {}
 
 
 def train_world_model(
@@ -231,7 +231,7 @@ def world_model_of_run(config: Any, folder: Path, task: str) -> Path:
         FileNotFoundError: if it is not there.
     """
     rounds = folder / "rounds.json"
-    kept = json.loads(rounds.read_text())["kept"] if rounds.exists() else None
+    kept = read_json(rounds, what="record of rounds", keys=["kept"])["kept"] if rounds.exists() else None
     if isinstance(kept, dict):
         return folder / "rounds" / str(kept[task]) / _FILE if kept[task] else folder / _FILE
     if not config.checkpoint or config.rounds.count:
@@ -288,5 +288,5 @@ def load_disagreement(file: Path, world_model: PWMWorldModel) -> DynamicsEnsembl
             "that was given, leave it at 0."
         )
     ensemble = DynamicsEnsemble(world_model)
-    ensemble.load_state_dict(read_tensors(file, what="ensemble"))
+    load_weights(ensemble, file, what="ensemble")
     return ensemble.requires_grad_(False).eval()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from benchmarks.learning.results import markdown_table
 from torchrl_pwm import load_policy
 from torchrl_pwm.data import NoisyPolicy
-from torchrl_pwm.runs.load import read_config
+from torchrl_pwm.runs.saved import read_config
 
 ENVS, BLOCKS, BETWEEN, NOISE = 64, 3, 40, 0.6
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
 from benchmarks.learning.jobs import ROOT
 from benchmarks.learning.results import markdown_table
@@ -23,6 +22,7 @@ from torchrl_pwm.evaluation import read_metrics
 from torchrl_pwm.evaluation.trust import PROBED_STEPS, probe_trust
 from torchrl_pwm.modules import load_quickstart
 from torchrl_pwm.runs.policies import load_actor
+from torchrl_pwm.runs.saved import read_config
 
 SEED = 2000  # of episodes that neither trained nor chose anything
 
@@ -68,7 +68,7 @@ def plot_curve(run: Path, file: Path) -> None:
 
 def error_table(policies: Path, episodes: int) -> str:
     """Predicted minus real reward along fresh episodes of the first seed's policies, and the mean of its size."""
-    quickstart, config = load_quickstart(), OmegaConf.load(policies / "config.yaml")
+    quickstart, config = load_quickstart(), read_config(policies)
     rows = []
     for task in quickstart.tasks:
         actor = load_actor(config, quickstart.world_model, policies, task)

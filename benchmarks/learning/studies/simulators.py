@@ -36,6 +36,7 @@ from torchrl_pwm import load_policy
 from torchrl_pwm.evaluation import read_metrics
 from torchrl_pwm.runs.cli import user_errors
 from torchrl_pwm.runs.pwm_online import open_steps
+from torchrl_pwm.runs.saved import read_config
 
 SHOWN = ("shac", "pwm")
 #: Tasks, and the groups that they are of.
@@ -70,7 +71,7 @@ not in theirs. Every line is one seed; what is far below the better of random ac
 def read_run(folder: Path, method: str) -> dict[str, Any]:
     """The entries of a finished run in the table, and its ``curve``."""
     summary = json.loads((folder / "summary.json").read_text())
-    config: Any = OmegaConf.load(folder / "config.yaml")
+    config: Any = read_config(folder)
     returns = {name: outcome["return_mean"] for name, outcome in summary["outcomes"].items()}
     record = {"method": method, "task": summary["task"], "seed": summary["seed"], "return": returns["policy"]}
     select = config.get("select", "last")  # of the first runs of SHAC the last one counted

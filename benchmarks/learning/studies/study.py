@@ -35,6 +35,7 @@ from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import MT80
 from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart, pack_quickstart
 from torchrl_pwm.runs.extraction import ExtractionJob, extract_policy
+from torchrl_pwm.runs.saved import read_config
 from torchrl_pwm.runs.world_model import load_world_model, make_world_model, save_disagreement, train_world_model
 from torchrl_pwm.trainers.disagreement import train_disagreement
 
@@ -80,7 +81,7 @@ def settings(*overrides: str) -> Any:
 
 def make_models(run: Path, folder: Path, updates: int) -> None:
     """The world models that variants need, each in a file of the quickstart's form."""
-    config = OmegaConf.load(run / "config.yaml")
+    config = read_config(run)
     store = EpisodeStore(run / "data")
     quickstart = load_quickstart()
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from torchrl import torchrl_logger
 
-from torchrl_pwm._utils.extras import require
+from torchrl_pwm._utils.door import read_hdf5
 from torchrl_pwm.data.imports.episodes import Bounds, write_episodes
 from torchrl_pwm.data.store.store import EpisodeStore
 
@@ -52,8 +52,8 @@ def import_d4rl(
         ImportError: if h5py is not installed.
         FileNotFoundError: if there is no such file.
         FileExistsError: if ``root`` holds anything.
-        ValueError: if the file is no HDF5 file or has another layout, and what
-            :func:`~torchrl_pwm.write_episodes` refuses.
+        DamagedFileError: if the file is no HDF5 file, or damaged.
+        ValueError: if it has another layout, and what :func:`~torchrl_pwm.write_episodes` refuses.
 
     Examples:
         >>> import h5py, numpy as np, tempfile
@@ -66,16 +66,8 @@ def import_d4rl(
         >>> import_d4rl(f"{folder}/steps.hdf5", f"{folder}/data", progress=False).lengths.tolist()
         [4, 4]
     """
-    h5py = require("h5py", extra="datasets", purpose="import_d4rl")
     path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        opened = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path} is no HDF5 file, or damaged ({error}); download it again") from error
-    with opened:
-        steps = _read(opened, path)
+    steps = _read(path)
     cuts = _Cuts(steps)
     source = {"kind": "d4rl", "file": path.name, "without_next_observation": cuts.missing}
     if cuts.missing["left_out"] or cuts.missing["repeated"]:
@@ -96,15 +88,13 @@ def import_d4rl(
     )
 
 
-def _read(file: Any, path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file.
 
     Raises:
         ValueError: if one is missing or has another length.
     """
-    if missing := [key for key in _NEEDED if key not in file]:
-        raise ValueError(f"{path} lacks {missing}; D4RL's layout has {list(_NEEDED)}, found {sorted(file)}")
-    steps = {key: np.asarray(file[key]) for key in (*_NEEDED, "timeouts", "next_observations") if key in file}
+    steps = read_hdf5(path, _NEEDED, optional=("timeouts", "next_observations"), purpose="import_d4rl")
     steps.setdefault("timeouts", np.zeros(len(steps["rewards"]), bool))
     lengths = {key: len(array) for key, array in steps.items()}
     if len(set(lengths.values())) > 1 or not lengths["rewards"]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.files import file_sha256
 from torchrl_pwm.data.imports.episodes import write_episodes
 from torchrl_pwm.data.published.pickled import read_pickled_tensordict
@@ -92,7 +93,7 @@ def _open(path: Path) -> dict[str, Tensor]:
     entries = read_pickled_tensordict(path, what="file of recorded DFlex data")
     missing = [key for key in ("obs", "action", "reward") if not isinstance(entries.get(key), Tensor)]
     if missing:
-        raise ValueError(
+        raise DamagedFileError(
             f"{path} has no tensor {', '.join(missing)}: expected obs, action and reward, as PWM's recorded DFlex data "
             f"have them, found {sorted(map(str, entries))[:8]}"
         )
@@ -100,14 +101,16 @@ def _open(path: Path) -> dict[str, Tensor]:
     reward = reward.squeeze(-1) if reward.ndim == 3 and reward.shape[-1] == 1 else reward
     rows = tuple(obs.shape[:2])
     if obs.ndim != 3 or action.ndim != 3 or tuple(action.shape[:2]) != rows or tuple(reward.shape) != rows:
-        raise ValueError(
+        raise DamagedFileError(
             f"{path} has obs, action and reward of shapes {tuple(obs.shape)}, {tuple(action.shape)} and "
             f"{tuple(reward.shape)}, expected (N, L + 1, O), (N, L + 1, A) and (N, L + 1)"
         )
     if rows[0] < 1 or rows[1] < 2:
-        raise ValueError(f"{path} has obs of shape {tuple(obs.shape)}, expected one episode or more, of a step or more")
+        raise DamagedFileError(
+            f"{path} has obs of shape {tuple(obs.shape)}, expected one episode or more, of a step or more"
+        )
     if not (action[:, 0].isnan().all() and reward[:, 0].isnan().all()):
-        raise ValueError(
+        raise DamagedFileError(
             f"{path} has numbers in action or reward of row 0, expected filler (NaN): its rows are no arrival rows; "
             "write such episodes with write_episodes"
         )

@@ -6,8 +6,8 @@ import collections
 from pathlib import Path
 from typing import Any
 
+from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm._utils.errors import DamagedFileError
-from torchrl_pwm._utils.tensor_files import read_tensors
 
 
 class _Contents:
@@ -38,18 +38,19 @@ _ALLOWED = (
 )
 
 
-def read_pickled_tensordict(path: Path, *, what: str) -> dict[str, Any]:
+def read_pickled_tensordict(path: Path, *, what: str, verify: bool = True) -> dict[str, Any]:
     """The entries of a TensorDict, or of a plain dict of tensors, that ``torch.save`` wrote; memory maps if it can be.
 
     Args:
         path: the file.
         what: name of what is expected, for messages.
+        verify: compare the checksums in the file.
 
     Raises:
         FileNotFoundError: if there is no such file.
         DamagedFileError: if it cannot be read, or refers to anything but tensors and TensorDicts.
     """
-    loaded = read_tensors(path, what=what, allowed=_ALLOWED, mmap=True)
+    loaded = read_tensors(path, what=what, allowed=_ALLOWED, mmap=True, verify=verify)
     if isinstance(loaded, _Contents):
         loaded = loaded.state.get("_tensordict") if isinstance(loaded.state, dict) else None
     if not isinstance(loaded, dict):

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from torchrl_pwm._utils.errors import first_line
+from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm.data.published.pickled import read_pickled_tensordict
 from torchrl_pwm.data.store.checks import refuse_actions, refuse_non_finite
 from torchrl_pwm.envs.tasks import TaskSet
 
-__all__ = ["Shard", "ShardRows", "check_bytes", "open_shard"]
+__all__ = ["Shard", "ShardRows", "open_shard"]
 
 _KEYS = ("obs", "action", "reward", "task")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_ZIP = b"PK\x03\x04"
-_DAMAGED = (
-    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
-    *(zipfile.BadZipFile, zlib.error, struct.error),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,28 +104,7 @@ class Shard:
                 yield ShardRows(name, **taken)
 
 
-def check_bytes(path: Path) -> None:
-    """Compares a shard with the checksums inside it, which ``torch.save`` writes; older files have none.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is cut short or one of its bytes was changed.
-    """
-    if not _is_zip(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except _DAMAGED as error:
-        raise ValueError(_unreadable(path, error)) from error
-    if damaged is not None:
-        raise ValueError(
-            f"{path} is damaged: the bytes of {damaged} in it do not have the checksum that was written with them. "
-            "Download the shard again (a file of your own that was saved without checksums must be saved with them)"
-        )
-
-
-def open_shard(path: Path, table: TaskSet, entries: int) -> Shard:
+def open_shard(path: Path, table: TaskSet, entries: int, *, verify: bool = True) -> Shard:
     """Opens a shard without running any of its code, and checks its shapes and types.
 
     Args:
@@ -141,26 +112,30 @@ def open_shard(path: Path, table: TaskSet, entries: int) -> Shard:
             [R, T, A] and ``reward`` [R, T] of any floating-point type and ``task`` [R, T] of whole numbers.
         table: task set that it should belong to.
         entries: expected T.
+        verify: compare it with the checksums inside it, which ``torch.save`` writes; older files have none.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read, refers to anything but tensors and TensorDicts, or has other shapes or types.
+        DamagedFileError: if it cannot be read, was changed, refers to anything but tensors and TensorDicts, or has
+            other shapes or types.
     """
     if not path.is_file():
         raise FileNotFoundError(f"shard {path} does not exist")
-    tensors = read_pickled_tensordict(path, what="shard")
+    tensors = read_pickled_tensordict(path, what="shard", verify=verify)
     missing = [key for key in _KEYS if not isinstance(tensors.get(key), torch.Tensor)]
     if missing:
-        raise ValueError(
+        raise DamagedFileError(
             f"{path} has no tensor {', '.join(map(repr, missing))}; a shard holds obs, action, reward and task, "
             f"found {sorted(map(str, tensors))}"
         )
     obs, action, reward, task = (tensors[key] for key in _KEYS)
     if obs.ndim != 3 or obs.shape[0] == 0:
-        raise ValueError(f"{path} has obs of shape {tuple(obs.shape)}, expected (rows, T, {table.observation_dim})")
+        raise DamagedFileError(
+            f"{path} has obs of shape {tuple(obs.shape)}, expected (rows, T, {table.observation_dim})"
+        )
     rows, length = obs.shape[:2]
     if obs.shape[2] != table.observation_dim or length != entries:
-        raise ValueError(
+        raise DamagedFileError(
             f"{path} has obs of shape {tuple(obs.shape)}, but a shard of {table.name} has (rows, {entries}, "
             f"{table.observation_dim}); {_guess(obs.shape[2], length)}"
         )
@@ -168,10 +143,10 @@ def open_shard(path: Path, table: TaskSet, entries: int) -> Shard:
     expected = {"action": (rows, entries, table.action_dim), "reward": (rows, entries), "task": (rows, entries)}
     for key, tensor in (("action", action), ("reward", reward), ("task", task)):
         if tuple(tensor.shape) != expected[key]:
-            raise ValueError(f"{path} has {key} of shape {tuple(tensor.shape)}, expected {expected[key]}")
+            raise DamagedFileError(f"{path} has {key} of shape {tuple(tensor.shape)}, expected {expected[key]}")
     for key, tensor in (("obs", obs), ("action", action), ("reward", reward)):
         if tensor.dtype not in _FLOATS:
-            raise ValueError(
+            raise DamagedFileError(
                 f"{path} has {key} of type {tensor.dtype}, expected a floating-point type; numbers that were scaled to "
                 "integers cannot be read back without their scale: save the shard as float32 or float16"
             )
@@ -187,20 +162,6 @@ def _guess(width: int, entries: int) -> str:
                 f"this is what a shard of {name} looks like: pass task_set={name!r}, or get the shards of the right set"
             )
     return "rows of another length or width belong to another data set (episode_length= says the length of your own)"
-
-
-def _is_zip(path: Path) -> bool:
-    if not path.is_file():
-        raise FileNotFoundError(f"shard {path} does not exist")
-    with open(path, "rb") as file:
-        return file.read(len(_ZIP)) == _ZIP
-
-
-def _unreadable(path: Path, error: BaseException) -> str:
-    return (
-        f"{path} ({path.stat().st_size} bytes) cannot be read as a shard ({first_line(error)}); it is cut short or "
-        "damaged: download it again"
-    )
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

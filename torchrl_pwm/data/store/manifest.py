@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torchrl_pwm._utils.door import read_json
+from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
 
 __all__ = ["FORMAT", "MANIFEST_NAME", "VERSION", "FieldRecord", "Manifest", "TaskRows"]
@@ -151,7 +153,7 @@ class Manifest:
 
         Raises:
             FileNotFoundError: if there is none.
-            ValueError: if it is not a manifest of this format or contradicts itself.
+            DamagedFileError: if it is not a manifest of this format or contradicts itself.
         """
         path = root / MANIFEST_NAME
         if not path.is_file():
@@ -159,25 +161,26 @@ class Manifest:
                 f"{root} holds no {MANIFEST_NAME}, so it is not a data set; make one with convert_shards (published "
                 "shards), collect_dataset (simulators), write_episodes, import_minari or import_d4rl (your own)"
             )
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON ({error}); the data set is damaged, make it again") from error
+        record = read_json(path, what="manifest", advice="the data set is damaged, make it again")
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             kind = record.get("format") if isinstance(record, dict) else type(record).__name__
-            raise ValueError(f"{path} is not a manifest of this package: expected format {FORMAT!r}, found {kind!r}")
+            raise DamagedFileError(
+                f"{path} is not a manifest of this package: expected format {FORMAT!r}, found {kind!r}"
+            )
         if record.get("version") not in (VERSION, EPISODES_VERSION):
-            raise ValueError(
+            raise DamagedFileError(
                 f"{path} has format version {record.get('version')!r}, this package reads versions {VERSION} and "
                 f"{EPISODES_VERSION}; convert or collect the data again, or install the version that wrote it"
             )
         try:
             manifest = cls._from_record(record)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} lacks or misnames an entry ({error}); the data set is damaged") from error
-        manifest._check(path)
+            manifest._check(path)
+        except DamagedFileError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            raise DamagedFileError(f"{path} lacks or misnames an entry ({error}); the data set is damaged") from error
         if record.get("sha256", _checksum(record)) != _checksum(record):
-            raise ValueError(
+            raise DamagedFileError(
                 f"{path} was changed after it was written: it does not have the checksum that it holds itself; restore "
                 "it or make the data set again (or remove its entry sha256, if you changed it on purpose)"
             )
@@ -216,35 +219,41 @@ class Manifest:
         """Everything that later arithmetic relies on."""
         rows, shapes = self.num_rows, self._shapes
         if missing := [name for name in shapes if name != "success" and name not in self.fields]:
-            raise ValueError(f"{path} lists no file for {missing}; the data set is damaged")
+            raise DamagedFileError(f"{path} lists no file for {missing}; the data set is damaged")
         if rows < 1 or self.num_transitions < rows or self.observation_dim < 1 or self.action_dim < 1:
-            raise ValueError(f"{path} describes no data: {rows} rows of {self.num_transitions} transitions together")
+            raise DamagedFileError(
+                f"{path} describes no data: {rows} rows of {self.num_transitions} transitions together"
+            )
         for name, field in self.fields.items():
             if shapes.get(name) != field.shape:
-                raise ValueError(f"{path} gives {name} the shape {field.shape}, expected {shapes.get(name)}")
+                raise DamagedFileError(f"{path} gives {name} the shape {field.shape}, expected {shapes.get(name)}")
             if field.dtype not in _DTYPES[name]:
-                raise ValueError(f"{path} gives {name} the dtype {field.dtype!r}, expected one of {_DTYPES[name]}")
+                raise DamagedFileError(
+                    f"{path} gives {name} the dtype {field.dtype!r}, expected one of {_DTYPES[name]}"
+                )
             if Path(field.file).name != field.file:
-                raise ValueError(f"{path} points at {field.file!r}, which is not a file name inside its folder")
+                raise DamagedFileError(f"{path} points at {field.file!r}, which is not a file name inside its folder")
         if self.task_specs is not None and tuple(spec.name for spec in self.task_specs) != self.task_names:
-            raise ValueError(f"{path} describes other tasks than it names; the data set is damaged")
+            raise DamagedFileError(f"{path} describes other tasks than it names; the data set is damaged")
         start = 0
         for previous, task in zip((None, *self.tasks), self.tasks):
             if task.start != start or task.stop <= task.start:
-                raise ValueError(f"{path} gives {task.name} the rows {task.start} to {task.stop}, expected {start} on")
+                raise DamagedFileError(
+                    f"{path} gives {task.name} the rows {task.start} to {task.stop}, expected {start} on"
+                )
             if not 0 <= task.index < len(self.task_names) or self.task_names[task.index] != task.name:
-                raise ValueError(f"{path} gives {task.name} the index {task.index}, which is another task's")
+                raise DamagedFileError(f"{path} gives {task.name} the index {task.index}, which is another task's")
             for values in (task.observation_mean, task.observation_std):
                 if len(values) != self.observation_dim:
-                    raise ValueError(
+                    raise DamagedFileError(
                         f"{path} gives {task.name} the statistics of {len(values)} observation entries, expected "
                         f"{self.observation_dim}"
                     )
             bounds = (task.action_low, task.action_high)
             if any(bound is not None and len(bound) > self.action_dim for bound in bounds):
-                raise ValueError(f"{path} gives {task.name} bounds of more than {self.action_dim} action entries")
+                raise DamagedFileError(f"{path} gives {task.name} bounds of more than {self.action_dim} action entries")
             if previous is not None and previous.index >= task.index:
-                raise ValueError(f"{path} lists {task.name} after {previous.name}, against the order of the set")
+                raise DamagedFileError(f"{path} lists {task.name} after {previous.name}, against the order of the set")
             start = task.stop
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.files import byte_bar, file_sha256
 from torchrl_pwm.data.store.manifest import MANIFEST_NAME, FieldRecord, Manifest, TaskRows
 from torchrl_pwm.data.store.steps import Steps, StepsFile, split_steps
@@ -52,7 +53,7 @@ class EpisodeStore:
 
     Raises:
         FileNotFoundError: if the folder or one of its files is missing.
-        ValueError: if the manifest is damaged, a file has the wrong size or, with ``verify``, the wrong checksum.
+        DamagedFileError: if the manifest is damaged, a file has the wrong size or, with ``verify``, the wrong checksum.
 
     Examples:
         >>> import tempfile, numpy as np
@@ -102,7 +103,7 @@ class EpisodeStore:
             raise FileNotFoundError(f"{path} is missing, though the manifest lists it; the data set is damaged")
         size = path.stat().st_size
         if size != field.size:
-            raise ValueError(
+            raise DamagedFileError(
                 f"{path} has {size} bytes, the manifest says {field.size}; the file was cut or replaced: restore it or "
                 "make the data set again"
             )
@@ -110,7 +111,7 @@ class EpisodeStore:
     def _check_lengths(self) -> None:
         total = self.manifest.num_transitions
         if self.lengths.min() < 1 or int(self.lengths.sum()) != total:
-            raise ValueError(
+            raise DamagedFileError(
                 f"{self.root / self.manifest.fields['lengths'].file} describes {int(self.lengths.sum())} transitions, "
                 f"the file of steps holds {total}; one was changed after it was written: make the data set again"
             )
@@ -125,14 +126,14 @@ class EpisodeStore:
             progress: whether progress is shown if it takes longer than a second.
 
         Raises:
-            ValueError: naming the first file whose bytes are not those that were written.
+            DamagedFileError: naming the first file whose bytes are not those that were written.
         """
         fields = self.manifest.fields.values()
         with byte_bar(sum(field.size for field in fields), f"checking {self.root.name}", progress=progress) as bar:
             for field in fields:
                 digest = file_sha256(self.root / field.file, bar.update)
                 if digest != field.sha256:
-                    raise ValueError(
+                    raise DamagedFileError(
                         f"{self.root / field.file} has sha256 {digest[:12]}..., the manifest says "
                         f"{field.sha256[:12]}...; the file was changed after it was written: restore it or make the "
                         "data set again"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from torchrl_pwm import DamagedFileError, PWMAgent, PWMWorldModel, TDMPC2Model, load_world_model
-from torchrl_pwm._utils.tensor_files import read_tensors
+from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm.modules import load_quickstart
 
 READERS = {
@@ -120,4 +120,4 @@ def test_no_file_of_tensors_is_read_in_another_way():
         for line in Path(file).read_text().splitlines()
         if re.search(r"torch\.load\([^`]*$", line) and "``" not in line and ">>>" not in line
     ]
-    assert calls == ["tensor_files.py"]
+    assert calls == ["tensors.py"]

@@ -1,0 +1,179 @@
+"""What a run folder says of itself, read as any file is: not trusted. Its configuration, and its records."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import torchrl_pwm.envs.simulators
+from torchrl_pwm._utils.door import read_json, read_yaml_text
+from torchrl_pwm._utils.errors import DamagedFileError, first_line
+from torchrl_pwm.runs.configs import own_targets
+
+CONFIG_FILE = "config.yaml"
+CONF = Path(__file__).parent / "conf"
+#: What to do about a record of a part of a run that is damaged.
+DELETE = "delete it and go on with resume=: what it is of is made again"
+
+_TARGET = "_target_"
+_SIMULATORS = "torchrl_pwm.envs.simulators"
+# Of interpolations those that refer to another option alone, as the package's own configurations do.
+_REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
+_CHOICE = re.compile(r"\$\{oc\.select:([A-Za-z_]\w*(?:\.\w+)*)\.\$\{[A-Za-z_]\w*(?:\.\w+)*\},[\w.-]+\}")
+_ENTRIES_LIMIT = 100_000
+_CHAIN_LIMIT = 8
+
+
+def read_config(folder: str | os.PathLike[str], *, targets: Iterable[str] = (), simulator: bool = True) -> DictConfig:
+    """The configuration of the run in a folder.
+
+    A folder may come from anybody, and its configuration says what is built. It may name the parts of this package that
+    the package's own configurations name (``_target_``), and nothing else: what a user has of their own, an env or an
+    encoder, is named anew where the folder is used. A reference (``${...}``) may be to another option only, not to the
+    environment.
+
+    Args:
+        folder: the folder.
+
+    Keyword Args:
+        targets: what it may name beside the parts of this package; see :func:`named_targets`.
+        simulator: whether the env is built from it. If not, the env may be anyone's, and its name is left out.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        DamagedFileError: if it is no configuration, refers to something else, or names something else.
+    """
+    file = Path(folder) / CONFIG_FILE
+    if not file.exists():
+        raise FileNotFoundError(f"No run in {folder}: expected {CONFIG_FILE} there.")
+    try:
+        config = OmegaConf.create(read_yaml_text(file, what="configuration of a run"))
+        plain: Any = OmegaConf.to_container(config, resolve=False)
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, DamagedFileError):
+            raise
+        raise DamagedFileError(
+            f"{file} is no configuration of a run, or damaged ({first_line(error)}): restore it"
+        ) from error
+    assert isinstance(config, DictConfig)
+    _check_references(plain, file)
+    if not simulator and isinstance(plain.get("env"), dict):
+        _forget_targets(plain["env"], own_targets_and_envs())
+        config.env = plain["env"]
+    allowed = {*own_targets_and_envs(), *targets}
+    for key, target in _targets(plain):
+        if not isinstance(target, str) or target not in allowed:
+            raise DamagedFileError(
+                f"{file} was refused: {key} names {str(target)[:80]!r}, which is no part of torchrl_pwm that runs are "
+                "configured with, and building it would run its code. If it is yours, name it anew: on the command "
+                f"line {key}=..., in Python load_policy(run, targets=[...])"
+            )
+    return config
+
+
+def named_targets(*configs: Any) -> set[str]:
+    """What configurations that were not read from a folder name: the package's, with what the command line says."""
+    return {str(target) for config in configs for _, target in _targets(OmegaConf.to_container(config, resolve=False))}
+
+
+@functools.cache
+def own_targets_and_envs() -> frozenset[str]:
+    """What the package's configurations name, and its envs."""
+    in_files = (re.findall(r"^\s*_target_: (\S+)$", file.read_text(), re.MULTILINE) for file in CONF.rglob("*.yaml"))
+    envs = [f"{_SIMULATORS}.{name}" for name in dir(torchrl_pwm.envs.simulators) if name.endswith("Env")]
+    return frozenset({*own_targets(), *(name for names in in_files for name in names), *envs})
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """The result of one policy of a run.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        DamagedFileError: if it is damaged.
+    """
+    result: dict[str, Any] = read_json(file, what="result of a policy", keys=["task", "seconds"], advice=DELETE)
+    if not isinstance(result["task"], str) or not _is_number(result["seconds"]):
+        raise DamagedFileError(f"{file} is no result of a policy, or damaged: expected a task and seconds; {DELETE}")
+    return result
+
+
+def read_seconds(file: Path) -> float:
+    """The seconds that a run had taken before; 0 if it has not noted any."""
+    if not file.exists():
+        return 0.0
+    seconds = read_json(file, what="clock of a run", advice=DELETE)
+    if not _is_number(seconds):
+        raise DamagedFileError(f"{file} is no clock of a run, or damaged: expected seconds; {DELETE}")
+    return float(seconds)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _targets(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything that a configuration names to be called or imported, and where."""
+    for name, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        place = f"{key}.{name}" if key else str(name)
+        if name == _TARGET:
+            yield place, value
+        elif name == "task" and isinstance(value, str) and ":" in value:
+            yield place, value  # Gymnasium imports the module before the colon
+        yield from _targets(value, place)
+
+
+def _forget_targets(node: Any, known: frozenset[str]) -> None:
+    """Takes the names that are not known out of a part of a configuration that nothing is built from."""
+    if isinstance(node, dict) and str(node.get(_TARGET)) not in known:
+        node.pop(_TARGET, None)
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _forget_targets(value, known)
+
+
+def _check_references(plain: dict[str, Any], file: Path) -> None:
+    """Refuses references that are to no option, or that make much of little.
+
+    Raises:
+        DamagedFileError: naming the first.
+    """
+    sizes: dict[str, int] = {}
+
+    def size(value: Any, chain: int) -> int:
+        if isinstance(value, dict):
+            return 1 + sum(size(entry, chain) for entry in value.values())
+        if isinstance(value, list):
+            return 1 + sum(size(entry, chain) for entry in value)
+        if not isinstance(value, str) or "${" not in value:
+            return 1
+        match = _REFERENCE.fullmatch(value) or _CHOICE.fullmatch(value)
+        if match is None:
+            raise _refused(file, f"refers to {value[:80]!r}, expected another option, whole: ${{group.option}}")
+        if chain == _CHAIN_LIMIT:
+            raise _refused(file, f"refers from option to option more than {_CHAIN_LIMIT} times, or in a circle")
+        if value not in sizes:
+            sizes[value] = size(_select(plain, match[1]), chain + 1)
+            if sizes[value] > _ENTRIES_LIMIT:
+                raise _refused(file, f"has more than {_ENTRIES_LIMIT:,} entries by reference")
+        return sizes[value]
+
+    if size(plain, 0) > _ENTRIES_LIMIT:
+        raise _refused(file, f"has more than {_ENTRIES_LIMIT:,} entries")
+
+
+def _select(plain: Any, key: str) -> Any:
+    for name in key.split("."):
+        if isinstance(plain, str):  # a reference itself, which counts with all it refers to
+            return plain
+        plain = plain.get(name) if isinstance(plain, dict) else None
+    return plain
+
+
+def _refused(file: Path, said: str) -> DamagedFileError:
+    return DamagedFileError(f"{file} was refused: it {said}; write the value itself there")
