@@ -25,9 +25,8 @@ except ImportError as error:
 from torchrl import torchrl_logger
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
-from torchrl_pwm._utils.quiet import quiet_torchrl
 from torchrl_pwm._utils.ranges import check_options
-from torchrl_pwm.runs.folder import check_packages, discard_unstarted, kind_of_run, open_run
+from torchrl_pwm.runs.folder import check_packages, kind_of_run, open_run, running
 
 CONF = Path(__file__).parent / "conf"
 _DESCRIPTION = """A command composes its configuration from Hydra overrides, key=value, and makes a run in a folder:
@@ -41,11 +40,9 @@ _DESCRIPTION = """A command composes its configuration from Hydra overrides, key
 # What a wrong option, file or package raises; each says what to do.
 _USER_ERRORS = (
     ValueError,
-    FileNotFoundError,
-    FileExistsError,
+    OSError,
     ImportError,
     FloatingPointError,
-    ChildProcessError,
     HydraException,
     OmegaConfBaseException,
 )
@@ -191,28 +188,9 @@ def run_command(
     config, folder = open_run(config, overrides)
     check_packages(config)
     torchrl_logger.info(f"run folder: {folder}")
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with quiet_torchrl():
-            summary = run(config, folder)
-        show(summary, table=table)
-    except _USER_ERRORS:
-        discard_unstarted(made)
-        raise
-    except (KeyboardInterrupt, RuntimeError) as error:
-        if not _interrupted(error):
-            raise
-        begun = (folder / "config.yaml").exists()
-        advice = f"It goes on with: torchrl-pwm {name} resume={folder}" if begun else "Nothing was kept."
-        print(f"\nInterrupted. {advice}", file=sys.stderr)
-        sys.exit(130)
-
-
-def _interrupted(error: BaseException | None) -> bool:
-    """Whether an error is an interruption, which torch and tensordict pass on as errors of their own."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
+    with running(folder, f"torchrl-pwm {name}"):
+        summary = run(config, folder)
+    show(summary, table=table)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
