@@ -35,7 +35,10 @@ _DESCRIPTION = """A command composes its configuration from Hydra overrides, key
     torchrl-pwm online env.task=Hopper-v5           # world model and policy from an env's own steps
     torchrl-pwm mt80 resume=runs/2026-11-21_walker-stand
 
-`torchrl-pwm COMMAND --help` shows the options of a command, `--cfg` what it composes."""
+`torchrl-pwm COMMAND --help` shows the options of a command, `--cfg` what it composes.
+
+Ctrl-C or SIGTERM lets a run finish its iteration and save, a second one ends it at once. Exit codes: 0 it has ended, 1 an error,
+2 a wrong command line, 130 ended by Ctrl-C, 143 by SIGTERM."""
 
 # What a wrong option, file or package raises; each says what to do.
 _USER_ERRORS = (
@@ -176,7 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.cfg:
             print(OmegaConf.to_yaml(config), end="")
         elif options.command == "record":
-            print(get_method(command.run)(config))
+            with running(Path(config.out), "torchrl-pwm record"):
+                recorded = get_method(command.run)(config)
+            print(recorded)
         else:
             run_command(options.command, get_method(command.run), config, overrides, table=command.table)
 
