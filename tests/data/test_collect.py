@@ -9,6 +9,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.envs.transforms import ObservationNorm
 
+from torchrl_pwm._utils.files import locked
 from torchrl_pwm.data import EpisodeStore, SACConfig, TDMPC2ExperienceReplay, collect_dataset
 from torchrl_pwm.data.collect.behaviors import TaskJob, task_episodes
 from torchrl_pwm.data.store.episodes import Episode
@@ -55,6 +56,13 @@ def test_random_data_replays_in_the_simulator_step_by_step(tmp_path):
     action = store.action[..., 0]
     assert abs(action.mean()) < 0.1 and abs(action.std() - 3**-0.5) < 0.08
     assert len(np.unique(action)) > 990, "each episode draws its own actions"
+
+
+def test_two_processes_do_not_collect_into_one_folder(tmp_path):
+    (tmp_path / "d.partial").mkdir()
+    with locked(tmp_path / "d.partial"), pytest.raises(BlockingIOError, match="another process is collecting"):
+        collect(["pendulum-swingup"], tmp_path / "d")
+    assert collect(["pendulum-swingup"], tmp_path / "d").num_rows == 5
 
 
 def test_observations_are_padded_with_zeros_and_actions_with_draws(tmp_path):

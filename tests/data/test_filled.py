@@ -26,6 +26,14 @@ def test_a_checkpoint_is_as_large_as_the_steps_that_were_made(tmp_path):
     assert file.stat().st_size < 1.1 * 384 * 4 * 2 * SIZE
 
 
+def test_saving_holds_no_copy_of_the_steps():
+    replay = make_online_replay(1000, slice_len=4, batch_size=2)
+    replay.extend(steps(8, 48))
+    saved = filled_state(replay)["_storage"]["_storage"]["observation"]
+    assert saved.data_ptr() == replay.storage[:]["observation"].data_ptr()
+    assert saved.untyped_storage().nbytes() == 8 * 48 * 3 * 4
+
+
 @pytest.mark.parametrize("batches", [1, 4, 5, 7], ids=["a fifth", "four fifths", "full", "overwritten"])
 def test_a_buffer_goes_on_as_the_saved_one(batches, tmp_path):
     replay = make_online_replay(100, slice_len=3, batch_size=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -47,11 +48,60 @@ def test_what_was_saved_comes_back(tmp_path):
     assert_loads(folder, 1)
 
 
-def test_a_new_checkpoint_replaces_the_old_one_and_its_file(tmp_path):
-    for value in (1, 2, 2, 1):
+def steps(folder: Path) -> list[int]:
+    """Of the data files of a folder, which holds nothing else but the manifest."""
+    names = {file.name for file in folder.iterdir()} - {MANIFEST}
+    return sorted(int(name.split("-")[1]) for name in names)
+
+
+def test_a_new_checkpoint_replaces_the_one_before_the_last_and_its_file(tmp_path):
+    for value, kept in ((1, [1]), (2, [1, 2]), (2, [1, 2]), (3, [2, 3]), (4, [3, 4])):
         save_checkpoint(tmp_path, state(value), step=value)
         assert_loads(tmp_path, value)
-        assert sorted(file.name for file in tmp_path.iterdir()) == sorted([MANIFEST, data_file(tmp_path).name])
+        assert steps(tmp_path) == kept
+    save_checkpoint(tmp_path, state(5), step=5, keep=1)
+    assert steps(tmp_path) == [5]
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "missing":
+        path.unlink()
+    elif how == "cut short":
+        os.truncate(path, 100)
+    else:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ("missing", "cut short", "one byte"))
+def test_where_the_newest_is_damaged_a_warning_names_it_and_the_one_before_is_read(how, tmp_path):
+    for value in (1, 2):
+        path = save_checkpoint(tmp_path, state(value), step=value)
+    damage(path, how)
+    with pytest.warns(UserWarning, match=rf"{path} is damaged.* the checkpoint of step 1"):
+        assert_loads(tmp_path, 1)
+    save_checkpoint(tmp_path, state(3), step=3)
+    assert steps(tmp_path) == [1, 3], "one known to be damaged takes no place of a whole one"
+    assert_loads(tmp_path, 3)
+
+
+def test_where_all_are_damaged_the_newest_is_named(tmp_path):
+    for value in (1, 2):
+        path = save_checkpoint(tmp_path, state(value), step=value)
+    for file in tmp_path.glob("*.pt"):
+        damage(file, "one byte")
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        load_checkpoint(tmp_path)
+
+
+def test_manifests_of_before_name_one_checkpoint(tmp_path):
+    save_checkpoint(tmp_path, state(1), step=1)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    (tmp_path / MANIFEST).write_text(json.dumps({key: manifest[key] for key in ("file", "size", "sha256")}))
+    assert_loads(tmp_path, 1)
+    save_checkpoint(tmp_path, state(2), step=2)
+    assert steps(tmp_path) == [1, 2]
 
 
 @pytest.mark.parametrize("step", (1, 2), ids=("same step", "later step"))
@@ -79,7 +129,7 @@ def test_a_failure_at_any_write_leaves_the_old_checkpoint_in_force(call, occurre
     assert not list(tmp_path.glob("*.tmp"))
     save_checkpoint(tmp_path, state(3), step=3)
     assert_loads(tmp_path, 3)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert steps(tmp_path) == [1, 3]
 
 
 def test_what_cannot_be_saved_leaves_the_old_checkpoint_in_force(tmp_path):
@@ -101,7 +151,33 @@ def test_the_manifest_states_size_and_checksum_of_the_file(tmp_path):
         "size": len(data),
         "sha256": digest,
         "step": 4,
+        "earlier": [],
     }
+
+
+FULL = """
+import resource, sys, torch
+from torchrl_pwm.trainers import save_checkpoint
+
+save_checkpoint(sys.argv[1], {"weight": torch.ones(10)}, step=1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+for number in range(2):
+    try:
+        save_checkpoint(sys.argv[1], {"weights": [torch.ones(100_000) for _ in range(8)]}, step=2)
+    except OSError as error:
+        print(type(error).__name__, error.errno, error.filename)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_file_and_leaves_nothing(tmp_path):
+    lines = run(FULL, tmp_path).stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        name, number, file = line.split()
+        assert (name, int(number)) == ("OSError", errno.EFBIG) and Path(file).name.startswith(".checkpoint-2.pt")
+    assert steps(tmp_path) == [1]
+    torch.testing.assert_close(load_checkpoint(tmp_path)["weight"], torch.ones(10))
 
 
 MEMORY = """
@@ -138,8 +214,9 @@ def test_what_killed_processes_left_is_cleaned_at_the_next_save(tmp_path):
         (tmp_path / name).write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("not ours")
     assert_loads(tmp_path, 1)
-    path = save_checkpoint(tmp_path, state(2), step=2)
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([MANIFEST, path.name, "notes.txt"])
+    save_checkpoint(tmp_path, state(2), step=2)
+    (tmp_path / "notes.txt").unlink()
+    assert steps(tmp_path) == [1, 2]
 
 
 @pytest.mark.parametrize("place", (0.0, 0.3, 0.99))
@@ -176,9 +253,15 @@ def test_an_empty_folder_says_what_was_expected(tmp_path):
 @pytest.mark.parametrize(
     "text", ("", "{", "[1]", '{"file": "a.pt"}', '{"file": "a", "size": "x", "sha256": ""}', "\xff")
 )
-def test_a_damaged_manifest_is_refused(text, tmp_path):
-    save_checkpoint(tmp_path, state(1), step=1)
+def test_with_a_damaged_manifest_the_checkpoints_are_found_by_their_names(text, tmp_path):
+    """Which hold the beginning of their checksum."""
+    for value in (9, 10):
+        save_checkpoint(tmp_path, state(value), step=value)
     (tmp_path / MANIFEST).write_text(text, encoding="latin-1")
+    with pytest.warns(UserWarning, match=r"manifest .* is damaged"):
+        assert_loads(tmp_path, 10)
+    for file in tmp_path.glob("*.pt"):
+        damage(file, "one byte")
     with pytest.raises(ValueError, match=r"manifest .* is damaged"):
         load_checkpoint(tmp_path)
 

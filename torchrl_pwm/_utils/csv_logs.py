@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -19,15 +21,47 @@ def rewind_metrics(logger: Logger | None, step: int) -> None:
     """
     if not isinstance(logger, CSVLogger):
         return
-    open_files = logger.experiment.files
     for file in Path(logger.experiment.log_dir).glob("scalars/**/*.csv"):
-        rows = file.read_text().splitlines(keepends=True)
-        kept = [row for row in rows if row.endswith("\n") and _step(row, file) <= step]
+        rows = file.read_text(errors="replace").splitlines(keepends=True)
+        kept = [row for row in rows if row.endswith("\n") and -1 < _step(row) <= step]
         if len(kept) < len(rows):
-            # An open file would go on writing to the one that is replaced.
-            if (stream := open_files.pop(str(file), None)) is not None:
-                stream.close()
-            replace_file(file, "".join(kept).encode())
+            _close(logger, file)
+            if kept:
+                replace_file(file, "".join(kept).encode())
+            else:
+                file.unlink()
+
+
+def _step(row: str) -> int:
+    """The step of a row; -1 of one that a machine left damaged when it went down."""
+    first = row.split(",")[0]
+    return int(first) if first.isdecimal() else -1
+
+
+def _close(logger: CSVLogger, file: Path) -> None:
+    # An open file would go on writing to the one that is replaced.
+    if (stream := logger.experiment.files.pop(str(file), None)) is not None:
+        with contextlib.suppress(OSError):  # of a row that there was no room for
+            stream.close()
+
+
+def _write_row(logger: Logger, key: str, value: float, step: int) -> None:
+    """Logs a number; where the disk has no room for a row, the file ends with the row before.
+
+    Raises:
+        OSError: then, with the name of the file.
+    """
+    try:
+        logger.log_scalar(key, value, step=step)
+    except OSError as error:
+        if not isinstance(logger, CSVLogger):
+            raise
+        file = Path(logger.experiment.log_dir) / "scalars" / f"{key}.csv"
+        _close(logger, file)
+        with contextlib.suppress(OSError):
+            whole = file.read_bytes().rpartition(b"\n")
+            os.truncate(file, len(whole[0]) + len(whole[1]))
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def logged_rows(logger: Logger | None, steps: Collection[int]) -> set[tuple[str, int]]:
@@ -36,10 +70,10 @@ def logged_rows(logger: Logger | None, steps: Collection[int]) -> set[tuple[str,
         return set()
     folder = Path(logger.experiment.log_dir) / "scalars"
     return {
-        (file.relative_to(folder).with_suffix("").as_posix(), _step(row, file))
+        (file.relative_to(folder).with_suffix("").as_posix(), _step(row))
         for file in folder.glob("**/*.csv")
         for row in file.read_text().splitlines()
-        if _step(row, file) in steps
+        if _step(row) in steps
     }
 
 
@@ -66,7 +100,7 @@ class MetricsLog:
         for key, value in metrics.items():
             known = self._steps.get(key) == step or (key, step) in self._kept
             if self.logger is not None and not known:
-                self.logger.log_scalar(key, value, step=step)
+                _write_row(self.logger, key, value, step)
             self._steps[key] = step
 
     def rewind(self, step: int, repeated: Collection[int] = ()) -> None:

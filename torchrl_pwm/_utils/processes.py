@@ -14,6 +14,19 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
+from torchrl_pwm._utils.stopping import (
+    Stopped,
+    become_worker,
+    check_stop,
+    finishing,
+    is_stoppable,
+    signals_wait,
+    stop_asked,
+    tell_worker,
+    telling,
+    working,
+)
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Report = Callable[..., object]
@@ -30,7 +43,8 @@ def run_jobs(
 ) -> list[Result]:
     """Runs ``function(job, report)`` for each job, several at a time.
 
-    After a failure what runs goes on to its end, so that its work is kept, and what waits does not start.
+    After a failure what runs goes on to its end, so that its work is kept, and what waits does not start. Where a
+    signal ends the run, see :mod:`torchrl_pwm._utils.stopping`, what runs saves and ends, and nothing more starts.
 
     Args:
         function: what is done with a job; with several workers it must be a name of a module, or a
@@ -47,6 +61,7 @@ def run_jobs(
 
     Raises:
         ChildProcessError: if a worker process was killed.
+        Stopped: where a signal ended the run.
         BaseException: what the first job that failed raised, or else the first failure of ``report``.
 
     Examples:
@@ -60,24 +75,46 @@ def run_jobs(
     if workers <= 1:
         return [function(job, report) for job in jobs]
     waiting = iter(jobs)
-    with _listening(report) as messages, process_pool(workers, messages) as pool:
+    with finishing(), _listening(report) as messages, process_pool(workers, messages) as pool, _told(pool):
         # no more than run at once: what is handed to the pool can not be called back
-        futures = [pool.submit(_work, function, job) for job in islice(waiting, workers)]
+        futures = [_submit(pool, _work, function, job) for job in islice(waiting, workers)]
         running = set(futures)
         while running:
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 try:
                     future.result()
+                except Stopped:
+                    pass  # the others save, too
                 except BrokenProcessPool as error:
                     raise ChildProcessError(
                         "a worker process was killed, often for want of memory: take fewer workers; what is finished "
                         "is kept, and the same work goes on from there"
                     ) from error
-            started = [pool.submit(_work, function, job) for job in islice(waiting, len(finished))]
-            futures += started
-            running |= set(started)
+            if not stop_asked():
+                started = [_submit(pool, _work, function, job) for job in islice(waiting, len(finished))]
+                futures += started
+                running |= set(started)
+    check_stop()
     return [future.result() for future in futures]
+
+
+@contextlib.contextmanager
+def _told(pool: ProcessPoolExecutor) -> Iterator[None]:
+    """Inside, signals to this process reach the workers."""
+
+    def tell(number: int) -> None:
+        for process in list((pool._processes or {}).values()):
+            tell_worker(process, number)
+
+    with telling(tell):
+        yield
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[..., Any], *args: Any) -> Future[Any]:
+    # the first job starts the processes
+    with signals_wait():
+        return pool.submit(function, *args)
 
 
 def process_pool(
@@ -94,7 +131,8 @@ def process_pool(
         **options: those of :class:`~concurrent.futures.ProcessPoolExecutor`.
     """
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(messages, interrupted), **options)
+    initargs = (messages, interrupted, is_stoppable())
+    return ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=initargs, **options)
 
 
 class LazyPool:
@@ -120,7 +158,7 @@ class LazyPool:
         """The result of ``function(*args)`` in a worker; both are pickled."""
         if self._pool is None:
             self._pool = process_pool(self.workers, interrupted=False)
-        future = self._pool.submit(function, *args)
+        future = _submit(self._pool, function, *args)
         self._running.add(future)
         future.add_done_callback(self._running.discard)
         return future
@@ -134,7 +172,7 @@ class LazyPool:
             return
         if not all(future.done() for future in list(self._running)):
             for process in list((pool._processes or {}).values()):
-                process.terminate()
+                process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -170,18 +208,26 @@ def _listening(report: Report) -> Iterator[Any]:
 
 
 def _work(function: Callable[[Any, Report], Any], job: Any) -> Any:
-    return function(job, lambda *message: _messages.put(message))
+    with working():
+        return function(job, lambda *message: _messages.put(message))
 
 
-def _start_worker(messages: Any, interrupted: bool) -> None:
+def _start_worker(messages: Any, interrupted: bool, stoppable: bool) -> None:
     """Where reports go; and this worker ends when its parent ends, however it does.
 
     A worker that outlives a killed run would write to the files of the run that resumes it.
     """
     global _messages
     _messages = messages
-    if not interrupted:
+    if stoppable:
+        become_worker(finishes=interrupted)
+    elif not interrupted:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it ends."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

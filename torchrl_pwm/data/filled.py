@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from tensordict import TensorDict, TensorDictBase, pad
+from torch import Tensor
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 
 _FILLED = "filled_rows"
@@ -14,8 +16,8 @@ _FILLED = "filled_rows"
 def filled_state(replay_buffer: ReplayBuffer) -> dict[str, Any]:
     """``replay_buffer.state_dict()``, of whose storage only the rows that were written are kept.
 
-    A TorchRL storage has its whole size in memory from the first step on, and in its state dict. Other storages than
-    ``LazyTensorStorage`` are kept whole.
+    A TorchRL storage has its whole size in memory from the first step on, and in its state dict. What is kept is the
+    storage's own memory, no copy of it, as of any state dict. Other storages than ``LazyTensorStorage`` are kept whole.
 
     Args:
         replay_buffer: whose storage has the steps, in rows [time, ...], from its beginning on.
@@ -29,8 +31,7 @@ def filled_state(replay_buffer: ReplayBuffer) -> dict[str, Any]:
     rows = -(-saved["_len"] // whole.batch_size[: storage.ndim][1:].numel())
     if rows >= capacity:
         return state
-    # A view would bring all it is a part of into the file.
-    filled = {**saved, "_storage": whole[:rows].clone().state_dict()}
+    filled = {**saved, "_storage": whole[:rows].apply(_apart).state_dict()}
     return {**state, "_storage": filled, _FILLED: {"rows": rows, "capacity": capacity}}
 
 
@@ -44,6 +45,15 @@ def whole_state(state: Mapping[str, Any]) -> dict[str, Any]:
     padded = pad(filled, [0, missing, *[0, 0] * (filled.ndim - 1)], value=0)
     whole["_storage"] = {**state["_storage"], "_storage": padded.state_dict()}
     return whole
+
+
+def _apart(rows: Tensor) -> Tensor:
+    """The same memory as a storage of its own: as a part of a larger one, all of that would be in the file."""
+    if not rows.is_contiguous():
+        return rows.clone()
+    size, first = rows.element_size(), rows.storage_offset()
+    memory = rows.untyped_storage()[first * size : (first + rows.numel()) * size]
+    return torch.empty(0, dtype=rows.dtype, device=rows.device).set_(memory, 0, rows.shape, rows.stride())
 
 
 def _as_tensordict(state: Any) -> TensorDictBase:

@@ -25,9 +25,8 @@ except ImportError as error:
 from torchrl import torchrl_logger
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
-from torchrl_pwm._utils.quiet import quiet_torchrl
 from torchrl_pwm._utils.ranges import check_options
-from torchrl_pwm.runs.folder import check_packages, discard_unstarted, kind_of_run, open_run
+from torchrl_pwm.runs.folder import check_packages, kind_of_run, open_run, running
 from torchrl_pwm.runs.saved import read_config
 
 CONF = Path(__file__).parent / "conf"
@@ -37,16 +36,17 @@ _DESCRIPTION = """A command composes its configuration from Hydra overrides, key
     torchrl-pwm online env.task=Hopper-v5           # world model and policy from an env's own steps
     torchrl-pwm mt80 resume=runs/2026-11-21_walker-stand
 
-`torchrl-pwm COMMAND --help` shows the options of a command, `--cfg` what it composes."""
+`torchrl-pwm COMMAND --help` shows the options of a command, `--cfg` what it composes.
+
+Ctrl-C or SIGTERM lets a run finish its iteration and save, a second one ends it at once. Exit codes: 0 it has ended,
+1 an error, 2 a wrong command line, 130 ended by Ctrl-C, 143 by SIGTERM."""
 
 # What a wrong option, file or package raises; each says what to do.
 _USER_ERRORS = (
     ValueError,
-    FileNotFoundError,
-    FileExistsError,
+    OSError,
     ImportError,
     FloatingPointError,
-    ChildProcessError,
     HydraException,
     OmegaConfBaseException,
 )
@@ -180,7 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.cfg:
             print(OmegaConf.to_yaml(config), end="")
         elif options.command == "record":
-            print(get_method(command.run)(config))
+            with running(Path(config.out), "torchrl-pwm record"):
+                recorded = get_method(command.run)(config)
+            print(recorded)
         else:
             run_command(options.command, get_method(command.run), config, overrides, table=command.table)
 
@@ -192,28 +194,9 @@ def run_command(
     config, folder = open_run(config, overrides)
     check_packages(config)
     torchrl_logger.info(f"run folder: {folder}")
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with quiet_torchrl():
-            summary = run(config, folder)
-        show(summary, table=table)
-    except _USER_ERRORS:
-        discard_unstarted(made)
-        raise
-    except (KeyboardInterrupt, RuntimeError) as error:
-        if not _interrupted(error):
-            raise
-        begun = (folder / "config.yaml").exists()
-        advice = f"It goes on with: torchrl-pwm {name} resume={folder}" if begun else "Nothing was kept."
-        print(f"\nInterrupted. {advice}", file=sys.stderr)
-        sys.exit(130)
-
-
-def _interrupted(error: BaseException | None) -> bool:
-    """Whether an error is an interruption, which torch and tensordict pass on as errors of their own."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
+    with running(folder, f"torchrl-pwm {name}"):
+        summary = run(config, folder)
+    show(summary, table=table)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import shutil
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +18,13 @@ from torchrl.record.loggers import Logger, get_logger
 from torchrl_pwm._utils.checkpoint import has_checkpoint
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.extras import require
-from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm._utils.files import locked, replace_file
+from torchrl_pwm._utils.quiet import quiet_torchrl
+from torchrl_pwm._utils.stopping import Stopped, stoppable
 from torchrl_pwm.runs.saved import CONFIG_FILE, named_targets, read_config
+
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_HELD: dict[Path, contextlib.ExitStack] = {}  # the run folders that this process works in, with their locks
 
 
 class Stage(NamedTuple):
@@ -153,11 +160,16 @@ def claim_folder(config: DictConfig, folder: Path) -> None:
     """Makes the folder of a new run and writes its configuration there; leaves a resumed run's alone.
 
     Of a resumed run that is to have more iterations, the results are moved to ``earlier/<option>-<number>/`` first,
-    from which its training goes on.
+    from which its training goes on. No other process may work in the folder until the block of :func:`running`, or
+    else this process, ends.
+
+    Raises:
+        BlockingIOError: if another process does.
     """
     file = folder / CONFIG_FILE
+    folder.mkdir(parents=True, exist_ok=True)
+    _hold(folder)
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         replace_file(file, OmegaConf.to_yaml(config, resolve=False).encode())
         return
     saved = read_config(folder, targets=named_targets(config))
@@ -169,6 +181,88 @@ def claim_folder(config: DictConfig, folder: Path) -> None:
         OmegaConf.update(saved, key, OmegaConf.select(config, key))
         torchrl_logger.info(f"{key}: {old} -> {OmegaConf.select(config, key)}; learning rates as of so long a run")
         replace_file(file, OmegaConf.to_yaml(saved, resolve=False).encode())
+
+
+def _hold(folder: Path) -> None:
+    """Takes the folder's lock, if this process does not have it; where folders cannot be locked, it goes on."""
+    place = folder.resolve()
+    if place in _HELD:
+        return
+    with contextlib.ExitStack() as stack:
+        if stack.enter_context(locked(place)) is False:
+            raise BlockingIOError(
+                f"another process is at the run in {folder}: wait until it has ended, stop it, or choose another folder"
+            )
+        _HELD[place] = stack.pop_all()
+
+
+@contextlib.contextmanager
+def running(folder: Path, command: str) -> Iterator[None]:
+    """A run in its folder, as a process of its own makes it: how it is ended, and what is said of how it goes on.
+
+    A first SIGINT or SIGTERM lets it finish an iteration and save, a second ends it at once; the exit code is 130 or
+    143. An error of the disk is one sentence. What has made no more than empty files is removed.
+
+    Args:
+        folder: of the run; one that exists is kept from other processes.
+        command: that makes such a run.
+
+    Raises:
+        BlockingIOError: if another process is at the run.
+        OSError: if a file cannot be written.
+        SystemExit: where a signal ended it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with stoppable(), quiet_torchrl():
+            if not made:
+                _hold(folder)
+            yield
+    except (Exception, KeyboardInterrupt) as error:
+        with contextlib.suppress(OSError):  # where another process has taken it meanwhile
+            if made and folder.exists():
+                _hold(folder)
+            discard_unstarted(made)
+        # Torch and tensordict pass an interruption on as errors of their own.
+        if isinstance(error, (KeyboardInterrupt, RuntimeError)) and (number := _interrupted(error)):
+            _end(folder, command, number)
+        if isinstance(error, OSError) and _is_of_disk(error, folder):
+            raise type(error)(_sentence(folder, command, error)) from error
+        raise
+    finally:
+        if (lock := _HELD.pop(folder.resolve(), None)) is not None:
+            lock.close()
+
+
+def _interrupted(error: BaseException | None) -> int | None:
+    """The signal that an error comes from, if it is one."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    if error is None:
+        return None
+    return (error if isinstance(error, Stopped) else Stopped()).number
+
+
+def _end(folder: Path, command: str, number: int) -> None:
+    advice = f"It goes on with: {command} resume={folder}" if (folder / CONFIG_FILE).exists() else "Nothing was kept."
+    stopped = Stopped(number)
+    sys.stderr.write(f"\n{'Interrupted' if stopped.exit_code == 130 else 'Terminated'}. {advice}\n")
+    sys.exit(stopped.exit_code)
+
+
+def _is_of_disk(error: OSError, folder: Path) -> bool:
+    """Whether the system refused to write, or something that the run itself needs is not there."""
+    inside = isinstance(error.filename, str) and Path(error.filename).absolute().is_relative_to(folder.absolute())
+    return error.errno in _REFUSED or (error.errno is not None and inside)
+
+
+def _sentence(folder: Path, command: str, error: OSError) -> str:
+    """Which file the system could not serve, and how the run goes on."""
+    file = error.filename or folder
+    if not (folder / CONFIG_FILE).exists():
+        return f"{file}: {error.strerror}. Nothing was kept; make room or give leave to write there, or set folder="
+    kept = "The last checkpoint is intact" if any(folder.rglob("checkpoint.json")) else "There was no checkpoint yet"
+    return f"{file}: {error.strerror}. {kept}; when this is mended, the run goes on with: {command} resume={folder}"
 
 
 def finished(config: DictConfig, folder: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ from torchrl.objectives import ValueEstimators
 from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.door import read_json
 from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm._utils.processes import end_with_parent
 from torchrl_pwm._utils.seeds import seed_worker_process
+from torchrl_pwm._utils.stopping import become_worker, is_stoppable, signals_wait
 from torchrl_pwm.data import extend_with_recorded, make_online_replay, read_memmap, store_transitions
 from torchrl_pwm.data.store.manifest import MANIFEST_NAME
 from torchrl_pwm.envs.multitask import innermost_env
@@ -30,12 +33,14 @@ from torchrl_pwm.evaluation.scores import find_task_spec
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
 from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
-from torchrl_pwm.runs.folder import finished
+from torchrl_pwm.runs.folder import finished, make_logger
 from torchrl_pwm.trainers.pwm import OnlinePWMOptimizationStepper, OnlinePWMTrainer, warm_start
-from torchrl_pwm.trainers.steppers import PWMOptimizationStepper
 
 #: What the clone of recorded behaviour earned.
 _CLONED = "cloned.json"
+#: Folder of what the world model learns of recorded steps first, in a run's; and its intervals, in updates.
+PRETRAINING = "pretraining"
+_PRETRAINING_LOG, _PRETRAINING_SAVE = 100, 1000
 _PANELS = {
     "return of an episode": ("real_return", "predicted_return"),
     "reward of a step": ("collected_reward",),
@@ -97,10 +102,10 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         optimization_stepper=stepper,
         **run.online_options(),
     )
-    with run.evaluation:
+    with run.evaluation, contextlib.closing(trainer):
         run.resume(trainer)
         if not run.resumed:
-            _learn_from_recordings(config, trainer, stepper.policy_stepper, env.batch_size.numel(), device)
+            _learn_from_recordings(config, folder, trainer, env.batch_size.numel(), device)
             if config.pretraining.warm_start.behavior_updates:
                 replace_file(folder / _CLONED, json.dumps(evaluator.outcome(policy)).encode())
         trainer.train()
@@ -193,13 +198,20 @@ def make_collector(
         raise ValueError(f"collector.workers must divide the {num_envs} envs, found {workers}.")
     env.close(raise_if_closed=False)
     make = [
-        partial(_make_worker_env, config, device, num_envs // workers, worker, os.getpid()) for worker in range(workers)
+        partial(_make_worker_env, config, device, num_envs // workers, worker, os.getpid(), is_stoppable())
+        for worker in range(workers)
     ]
-    return MultiSyncCollector(make, policy, **settings, cat_results=0, use_buffers=True)
+    with signals_wait():
+        return MultiSyncCollector(make, policy, **settings, cat_results=0, use_buffers=True)
 
 
-def _make_worker_env(config: DictConfig, device: str, num_envs: int, worker: int, parent: int) -> EnvBase:
+def _make_worker_env(
+    config: DictConfig, device: str, num_envs: int, worker: int, parent: int, stoppable: bool
+) -> EnvBase:
     """The envs of one worker. Env n of a worker has seed + n, so that the next worker's begin beyond them."""
+    if stoppable and os.getpid() != parent:
+        become_worker(finishes=False)
+        end_with_parent()
     seed = config.seed + worker * num_envs
     # Apart from the seeds of envs, whose generators would draw the same numbers.
     seed_worker_process(1_000_003 * (seed + 1), parent)
@@ -207,14 +219,27 @@ def _make_worker_env(config: DictConfig, device: str, num_envs: int, worker: int
 
 
 def _learn_from_recordings(
-    config: DictConfig, trainer: OnlinePWMTrainer, stepper: PWMOptimizationStepper, num_envs: int, device: str
+    config: DictConfig, folder: Path, trainer: OnlinePWMTrainer, num_envs: int, device: str
 ) -> None:
-    """What precedes the first own step: the world model, then the warm start; and what stays in the replay."""
-    settings = config.pretraining
+    """What precedes the first own step: the world model, then the warm start; and what stays in the replay.
+
+    The model's updates are logged in ``pretraining/`` of the folder, with a checkpoint, from which they go on.
+    """
+    settings, stepper = config.pretraining, trainer.optimization_stepper.policy_stepper
     shown = settings.demonstrations or settings.data
     if _learns_from_recordings(config):
         recorded = open_sequences(config, settings.data)
-        trainer.pretrain(recorded, settings.updates)
+        if settings.updates:
+            trainer.pretrain(
+                recorded,
+                settings.updates,
+                logger=make_logger(config, folder / PRETRAINING),
+                log_interval=_PRETRAINING_LOG,
+                save_folder=folder / PRETRAINING / "checkpoint",
+                save_interval=_PRETRAINING_SAVE,
+            )
+        else:
+            trainer.set_statistics(recorded)
         demonstrations = open_sequences(config, shown) if settings.demonstrations else recorded
         warm_start(trainer.loss_module, stepper, demonstrations, **settings.warm_start, device=device)
     if settings.keep:

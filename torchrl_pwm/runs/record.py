@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torchrl.envs import InitTracker, TransformedEnv
 
+from torchrl_pwm._utils.files import staged_folder
 from torchrl_pwm.data import record_steps
 from torchrl_pwm.runs.load import load_policy
 from torchrl_pwm.runs.saved import named_targets, read_config
@@ -33,5 +34,6 @@ def record_run(config: DictConfig) -> str:
     if "is_init" in policy.in_keys:
         env = TransformedEnv(env, InitTracker(), auto_unwrap=False)
     steps = record_steps(policy, env, config.steps, noise=config.noise, seed=config.seed, progress=True)
-    steps.memmap(str(out))
+    with staged_folder(out) as stage:
+        steps.memmap(str(stage))
     return f"{steps.numel():,} steps, mean reward {float(steps['next', 'reward'].mean()):.3f}\n{out}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def run_online_tdmpc2(config: DictConfig, folder: Path) -> Path:
         optimization_stepper=stepper,
         **run.online_options(),
     )
-    with run.evaluation:
+    with run.evaluation, contextlib.closing(trainer):
         run.resume(trainer)
         trainer.train()
     return run.finish(

@@ -298,21 +298,37 @@ class OnlinePWMTrainer(OnlineTrainer):
             self.save()
         self.close()
 
-    def pretrain(self, replay_buffer: ReplayBuffer, updates: int) -> None:
+    def pretrain(self, replay_buffer: ReplayBuffer, updates: int, **options: Any) -> None:
         """World-model updates from a data set, before any step of the env.
+
+        With a ``save_folder`` among the options, the same call goes on where it was interrupted, to the same numbers.
 
         Args:
             replay_buffer (ReplayBuffer): gives sequences ``[B, T]``, for instance a
                 :class:`~torchrl_pwm.TDMPC2ExperienceReplay` or any TorchRL data set with slices.
             updates (int): published: 50,000 for hopper, 100,000 for ant, 200,000 for humanoid.
+
+        Keyword Args:
+            **options: of the :class:`~torchrl_pwm.trainers.WorldModelTrainer` that makes them, such as ``logger`` and
+                ``save_folder``.
         """
-        stepper = self.optimization_stepper
         self.set_statistics(replay_buffer)
-        own, stepper.replay_buffer = stepper.replay_buffer, replay_buffer
-        try:
-            self.update_model(updates, "pre-training the world model")
-        finally:
-            stepper.replay_buffer = own
+        if not updates:
+            return
+        from torchrl_pwm.trainers.world_model import WorldModelTrainer  # which few runs need
+
+        trainer = WorldModelTrainer(
+            self.model_loss,
+            replay_buffer,
+            iterations=updates,
+            optimization_stepper=self.optimization_stepper.model_stepper,
+            device=next(self.world_model.parameters()).device,
+            **{"progress_bar": self.progress_bar, **options},
+        )
+        if trainer.save_folder is not None:
+            trainer.resume(required=False)
+        if trainer.iteration < updates:
+            trainer.train()
 
 
 def warm_start(

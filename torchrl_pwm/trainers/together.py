@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm._utils.seeds import OwnGenerators
+from torchrl_pwm._utils.stopping import check_stop, stop_asked
 from torchrl_pwm._utils.stopwatch import SharedStopwatch
 from torchrl_pwm.trainers.pwm import PWMTrainer
 from torchrl_pwm.trainers.stacked import StackedPWMUpdate
@@ -104,8 +105,10 @@ class _Group:
         update = StackedPWMUpdate([trainer.optimization_stepper for trainer in self.trainers])
         failed: dict[PWMTrainer, FloatingPointError] = {}
         try:
-            steps = [trainer.remaining() for trainer in self.trainers]
+            steps = [trainer.remaining(stops=False) for trainer in self.trainers]
             while self.trainers[0].iteration < until and not failed:
+                if stop_asked():
+                    self._stop()
                 start = time.perf_counter()
                 for step in steps:
                     next(step)
@@ -116,6 +119,13 @@ class _Group:
         finally:
             update.release()
         return failed
+
+    def _stop(self) -> None:
+        """Saves them all, between two iterations, and ends the run as the signal says."""
+        for trainer in self.trainers:
+            with own_generators(trainer):
+                trainer.save(now=True)
+        check_stop()
 
     def _draw(self) -> tuple[TensorDictBase, Tensor, Tensor | None, TensorDictBase | None]:
         """Start states [T, B], noise [H, T, B, A], of a model with several heads their order [T, K], and recorded

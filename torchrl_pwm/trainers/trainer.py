@@ -24,6 +24,7 @@ from torchrl_pwm._utils.devices import send
 from torchrl_pwm._utils.evaluations import BackgroundEvaluation, evaluation_of
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, check_range
 from torchrl_pwm._utils.seeds import TorchGenerators
+from torchrl_pwm._utils.stopping import check_stop, finishing, stop_asked
 from torchrl_pwm._utils.stopwatch import Stopwatch
 from torchrl_pwm.data.collect.online import OnlineCollection
 from torchrl_pwm.data.sampling import ReplaySampling
@@ -87,7 +88,7 @@ class Trainer:
         intervals = {"log_interval": log_interval, "eval_interval": eval_interval, "save_interval": save_interval}
         check_range(COUNT, iterations=iterations, **intervals)
         self.loss_module, self.optimization_stepper = loss_module, optimization_stepper
-        self.iteration, self.iterations = 0, iterations
+        self.iteration, self._saved, self.iterations = 0, 0, iterations
         self._log, self.log_interval = MetricsLog(logger), log_interval
         self.evaluate, self.eval_interval = evaluate, eval_interval
         self.save_folder, self.save_interval = save_folder, save_interval
@@ -104,7 +105,6 @@ class Trainer:
             self.components["evaluations"] = evaluate
         self.latest: dict[str, float] = {}
         self._shown: dict[str, float] = {}
-        self._saved = 0
         self._bar = tqdm(disable=True)
 
     def train(self) -> None:
@@ -116,15 +116,18 @@ class Trainer:
         """
         raise NotImplementedError
 
-    def remaining(self) -> Iterator[int]:
+    def remaining(self, *, stops: bool = True) -> Iterator[int]:
         """The numbers of the iterations that are left, from 1 on, with the progress bar."""
         if self.iteration >= self.iterations:
             torchrl_logger.info(
                 f"All {self.iterations} iterations are done, none are left to train: to go on, give the trainer more."
             )
         disable = not self.progress_bar or self.iteration >= self.iterations
-        with tqdm(total=self.iterations, initial=self.iteration, disable=disable) as self._bar:
+        with finishing(), tqdm(total=self.iterations, initial=self.iteration, disable=disable) as self._bar:
             while self.iteration < self.iterations:
+                if stops and stop_asked():  # a signal ends the run of a command; else the caller looks
+                    self.save(now=True)
+                    check_stop()
                 self.iteration += 1
                 yield self.iteration
                 self._bar.update()
@@ -178,9 +181,9 @@ class Trainer:
         """Whether ``save_interval`` iterations have passed since the last checkpoint, or all are done."""
         return self.iteration == self.iterations or self.iteration - self._saved >= self.save_interval
 
-    def save(self) -> None:
-        """Saves a checkpoint where one is due."""
-        if self.save_folder is not None and self.save_due:
+    def save(self, *, now: bool = False) -> None:
+        """Saves a checkpoint where one is due, or ``now`` if iterations are not saved yet."""
+        if self.save_folder is not None and (self.iteration > self._saved if now else self.save_due):
             self._saved = self.iteration
             self.check()
             save_checkpoint(Path(self.save_folder), self.state_dict(), step=self.iteration)
@@ -332,7 +335,7 @@ class OnlineTrainer(Trainer):
         """Steps collected so far, of all envs together."""
         return self.collection.env_steps
 
-    def remaining(self) -> Iterator[int]:
+    def remaining(self, *, stops: bool = True) -> Iterator[int]:
         """As of every trainer.
 
         Raises:
@@ -343,7 +346,7 @@ class OnlineTrainer(Trainer):
                 f"The collector was closed when train() ended after {self.iteration} iterations. To train longer, "
                 "build collector and trainer anew with more iterations, and resume() from the checkpoint of this one."
             )
-        return super().remaining()
+        return super().remaining(stops=stops)
 
     def close(self) -> None:
         """Closes the collector and its envs, after which there are no more iterations."""
@@ -365,11 +368,10 @@ class OnlineTrainer(Trainer):
         model = self.world_model
         if not self.normalize_observations or model.observation_mean is not None:
             return
-        device = next(model.parameters()).device
-        moments = RunningMoments((model.observation_dim,)).to(device)
+        moments = RunningMoments((model.observation_dim,)).to(next(model.parameters()).device)
         for _ in range(_STATISTICS_SAMPLES):
             observation = replay_buffer.sample().get(self.model_loss.tensor_keys.observation)
-            moments.update(observation.reshape(-1, observation.shape[-1]).to(device))
+            moments.update(observation.flatten(0, -2).to(moments.mean.device))
         model.set_observation_statistics(moments.mean, moments.std)
 
     def update_model(self, updates: int, purpose: str) -> None:
@@ -383,8 +385,8 @@ class OnlineTrainer(Trainer):
         reward = steps.get(("next", self.loss_module.tensor_keys.reward)).mean()
         self.log({**dict(metrics.items()), "env_steps": self.env_steps, "collected_reward": reward})
 
-    def save(self) -> None:
-        """Saves a checkpoint at its interval; with an ``episode_seed``, where a resumed run can repeat the rest."""
+    def save(self, *, now: bool = False) -> None:
+        """Saves a checkpoint at its interval, or ``now``; with an ``episode_seed``, where a run can repeat the rest."""
         collection = self.collection
         if collection.episode_seed is not None and self.iteration < self.iterations and not collection.repeats:
             if collection.may_repeat:
@@ -395,4 +397,4 @@ class OnlineTrainer(Trainer):
                     "The episodes of this env do not end together with a batch: a run resumed from its checkpoints "
                     "begins new episodes. Choose batches whose steps divide an episode's to have it repeat the rest."
                 )
-        super().save()
+        super().save(now=now)

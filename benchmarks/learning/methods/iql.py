@@ -41,7 +41,7 @@ from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.evaluation.task_episodes import TaskEpisodes
 from torchrl_pwm.runs.cli import compose_config, user_errors
 from torchrl_pwm.runs.data import check_simulators
-from torchrl_pwm.runs.folder import claim_folder, finished, make_logger, open_run
+from torchrl_pwm.runs.folder import claim_folder, finished, make_logger, open_run, running
 from torchrl_pwm.trainers.imitation import Standardize
 from torchrl_pwm.trainers.trainer import ReplayTrainer
 
@@ -253,7 +253,9 @@ def _metrics(played: TaskEpisodes, policy: Any, episodes: int, seed: int) -> dic
 def main() -> None:
     with user_errors():
         config, folder = open_run(compose_config("iql", sys.argv[1:], _CONF), sys.argv[1:])
-        print(run_iql(config, folder))
+        with running(folder, "python -m benchmarks.learning.methods.iql"):
+            summary = run_iql(config, folder)
+        print(summary)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from torchrl_pwm.data import make_online_replay
 from torchrl_pwm.modules import ObservationNormalizer
 from torchrl_pwm.runs.cli import compose_config, show, user_errors
 from torchrl_pwm.runs.evaluator import EvaluatedRun, Evaluator
-from torchrl_pwm.runs.folder import open_run
+from torchrl_pwm.runs.folder import open_run, running
 from torchrl_pwm.runs.pwm_online import make_collector, make_training_env
 from torchrl_pwm.trainers import OnlineTrainer
 
@@ -87,7 +88,7 @@ class ModelFreeTrainer(OnlineTrainer):
             self.log_steps(steps, metrics)
             self.log_evaluation()
             self.save()
-        self.collection.collector.shutdown()
+        self.close()
 
     def set_statistics(self, replay_buffer: ReplayBuffer) -> None:
         if self.normalize_observations:
@@ -122,8 +123,9 @@ def run_model_free(config: DictConfig, folder: Path, method: Method) -> Path:
         episode_seed=config.seed if config.collector.workers < 2 else None,
         **run.online_options(),
     )
-    run.resume(trainer)
-    trainer.train()
+    with contextlib.closing(trainer):
+        run.resume(trainer)
+        trainer.train()
     return run.finish({"policy.pt": policy}, steps=trainer.env_steps, panels=_PANELS)
 
 
@@ -131,4 +133,6 @@ def run_script(name: str, method: Method) -> None:
     """The command line of a method: overrides of ``conf/<name>.yaml``, whose envs are those of the package."""
     with user_errors():
         config, folder = open_run(compose_config(name, sys.argv[1:], _CONF), sys.argv[1:])
-        show(run_model_free(config, folder, method), table=False)
+        with running(folder, f"python -m benchmarks.learning.methods.{name}"):
+            summary = run_model_free(config, folder, method)
+        show(summary, table=False)

@@ -15,7 +15,7 @@ from torchrl import torchrl_logger
 from tqdm import tqdm
 
 from torchrl_pwm._utils.devices import one_thread
-from torchrl_pwm._utils.files import refuse_existing
+from torchrl_pwm._utils.files import locked, refuse_existing
 from torchrl_pwm._utils.processes import run_jobs
 from torchrl_pwm._utils.versions import versions
 from torchrl_pwm.data.collect.behaviors import (
@@ -93,6 +93,7 @@ def collect_dataset(
         ValueError: for an unknown task, behaviour or noise level, or a collection to go on with that had other
             settings.
         FileExistsError: if ``root`` holds anything but this data set.
+        BlockingIOError: if another process is collecting it.
         ImportError: without the ``mt80`` extra.
 
     Examples:
@@ -120,6 +121,18 @@ def collect_dataset(
         return _finished(target, jobs, partial)
     refuse_existing(target)
     partial.mkdir(parents=True, exist_ok=True)
+    with locked(partial) as free:
+        if free is False:
+            raise BlockingIOError(
+                f"another process is collecting into {partial}: wait until it has ended, or give another folder"
+            )
+        return _collect(jobs, partial, target, row_length, workers=workers, progress=progress)
+
+
+def _collect(
+    jobs: list[TaskJob], partial: Path, target: Path, row_length: int, *, workers: int | None, progress: bool
+) -> EpisodeStore:
+    """Collects the tasks that are missing, and joins all of them."""
     missing = [job for job in jobs if not _has_part(partial / job.task, job)]
     if len(missing) < len(jobs):
         torchrl_logger.info(f"going on with {partial}: {len(jobs) - len(missing)} of {len(jobs)} tasks are there")
