@@ -10,7 +10,6 @@ from pathlib import Path
 from torchrl.record.loggers import Logger
 from torchrl.record.loggers.csv import CSVLogger
 
-from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.files import replace_file
 
 
@@ -75,16 +74,6 @@ def logged_rows(logger: Logger | None, steps: Collection[int]) -> set[tuple[str,
         for row in file.read_text().splitlines()
         if _step(row) in steps
     }
-
-
-def _step(row: str, file: Path) -> int:
-    try:
-        return int(row.split(",")[0])
-    except ValueError as error:
-        raise DamagedFileError(
-            f"{file} is no file of metrics, or damaged: expected rows of a step and a number, found {row[:40]!r}; "
-            "delete the row, or the file"
-        ) from error
 
 
 class MetricsLog:
