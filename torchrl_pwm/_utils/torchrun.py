@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["launched", "local_rank", "rank"]
+__all__ = ["attempt", "launched", "local_rank", "rank"]
 
 _SAID = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -22,3 +22,12 @@ def rank() -> int:
 def local_rank() -> int:
     """Number of this process among those of its machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) if launched() else 0
+
+
+def attempt() -> int:
+    """How often ``torchrun`` has started the processes of this job again.
+
+    On several machines each counts the failures of its own alone, which would not agree: 0 there.
+    """
+    alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if alone else 0

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
-from torchrl_pwm._utils.torchrun import launched, local_rank
+from torchrl_pwm._utils.torchrun import attempt, launched, local_rank
 
 __all__ = ["OnWhole", "Ranks", "joined_ranks", "whole_state"]
 
@@ -72,10 +73,13 @@ def joined_ranks(device: torch.device | str) -> Iterator[Ranks]:
     if cuda:
         torch.cuda.set_device(local_rank())
     backend = "nccl" if cuda else "gloo"
+    store: dist.Store = dist.HashStore()
+    rank, count = 0, 1
     if launched():
-        dist.init_process_group(backend)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store, rank, count = next(rendezvous("env://"))
+        # Processes that are started again may find the addresses of those before them in the launcher's store.
+        store = dist.PrefixStore(f"attempt-{attempt()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     yield Ranks(device)
     # After an error the others may never come to the end of it.
     dist.destroy_process_group()
