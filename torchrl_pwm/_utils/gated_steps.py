@@ -166,7 +166,9 @@ class GatedAdam(torch.optim.Adam):
 
     def clipped_norm(self) -> Tensor:
         """Clips the gradients; returns their norm before."""
-        return nn.utils.clip_grad_norm_(self.all_params, self.clip)
+        norm: Any = nn.utils.clip_grad_norm_(self.all_params, self.clip)
+        # Of parameters that are shared out over processes, each process has a part of the sum.
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def step_if(self, allowed: Tensor) -> None:
         """A step where ``allowed`` (bool, on the device) is true; else parameters and moments stay as they are."""
@@ -195,6 +197,14 @@ class GatedAdam(torch.optim.Adam):
         for group, kind in zip(self.param_groups, own):
             group |= kind
         self._rates_as_tensors()
+
+    def make_moments(self) -> None:
+        """Makes the moments that the first step would, all zero, for a checkpoint to be read into."""
+        for param in self.all_params:
+            if param not in self.state:
+                step = torch.zeros((), dtype=torch.float32, device=param.device)
+                moments = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
+                self.state[param] = {"step": step, **moments}
 
     def schedule_state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the schedule, as plain numbers."""

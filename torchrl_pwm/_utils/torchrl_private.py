@@ -68,3 +68,16 @@ def map_prefetched(state_dict: Mapping[str, Any], function: Callable[[Any], Any]
     """A buffer's state dict with ``function`` of each batch ``(data, info)`` that was read ahead in its place."""
     ahead = state_dict["_prefetch_state"]
     return {**state_dict, "_prefetch_state": {**ahead, "queue": tuple(map(function, ahead["queue"]))}}
+
+
+def without_prefetched(
+    state_dict: Mapping[str, Any], generator_before: Callable[[int], torch.Tensor]
+) -> dict[str, Any]:
+    """A buffer's state dict as if it had read nothing ahead.
+
+    ``generator_before`` gives the state of the generator before the last so many draws.
+    """
+    ahead = state_dict["_prefetch_state"]
+    generator, (_, device) = generator_before(len(ahead["queue"])), state_dict["_rng"]
+    sampler = {**state_dict["_sampler"], "generator": generator}
+    return {**state_dict, "_sampler": sampler, "_rng": (generator, device), "_prefetch_state": {**ahead, "queue": ()}}

@@ -17,7 +17,12 @@ from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.door import making, read_tensors
 from torchrl_pwm._utils.files import default_root
 from torchrl_pwm._utils.ranges import COUNT, check_range
-from torchrl_pwm._utils.torchrl_private import fitting_prefetched, map_prefetched, prefetch_in_one_thread
+from torchrl_pwm._utils.torchrl_private import (
+    fitting_prefetched,
+    map_prefetched,
+    prefetch_in_one_thread,
+    without_prefetched,
+)
 from torchrl_pwm.data.sampler import EpisodeSliceSampler
 from torchrl_pwm.data.store.storage import EpisodeStorage
 from torchrl_pwm.data.store.store import EpisodeStore
@@ -198,7 +203,11 @@ class TDMPC2ExperienceReplay(BaseDatasetExperienceReplay):
     def state_dict(self) -> dict[str, Any]:
         """Generator, sampler and the items read ahead; plain tensors, numbers and strings."""
         # the data cannot change, so the numbers of the items are enough to read them again
-        return map_prefetched(super().state_dict(), lambda result: result[1]["index"].clone())
+        state = map_prefetched(super().state_dict(), lambda result: result[1]["index"].clone())
+        if isinstance(self.sampler, EpisodeSliceSampler) and self.sampler.part is not None:
+            # A part of a batch is of use to the process alone that read it ahead: the batches are drawn again.
+            return without_prefetched(state, self.sampler.generator_before)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the saved buffer was, whether or not one of the two reads ahead.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torchrl_pwm.data.store.layout import SliceStarts
 from torchrl_pwm.data.store.storage import EpisodeStorage
 
 __all__ = ["EpisodeSliceSampler"]
+
+_REMEMBERED = 64  # draws of a part; more than a buffer ever reads ahead
 
 
 class EpisodeSliceSampler(Sampler):
@@ -38,9 +41,12 @@ class EpisodeSliceSampler(Sampler):
         start: first step from which slices may start, 0 for all.
         stop: step before which slices must start, None for all. ``start=0, stop=1`` draws the beginnings of rows only.
         strict_length: whether episodes shorter than a slice are left out; else they are padded.
+        part: number of this process, from 0 on, and number of processes that draw together, each with the same
+            generator. A sample of ``batch_size`` slices is then drawn by all, and each gets its part of the rows, so
+            that together they have what one process alone would.
 
     Raises:
-        ValueError: if ``slice_len`` is below one.
+        ValueError: if ``slice_len`` is below one, or there is no such part; at a sample, if it cannot be divided.
 
     Examples:
         >>> from torchrl_pwm.data import EpisodeSliceSampler, TDMPC2ExperienceReplay
@@ -56,11 +62,16 @@ class EpisodeSliceSampler(Sampler):
         start: int = 0,
         stop: int | None = None,
         strict_length: bool = True,
+        part: tuple[int, int] | None = None,
     ) -> None:
         if slice_len < 1:
             raise ValueError(f"slice_len is a number of transitions and at least 1, found {slice_len}")
         if start < 0 or (stop is not None and stop <= start):
             raise ValueError(f"starts go from start to stop, found start={start} and stop={stop}")
+        if part is not None and not 0 <= part[0] < part[1]:
+            raise ValueError(f"part is a number from 0 on, and how many parts there are, found {part}")
+        self.part = part
+        self._before: deque[torch.Tensor] = deque(maxlen=_REMEMBERED)
         self.slice_len = int(slice_len)
         self.start = int(start)
         self.stop = stop
@@ -105,9 +116,27 @@ class EpisodeSliceSampler(Sampler):
         """Draws item numbers [B, T] of slices."""
         starts = self.places(storage)
         assert isinstance(storage, EpisodeStorage)
-        drawn = torch.randint(starts.places, (batch_size, 1), generator=self.generator)
+        if self.part is not None:
+            self._before.append(self.generator.get_state())
+        drawn = self._own(torch.randint(starts.places, (batch_size, 1), generator=self.generator))
         items = storage.layout.slices(starts, drawn, self.slice_len, self.start)
         return items, self.mask(items)
+
+    def _own(self, drawn: torch.Tensor) -> torch.Tensor:
+        """The part of a draw [B, 1] that this process gets."""
+        if self.part is None:
+            return drawn
+        number, parts = self.part
+        if len(drawn) % parts:
+            raise ValueError(
+                f"{parts} processes share a batch, found one of {len(drawn)} slices: choose a batch_size that is a "
+                f"multiple of {parts}"
+            )
+        return drawn.chunk(parts)[number]
+
+    def generator_before(self, draws: int) -> torch.Tensor:
+        """State of the generator before the last ``draws`` draws of a part."""
+        return self._before[-draws] if draws else self.generator.get_state()
 
     def mask(self, items: torch.Tensor) -> dict[Any, torch.Tensor]:
         """The entry that says which steps of slices ``items`` [B, T] were not added, where episodes are padded."""

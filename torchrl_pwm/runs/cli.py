@@ -26,6 +26,7 @@ from torchrl import torchrl_logger
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from torchrl_pwm._utils.ranges import check_options
+from torchrl_pwm._utils.torchrun import launched, rank
 from torchrl_pwm.runs.folder import check_packages, kind_of_run, open_run, running
 from torchrl_pwm.runs.saved import read_config
 
@@ -116,6 +117,11 @@ COMMANDS = {
         default_preset,
         table=True,
     ),
+    "pretrain": Command(
+        "a world model alone, data=open data.root=FOLDER; in several processes under torchrun",
+        "pretrain",
+        "torchrl_pwm.runs.pretrain.run_pretraining",
+    ),
     "offline": Command(
         "a world model and policies from recorded episodes, data=FOLDER",
         "offline",
@@ -191,12 +197,17 @@ def run_command(
     name: str, run: Callable[[DictConfig, Path], Path], config: DictConfig, overrides: Sequence[str], *, table: bool
 ) -> None:
     """Makes a new run, or goes on with the one that ``config.resume`` names, and prints its result."""
+    if launched():
+        from torchrl_pwm.runs.pretrain import launched_again
+
+        config = launched_again(name, config)
     config, folder = open_run(config, overrides)
     check_packages(config)
     torchrl_logger.info(f"run folder: {folder}")
     with running(folder, f"torchrl-pwm {name}"):
         summary = run(config, folder)
-    show(summary, table=table)
+    if not rank():
+        show(summary, table=table)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

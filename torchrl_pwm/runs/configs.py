@@ -238,8 +238,9 @@ class SHACStepperConfig(FirstOrderStepperConfig):
 
 
 @dataclass
-class WorldModelStepperConfig(UpdatesConfig):
-    _target_: str = "torchrl_pwm.trainers.WorldModelOptimizationStepper"
+class ModelUpdatesConfig(UpdatesConfig):
+    """What the steppers of world models share."""
+
     iterations: Any = None
     lr: float = 3e-4
     final_lr: Any = None
@@ -248,7 +249,13 @@ class WorldModelStepperConfig(UpdatesConfig):
 
 
 @dataclass
-class TDMPC2StepperConfig(WorldModelStepperConfig):
+class WorldModelStepperConfig(ModelUpdatesConfig):
+    _target_: str = "torchrl_pwm.trainers.WorldModelOptimizationStepper"
+    accumulate: int = 1
+
+
+@dataclass
+class TDMPC2StepperConfig(ModelUpdatesConfig):
     _target_: str = "torchrl_pwm.trainers.TDMPC2OptimizationStepper"
     iterations: int = 10_000
     policy_eps: float = 1e-5

@@ -45,6 +45,11 @@ _LONGER = {
     "online": _OF_ONE_ENV,
     "shac": _OF_ONE_ENV,
     "tdmpc2-online": _OF_ONE_ENV,
+    "pretrain": {
+        "world_model.iterations": Stage(
+            ("world_model/checkpoint",), ("summary.json", "report.md", "world_model/world_model.pt")
+        ),
+    },
     "tdmpc2-mt80": {
         "training.iterations": Stage(("model/checkpoint",), _OF_TDMPC2),
         "rounds.count": Stage((), ("summary.json", "tasks")),
@@ -325,6 +330,7 @@ def discard_unstarted(made: Sequence[Path]) -> None:
 def kind_of_run(config: DictConfig) -> str:
     """The command that a configuration is of, told by the groups that it alone has."""
     kinds = {
+        "distributed": "pretrain",
         "held_out": "offline",
         "extraction": "mt80",
         "training": "tdmpc2-mt80",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import instantiate
@@ -19,7 +20,7 @@ from torchrl_pwm._utils.devices import choose_device, reads_ahead
 from torchrl_pwm._utils.door import load_weights, read_json
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import Stopwatch
-from torchrl_pwm.data import EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay, start_states
+from torchrl_pwm.data import EpisodeSliceSampler, EpisodeStore, ReplayMixture, TDMPC2ExperienceReplay, start_states
 from torchrl_pwm.data.store.statistics import observation_statistics
 from torchrl_pwm.envs import TaskSet, get_task_set
 from torchrl_pwm.evaluation import RepresentationWatch
@@ -30,6 +31,9 @@ from torchrl_pwm.modules.quickstart import QUICKSTART_FILE
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.trainers.disagreement import train_disagreement
 from torchrl_pwm.trainers.world_model import WorldModelTrainer
+
+if TYPE_CHECKING:
+    from torchrl_pwm.trainers.ranks import Ranks
 
 #: The world model of the round that counts, in the folder of a run.
 CHOSEN = Path("rounds") / "world_model.pt"
@@ -91,15 +95,17 @@ def check_sizes(model: PWMWorldModel, task_set: TaskSet, source: Any, *, num_tas
         )
 
 
-def prepare_world_model(config: DictConfig, folder: Path, store: EpisodeStore | None, tasks: list[str]) -> Path:
-    """The file of the frozen model: the given checkpoint, or one that is trained here."""
+def prepare_world_model(
+    config: DictConfig, folder: Path, store: EpisodeStore | None, tasks: list[str], ranks: Ranks | None = None
+) -> Path:
+    """The file of the frozen model: the given checkpoint, or one that is trained here, by ``ranks`` together."""
     if config.checkpoint == "quickstart":
         return QUICKSTART_FILE
     if config.checkpoint:
         return keep_world_model(config, folder)
     assert store is not None
     file = folder / _FILE
-    if file.exists():
+    if file.exists() if ranks is None else ranks.agreed(file.exists()):
         return file
     torch.manual_seed(config.seed)
     model = make_world_model(config)
@@ -108,9 +114,11 @@ def prepare_world_model(config: DictConfig, folder: Path, store: EpisodeStore | 
     replay = TDMPC2ExperienceReplay(
         store.root,
         config.world_model.batch_size,
-        slice_len=config.world_model.slice_len,
         tasks=tasks,
         seed=config.seed,
+        sampler=EpisodeSliceSampler(
+            config.world_model.slice_len, part=None if ranks is None else (ranks.rank, ranks.count)
+        ),
         **reads_ahead(choose_device(config.device)),
     )
     torchrl_logger.info(f"world model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tasks)} tasks")
@@ -122,6 +130,7 @@ def prepare_world_model(config: DictConfig, folder: Path, store: EpisodeStore | 
         iterations=config.world_model.iterations,
         states=measured_states(store, tasks, seed=config.seed),
         names=store.task_set.names,
+        ranks=ranks,
     )
 
 
@@ -146,29 +155,44 @@ def train_world_model(
     iterations: int,
     states: TensorDictBase | None = None,
     names: Sequence[str] = (),
+    ranks: Ranks | None = None,
 ) -> Path:
     """Trains a model, or goes on where that was interrupted, and returns its file ``world_model.pt``.
 
     On ``states`` the representation is measured along the way and in the end, for ``representation.json`` beside it,
-    by task, whose ``names`` are in the order of their indices.
+    by task, whose ``names`` are in the order of their indices. Of several processes, ``ranks``, each gives a replay of
+    its part; the first one measures, logs and writes.
     """
     settings, device = config.world_model, choose_device(config.device)
     loss = instantiate(config.model_loss, model.requires_grad_(True).to(device))
+    # Where several train, the model may be shared out: what is measured and written is a copy that is whole.
+    whole = model if ranks is None else copy.deepcopy(model).requires_grad_(False)
     watch = None
     if states is not None:
         interval = settings.log_interval
         watch = RepresentationWatch(
-            model, states.to(device), warn_from=iterations // (2 * interval), names=dict(enumerate(names))
+            whole, states.to(device), warn_from=iterations // (2 * interval), names=dict(enumerate(names))
         )
-    trainer = WorldModelTrainer(
+    how: dict[str, Any] = {"iterations": iterations}
+    make_trainer: Any = WorldModelTrainer
+    evaluate: Any = watch
+    if ranks is not None:
+        from torchrl_pwm.trainers import distributed
+        from torchrl_pwm.trainers.ranks import OnWhole
+
+        make_trainer = distributed.DistributedWorldModelTrainer
+        evaluate = OnWhole(model, whole, ranks, watch)
+        how |= {"_target_": f"{distributed.__name__}.DistributedWorldModelStepper"}
+        how |= {"ranks": ranks, "engine": config.distributed}
+    trainer = make_trainer(
         loss,
         replay,
         iterations=iterations,
-        optimization_stepper=instantiate(config.model_stepper, loss, iterations=iterations),
+        optimization_stepper=instantiate(config.model_stepper, loss, **how),
         device=device,
-        logger=make_logger(config, folder),
+        logger=make_logger(config, folder) if ranks is None or ranks.first else None,
         log_interval=settings.log_interval,
-        evaluate=watch,
+        evaluate=evaluate,
         eval_interval=settings.log_interval,
         stopwatch=Stopwatch(),
         save_folder=folder / "checkpoint",
@@ -177,10 +201,16 @@ def train_world_model(
     )
     trainer.resume(required=False)
     trainer.train()
-    if watch is not None:
-        replace_file(folder / _REPRESENTATION, json.dumps(watch.measure(), indent=2).encode())
-    save_tensors(folder / "world_model.pt", {"model": model.cpu().state_dict()})
-    return folder / "world_model.pt"
+    file = folder / "world_model.pt"
+    if ranks is not None:
+        evaluate.refresh()
+    if ranks is None or ranks.first:
+        if watch is not None:
+            replace_file(folder / _REPRESENTATION, json.dumps(watch.measure(), indent=2).encode())
+        save_tensors(file, {"model": whole.cpu().state_dict()})
+    if ranks is not None:
+        ranks.wait()
+    return file
 
 
 def prepare_disagreement(config: DictConfig, store: EpisodeStore, file: Path, tasks: list[str]) -> None:

@@ -9,6 +9,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.trainers import OptimizationStepper
 
+from torchrl_pwm._utils.accumulation import accumulate_gradients, total_loss
 from torchrl_pwm._utils.gated_steps import GatedAdam, finite_or_nan, lerp_if
 from torchrl_pwm._utils.gated_updates import GatedUpdates
 from torchrl_pwm._utils.ranges import (
@@ -302,10 +303,11 @@ class WorldModelOptimizationStepper(GatedUpdates, UpdateStepper):
         final_lr (float, optional): where it ends; ``None`` (default, as published for many tasks) keeps it constant.
         encoder_lr_scale (float): the encoder's share of ``lr``; published: 0.3 for many tasks, 1 for one.
         clip (float): largest gradient norm.
+        accumulate (int): equal parts of a batch, whose gradients are added one after the other to those of the update.
         **options: ``skip_non_finite``, ``check_interval`` and how it is run, see :class:`.GatedUpdates`.
 
     Raises:
-        ValueError: if a number is out of range.
+        ValueError: if a number is out of range; at an update, if its batch cannot be divided.
         FloatingPointError: if the batch, the loss or the gradient is not finite.
 
     Source: TD-MPC2 (arXiv 2310.16828), appendix; PWM (arXiv 2407.02466), appendix.
@@ -320,9 +322,11 @@ class WorldModelOptimizationStepper(GatedUpdates, UpdateStepper):
         final_lr: float | None = None,
         encoder_lr_scale: float = 0.3,
         clip: float = 20.0,
+        accumulate: int = 1,
         **options: Any,
     ) -> None:
         check_range(COUNT_OR_NONE, iterations=iterations)
+        check_range(COUNT, accumulate=accumulate)
         check_range(POSITIVE, lr=lr)
         check_range(NOT_NEGATIVE, final_lr=final_lr or 0.0, encoder_lr_scale=encoder_lr_scale)
         check_range(NORM, clip=clip)
@@ -336,7 +340,7 @@ class WorldModelOptimizationStepper(GatedUpdates, UpdateStepper):
         super().__init__(loss_module, **options)
         self.optimizer = GatedAdam(groups, lr, clip=clip, final_lr=final_lr, iterations=iterations)
         self.scheduler = self.optimizer.schedule
-        self.clip = clip
+        self.clip, self.accumulate = clip, accumulate
 
     @property
     def number(self) -> int:
@@ -349,17 +353,24 @@ class WorldModelOptimizationStepper(GatedUpdates, UpdateStepper):
     def compute(self, batch: TensorDictBase) -> TensorDictBase:
         """One step from the sequences; reads no number of the device."""
         statistics = KeptStatistics(self.loss_module)
-        losses = self.execution.call(self.loss_module.losses, batch)
-        total = sum(value for key, value in losses.items() if key.startswith("loss_"))
-        self.optimizer.zero_grad()
-        total.backward()
+        losses, data = self.gradients(batch)
         norm = self.optimizer.clipped_norm()
-        # The two-hot code clips rewards, so that an infinite one would go unseen in the loss.
-        data = finite_or_nan([batch.get(key) for key in self.loss_module.in_keys])
-        allowed = self.gate.admits("world-model", {"loss": total, "gradient norm": norm, "data": data})
+        numbers = {"loss": total_loss(losses), "gradient norm": norm, "data": data}
+        allowed = self.gate.admits("world-model", numbers)
         statistics.keep_if(allowed)
         self.optimizer.step_if(allowed)
         return TensorDict({**losses, "model_grad_norm": norm, "model_lr": self.optimizer.rate}).detach()
+
+    def gradients(self, batch: TensorDictBase) -> tuple[TensorDictBase, Tensor]:
+        """The losses, whose gradients are the parameters' now; and 0 if the batch is finite, else NaN."""
+        self.optimizer.zero_grad()
+        losses = accumulate_gradients(batch, self.accumulate, self.losses)
+        # The two-hot code clips rewards, so that an infinite one would go unseen in the loss.
+        return losses, finite_or_nan([batch.get(key) for key in self.loss_module.in_keys])
+
+    def losses(self, batch: TensorDictBase) -> TensorDictBase:
+        """Losses and metrics of sequences, with their graph, as they are run."""
+        return self.execution.call(self.loss_module.losses, batch)
 
     def anneal(self) -> None:
         self.optimizer.anneal()
