@@ -21,6 +21,7 @@ from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import locked, replace_file
 from torchrl_pwm._utils.quiet import quiet_torchrl
 from torchrl_pwm._utils.stopping import Stopped, stoppable
+from torchrl_pwm._utils.torchrun import launched, rank
 from torchrl_pwm.runs.saved import CONFIG_FILE, named_targets, read_config
 
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -217,10 +218,12 @@ def running(folder: Path, command: str) -> Iterator[None]:
         OSError: if a file cannot be written.
         SystemExit: where a signal ended it.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    first = not rank()  # of several processes of one run the first keeps the folder, and is its only writer
+    made = [path for path in (folder, *folder.parents) if first and not path.exists()]
     try:
-        with stoppable(), quiet_torchrl():
-            if not made:
+        # Several processes would stop at different iterations: a launcher ends them, and starts them again.
+        with contextlib.nullcontext() if launched() else stoppable(), quiet_torchrl():
+            if first and not made:
                 _hold(folder)
             yield
     except (Exception, KeyboardInterrupt) as error:

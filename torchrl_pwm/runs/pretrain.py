@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.devices import choose_device, torch_threads
-from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.door import read_tensors
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.torchrun import launched, rank
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.runs.data import open_data, select_tasks

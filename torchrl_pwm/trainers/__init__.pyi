@@ -2,6 +2,7 @@ from .agents import load_agent as load_agent
 from .averaging import PolicyAverage as PolicyAverage
 from .extraction import extract_policies as extract_policies
 from .imitation import clone_behavior as clone_behavior
+from .online import OnlineTrainer as OnlineTrainer
 from .pwm import OnlinePWMOptimizationStepper as OnlinePWMOptimizationStepper
 from .pwm import OnlinePWMTrainer as OnlinePWMTrainer
 from .pwm import PWMTrainer as PWMTrainer
@@ -17,7 +18,6 @@ from .tdmpc2 import OnlineTDMPC2Trainer as OnlineTDMPC2Trainer
 from .tdmpc2 import TDMPC2OptimizationStepper as TDMPC2OptimizationStepper
 from .tdmpc2 import TDMPC2Trainer as TDMPC2Trainer
 from .together import train_together as train_together
-from .trainer import OnlineTrainer as OnlineTrainer
 from .trainer import ReplayTrainer as ReplayTrainer
 from .trainer import Stopwatch as Stopwatch
 from .trainer import Trainer as Trainer

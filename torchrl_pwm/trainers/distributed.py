@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from torchrl_pwm._utils.accumulation import accumulate_gradients
-from torchrl_pwm._utils.checkpoint import has_checkpoint, save_checkpoint
+from torchrl_pwm._utils.checkpoint import has_checkpoint
 from torchrl_pwm._utils.devices import is_host
 from torchrl_pwm._utils.gated_steps import finite_or_nan
 from torchrl_pwm._utils.ranges import check_choice
@@ -209,15 +209,11 @@ class DistributedWorldModelTrainer(WorldModelTrainer):
         """Whether each process has a part of the parameters."""
         return self.optimization_stepper.engine == "fsdp"
 
-    def save(self) -> None:
-        if self.save_folder is None or not self.save_due:
-            return
-        self._saved = self.iteration
-        self.check()
+    def write_checkpoint(self, folder: Path) -> None:
         if self.sharded:
-            save_shards(Path(self.save_folder), self.state_dict(), step=self.iteration, ranks=self.ranks)
+            save_shards(folder, self.state_dict(), step=self.iteration, ranks=self.ranks)
         elif self.ranks.first:
-            save_checkpoint(Path(self.save_folder), self.state_dict(), step=self.iteration)
+            super().write_checkpoint(folder)
 
     def resume(self, folder: Any = None, *, required: bool = True) -> None:
         source: Any = folder if folder is not None else self.save_folder

@@ -14,13 +14,14 @@ from torchrl_pwm._utils.finite import refuse_bad_update
 from torchrl_pwm._utils.ranges import COUNT, COUNT_OR_NONE, SHARE, check_range
 from torchrl_pwm.data.sampling import ReplaySampling
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
+from torchrl_pwm.trainers.online import OnlineTrainer
 from torchrl_pwm.trainers.steppers import (
     PWMOptimizationStepper,
     UpdateStepper,
     WorldModelOptimizationStepper,
     first_states,
 )
-from torchrl_pwm.trainers.trainer import Metrics, OnlineTrainer, ReplayTrainer
+from torchrl_pwm.trainers.trainer import Metrics, ReplayTrainer
 
 if TYPE_CHECKING:
     from torchrl_pwm.trainers.averaging import PolicyAverage

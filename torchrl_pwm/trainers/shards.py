@@ -17,9 +17,9 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.tensor import DTensor
 
 from torchrl_pwm._utils.checkpoint import save_tensors
+from torchrl_pwm._utils.door import read_json, read_tensors
 from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.files import file_sha256, flush_file, flush_folder, replace_file
-from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm.trainers.ranks import Ranks
 
 MANIFEST = "checkpoint.json"  # as of every checkpoint
@@ -87,8 +87,8 @@ def load_shards(folder: Path, state: Mapping[str, Any], *, ranks: Ranks) -> dict
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-        _ = manifest["file"], dict(manifest["files"])
+        manifest: dict[str, Any] = read_json(path, what="manifest", keys=["file", "files"])
+        dict(manifest["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(
             f"The manifest {path} is not one of shards: expected JSON with file and files ({type(error).__name__}: "

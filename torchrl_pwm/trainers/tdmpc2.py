@@ -15,8 +15,9 @@ from torchrl_pwm._utils.ranges import COUNT_OR_NONE, NORM, NOT_NEGATIVE, POSITIV
 from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.modules.running_statistics import KeptStatistics
 from torchrl_pwm.objectives.tdmpc2 import TDMPC2Loss, TDMPC2Noise
+from torchrl_pwm.trainers.online import OnlineTrainer
 from torchrl_pwm.trainers.steppers import UpdateStepper
-from torchrl_pwm.trainers.trainer import OnlineTrainer, ReplayTrainer
+from torchrl_pwm.trainers.trainer import ReplayTrainer
 
 
 class TDMPC2OptimizationStepper(GatedUpdates, UpdateStepper):
