@@ -297,5 +297,5 @@ def test_weights_that_are_not_finite_are_named(tmp_path):
     name = next(key for key in state if "dynamics" in key and key.endswith("weight"))
     state[name] = state[name].clone().index_fill_(0, torch.tensor(1), torch.nan)
     torch.save(state, tmp_path / "model.pt")
-    with pytest.raises(DamagedFileError, match=rf"model.pt: .* weights that are not finite in '{name}'"):
+    with pytest.raises(DamagedFileError, match=rf"model.pt holds numbers that are not finite in {name}"):
         load_world_model(tmp_path / "model.pt")

@@ -26,9 +26,9 @@ from tests.examples.test_tdmpc2_online import SIMULATOR
 from tests.examples.test_tdmpc2_online import TINY as TDMPC2
 from tests.trainers.tiny import assert_same, write_store
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm.evaluation import evaluate_policy, read_summary, task_episodes
+from torchrl_pwm.evaluation import evaluate_policy, read_summary, task_envs, task_episodes
 from torchrl_pwm.evaluation.trust import probe_trust
-from torchrl_pwm.runs import baselines, evaluator, extraction, tdmpc2_offline
+from torchrl_pwm.runs import baselines, evaluator, extraction
 from torchrl_pwm.runs.cli import compose_config
 from torchrl_pwm.runs.evaluator import BestPolicy
 from torchrl_pwm.runs.world_model import make_world_model
@@ -72,7 +72,7 @@ class Watched:
 
         for module in (evaluator, task_episodes):
             monkeypatch.setattr(module, "probe_trust", probe)
-        for module in (evaluator, task_episodes, tdmpc2_offline):
+        for module in (evaluator, task_episodes, task_envs):
             monkeypatch.setattr(module, "evaluate_policy", evaluate)
 
 

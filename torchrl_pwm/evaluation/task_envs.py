@@ -29,11 +29,10 @@ class TaskEnvs:
 
     Examples:
         >>> from torchrl_pwm.evaluation.task_envs import TaskEnvs
+        >>> swing = lambda td: td.set("action", td["observation"][..., 2:].sign())
         >>> with TaskEnvs() as envs:
-        ...     for seed in (0, 1):
-        ...         swing = lambda td: td.set("action", td["observation"][..., 2:].sign())
-        ...         result = envs.evaluate(swing, "pendulum-swingup", episodes=2, seed=seed)
-        >>> result.episodes, len(envs)
+        ...     results = [envs.evaluate(swing, "pendulum-swingup", episodes=2, seed=seed) for seed in (0, 1)]
+        ...     len(results), len(envs)
         (2, 1)
     """
 

@@ -52,7 +52,7 @@ def read_config(folder: str | os.PathLike[str], *, targets: Iterable[str] = (), 
     """
     file = Path(folder) / CONFIG_FILE
     if not file.exists():
-        raise FileNotFoundError(f"No run in {folder}: expected {CONFIG_FILE} there.")
+        raise FileNotFoundError(f"No run in {folder}: expected {CONFIG_FILE} there, the folder of a finished run.")
     try:
         config = OmegaConf.create(read_yaml_text(file, what="configuration of a run"))
         plain: Any = OmegaConf.to_container(config, resolve=False)
