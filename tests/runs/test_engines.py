@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 
 from tests.trainers.tiny import write_store
 from torchrl_pwm._utils.checkpoint import save_tensors
+from torchrl_pwm._utils.stopping import stoppable
 from torchrl_pwm.runs.cli import compose_config
 from torchrl_pwm.runs.engines import make_engine
 from torchrl_pwm.runs.engines.work import Work, mirrored, pack
@@ -135,16 +136,26 @@ def test_six_policies_of_ray_with_a_worker_killed_are_those_of_one_process(clust
     assert not (tmp_path / ".engine").exists()
 
 
+def drive(*arguments):
+    """As a command does it: signals let what runs save."""
+    with stoppable():
+        extract(*arguments)
+
+
 @pytest.mark.slow
 @needs("ray", "metaworld")
-def test_a_run_whose_driver_was_killed_goes_on_and_does_nothing_twice(cluster, serial, data, model_file, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_whose_driver_was_ended_goes_on_and_does_nothing_twice(
+    number, cluster, serial, data, model_file, tmp_path
+):
     arguments = (tmp_path, data, model_file, ["engine=ray"])
-    driver = multiprocessing.get_context("spawn").Process(target=extract, args=arguments)
+    driver = multiprocessing.get_context("spawn").Process(target=drive, args=arguments)
     driver.start()
     while driver.is_alive() and len(list(tmp_path.rglob("result.json"))) < 2:
         time.sleep(0.005)
-    driver.kill()
+    os.kill(driver.pid, number)
     driver.join()
+    assert driver.exitcode
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
     assert 2 <= len(before) < 6
     extract(*arguments)
@@ -217,6 +228,27 @@ def test_an_engine_without_its_package_names_the_extra(name, module, monkeypatch
     config = compose_config("pwm_mt80", [*SETTINGS, f"engine={name}"])
     with pytest.raises(ImportError, match=rf'engine={name} needs {module}.*pip install "torchrl-pwm\[{name}\]"'):
         make_engine(config)
+
+
+def test_an_address_where_no_cluster_answers_is_named():
+    pytest.importorskip("ray")
+    config = compose_config("pwm_mt80", [*SETTINGS, "engine=ray", "engine.address=127.0.0.1:9"])
+    with pytest.raises(ConnectionError, match=r"no Ray cluster answers at 127\.0\.0\.1:9, .*`ray start --head`"):
+        make_engine(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["engine.num_gpus=0.5", "engine.cluster=local"], "Slurm gives whole GPUs, found engine.num_gpus=0.5"),
+        ([], "sbatch, which this machine does not have"),
+    ],
+)
+def test_what_slurm_cannot_do_is_said_before_the_run_begins(options, said, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match=said):
+        make_engine(compose_config("pwm_mt80", [*SETTINGS, "engine=slurm", *options]))
 
 
 def test_runs_of_before_there_were_engines_go_on_in_processes_of_this_machine():

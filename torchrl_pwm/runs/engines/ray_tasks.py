@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +19,13 @@ from torchrl import torchrl_logger
 from torchrl_pwm._utils.errors import first_line
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replace_file
-from torchrl_pwm._utils.stopping import check_stop, finishing, stop_asked, stoppable
+from torchrl_pwm._utils.stopping import SIGNALS, check_stop, finishing, stop_asked, stoppable
 from torchrl_pwm.runs.engines.work import Ended, Engine, Report, Work, mirrored, pack, unpack
 
 Packed = dict[str, Any]
 
+_QUIET = {"log_to_driver": False, "logging_level": "warning"}
+_PATIENCE = 10.0  # seconds in which a cluster answers
 _WAIT = 0.5  # seconds between two looks at what workers report
 
 
@@ -107,19 +111,27 @@ class RayEngine(Engine):
     def _connect(self, address: str | None = None) -> None:
         if self.ray.is_initialized():
             return
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
-        if address:
-            try:
-                self.ray.init(address, **options)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise ConnectionError(
-                    f"no Ray cluster answers at {address}, which engine.address or RAY_ADDRESS names "
-                    f"({first_line(error)}): start one with `ray start --head`, or name none to have one started on "
-                    "this machine"
-                ) from error
-            return
+        with _own_signals():
+            if address:
+                self._join(address)
+            else:
+                self._start()
+
+    def _join(self, address: str) -> None:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        try:
+            if port.isdigit():  # Ray itself asks for minutes
+                socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+            self.ray.init(address, **_QUIET)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConnectionError(
+                f"no Ray cluster answers at {address}, which engine.address or RAY_ADDRESS names ({first_line(error)})"
+                ": start one with `ray start --head`, or name none to have one started on this machine"
+            ) from error
+
+    def _start(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        self.ray.init(num_cpus=self.workers, include_dashboard=False, **options)
+        self.ray.init(num_cpus=self.workers, include_dashboard=False, **_QUIET)
         there = self.ray.cluster_resources()
         torchrl_logger.info(
             "engine=ray: neither engine.address nor RAY_ADDRESS names a cluster; one was started for this run on this "
@@ -138,6 +150,18 @@ class RayEngine(Engine):
         gpus = int(machine.get("GPU", 0))
         # a share is of one GPU, and several are whole ones
         return min(room, int(gpus // self.num_gpus) if self.num_gpus >= 1 else gpus * int(1 / self.num_gpus))
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keeps this process's handlers of signals, in place of which Ray sets its own when it begins."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -274,6 +298,8 @@ def _do(work: Work, number: int, mark: _Mark, messages: Any, *stored: Packed) ->
     say(None)  # it has begun
     work.check_needs()
     shared = mark.seen()
+    # By this signal Ray ends a task; one that was started in the background would not hear it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with stoppable(), tempfile.TemporaryDirectory(prefix="torchrl-pwm-") as name:
         folder = Path(name)
         for path, packed in zip(work.reads, stored, strict=True):
