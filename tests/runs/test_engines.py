@@ -230,8 +230,8 @@ def test_an_engine_without_its_package_names_the_extra(name, module, monkeypatch
         make_engine(config)
 
 
-def test_an_address_where_no_cluster_answers_is_named():
-    pytest.importorskip("ray")
+def test_an_address_where_no_cluster_answers_is_named(monkeypatch):
+    monkeypatch.setattr(pytest.importorskip("ray"), "is_initialized", lambda: False)
     config = compose_config("pwm_mt80", [*SETTINGS, "engine=ray", "engine.address=127.0.0.1:9"])
     with pytest.raises(ConnectionError, match=r"no Ray cluster answers at 127\.0\.0\.1:9, .*`ray start --head`"):
         make_engine(config)
