@@ -152,7 +152,7 @@ def test_a_run_whose_driver_was_ended_goes_on_and_does_nothing_twice(
     driver = multiprocessing.get_context("spawn").Process(target=drive, args=arguments)
     driver.start()
     while driver.is_alive() and len(list(tmp_path.rglob("result.json"))) < 2:
-        time.sleep(0.005)
+        time.sleep(0.02)
     os.kill(driver.pid, number)
     driver.join()
     assert driver.exitcode
