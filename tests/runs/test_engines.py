@@ -23,7 +23,6 @@ from omegaconf import OmegaConf
 
 from tests.trainers.tiny import write_store
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.stopping import stoppable
 from torchrl_pwm.runs.cli import compose_config
 from torchrl_pwm.runs.engines import make_engine
 from torchrl_pwm.runs.engines.work import Work, mirrored, pack
@@ -136,26 +135,16 @@ def test_six_policies_of_ray_with_a_worker_killed_are_those_of_one_process(clust
     assert not (tmp_path / ".engine").exists()
 
 
-def drive(*arguments):
-    """As a command does it: signals let what runs save."""
-    with stoppable():
-        extract(*arguments)
-
-
 @pytest.mark.slow
 @needs("ray", "metaworld")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_whose_driver_was_ended_goes_on_and_does_nothing_twice(
-    number, cluster, serial, data, model_file, tmp_path
-):
+def test_a_run_whose_driver_was_killed_goes_on_and_does_nothing_twice(cluster, serial, data, model_file, tmp_path):
     arguments = (tmp_path, data, model_file, ["engine=ray"])
-    driver = multiprocessing.get_context("spawn").Process(target=drive, args=arguments)
+    driver = multiprocessing.get_context("spawn").Process(target=extract, args=arguments)
     driver.start()
     while driver.is_alive() and len(list(tmp_path.rglob("result.json"))) < 2:
         time.sleep(0.02)
-    os.kill(driver.pid, number)
+    driver.kill()
     driver.join()
-    assert driver.exitcode
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("result.json")}
     assert 2 <= len(before) < 6
     extract(*arguments)
