@@ -37,7 +37,7 @@ SCRIPTS = {
 }
 NEEDS_MT80 = {"pwm_mt80", "tdmpc2_mt80"}
 # Called with a function of the caller's, which a reader follows in the caller.
-HELPERS = {"torchrl_pwm/_utils/processes.py"}
+HELPERS = {f"torchrl_pwm/{name}.py" for name in ("_utils/processes", "runs/engines/local", "runs/engines/work")}
 FOLLOW = """
 import json, runpy, sys, traceback
 import torch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import multiprocessing
-from functools import partial
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from tests.trainers.tiny import write_store
 from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm.evaluation.best_policy import BestPolicy
-from torchrl_pwm.runs.baselines import baseline_jobs, measure, measure_baselines
+from torchrl_pwm.runs.baselines import baseline_jobs, baseline_works, measure_baselines
 from torchrl_pwm.runs.cli import compose_config
 from torchrl_pwm.runs.extraction import ExtractionJob, extract_all, extract_group
 from torchrl_pwm.runs.policies import load_actor
@@ -186,7 +185,7 @@ def test_the_processes_of_a_run_measure_its_baselines_too(workers, data, model_f
     config = compose_config("pwm_mt80", [*SETTINGS, "seeds=1", f"workers={workers}", baselines])
     alone = measure_baselines(config, tmp_path / "alone", data, TASKS)
     jobs = baseline_jobs(config, tmp_path, data, TASKS)
-    extract_all(config, tmp_path, data, model_file, TASKS, further=[partial(measure, job) for job in jobs])
+    extract_all(config, tmp_path, data, model_file, TASKS, further=baseline_works(jobs))
     found = {job.task: json.loads(job.file.read_text()) for job in jobs}
     for runs in (*alone.values(), *found.values()):
         for run in runs["cloning"]:

@@ -33,10 +33,12 @@ BUFFERS = ("store", "store with prefetch", "random", "own generator", "without r
 ITERATIONS = 7
 
 
-def write_store(root: Path, *, length: int = 12, seed: int = 0, **fields: Any) -> Path:
-    """Three rows each of a DMControl and a Meta-World task, of random numbers."""
+def write_store(
+    root: Path, *, length: int = 12, seed: int = 0, tasks: Mapping[str, int] | None = None, **fields: Any
+) -> Path:
+    """Rows of random numbers: three each of a DMControl and a Meta-World task, or as many as each of some tasks has."""
     draws = np.random.default_rng(seed)
-    tasks = {"pendulum-swingup": 3, "mw-reach": 3}
+    tasks = tasks or {"pendulum-swingup": 3, "mw-reach": 3}
     with EpisodeStoreWriter(root, "mt80", tasks, row_length=length) as writer:
         for task, rows in tasks.items():
             observation = draws.standard_normal((rows, length + 1, 39)).astype(np.float32)

@@ -26,6 +26,7 @@ from torchrl_pwm.envs import TaskSpec, get_task_set
 from torchrl_pwm.evaluation.best_policy import BestPolicy
 from torchrl_pwm.evaluation.task_episodes import TaskEpisodes
 from torchrl_pwm.modules import load_quickstart
+from torchrl_pwm.runs.engines.work import Work
 from torchrl_pwm.runs.saved import DELETE
 from torchrl_pwm.trainers.imitation import clone_behavior
 
@@ -209,6 +210,22 @@ def baseline_jobs(config: DictConfig, folder: Path, data: Path | None, tasks: It
             file=folder / "baselines" / f"{task}.json",
         )
         for task in tasks
+    ]
+
+
+def baseline_works(jobs: Iterable[BaselineJob]) -> list[Work]:
+    """What is left of the jobs, for an engine."""
+    return [
+        Work(
+            measure,
+            job,
+            name=f"baselines of {job.task}",
+            needs=() if job.data is None else (job.data,),
+            files=(job.file,),
+            trains=False,
+        )
+        for job in jobs
+        if not job.file.exists()
     ]
 
 

@@ -1,11 +1,10 @@
-"""Policy extraction: one task and seed, several in one program, and many in worker processes."""
+"""Policy extraction: one task and seed, several in one program, and many by the engine of a run."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,20 +18,22 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torchrl import torchrl_logger
-from tqdm import tqdm
 
-from torchrl_pwm._utils.devices import choose_device, is_host, torch_threads
+from torchrl_pwm._utils.devices import is_host, torch_threads
 from torchrl_pwm._utils.evaluations import BackgroundEvaluation
 from torchrl_pwm._utils.files import replace_file
-from torchrl_pwm._utils.processes import LazyPool, run_jobs
+from torchrl_pwm._utils.processes import LazyPool
 from torchrl_pwm._utils.seeds import kept_generators
 from torchrl_pwm._utils.stopwatch import SharedStopwatch, Stopwatch, rounded
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.evaluation.best_policy import BestPolicy, copy_state
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
+from torchrl_pwm.runs.engines import make_engine
+from torchrl_pwm.runs.engines.work import Work
 from torchrl_pwm.runs.folder import make_logger
 from torchrl_pwm.runs.policies import config_of_task, load_policy, make_loss, policy_file, save_policy
 from torchrl_pwm.runs.policy_evaluation import RealEpisodes, probed, real_metrics, task_episodes
+from torchrl_pwm.runs.policy_table import PolicyTable, progress_bars
 from torchrl_pwm.runs.saved import read_result
 from torchrl_pwm.runs.starts import FRESH, Before, make_recorded, make_starts
 from torchrl_pwm.runs.world_model import disagreement_file, load_disagreement, load_world_model
@@ -241,20 +242,18 @@ def extract_all(
     tasks: list[str],
     before: Before | None = None,
     *,
-    further: Sequence[Callable[[Callable[..., object]], object]] = (),
+    further: Sequence[Work] = (),
 ) -> list[dict[str, Any]]:
-    """Extracts a policy for every task and seed, several at a time where there are several cores.
+    """Extracts a policy for every task and seed, several at a time where the engine of the run can.
 
     Up to ``tasks_per_batch`` of them are trained as one program. Their folders are those of policies that are trained
-    one by one, so that a run may go on with another number.
+    one by one, so that a run may go on with another number, and on another engine. ``policies.csv`` in the folder has
+    a row for each policy that is done.
 
     Keyword Args:
         further: other work, for processes that have no policy left to extract; each says when it is done.
     """
-    device = choose_device(config.device)
-    cores = os.cpu_count() or 1
-    processes = config.workers or cores
-    workers = processes if device == "cpu" else 1
+    engine = make_engine(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     jobs = [
         ExtractionJob(
@@ -264,31 +263,40 @@ def extract_all(
             folder=folder / "policies" / task / f"seed-{config.seed + number}",
             data=data,
             world_model=model_file,
-            # One thread each also makes the numbers independent of how many run at once.
-            threads=1 if device == "cpu" else cores,
-            device=device,
+            threads=engine.threads,
+            device=engine.device,
             before=before or FRESH,
         )
         for task in tasks
         for number in range(config.seeds)
     ]
-    left = [job for job in jobs if not job.result_file.exists()]
-    groups = _groups(left, config.get("tasks_per_batch", 1), workers)
-    # Processes for evaluations beside each that trains.
-    evaluators = processes // max(1, min(workers, len(groups))) - 1
-    groups = [[replace(job, evaluator=evaluators > 0) for job in group] for group in groups]
-    work: list[Any] = [partial(extract_group, group, evaluators=evaluators) for group in groups]
-    total, hidden = len(jobs) * config.extraction.iterations, not config.progress
-    with (
-        tqdm(total=total, desc="policies", unit="update", disable=hidden) as bar,
-        tqdm(total=len(further), desc="baselines", unit="task", disable=hidden or not further) as second,
-    ):
-        run_jobs(_call, [*work, *further], workers=workers, report=_Progress(bar, second))
-    return [read_result(job.result_file) for job in jobs]
+    results = [job.result_file for job in jobs]
+    table = PolicyTable(folder, get_task_set(config.task_set), results)
+    if left := [job for job in jobs if not job.result_file.exists()]:
+        groups = _groups(left, config.get("tasks_per_batch", 1), engine.batches)
+        evaluators = engine.evaluators(len(groups))
+        groups = [[replace(job, evaluator=evaluators > 0) for job in group] for group in groups]
+        further = [*(_work(group, evaluators) for group in groups), *further]
+    updates, others = len(jobs) * config.extraction.iterations, sum(not work.trains for work in further)
+    if further:
+        with progress_bars(updates, others, shown=config.progress) as report:
+            engine.run(further, folder, report=report, ended=lambda work: table.update())
+    return [read_result(file) for file in results]
 
 
-def _call(work: Callable[[Callable[..., object]], object], report: Callable[..., object]) -> None:
-    work(report)
+def _work(jobs: Sequence[ExtractionJob], evaluators: int) -> Work:
+    """The extraction of a batch, for an engine."""
+    first = jobs[0]
+    names = [f"{job.task}/{job.seed}" for job in jobs]
+    places = (first.data, first.before.folder, *first.before.own)
+    return Work(
+        partial(extract_group, evaluators=evaluators),
+        list(jobs),
+        name=names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}",
+        reads=tuple(file for file in (first.world_model, disagreement_file(first.world_model)) if file.exists()),
+        needs=tuple(place for place in places if place is not None),
+        folders=tuple(job.folder for job in jobs),
+    )
 
 
 def extract_group(jobs: Sequence[ExtractionJob], report: Report, *, evaluators: int = 1) -> None:
@@ -343,19 +351,3 @@ def _groups(jobs: Sequence[ExtractionJob], most: int, workers: int) -> list[list
 
 def _report(report: Report, job: ExtractionJob, iteration: int, metrics: Metrics) -> None:
     report(f"{job.task}/{job.seed}", iteration, {key: metrics[key] for key in _SHOWN if key in metrics})
-
-
-class _Progress:
-    """Adds what the workers report to the progress bars: of the updates, and of other work, which says no more."""
-
-    def __init__(self, bar: tqdm, further: tqdm) -> None:
-        self.bar, self.further, self.done = bar, further, {}  # type: ignore[var-annotated]
-
-    def __call__(self, name: str = "", done: int = 0, metrics: Metrics | None = None) -> None:
-        if not name:
-            self.further.update()
-            return
-        self.bar.update(done - self.done.get(name, 0))
-        self.done[name] = done
-        shown = (f"{key}={value:.4g}" for key, value in (metrics or {}).items())
-        self.bar.set_postfix_str(" ".join((name, *shown)))

@@ -36,7 +36,7 @@ class Stage(NamedTuple):
 
 
 # These say where and how fast a run goes on and what its report holds, not what it computes.
-_FREE = ("resume", "folder", "progress", "workers", "threads", "evaluator", "device", "compare", "out")
+_FREE = ("resume", "folder", "progress", "workers", "threads", "evaluator", "device", "engine", "compare", "out")
 _LOGGERS = ("csv", "tensorboard", "wandb")
 # By command: the options that a run may be made longer by. What the run has of its end is set aside then, and the rest
 # goes on from the checkpoints.
@@ -145,10 +145,11 @@ def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictCon
     longer = [key for key in _longer(saved) if key in given and _is_longer(config, saved, key)]
     for key in longer:
         _check_checkpoints(folder, _longer(saved)[key], key, saved)
+    free = [key for key in given if key.split(".")[0] in _FREE]
     different = [
         f"{key}: the run has {OmegaConf.select(saved, key)}, the command says {OmegaConf.select(config, key)}"
         for key in given
-        if key not in (*_FREE, *longer) and OmegaConf.select(saved, key) != OmegaConf.select(config, key)
+        if key not in (*free, *longer) and OmegaConf.select(saved, key) != OmegaConf.select(config, key)
     ]
     if different:
         raise ValueError(
@@ -156,9 +157,8 @@ def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictCon
             f"Leave these options out to go on with it, or start a new run without resume=. More "
             f"{' or '.join(_longer(saved)) or 'iterations'} than it has train it longer."
         )
-    for key in (*_FREE, *longer):
-        if key in given:
-            OmegaConf.update(saved, key, OmegaConf.select(config, key))
+    for key in (*sorted(free), *longer):  # a group before its options
+        OmegaConf.update(saved, key, OmegaConf.select(config, key), merge=False)
     return saved, folder
 
 

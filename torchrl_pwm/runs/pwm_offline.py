@@ -7,9 +7,7 @@ is there and goes on from its checkpoint when it was interrupted.
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -17,9 +15,11 @@ from omegaconf import DictConfig
 from torchrl_pwm._utils.devices import choose_device, torch_threads
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart
-from torchrl_pwm.runs.baselines import baseline_jobs, baseline_settings, measure
+from torchrl_pwm.runs.baselines import baseline_jobs, baseline_settings, baseline_works
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison
+from torchrl_pwm.runs.engines import make_engine
+from torchrl_pwm.runs.engines.work import Work
 from torchrl_pwm.runs.extraction import extract_all
 from torchrl_pwm.runs.folder import claim_folder
 from torchrl_pwm.runs.policies import config_of_task
@@ -70,14 +70,14 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
     return write_report(config, folder, behavior, file, results, seconds=time.perf_counter() - start)
 
 
-def _baselines(config: DictConfig, folder: Path, data: Path | None, tasks: list[str]) -> list[Any]:
+def _baselines(config: DictConfig, folder: Path, data: Path | None, tasks: list[str]) -> list[Work]:
     """What is left to be measured of them by the processes that extract; beside a GPU the report has some of its own.
 
     One that is interrupted begins anew.
     """
     if choose_device(config.device) != "cpu":
         return []
-    return [partial(measure, job) for job in baseline_jobs(config, folder, data, tasks) if not job.file.exists()]
+    return baseline_works(baseline_jobs(config, folder, data, tasks))
 
 
 def check_config(config: DictConfig, folder: Path) -> list[str]:
@@ -91,6 +91,7 @@ def check_config(config: DictConfig, folder: Path) -> list[str]:
     check_comparison(config)
     baseline_settings(config)
     check_simulators(tasks, task_set)
+    make_engine(config)
     # which runs of before have not
     continued = max(config_of_task(config, task_set[task]).stepper.get("continued", 0.0) for task in tasks)
     if continued and config.tasks_per_batch > 1:
