@@ -143,12 +143,13 @@ def write(found: dict[str, dict[str, Any]]) -> None:
         f"torch {torch.__version__}, one thread.",
         "A checkpoint of the training of a world model of MT80: weights, moments of Adam, schedules, random numbers, "
         "written, flushed to disk,",
-        f"with its checksum; median of {SAVES}. Updates of {SEQUENCES} sequences of {STEPS} steps, median of {UPDATES}, "
-        f"and a checkpoint every",
-        f"{INTERVAL:,} updates, as by default. The default batch has 1024 sequences and takes longer: the share is the "
-        "most that it can be here.",
+        f"with its checksum; median of {SAVES}. Updates of {SEQUENCES} sequences of {STEPS} steps, median of {UPDATES},"
+        "and a checkpoint every",
+        f"{INTERVAL:,} updates, as by default. The default batch has 1024 sequences and takes longer: the share is "
+        "the most that it can be here.",
         "",
-        "| preset | parameters | bytes | a checkpoint (from, to) | reading it | an update | share of the time, at most | "
+        "| preset | parameters | bytes | a checkpoint (from, to) | reading it | an update | "
+        "share of the time, at most | "
         f"within {ALLOWED:.0%} | shortest update within {ALLOWED:.0%} |",
         "|---|---|---|---|---|---|---|---|---|",
         *(row(preset, each) for preset, each in found.items()),
