@@ -10,7 +10,7 @@ OPTIONS ?=
 # Minutes of `make gpu`: it begins no piece that would end later, and a further call goes on from there.
 GPU_MINUTES ?= 25
 
-.PHONY: setup demo test nightly lint docs docs-serve speed gpu clean
+.PHONY: setup demo test nightly lint docs docs-serve speed gpu audit clean
 
 setup: $(STAMP)
 
@@ -44,8 +44,13 @@ docs-serve: setup
 speed: setup
 	$(BIN)/python -m pytest benchmarks/speed --benchmark-only --benchmark-disable-gc -p no:randomly -s $(OPTIONS)
 
+# Needs a network, and fails without one rather than finding nothing. pip-audit is not one of the extras: nothing else uses it.
+audit:
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
 gpu: setup
 	$(BIN)/python -m benchmarks.gpu --minutes $(GPU_MINUTES)
 
 clean:
-	rm -rf $(VENV) build site *.egg-info
+	rm -rf $(VENV) .venv-audit build site *.egg-info

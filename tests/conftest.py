@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.data.hub import Hub
 
@@ -15,6 +16,12 @@ GOLDEN = Path(__file__).parent / "golden"
 
 # The suite runs in several processes; more threads than cores would only slow each other down.
 torch.set_num_threads(1)
+
+# The same examples in every run, in any order of tests, and none kept between runs. To look for new ones:
+# pytest tests/attacks --hypothesis-profile=search
+settings.register_profile("same", derandomize=True, deadline=None, max_examples=50, database=None)
+settings.register_profile("search", deadline=None, max_examples=5000, database=None)
+settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
 
-from tests.attacks.guard import guarded, refused
-from torchrl_pwm import DamagedFileError, import_d4rl
+from tests.attacks.guard import refused
+from torchrl_pwm import import_d4rl
 
 h5py = pytest.importorskip("h5py")
 
@@ -50,14 +48,3 @@ def test_an_array_that_is_not_in_the_file_is_refused(kind, tmp_path):
 def test_what_is_no_hdf5_file_is_refused(data, tmp_path):
     (tmp_path / "steps.hdf5").write_bytes(data)
     refused(lambda path: import_d4rl(path, tmp_path / "data", progress=False), tmp_path / "steps.hdf5")
-
-
-def test_a_cut_file_is_refused(tmp_path):
-    path = tmp_path / "steps.hdf5"
-    with h5py.File(path, "w") as file:
-        steps(file)
-    whole, draws = path.read_bytes(), random.Random(0)
-    for _ in range(20):
-        path.write_bytes(whole[: draws.randrange(len(whole))])
-        with guarded(), pytest.raises(DamagedFileError):
-            import_d4rl(path, tmp_path / "data", progress=False)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from torchrl_pwm import DamagedFileError
 from torchrl_pwm.evaluation import (
     plot_training,
     read_metrics,
@@ -48,3 +49,10 @@ def test_metrics_that_are_missing_or_broken_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"none of the metrics .*real_return.* was logged; there are \['loss'\]"):
         plot_training({"loss": (np.arange(3), np.arange(3))}, tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00step", b"step,a\n1,x\n", b"step,a\n1," + b'"' * 3 + b"9" * 200_000])
+def test_a_table_that_is_damaged_is_refused_by_name(content, tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"metrics\.csv"):
+        read_metrics(tmp_path / "metrics.csv")

@@ -17,6 +17,7 @@ from torchrl_pwm import (
     PWMAgent,
     PWMWorldModel,
     TDMPC2Model,
+    load_world_model,
     make_pwm_actor,
     make_value_ensemble,
 )
@@ -129,3 +130,35 @@ def test_a_network_is_fetched_from_the_hub(hub, tmp_path):
     for name in ("config.json", "model.safetensors"):
         hub.files[f"user/model/resolve/main/{name}"] = (tmp_path / "folder" / name).read_bytes()
     assert_same(model, PWMWorldModel.from_pretrained("user/model", cache_dir=tmp_path / "cache"))
+
+
+def not_finite(make, key, number, folder):
+    """A folder whose weights hold a number that is not finite, with the checksum that goes with them."""
+    network = make()
+    network.get_parameter(key).data.view(-1)[0] = number
+    network.save_pretrained(folder)
+
+
+AGENT = "world_model._dynamics.0.weight"
+MODELS = {
+    "a world model": (PWMWorldModel, lambda: build(FORMS["residual"]), "_dynamics.0.weight"),
+    "a TD-MPC2 model": (TDMPC2Model, lambda: TDMPC2Model(build({"num_bins": 11, "simnorm_dim": 4})), AGENT),
+    "an agent": (
+        PWMAgent,
+        lambda: PWMAgent(
+            build(FORMS["residual"]), make_pwm_actor(16, 2, units=(8,)), make_value_ensemble(16, units=(8,))
+        ),
+        AGENT,
+    ),
+}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("kind", MODELS)
+def test_weights_that_are_not_finite_are_refused_with_file_and_key(kind, number, tmp_path):
+    cls, make, key = MODELS[kind]
+    not_finite(make, key, number, tmp_path)
+    for read in (cls.from_pretrained, load_world_model):
+        with pytest.raises(DamagedFileError) as raised:
+            read(tmp_path)
+        assert str(tmp_path / "model.safetensors") in str(raised.value) and key in str(raised.value)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
+from torchrl_pwm._utils.errors import DamagedFileError, first_line
 from torchrl_pwm.evaluation.plots import COLORS, new_figure, save_figure, tidy_axes
 
 __all__ = ["plot_training", "read_metrics"]
@@ -88,15 +90,15 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, Series]:
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
-        ValueError: if a cell is not a number.
+        DamagedFileError: if a file is no text, or a cell is not a number.
     """
     path = Path(path)
     if not path.is_dir():
         return _read_table(path)
     series = {}
     for file in sorted(path.rglob("scalars/**/*.csv")):
-        with file.open(newline="", encoding="utf-8") as stream:
-            rows = [[_number(cell, file) for cell in row[:2]] for row in csv.reader(stream) if len(row) >= 2]
+        with _cells(file) as lines:
+            rows = [[_number(cell, file) for cell in row[:2]] for row in csv.reader(lines) if len(row) >= 2]
         name = file.relative_to(next(p for p in file.parents if p.name == "scalars")).with_suffix("").as_posix()
         series[name] = (np.array([row[0] for row in rows]), np.array([row[1] for row in rows]))
     if not series:
@@ -105,8 +107,8 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[str, Series]:
 
 
 def _read_table(file: Path) -> dict[str, Series]:
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
+    with _cells(file) as lines:
+        reader = csv.DictReader(lines)
         step, *names = reader.fieldnames or [""]
         points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for row in reader:
@@ -116,11 +118,25 @@ def _read_table(file: Path) -> dict[str, Series]:
     return {name: (np.array([x for x, _ in xy]), np.array([y for _, y in xy])) for name, xy in points.items() if xy}
 
 
+@contextlib.contextmanager
+def _cells(file: Path) -> Iterator[Iterator[str]]:
+    """The lines of a file; whatever is raised for text that is none, or no table, is an error of the file."""
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            yield stream
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DamagedFileError(
+            f"{file} is no file of metrics, or damaged: expected a table of numbers ({first_line(error)}); name another"
+        ) from error
+
+
 def _number(cell: str, file: Path) -> float:
     try:
         return float(cell)
     except ValueError as error:
-        raise ValueError(f"{file} holds {cell!r} where a number was expected; is it a file of metrics?") from error
+        raise DamagedFileError(
+            f"{file} holds {cell[:40]!r} where a number was expected; is it a file of metrics?"
+        ) from error
 
 
 def mean_curve(runs: Sequence[Series]) -> Series:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -160,7 +161,7 @@ def _moments(value: Any, name: str, path: Any) -> MomentsState:
     mean, var, count = state["mean"], state["var"], float(state["count"])
     if not isinstance(mean, Tensor) or not isinstance(var, Tensor) or mean.shape != var.shape:
         raise DamagedFileError(f"{expected} of one shape")
-    if not (mean.isfinite().all() and var.isfinite().all() and (var >= 0).all() and count >= 0):
+    if not (mean.isfinite().all() and var.isfinite().all() and (var >= 0).all() and 0 <= count < math.inf):
         raise DamagedFileError(f"{expected} that are finite, with a variance of at least 0")
     return MomentsState(mean.detach(), var.detach(), count)
 
@@ -187,5 +188,6 @@ def _adam(value: Any, named: Sequence[tuple[str, Tensor]], optimizer: str, path:
             fits = False
         if not fits:
             raise DamagedFileError(f"{path}: the state of Adam under {optimizer} does not fit the parameter {name}")
+        refuse_non_finite(adam._asdict(), path, f"{optimizer}.{name}")
         kept[name] = adam
     return kept

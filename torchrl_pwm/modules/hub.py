@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchrl_pwm._utils.door import pack_safetensors, read_json, read_safetensors
-from torchrl_pwm._utils.errors import DamagedFileError
+from torchrl_pwm._utils.errors import DamagedFileError, first_line
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replace_file, replaced_file
 from torchrl_pwm.modules.arguments import Rebuildable, build_for
@@ -122,7 +122,7 @@ class Pretrained(
         except (TypeError, LookupError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             raise DamagedFileError(
                 f"{file.parent} was written by another version, or is damaged: {CONFIG_FILE} and {WEIGHTS_FILE} do not "
-                f"make a {cls.__name__} ({error})"
+                f"make a {cls.__name__} ({first_line(error)})"
             ) from error
         return network
 

@@ -197,7 +197,8 @@ def refuse_non_finite(contents: Any, path: str | os.PathLike[str], name: str = "
         DamagedFileError: naming the first entry that holds such a number.
     """
     if isinstance(contents, Tensor):
-        if contents.is_floating_point() and not contents.isfinite().all():
+        numbers = contents.float() if contents.is_floating_point() and contents.element_size() == 1 else contents
+        if not numbers.isfinite().all():  # which 8 bits do not know themselves
             raise DamagedFileError(
                 f"{path} holds numbers that are not finite in {name or 'its tensor'}: it is damaged, or of a training "
                 "that had diverged; take another file, or train again"
