@@ -26,8 +26,18 @@ from torchrl_pwm._utils.checkpoint import load_checkpoint
 _KEPT = (".bin", ".yaml", ".csv", ".memmap", ".pt")  # files that hold numbers, byte by byte
 MOST = 8  # kills of one run; then it may end
 _POLL = 0.0005  # seconds
-# Of files of JSON: what is of a clock, or of how a run was called.
-_TIMES = {"resume", "seconds", "seconds_total", "seconds_extraction", "seconds_since_last_start", "phases", "made"}
+# What is of a clock, of how a run was called, or a label: TorchRL numbers trajectories anew in a resumed collector.
+_TIMES = {
+    "resume",
+    "traj_pool",
+    "traj_ids",
+    "seconds",
+    "seconds_total",
+    "seconds_extraction",
+    "seconds_since_last_start",
+    "phases",
+    "made",
+}
 
 
 @dataclass(frozen=True)
