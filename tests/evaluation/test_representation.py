@@ -107,3 +107,12 @@ def test_entries_that_never_vary_and_steps_that_were_added_do_not_count():
     states["observation"][:, 3] = 1e4
     states["collector"] = TensorDict({"mask": mask}, [128, 4])
     assert representation(model, states)["observation_explained"] > 0.3
+
+
+def test_a_watch_that_goes_on_measures_when_one_without_a_break_would():
+    model, held_out = PWMWorldModel(4, 2, latent_dim=16, units=(12,)), drifting(64, 2, 0)
+    watch, again = (RepresentationWatch(model, held_out, probe_interval=3, warn_from=99) for _ in range(2))
+    probed = ["observation_explained" in watch() for _ in range(2)]
+    again.load_state_dict(watch.state_dict())
+    probed += ["observation_explained" in again() for _ in range(3)]
+    assert probed == [True, False, False, True, False]

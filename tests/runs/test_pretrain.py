@@ -20,6 +20,7 @@ from torchrl_pwm import load_world_model
 from torchrl_pwm.runs.cli import command_config, main
 from torchrl_pwm.runs.pretrain import launched_again
 from torchrl_pwm.runs.world_model import load_world_model as load_of_run
+from torchrl_pwm.trainers import WorldModelTrainer
 
 ROOT = Path(__file__).parents[2]
 MODEL = ["model=small", "model.latent_dim=16", "model.encoder_units=[16]", "model.units=[16,16]", "model.num_bins=11"]
@@ -75,6 +76,26 @@ def test_a_run_that_has_ended_is_made_longer(made, tmp_path):
     main(["pretrain", *options, "world_model.iterations=4", f"folder={tmp_path / 'run'}"])
     main(["pretrain", f"resume={tmp_path / 'run'}", "world_model.iterations=6"])
     assert losses(tmp_path / "run") == losses(made["folder"])
+
+
+def test_a_run_that_was_interrupted_measures_its_model_when_a_whole_one_does(made, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        update = WorldModelTrainer.log
+
+        def log(self, metrics):
+            if self.iteration == 5:
+                raise Stop
+            update(self, metrics)
+
+        patch.setattr(WorldModelTrainer, "log", log)
+        main(["pretrain", *made["options"], f"folder={tmp_path / 'run'}"])
+    main(["pretrain", f"resume={tmp_path / 'run'}"])
+    for folder in (made["folder"], tmp_path / "run"):
+        rows = (folder / "world_model/scalars/observation_explained.csv").read_text().splitlines()
+        assert [row.split(",")[0] for row in rows] == ["1"], "every tenth call measures it"
 
 
 @pytest.mark.slow

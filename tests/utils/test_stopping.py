@@ -66,7 +66,7 @@ def begin(tmp_path):
             text=True,
             start_new_session=True,
             # Where the tests run in the background, an interruption is ignored, which a child inherits.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)],
         )
         started.append(process)
         wait_until(lambda: process.poll() is not None or all((tmp_path / f"began {job}").exists() for job in (0, 1)))
@@ -84,7 +84,7 @@ def ends(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, said
 
 
-@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 @pytest.mark.parametrize("whom", ("parent", "all"))
 def test_a_first_signal_lets_every_worker_finish_and_save(number, whom, begin, tmp_path):
     """From a terminal or a cluster it reaches all processes, from ``kill`` the first alone."""
@@ -137,11 +137,13 @@ def test_nothing_is_installed_until_a_command_asks_for_it():
     assert signal.getsignal(signal.SIGTERM) == before and not stopping.stop_asked()
 
 
-def test_what_was_ignored_stays_ignored():
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGHUP))
+def test_what_was_ignored_stays_ignored(number):
+    """As ``nohup`` has it of a terminal that closes."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with stopping.stoppable():
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
             assert not stopping.stop_asked()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)

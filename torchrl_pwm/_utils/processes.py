@@ -20,6 +20,7 @@ from torchrl_pwm._utils.stopping import (
     check_stop,
     finishing,
     is_stoppable,
+    shield_tracker,
     signals_wait,
     stop_asked,
     tell_worker,
@@ -130,6 +131,7 @@ def process_pool(
         interrupted: whether an interruption from the keyboard, which all processes get, ends what they do.
         **options: those of :class:`~concurrent.futures.ProcessPoolExecutor`.
     """
+    shield_tracker()
     context = multiprocessing.get_context("spawn")
     initargs = (messages, interrupted, is_stoppable())
     return ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=initargs, **options)
@@ -183,6 +185,7 @@ def _listening(report: Report) -> Iterator[Any]:
     Only a thread can: a worker does not end before all it has said is read, which therefore goes on where ``report``
     fails; its first failure is raised when the block has ended.
     """
+    shield_tracker()
     messages, ended = multiprocessing.get_context("spawn").Queue(), threading.Event()
 
     def listen() -> None:

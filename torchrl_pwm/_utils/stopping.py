@@ -12,13 +12,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
-__all__ = ["Stopped", "check_stop", "finishing", "is_stoppable", "stop_asked", "stoppable"]
+__all__ = ["Stopped", "check_stop", "finishing", "is_stoppable", "shield_tracker", "stop_asked", "stoppable"]
 
-#: From the keyboard, and what a cluster sends before it takes a machine.
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: From the keyboard, what a cluster sends before it takes a machine, and a terminal that closes (not on Windows).
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 # Tells a worker to end at once; not one of those that a terminal or a cluster sends to all processes of a run.
 _AT_ONCE: Any = getattr(signal, "SIGUSR1", None)
 _PATIENCE = 5.0  # seconds that an end at once may take to clean up
@@ -42,7 +43,7 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """As shells have it: 130 for SIGINT, 143 for SIGTERM."""
+        """As shells have it: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + self.number
 
 
@@ -92,7 +93,7 @@ def finishing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Has SIGINT and SIGTERM end the block in good order; for the main thread, elsewhere it does nothing.
+    """Has SIGINT, SIGTERM and SIGHUP end the block in good order; for the main thread, elsewhere it does nothing.
 
     A signal that was ignored when the process began, as by ``nohup``, stays so.
     """
@@ -138,6 +139,20 @@ def signals_wait() -> Iterator[None]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def shield_tracker() -> None:
+    """Before anything of several processes is made: Python's process that cleans up after them outlives a terminal.
+
+    It ignores SIGINT and SIGTERM by itself, and inherits that SIGHUP is blocked here where it is started.
+    """
+    if not _here.stoppable or _here.worker or not hasattr(signal, "SIGHUP"):
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    try:
+        resource_tracker.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

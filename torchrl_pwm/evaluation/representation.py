@@ -97,6 +97,7 @@ class RepresentationWatch:
 
     Each call returns :func:`latent_metrics`, every ``probe_interval``-th, from the first on, ``observation_explained``
     too. From the call ``warn_from`` on, when latents have had time to spread, a collapse is warned of, once.
+    As a component of a trainer it goes on counting where a training was interrupted.
 
     Args:
         world_model (PWMWorldModel): the model that is trained.
@@ -115,6 +116,9 @@ class RepresentationWatch:
         >>> sorted(watch()), sorted(watch())
         (['latent_spread', 'observation_explained'], ['latent_spread'])
     """
+
+    #: Checkpoints of earlier versions have none.
+    optional = True
 
     def __init__(
         self,
@@ -135,6 +139,12 @@ class RepresentationWatch:
             return latent_metrics(self.world_model, self.held_out)
         found = self.measure(warn=self._calls > self.warn_from)
         return _mean(found)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": self._calls, "warned": self._warned}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._calls, self._warned = state_dict["calls"], state_dict["warned"]
 
     def measure(self, *, warn: bool = True) -> dict[str, dict[str, float]]:
         """:func:`representation_by_task` by name, with a warning of a collapse unless there was one."""

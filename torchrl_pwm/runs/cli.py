@@ -39,8 +39,8 @@ _DESCRIPTION = """A command composes its configuration from Hydra overrides, key
 
 `torchrl-pwm COMMAND --help` shows the options of a command, `--cfg` what it composes.
 
-Ctrl-C or SIGTERM lets a run finish its iteration and save, a second one ends it at once. Exit codes: 0 it has ended,
-1 an error, 2 a wrong command line, 130 ended by Ctrl-C, 143 by SIGTERM."""
+Ctrl-C, SIGTERM or SIGHUP lets a run finish its iteration and save, a second one ends it at once. Exit codes: 0 it has
+ended, 1 an error, 2 a wrong command line, 130 ended by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP."""
 
 # What a wrong option, file or package raises; each says what to do.
 _USER_ERRORS = (

@@ -206,8 +206,8 @@ def _hold(folder: Path) -> None:
 def running(folder: Path, command: str) -> Iterator[None]:
     """A run in its folder, as a process of its own makes it: how it is ended, and what is said of how it goes on.
 
-    A first SIGINT or SIGTERM lets it finish an iteration and save, a second ends it at once; the exit code is 130 or
-    143. An error of the disk is one sentence. What has made no more than empty files is removed.
+    A first SIGINT, SIGTERM or SIGHUP lets it finish an iteration and save, a second ends it at once; the exit code is
+    130, 143 or 129. An error of the disk is one sentence. What has made no more than empty files is removed.
 
     Args:
         folder: of the run; one that exists is kept from other processes.

@@ -25,7 +25,7 @@ from torchrl_pwm._utils.door import read_json
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.processes import end_with_parent
 from torchrl_pwm._utils.seeds import seed_worker_process
-from torchrl_pwm._utils.stopping import become_worker, is_stoppable, signals_wait
+from torchrl_pwm._utils.stopping import become_worker, is_stoppable, shield_tracker, signals_wait
 from torchrl_pwm.data import extend_with_recorded, make_online_replay, read_memmap, store_transitions
 from torchrl_pwm.data.store.manifest import MANIFEST_NAME
 from torchrl_pwm.envs.multitask import innermost_env
@@ -192,6 +192,7 @@ def make_collector(
         "auto_register_policy_transforms": False,
         "device": device,
     }
+    shield_tracker()
     if workers < 2:
         return Collector(env, policy, **settings)
     if num_envs % workers:

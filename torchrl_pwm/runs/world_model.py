@@ -199,6 +199,8 @@ def train_world_model(
         save_interval=settings.save_interval,
         progress_bar=config.progress,
     )
+    if watch is not None and (ranks is None or config.distributed == "ddp"):
+        trainer.components["representation"] = watch
     trainer.resume(required=False)
     trainer.train()
     file = folder / "world_model.pt"
