@@ -166,7 +166,7 @@ def test_six_policies_of_jobs_with_one_killed_are_those_of_one_process(serial, d
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    results = extract(tmp_path, data, model_file, ["engine=slurm", "engine.cluster=local"])
+    results = extract(tmp_path, data, model_file, ["engine=submitit", "engine.cluster=local"])
     thread.join()
     assert killed and contents(tmp_path) == serial
     assert len(results) == len(rows(tmp_path)) == 6
@@ -211,7 +211,7 @@ def test_a_machine_without_the_data_says_what_it_does_not_see(tmp_path):
         work.check_needs()
 
 
-@pytest.mark.parametrize(("name", "module"), [("ray", "ray"), ("slurm", "submitit")])
+@pytest.mark.parametrize(("name", "module"), [("ray", "ray"), ("submitit", "submitit")])
 def test_an_engine_without_its_package_names_the_extra(name, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     config = compose_config("pwm_mt80", [*SETTINGS, f"engine={name}"])
@@ -237,7 +237,7 @@ def test_what_slurm_cannot_do_is_said_before_the_run_begins(options, said, monke
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match=said):
-        make_engine(compose_config("pwm_mt80", [*SETTINGS, "engine=slurm", *options]))
+        make_engine(compose_config("pwm_mt80", [*SETTINGS, "engine=submitit", *options]))
 
 
 def test_runs_of_before_there_were_engines_go_on_in_processes_of_this_machine():

@@ -13,7 +13,7 @@ from torchrl_pwm.runs.engines.work import Engine
 __all__ = ["ENGINES", "make_engine"]
 
 #: Engines, by ``engine.name`` of the configuration.
-ENGINES = ("local", "ray", "slurm")
+ENGINES = ("local", "ray", "submitit")
 
 
 def make_engine(config: DictConfig) -> Engine:
@@ -33,8 +33,8 @@ def make_engine(config: DictConfig) -> Engine:
         from torchrl_pwm.runs.engines.ray_tasks import RayEngine
 
         return RayEngine(config.device, workers=config.workers, **options)
-    if settings["name"] == "slurm":
-        from torchrl_pwm.runs.engines.slurm_jobs import SlurmEngine
+    if settings["name"] == "submitit":
+        from torchrl_pwm.runs.engines.submitit_jobs import SubmititEngine
 
-        return SlurmEngine(config.device, **options)
+        return SubmititEngine(config.device, **options)
     raise ValueError(f"engine must be one of {', '.join(ENGINES)}, found {settings['name']!r}")

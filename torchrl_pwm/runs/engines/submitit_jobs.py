@@ -22,7 +22,7 @@ _JOBS = "jobs.json"
 _WAIT = 1.0  # seconds between two looks at the jobs
 
 
-class SlurmEngine(Engine):
+class SubmititEngine(Engine):
     """A job of Slurm for each work, in a run folder that all nodes share.
 
     A job that runs out of time, or is moved off its node, is queued again by submitit, one that died by the run; both
@@ -55,10 +55,10 @@ class SlurmEngine(Engine):
         parameters: Mapping[str, Any] | None = None,
         retries: int = 3,
     ) -> None:
-        self.submitit: Any = require("submitit", extra="slurm", purpose="engine=slurm")
+        self.submitit: Any = require("submitit", extra="submitit", purpose="engine=submitit")
         if cluster == "slurm" and shutil.which("sbatch") is None:
             raise ValueError(
-                "engine=slurm submits jobs with sbatch, which this machine does not have: start the run on a login "
+                "engine=submitit submits jobs with sbatch, which this machine does not have: start the run on a login "
                 "node, or take engine.cluster=local to try it out with processes"
             )
         if num_gpus is None:
@@ -100,7 +100,7 @@ class SlurmEngine(Engine):
 class _Jobs:
     """The jobs of some works: which run, what they have said, and what has become of those that have ended."""
 
-    def __init__(self, engine: SlurmEngine, works: Sequence[Work], folder: Path, report: Report, ended: Ended) -> None:
+    def __init__(self, engine: SubmititEngine, works: Sequence[Work], folder: Path, report: Report, ended: Ended) -> None:
         self.engine, self.works, self.folder, self.report, self.ended = engine, works, folder, report, ended
         folder.mkdir(parents=True, exist_ok=True)
         self._cancel_earlier()
