@@ -105,8 +105,10 @@ def test_the_best_of_the_evaluated_policies_counts(tmp_path, monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(calls[kept], saved.values(), strict=True))
 
 
-def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
-    folder = tmp_path / "run"
+def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    settings = [*TINY, SHORT, "online.policy_updates=1"]
+    call(monkeypatch, "pwm_simulator", *settings, f"folder={whole}")
     with monkeypatch.context() as patch:
         original, rollouts = PWMLoss.imagine, []
 
@@ -118,12 +120,15 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
 
         patch.setattr(PWMLoss, "imagine", stop_at_the_third)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            call(patch, "pwm_simulator", *TINY, SHORT, "online.policy_updates=1", f"folder={folder}")
+            call(patch, "pwm_simulator", *settings, f"folder={folder}")
     assert has_checkpoint(folder / "checkpoint") and not (folder / "summary.json").exists()
     call(monkeypatch, "pwm_simulator", f"resume={folder}")
     summary = json.loads((folder / "summary.json").read_text())
     # The two iterations before the interruption, and the two after it; the random steps are not made again.
     assert summary["steps"] == 40 + 4 * 20
+    for name in ("world_model.pt", "policy.pt"):
+        ours, theirs = (torch.load(place / name, weights_only=True) for place in (folder, whole))
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
 def test_pretraining_reads_a_folder_of_steps(tmp_path, monkeypatch, capsys):

@@ -20,7 +20,12 @@ from torchrl_pwm.data import make_online_replay
 from torchrl_pwm.envs import make_task_envs
 from torchrl_pwm.envs.simulators import AnalyticEnv, Simulator, SimulatorEnv, SimulatorStep
 from torchrl_pwm.evaluation import evaluate_policy
-from torchrl_pwm.trainers import OnlineTDMPC2OptimizationStepper, TDMPC2OptimizationStepper, has_checkpoint
+from torchrl_pwm.trainers import (
+    OnlineTDMPC2OptimizationStepper,
+    TDMPC2OptimizationStepper,
+    has_checkpoint,
+    load_checkpoint,
+)
 
 ITERATIONS = 12
 
@@ -194,10 +199,13 @@ def test_episodes_that_end_apart_are_saved_with_a_warning(tmp_path: Path, monkey
     assert "do not end together" in warned[0] and "begins new episodes" in warned[0]
 
 
-def test_a_checkpoint_without_an_episode_seed_is_not_resumed_with_one(tmp_path: Path) -> None:
+def test_a_checkpoint_without_an_episode_seed_goes_on_with_one_in_new_episodes(tmp_path: Path, monkeypatch) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr("torchrl_pwm.data.collect.online.torchrl_logger.warning", warned.append)
     run("simulator", tmp_path, iterations=2, episode_seed=None)
-    with pytest.raises(ValueError, match="without episode_seed"):
-        run("simulator", tmp_path)
+    run("simulator", tmp_path)
+    assert len(warned) == 1 and "begins new episodes" in warned[0]
+    assert load_checkpoint(tmp_path / "checkpoint")["collected_steps"]["starts"] == 0
 
 
 def test_collectors_and_options_that_do_not_fit_are_refused() -> None:

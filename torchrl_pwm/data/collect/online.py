@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tensordict import TensorDictBase
+from torchrl import torchrl_logger
 from torchrl.collectors import BaseCollector, Collector
 from torchrl.data import ReplayBuffer
 
@@ -152,11 +153,14 @@ class OnlineCollection:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.replay_buffer.load_state_dict(whole_state(state_dict["replay_buffer"]))
         self.env_steps = state_dict["env_steps"]
-        if self.episode_seed is None:
+        if self.episode_seed is None or "starts" not in state_dict:
+            if self.episode_seed is not None:
+                torchrl_logger.warning(
+                    "The checkpoint is of a run without episode_seed, which has no state of the envs: the run goes on, "
+                    "and begins new episodes."
+                )
             end_newest_steps(self.replay_buffer)
             return
-        if "starts" not in state_dict:
-            raise ValueError("The checkpoint is of a run without episode_seed: resume it without one.")
         self.collector.load_state_dict(state_dict["collector"], strict=False)
         self.starts, self._at_start = state_dict["starts"], state_dict["at_start"]
         if state_dict["env"] is None:

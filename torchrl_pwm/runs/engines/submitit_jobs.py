@@ -100,7 +100,9 @@ class SubmititEngine(Engine):
 class _Jobs:
     """The jobs of some works: which run, what they have said, and what has become of those that have ended."""
 
-    def __init__(self, engine: SubmititEngine, works: Sequence[Work], folder: Path, report: Report, ended: Ended) -> None:
+    def __init__(
+        self, engine: SubmititEngine, works: Sequence[Work], folder: Path, report: Report, ended: Ended
+    ) -> None:
         self.engine, self.works, self.folder, self.report, self.ended = engine, works, folder, report, ended
         folder.mkdir(parents=True, exist_ok=True)
         self._cancel_earlier()
