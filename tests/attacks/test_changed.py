@@ -31,10 +31,10 @@ def written(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_changed_file_is_refused_or_gives_what_was_written(kind, written):
+def test_a_changed_file_is_refused_or_gives_what_was_written(kind, written, record_property):
     path, whole, expected = written(kind)
     _, read, checked, also, seal = KINDS[kind]
-    noticed = []
+    noticed, tried = [], 0
 
     # Where a run is read, most of the time goes into all that is beside the file.
     fewer = 4 if kind.endswith("of a run") else 1
@@ -42,6 +42,8 @@ def test_a_changed_file_is_refused_or_gives_what_was_written(kind, written):
     @settings(max_examples=settings().max_examples // fewer)
     @given(CHANGES)
     def attack(changes):
+        nonlocal tried
+        tried += 1
         data = changed(whole, changes)
         path.write_bytes(data)
         seal(path)
@@ -60,5 +62,6 @@ def test_a_changed_file_is_refused_or_gives_what_was_written(kind, written):
     finally:
         path.write_bytes(whole)
         seal(path)
+    record_property("tries", tried)
     assert noticed or not checked
     assert exact(read(path)) == expected
