@@ -303,8 +303,8 @@ def write(lines: Sequence[str], seconds: float) -> None:
     said = (
         f"{len(lines)} kinds, each as often as one call tries it: `python -m benchmarks.reliability.faults`, "
         f"{time.strftime('%Y-%m-%d')}, {about['processor']}, {about['system']}, torch {torch.__version__}, "
-        f"{seconds / 60:.0f} minutes. *Refused* is `DamagedFileError`, or a ValueError that says what to do: nothing was "
-        "run, written or connected to, and memory stayed bounded.\n"
+        f"{seconds / 60:.0f} minutes. *Refused* is `DamagedFileError`, or a ValueError that says what to do: nothing "
+        "was run, written or connected to, and memory stayed bounded.\n"
     )
     table = ["| fault or attack | tried | what happened | command |", "|---|---|---|---|", *lines]
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(_BEGIN)
