@@ -135,6 +135,7 @@ FAULTS = [
     Fault("any write of a checkpoint fails", _LAST, _CHECKPOINT, "test_a_failure_at_any_write"),
     Fault("what cannot be saved", _LAST, _CHECKPOINT, "test_what_cannot_be_saved"),
     Fault("a folder that cannot be written", "one sentence, exit code 1", _RUNS, "test_a_folder_that_cannot"),
+    Fault("a clock that jumps", "nothing goes by the clock", _CHECKPOINT, "test_a_clock"),
     Fault("leftovers of killed processes", "removed at the next save", _CHECKPOINT, "test_what_killed"),
     Fault("a log cut short", "cut back to whole rows", "tests/trainers/test_resume.py", "test_resume_from_a_row"),
     # Checkpoints.

@@ -23,9 +23,10 @@ from omegaconf import OmegaConf
 
 from tests.trainers.tiny import write_store
 from torchrl_pwm._utils.checkpoint import save_tensors
+from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.runs.cli import compose_config
 from torchrl_pwm.runs.engines import make_engine
-from torchrl_pwm.runs.engines.work import Work, mirrored, pack
+from torchrl_pwm.runs.engines.work import Work, mirrored, pack, unpack
 from torchrl_pwm.runs.extraction import extract_all
 from torchrl_pwm.runs.world_model import make_world_model
 
@@ -245,3 +246,26 @@ def test_runs_of_before_there_were_engines_go_on_in_processes_of_this_machine():
     config = OmegaConf.create({key: value for key, value in config.items() if key != "engine"})
     engine = make_engine(config)
     assert (engine.batches, engine.device, engine.evaluators(1), engine.evaluators(3)) == (3, "cpu", 2, 0)
+
+
+def test_a_folder_that_was_sent_is_there_as_a_whole_or_as_it_was(tmp_path, monkeypatch):
+    sent, place = tmp_path / "sent", tmp_path / "place"
+    for folder, text in ((sent, "new"), (place, "old")):
+        (folder / "deep").mkdir(parents=True)
+        for name in ("a", "deep/b"):
+            (folder / name).write_text(text)
+    written = []
+
+    def dies_at_the_second(path, content):
+        written.append(path)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        replace_file(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torchrl_pwm.runs.engines.work.replace_file", dies_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            unpack(pack(sent), place)
+    assert pack(place) == {"a": b"old", "deep/b": b"old"}
+    unpack(pack(sent), place)
+    assert pack(place) == pack(sent) and not list(tmp_path.glob("*.tmp"))

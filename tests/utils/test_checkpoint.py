@@ -219,6 +219,18 @@ def test_what_killed_processes_left_is_cleaned_at_the_next_save(tmp_path):
     assert steps(tmp_path) == [1, 2]
 
 
+@pytest.mark.parametrize("jumps", [(0, 4e9), (4e9, 0), (4e9, 4e9)])
+def test_a_clock_that_jumps_changes_nothing(jumps, tmp_path):
+    for value, moment in zip((1, 2), jumps, strict=True):
+        path = save_checkpoint(tmp_path, state(value), step=value)
+        for file in (path, tmp_path / MANIFEST, tmp_path):
+            os.utime(file, (moment, moment))
+    assert_loads(tmp_path, 2)
+    save_checkpoint(tmp_path, state(3), step=3)
+    assert steps(tmp_path) == [2, 3]
+    assert_loads(tmp_path, 3)
+
+
 @pytest.mark.parametrize("place", (0.0, 0.3, 0.99))
 def test_one_damaged_byte_is_refused(place, tmp_path):
     path = save_checkpoint(tmp_path, state(1), step=1)

@@ -145,23 +145,29 @@ def mirrored(path: Path, folder: Path) -> Path:
 
 
 def pack(path: Path) -> dict[str, bytes]:
-    """The bytes of a file, or of all files in a folder in the order in which they were written, by relative name."""
+    """The bytes of a file, or of all files in a folder, by relative name."""
     if path.is_file():
         return {"": path.read_bytes()}
-    files = [file for file in path.rglob("*") if file.is_file() and not file.name.endswith(".tmp")]
-    files.sort(key=lambda file: file.stat().st_mtime_ns)
+    files = (file for file in path.rglob("*") if file.is_file() and not file.name.endswith(".tmp"))
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
 
 
 def unpack(packed: dict[str, bytes], path: Path) -> None:
     """Writes what :func:`pack` read to a place in which there may be an earlier state of it.
 
-    In the same order: what says that something is complete is written last.
+    A folder is made beside its place and put there when it is whole: a process that dies leaves the earlier state, or
+    none.
     """
+    if "" in packed:
+        return replace_file(path, bytes(packed[""]))
+    aside = path.with_name(f"{path.name}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for name, content in packed.items():
+        replace_file(aside / name, bytes(content))
     if path.is_dir():
         shutil.rmtree(path)
-    for name, content in packed.items():
-        replace_file(path / name if name else path, bytes(content))
+    aside.rename(path)
 
 
 def _with_paths(value: Any, move: Callable[[Path], Path]) -> Any:
