@@ -26,7 +26,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+# TorchRL imports Ray where it is there, for half a second a process: only here.
 nightly: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	$(BIN)/python -m pytest -m slow
 
 lint: setup
