@@ -40,6 +40,7 @@ def run_suite(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow  # compiles
 def test_the_suite_runs_and_records_every_case_in_every_variant(tmp_path):
     out = run_suite("--benchmark-only", "--record", str(tmp_path))
     assert "written: speed_tiny_cpu.md, speed_tiny_cpu.json" in out

@@ -45,8 +45,11 @@ COMMANDS = {
     ],
 }
 NEEDS = {"tdmpc2-mt80": ("metaworld", "dm_control"), "offline": ("gymnasium",)}
+SLOW = {"tdmpc2-mt80": [pytest.mark.slow]}  # tdmpc2 and offline take their ways
 KINDS = [
-    pytest.param(kind, marks=pytest.mark.skipif(missing, reason="the envs of this run are not installed"))
+    pytest.param(
+        kind, marks=[pytest.mark.skipif(missing, reason="the envs of this run are not installed"), *SLOW.get(kind, ())]
+    )
     for kind in COMMANDS
     for missing in [any(importlib.util.find_spec(name) is None for name in NEEDS.get(kind, ()))]
 ]

@@ -38,7 +38,6 @@ NEVER = {
     "tdmpc2-mt80": "training.save_interval=1000",
     "offline": "world_model.save_interval=1000",
 }
-SLOW = {"tdmpc2-mt80": [pytest.mark.slow]}
 
 
 @pytest.fixture(autouse=True)
@@ -87,12 +86,7 @@ def left_over(folder):
     return [str(path) for path in Path(folder).rglob("*") if path.name.endswith(".tmp") or ".partial" in path.name]
 
 
-# Online PWM begins new episodes when it is resumed.
-OTHERS = [kind for kind in KINDS if kind.values != ("pwm",)]
-OTHERS = [pytest.param(*kind.values, marks=[*kind.marks, *SLOW.get(kind.values[0], ())]) for kind in OTHERS]
-
-
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_a_signal_ends_saves_and_goes_on_to_the_same_numbers(kind, signal_at, capsys):
     signal_at(3)
     with pytest.raises(SystemExit) as ended:

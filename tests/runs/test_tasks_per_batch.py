@@ -178,7 +178,7 @@ def test_a_program_killed_while_others_evaluate_goes_on_to_the_same_numbers(
     assert rows(tmp_path) == in_one_process
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_processes_of_a_run_measure_its_baselines_too(workers, data, model_file, tmp_path):
     cloning = {"updates": 2, "units": [8], "batch_size": 4}
     baselines = f"++evaluation.baselines={{random: true, cloning: {cloning}}}".replace("'", "")
