@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
@@ -173,6 +174,9 @@ def fingerprint(folder: Path) -> dict[str, str]:
             found[name] = digest(without_times(load_checkpoint(path.parent)))
         elif path.suffix == ".json" and path.name != "seconds.json":
             found[name] = digest(without_times(json.loads(path.read_text())))
+        elif path.name == "policies.csv":
+            with open(path, newline="") as table:
+                found[name] = digest([without_times(row) for row in csv.DictReader(table)])
         elif path.suffix in _KEPT and path.stem != "training_seconds" and not path.name.startswith("checkpoint-"):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
