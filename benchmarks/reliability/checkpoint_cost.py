@@ -144,7 +144,7 @@ def write(found: dict[str, dict[str, Any]]) -> None:
         "A checkpoint of the training of a world model of MT80: weights, moments of Adam, schedules, random numbers, "
         "written, flushed to disk,",
         f"with its checksum; median of {SAVES}. Updates of {SEQUENCES} sequences of {STEPS} steps, median of {UPDATES},"
-        "and a checkpoint every",
+        " and a checkpoint every",
         f"{INTERVAL:,} updates, as by default. The default batch has 1024 sequences and takes longer: the share is "
         "the most that it can be here.",
         "",
