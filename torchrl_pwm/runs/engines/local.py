@@ -21,15 +21,12 @@ class LocalEngine(Engine):
 
     def __init__(self, device: str | None = None, workers: int | None = None) -> None:
         self.device = choose_device(device)
-        self.processes = workers or os.cpu_count() or 1
+        self.num_cpus = os.cpu_count() or 1
+        self.processes = workers or self.num_cpus
 
     @property
     def batches(self) -> int:
         return self.processes if self.device == "cpu" else 1
-
-    @property
-    def threads(self) -> int:
-        return 1 if self.device == "cpu" else os.cpu_count() or 1
 
     def evaluators(self, batches: int) -> int:
         return self.processes // max(1, min(self.batches, batches)) - 1

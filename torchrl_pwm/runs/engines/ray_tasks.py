@@ -95,13 +95,6 @@ class RayEngine(Engine):
                 )
         return self._batches
 
-    @property
-    def threads(self) -> int:
-        return 1 if self.device == "cpu" else self.num_cpus
-
-    def evaluators(self, batches: int) -> int:
-        return self.num_cpus - 1
-
     def run(self, works: Sequence[Work], folder: Path, *, report: Report, ended: Ended) -> None:
         self._connect()
         with finishing(), _marked(folder) as mark:

@@ -76,13 +76,6 @@ class SubmititEngine(Engine):
     def batches(self) -> int:
         return 1  # Slurm decides; no batch is made smaller for the sake of more of them
 
-    @property
-    def threads(self) -> int:
-        return 1 if self.device == "cpu" else self.num_cpus
-
-    def evaluators(self, batches: int) -> int:
-        return self.num_cpus - 1
-
     def run(self, works: Sequence[Work], folder: Path, *, report: Report, ended: Ended) -> None:
         with finishing():
             _Jobs(self, works, folder.absolute() / _FOLDER, report, ended).finish()

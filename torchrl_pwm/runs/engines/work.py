@@ -98,9 +98,11 @@ class Engine(ABC):
 
     Attributes:
         device: where works compute that train.
+        num_cpus: CPU cores of each of them; those beyond the first evaluate beside it.
     """
 
     device: str
+    num_cpus: int
 
     @property
     @abstractmethod
@@ -108,13 +110,13 @@ class Engine(ABC):
         """How many works that train are done at once, if there are so many."""
 
     @property
-    @abstractmethod
     def threads(self) -> int:
         """Torch threads of a work that trains; on a CPU one, so that numbers do not depend on what else runs."""
+        return 1 if self.device == "cpu" else self.num_cpus
 
-    @abstractmethod
     def evaluators(self, batches: int) -> int:
         """Processes that evaluate beside each of so many works that train."""
+        return self.num_cpus - 1
 
     @abstractmethod
     def run(self, works: Sequence[Work], folder: Path, *, report: Report, ended: Ended) -> None:
