@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from torchrl_pwm.runs.own_episodes import round_seed, with_rate
 from torchrl_pwm.runs.pwm_offline import run_pipeline
 from torchrl_pwm.runs.round_loop import Round, choose, going_on
 from torchrl_pwm.runs.rounds import policy_metrics
-from torchrl_pwm.runs.starts import Before, make_starts
+from torchrl_pwm.runs.starts import Before, make_starts, own_share
 from torchrl_pwm.runs.world_model import make_world_model
 
 TASK = "cartpole-swingup"  # which pays any policy something
@@ -216,6 +217,18 @@ def test_a_share_of_the_start_states_is_the_policies_own(marked, starts):
     wanted = {0.0: 0.7, 1.0: 0.15, 2.0: 0.15}
     for value, share in wanted.items():
         assert seen(batch, model, value) == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize(("reward", "share"), [(-0.5, 0.3), (0.25, 0.6), (1.0, 0.9), (5.0, 0.9)])
+def test_more_start_states_are_the_policies_own_where_they_earn_more(tmp_path, reward, share):
+    # recorded returns: 500 in the mean, 500 their standard deviation
+    for name, rewards in (("data", [0.0, 2.0] * 5), ("own", [reward] * 10)):
+        with EpisodeStoreWriter(tmp_path / name, "mt80", {TASK: 10}, row_length=500) as writer:
+            steps = np.broadcast_to(np.float32(rewards)[:, None], (10, 500))
+            writer.write(TASK, np.zeros((10, 501, 39), np.float32), np.zeros((10, 500, 6), np.float32), steps)
+    before = Before(own=(tmp_path / "own",), share=0.3, matched=0.9)
+    assert own_share(before, tmp_path / "data", TASK) == pytest.approx(share)
+    assert own_share(replace(before, matched=None), tmp_path / "data", TASK) == 0.3
 
 
 def seen(batch, model, value):

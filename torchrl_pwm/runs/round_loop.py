@@ -115,7 +115,8 @@ def before_next(config: DictConfig, rounds: Sequence[Round]) -> Before:
     settings = config.rounds
     sequences = settings.get("critic_sequences", 0)  # which runs of before have not
     folder = rounds[-1].folder if rounds and settings.warm else None
-    return Before(folder, own_data(rounds), settings.starts, sequences if settings.warm else 0)
+    matched = settings.get("starts_matched")
+    return Before(folder, own_data(rounds), settings.starts, matched, sequences if settings.warm else 0)
 
 
 def going_on(config: DictConfig, rounds: Sequence[Round]) -> DictConfig:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 
@@ -24,6 +25,7 @@ class Before:
         folder: of the run or round whose policies they go on from; None for new ones.
         own: folders of data sets with episodes of their own.
         share: of the start states, from own episodes.
+        matched: the same where these earn as much as the recorded ones, see :func:`own_share`; None for no other.
         sequences: of the last round's episodes, from which the critics learn in each update.
         finished: whether they are trained, and are to be evaluated alone.
     """
@@ -31,6 +33,7 @@ class Before:
     folder: Path | None = None
     own: tuple[Path, ...] = ()
     share: float = 0.0
+    matched: float | None = None
     sequences: int = 0
     finished: bool = False
 
@@ -46,6 +49,26 @@ class Before:
 
 
 FRESH = Before()
+_LOW = 1.5  # standard deviations of the recorded returns
+
+
+def own_share(before: Before, data: Path, task: str) -> float:
+    """The share of a task's start states that is from own episodes.
+
+    Critics that learn from states of the policy's own episodes know where its rollouts end, and do not run away. But
+    states of a policy that has found no reward lead to none. So the share is ``before.matched`` where the last round's
+    episodes earn as much as the recorded ones, ``before.share`` where they earn 1.5 standard deviations of these less,
+    and in between by how much they earn.
+    """
+    if before.matched is None:
+        return before.share
+    (recorded,) = EpisodeStore(data).select(task)
+    last = [rows for root in data_sets(before.own[-1]) for rows in EpisodeStore(root).select(task)]
+    parts = recorded.behavior_return_mean / (recorded.return_mean or 1.0)  # rows of an episode
+    spread = recorded.behavior_return_std or parts * recorded.return_std
+    gap = recorded.behavior_return_mean - np.mean([rows.behavior_return_mean for rows in last])
+    low = float(np.clip(gap / max(_LOW * spread, np.finfo(float).tiny), 0.0, 1.0))
+    return before.matched + low * (before.share - before.matched)
 
 
 def make_starts(
@@ -65,9 +88,10 @@ def make_starts(
     that no update has to encode them again. Of the data the numbers of those ``episodes`` count, default all.
     """
     settings = config.extraction
-    own = before.stores if before.share else []
+    own = before.stores if before.share or before.matched else []
+    mine = own_share(before, data, task) if own and data is not None else 0.0
     if data is not None and not settings.starts:
-        share = round(before.share * settings.batch_size / max(len(own), 1))
+        share = round(mine * settings.batch_size / max(len(own), 1))
         sizes = [(data, settings.batch_size - share * len(own)), *((root, share) for root in own)]
         options = {"slice_len": 1, "tasks": [task], "seed": seed, "check_finite": False, **reads_ahead(device)}
         replays = [TDMPC2ExperienceReplay(root, size, **options) for root, size in sizes]
@@ -76,10 +100,10 @@ def make_starts(
         chosen = load_quickstart().starts[task]
     else:
         count = settings.starts.count
-        share = round(before.share * count / max(len(own), 1))
-        rest, mine = {"count": count - share * len(own)}, {"count": share, "top": 1.0}
+        share = round(mine * count / max(len(own), 1))
+        rest, played = {"count": count - share * len(own)}, {"count": share, "top": 1.0}
         parts = [start_states(EpisodeStore(data), task, seed=seed, episodes=episodes, **{**settings.starts, **rest})]
-        parts += [start_states(EpisodeStore(root), task, seed=seed, **{**settings.starts, **mine}) for root in own]
+        parts += [start_states(EpisodeStore(root), task, seed=seed, **{**settings.starts, **played}) for root in own]
         chosen = torch.cat(parts)
     return TensorDictReplayBuffer(
         storage=TensorStorage(encoded_starts(chosen, model)),
