@@ -1,31 +1,26 @@
-"""Runs of Hydra scripts, each in a folder of its own: done ones are skipped, interrupted ones go on."""
+"""Runs of Hydra scripts, each in a folder of its own, in which an interrupted one goes on."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import runpy
 import subprocess
 import sys
-import traceback
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from benchmarks.machine import machine
 from torchrl_pwm._utils.files import replace_file
-from torchrl_pwm._utils.processes import process_pool
 
 ROOT = Path(__file__).parents[2]
 #: Where reports are written.
 RESULTS = ROOT / "benchmarks" / "results"
-_JOB, _LOG = "job.json", "log.txt"
+_JOB = "job.json"
 
 
 def study_parser(name: str, description: str | None, **options: Any) -> argparse.ArgumentParser:
@@ -57,7 +52,7 @@ class Job:
         script: its file, below the root of the repository.
         settings: ``key=value`` of the command line that decide what it computes.
         folder: where it writes ``config.yaml`` first and ``summary.json`` last.
-        needs: files of other jobs that must be there first.
+        needs: files and folders that must be there first, such as those of other jobs.
     """
 
     name: str
@@ -100,33 +95,6 @@ class Job:
         run_script(self.script, [*place, "progress=false", "device=cpu"])
 
 
-def _work(job: Job) -> None:
-    """Runs a job in a process of its own, with its output in the folder's ``log.txt``.
-
-    Raises:
-        RuntimeError: if it fails, with the end of its output.
-    """
-    job.folder.mkdir(parents=True, exist_ok=True)
-    log = job.folder / _LOG
-    with open(log, "ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    try:
-        job.run()
-    except BaseException as error:
-        if isinstance(error, SystemExit) and not error.code:
-            return
-        if isinstance(error, SystemExit):
-            print(error.code, file=sys.stderr)
-        else:
-            traceback.print_exc()
-        sys.stderr.flush()
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-6:])
-        raise RuntimeError(f"{job.name} failed; the end of {log}:\n{tail}") from None
-    finally:
-        sys.stdout.flush()
-
-
 def commit() -> str | None:
     """The commit of the code, with a mark if the tree differs from it; None outside a repository."""
     try:
@@ -136,49 +104,6 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return name.stdout.strip()
-
-
-def run_jobs(jobs: Sequence[Job], workers: int) -> list[str]:
-    """Runs what is not done, ``workers`` at a time with one thread each; returns what went wrong.
-
-    Where a job fails, those that need its files are left out and the others go on.
-
-    Raises:
-        ValueError: before anything starts, if a folder holds a run with other settings.
-    """
-    for job in jobs:
-        job.check()
-    pending = [job for job in jobs if not job.done]
-    failures = []
-    # Read by the workers when they import torch; one thread each makes times comparable.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    bar = tqdm(total=len(jobs), initial=len(jobs) - len(pending), unit="run", desc="suite")
-    running: dict[Future[None], Job] = {}
-    with process_pool(workers, max_tasks_per_child=1) as pool, bar:
-        while pending or running:
-            for job in [job for job in pending if all(file.exists() for file in job.needs)]:
-                if len(running) < workers:
-                    pending.remove(job)
-                    running[pool.submit(_work, job)] = job
-            if not running:
-                failures += [f"{job.name} was left out: {job.needs[0]} is missing" for job in pending]
-                break
-            bar.set_postfix_str(", ".join(job.name for job in running.values()))
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                running.pop(future)
-                if error := future.exception():
-                    failures.append(str(error))
-                    bar.write(str(error), file=sys.stderr)
-                else:
-                    bar.update()
-    return failures
-
-
-def complete(jobs: Sequence[Job], workers: int = 1) -> None:
-    """:func:`run_jobs`; where runs are missing afterwards, ends the process with their number."""
-    if failures := run_jobs(jobs, workers):
-        sys.exit(f"{len(failures)} runs are missing; the same command goes on with them.")
 
 
 def split_settings(arguments: Sequence[str]) -> tuple[Sequence[str], tuple[str, ...]]:

@@ -154,6 +154,7 @@ def _offline_jobs(plan: Plan) -> Iterator[Job]:
                     script=_OFFLINE_SCRIPTS[run],
                     settings=(f"task={tasks}", *settings[run], *plan.overrides_of(run)),
                     folder=(plan.folder / place / f"seed-{seed}").absolute(),
+                    needs=(data,),
                 )
 
 

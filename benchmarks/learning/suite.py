@@ -4,6 +4,7 @@
     python -m benchmarks.learning.suite run --group mini --data runs/mini/data --seeds 1 --methods tdmpc2  # a part
     python -m benchmarks.learning.suite run --group closed_form --methods pwm shac sac ppo tdmpc2 random
     python -m benchmarks.learning.suite run --group mini --data ... -- evaluation.episodes=20 tdmpc2:stepper.lr=3e-4
+    python -m benchmarks.learning.suite run --group mini --data ... --engine submitit hours=8    # or ray: docs/gpu.md
     python -m benchmarks.learning.suite report --group mini         # benchmarks/results/suite_mini.*
 
 Each run is a script of ``examples/`` or of ``methods/``, on one thread, below runs/suite/<group>/<method>/. Finished
@@ -21,11 +22,12 @@ from pathlib import Path
 from benchmarks.learning.decisions import measure_decisions
 from benchmarks.learning.earlier import read_earlier
 from benchmarks.learning.groups import METHODS, groups
-from benchmarks.learning.jobs import RESULTS, ROOT, complete, split_settings
+from benchmarks.learning.jobs import RESULTS, ROOT, split_settings
 from benchmarks.learning.plans import Plan
 from benchmarks.learning.records import read_records
 from benchmarks.learning.report import draw, markdown, write_page
 from benchmarks.learning.results import summarize, write_csv
+from benchmarks.learning.runner import add_engine, chosen_engine, complete
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.runs.cli import user_errors
 
@@ -94,7 +96,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, Plan]:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="default: all of the group")
     parser.add_argument("--tasks", nargs="+", help="default: all of the group")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each")
+    add_engine(parser)
     parser.add_argument("--folder", type=Path, help="of the runs; default: runs/suite/<group>")
     parser.add_argument("--episodes", type=int, help="of the final evaluation in each task")
     parser.add_argument("--results", type=Path, default=RESULTS, help="of the report")
@@ -130,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.action == "report":
             print(report(plan, options.results, minutes=options.minutes, add=options.add))
             return
-        complete(plan.jobs(), options.workers)
+        complete(plan.jobs(), chosen_engine(options), plan.folder)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import csv
 import html
 import importlib.util
 import json
+import shutil
 import sys
 
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("rliable")
 
 from benchmarks.learning import run
 from benchmarks.learning.groups import groups
+from benchmarks.learning.records import read_records
 from benchmarks.learning.rows import COLUMNS
 from benchmarks.learning.suite import main, parse
 from tests.trainers.tiny import write_store
@@ -92,6 +94,13 @@ def read(folder, group):
     return rows, content
 
 
+def records(folder):
+    """All that is read of the finished runs, but how long they took."""
+    found = read_records(groups()["mini"], folder / "runs")
+    rows = [{key: value for key, value in row.items() if not key.startswith("seconds")} for row in found.rows]
+    return rows, [(curve.method, curve.amount.tolist(), curve.score.tolist()) for curve in found.curves]
+
+
 def check_selection(rows, key, select):
     """Every method but random actions has both policies, and the one that is selected counts for all."""
     learned = [row for row in rows if row["method"] != "random"]
@@ -127,6 +136,26 @@ def test_every_offline_method_runs_and_is_reported(data, tmp_path, monkeypatch):
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("*") if file.is_file()}
     main(command("run", "mini", tmp_path, *offline(data, "0")))
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.slow
+@with_tasks
+@pytest.mark.parametrize("engine", [["local"], ["submitit", "cluster=local"]], ids=lambda engine: engine[0])
+def test_an_engine_leaves_the_records_of_one_process(engine, data, tmp_path, monkeypatch):
+    """Also of a run that it goes on with."""
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    chosen = ["--methods", "tdmpc2", "tdmpc2_prior", "iql", *offline(data, "0")]
+    run_here(command("run", "mini", tmp_path / "here", *chosen))
+    folder = tmp_path / "engine" / "runs" / "iql"
+    shutil.copytree(tmp_path / "here" / "runs" / "iql", folder)
+    for file in folder.rglob("summary.json"):
+        file.unlink()
+    main(command("run", "mini", tmp_path / "engine", "--engine", *engine, *chosen))
+    assert records(tmp_path / "engine") == records(tmp_path / "here")
+    assert len(records(tmp_path / "here")[0]) == 3
+    assert len(list((tmp_path / "engine").rglob("log.txt"))) == 2
 
 
 @with_tasks

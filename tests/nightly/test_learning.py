@@ -14,9 +14,11 @@ pytest.importorskip("hydra")
 pytest.importorskip("matplotlib")
 
 from benchmarks.learning.groups import groups
-from benchmarks.learning.jobs import Job, run_jobs
+from benchmarks.learning.jobs import Job
 from benchmarks.learning.plans import Plan
 from benchmarks.learning.records import progress_to_controller
+from benchmarks.learning.runner import run_jobs
+from torchrl_pwm.runs.engines.local import LocalEngine
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +37,7 @@ LOWEST = {
 
 def finish(job):
     """The summary of a run."""
-    assert run_jobs([job], workers=1) == []
+    assert run_jobs([job], LocalEngine("cpu", 1), job.folder) == []
     return json.loads((job.folder / "summary.json").read_text())
 
 

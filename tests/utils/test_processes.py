@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_pwm._utils.processes import run_jobs
+from torchrl_pwm._utils.processes import run_apart, run_jobs
 
 
 def wait_for(*files):
@@ -72,6 +72,32 @@ def be_killed(job, report):
 def test_a_killed_worker_says_what_to_do():
     with pytest.raises(ChildProcessError, match="take fewer workers"):
         run_jobs(be_killed, [0, 1], workers=2)
+
+
+def begin(place, report):
+    if place.exists():
+        place = place.with_name(f"{place.name} again")
+    place.write_text(str(os.getpid()))
+    report(place.name)
+    if place.name == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if place.name == "failing":
+        raise ValueError("as it should")
+
+
+def test_works_apart_have_a_process_each_and_end_without_the_others(tmp_path):
+    said, ends = [], []
+
+    def over(number, error):
+        ends.append((number, type(error)))
+        return isinstance(error, ChildProcessError)
+
+    works = [functools.partial(begin, tmp_path / name) for name in ("killed", "failing", "last")]
+    run_apart(works, workers=1, report=said.append, over=over)
+    assert ends == [(0, ChildProcessError), (1, ValueError), (2, type(None)), (0, type(None))]
+    # what a process says last before it is killed may be lost
+    assert said[-3:] == ["failing", "last", "killed again"]
+    assert len({int(file.read_text()) for file in tmp_path.iterdir()} | {os.getpid()}) == 5
 
 
 class Failure(Exception):

@@ -20,7 +20,7 @@ SCRIPT = """
 import contextlib, sys, time
 from functools import partial
 from pathlib import Path
-from torchrl_pwm._utils.processes import LazyPool, run_jobs
+from torchrl_pwm._utils.processes import LazyPool, run_apart, run_jobs
 from torchrl_pwm._utils.stopping import check_stop, finishing, stop_asked, stoppable
 
 def work(folder, job, report):
@@ -42,8 +42,13 @@ def idle(folder, job, report):
 slow = sys.argv[2] == "slow"
 if __name__ == "__main__":
     try:
-        with stoppable() if sys.argv[3] == "command" else contextlib.nullcontext():
-            run_jobs(partial(idle if sys.argv[2] == "idle" else work, Path(sys.argv[1])), range(4), workers=2)
+        function = partial(idle if sys.argv[2] == "idle" else work, Path(sys.argv[1]))
+        with contextlib.nullcontext() if sys.argv[3] == "own" else stoppable():
+            if sys.argv[3] == "apart":
+                works = [partial(function, job) for job in range(4)]
+                run_apart(works, workers=2, report=print, over=lambda *ended: print(ended))
+            else:
+                run_jobs(function, range(4), workers=2)
     except KeyboardInterrupt as error:
         if sys.argv[3] == "own":
             raise
@@ -106,6 +111,21 @@ def test_a_second_signal_ends_all_at_once(whom, begin, tmp_path):
     send(process.pid, signal.SIGINT)
     code, said = ends(process)
     assert (code, said) == (130, "") and not list(tmp_path.glob("saved*"))
+
+
+@pytest.mark.parametrize("whom", ("parent", "all"))
+def test_works_apart_hear_of_a_signal_too(whom, begin, tmp_path):
+    process = begin("quick", "apart")
+    (os.killpg if whom == "all" else os.kill)(process.pid, signal.SIGINT)
+    assert ends(process)[0] == 130 and {file.name for file in tmp_path.glob("saved*")} == {"saved 0", "saved 1"}
+
+
+def test_works_apart_end_at_once_at_a_second_signal(begin, tmp_path):
+    process = begin("slow", "apart")
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "\n" and "Once more" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert ends(process) == (130, "") and not list(tmp_path.glob("saved*"))
 
 
 def test_what_cannot_be_finished_ends_at_the_first_signal(begin, tmp_path):

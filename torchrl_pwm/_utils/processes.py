@@ -8,7 +8,8 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -32,6 +33,10 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 Report = Callable[..., object]
 
+_KILLED = (
+    "a worker process was killed, often for want of memory: take fewer workers; what is finished is kept, and the same "
+    "work goes on from there"
+)
 _messages: Any = None  # queue to the parent, in a worker
 
 
@@ -88,16 +93,61 @@ def run_jobs(
                 except Stopped:
                     pass  # the others save, too
                 except BrokenProcessPool as error:
-                    raise ChildProcessError(
-                        "a worker process was killed, often for want of memory: take fewer workers; what is finished "
-                        "is kept, and the same work goes on from there"
-                    ) from error
+                    raise ChildProcessError(_KILLED) from error
             if not stop_asked():
                 started = [_submit(pool, _work, function, job) for job in islice(waiting, len(finished))]
                 futures += started
                 running |= set(started)
     check_stop()
     return [future.result() for future in futures]
+
+
+def run_apart(
+    works: Sequence[Callable[[Report], object]],
+    *,
+    workers: int,
+    report: Report,
+    over: Callable[[int, BaseException | None], bool],
+) -> None:
+    """Does works several at a time, each in a process of its own, whose end leaves the others alone.
+
+    Where a signal ends the run, what runs saves and ends, and nothing more starts.
+
+    Args:
+        works: each is pickled, and called with a function that passes on to ``report``.
+
+    Keyword Args:
+        workers: processes at a time.
+        report: called in threads of this process, of each work before ``over``.
+        over: called in this process with the number of a work that has ended, and what it raised, ChildProcessError if
+            its process was killed; says whether the work is done once more, after those that wait.
+
+    Raises:
+        Stopped: where a signal ended the run.
+    """
+    waiting = deque(range(len(works)))
+    running: dict[Future[Any], tuple[int, contextlib.ExitStack]] = {}
+    with finishing(), contextlib.ExitStack() as pools:
+        while running or (waiting and not stop_asked()):
+            while waiting and len(running) < workers and not stop_asked():
+                number, block = waiting.popleft(), contextlib.ExitStack()
+                pools.callback(block.close)
+                # a process that is killed may keep the lock of its queue
+                messages = block.enter_context(_listening(report))
+                pool = block.enter_context(process_pool(1, messages))
+                block.enter_context(_told(pool))
+                running[_submit(pool, _call, works[number])] = number, block
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                number, block = running.pop(future)
+                block.close()
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    error = ChildProcessError(_KILLED)
+                # what a signal ended is not over
+                if not isinstance(error, Stopped) and over(number, error):
+                    waiting.append(number)
+    check_stop()
 
 
 @contextlib.contextmanager
@@ -213,6 +263,11 @@ def _listening(report: Report) -> Iterator[Any]:
 def _work(function: Callable[[Any, Report], Any], job: Any) -> Any:
     with working():
         return function(job, lambda *message: _messages.put(message))
+
+
+def _call(work: Callable[[Report], object]) -> None:
+    with working():
+        work(lambda *message: _messages.put(message))
 
 
 def _start_worker(messages: Any, interrupted: bool, stoppable: bool) -> None:

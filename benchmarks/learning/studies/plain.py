@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.learning.jobs import Job, complete, study_parser
+from benchmarks.learning.jobs import Job, study_parser
 from benchmarks.learning.results import markdown_table, write_csv
+from benchmarks.learning.runner import add_engine, chosen_engine, complete
 from benchmarks.machine import processor
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.envs import MT80
@@ -219,7 +220,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="folder of the recorded episodes")
     parser.add_argument("--tasks", nargs="+", default=["cartpole-swingup", "cup-catch", "mw-window-open"])
     parser.add_argument("--variants", nargs="+", default=[DEFAULT], choices=list(VARIANTS))
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each")
+    add_engine(parser)
     options = parser.parse_args(arguments)
     with user_errors():
         if options.action == "report":
@@ -227,9 +228,8 @@ def main(arguments: list[str] | None = None) -> None:
             return
         if options.data is None:
             parser.error("--data: the folder of the recorded episodes")
-        complete(
-            make_jobs(options.folder, options.data, options.tasks, options.variants, options.seeds), options.workers
-        )
+        jobs = make_jobs(options.folder, options.data, options.tasks, options.variants, options.seeds)
+        complete(jobs, chosen_engine(options), options.folder)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,11 @@ from omegaconf import OmegaConf
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from benchmarks.learning.groups import METHODS, groups
-from benchmarks.learning.jobs import complete, split_settings, study_parser
+from benchmarks.learning.jobs import split_settings, study_parser
 from benchmarks.learning.plans import Plan
 from benchmarks.learning.records import env_steps_curve
 from benchmarks.learning.results import markdown_table, write_csv
+from benchmarks.learning.runner import add_engine, chosen_engine, complete
 from benchmarks.learning.studies.progress import forward_progress, random_progress
 from benchmarks.machine import processor
 from torchrl_pwm import load_policy
@@ -184,6 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = study_parser("simulators", __doc__, epilog=epilog)
     parser.add_argument("--methods", nargs="+", choices=SHOWN, default=SHOWN)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    add_engine(parser)
     given, settings = split_settings(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)
     with user_errors():
@@ -195,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
             for task in options.tasks
             for job in Plan(known[TASKS[task]], methods, (task,), seeds, options.folder, overrides=settings).jobs()
         ]
-        complete(jobs)
+        complete(jobs, chosen_engine(options), options.folder)
 
 
 if __name__ == "__main__":

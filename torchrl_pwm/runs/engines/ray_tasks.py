@@ -20,7 +20,7 @@ from torchrl_pwm._utils.errors import first_line
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopping import SIGNALS, check_stop, finishing, stop_asked, stoppable
-from torchrl_pwm.runs.engines.work import Ended, Engine, Report, Work, mirrored, pack, unpack
+from torchrl_pwm.runs.engines.work import Ended, Engine, Failed, Report, Work, mirrored, pack, unpack
 
 Packed = dict[str, Any]
 
@@ -95,10 +95,12 @@ class RayEngine(Engine):
                 )
         return self._batches
 
-    def run(self, works: Sequence[Work], folder: Path, *, report: Report, ended: Ended) -> None:
+    def run(
+        self, works: Sequence[Work], folder: Path, *, report: Report, ended: Ended, failed: Failed | None = None
+    ) -> None:
         self._connect()
         with finishing(), _marked(folder) as mark:
-            _Tasks(self, works, mark, report, ended).finish()
+            _Tasks(self, works, mark, report, ended, failed).finish()
         check_stop()
 
     def _connect(self, address: str | None = None) -> None:
@@ -182,12 +184,20 @@ def _marked(folder: Path) -> Iterator[_Mark]:
 class _Tasks:
     """The tasks of some works: which run, and what has become of those that have ended."""
 
-    def __init__(self, engine: RayEngine, works: Sequence[Work], mark: _Mark, report: Report, ended: Ended) -> None:
+    def __init__(
+        self,
+        engine: RayEngine,
+        works: Sequence[Work],
+        mark: _Mark,
+        report: Report,
+        ended: Ended,
+        failed: Failed | None,
+    ) -> None:
         from ray.util.queue import Queue
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.engine, self.ray, self.works = engine, engine.ray, works
-        self.mark, self.report, self.ended = mark, report, ended
+        self.mark, self.report, self.ended, self.failed = mark, report, ended, failed
         # on the driver's machine: what outlives this one has nobody to report to
         here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
         self.messages = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -219,7 +229,9 @@ class _Tasks:
     def _start(self, number: int) -> None:
         work, engine = self.works[number], self.engine
         resources = {"num_cpus": engine.num_cpus, "num_gpus": engine.num_gpus} if work.trains else {"num_cpus": 1}
-        task = self.ray.remote(_do).options(max_retries=0, name=work.name, **resources)
+        # a process that ends with its task does no other; options() does not take max_calls
+        function = self.ray.remote(max_calls=1)(_do) if work.alone else self.ray.remote(_do)
+        task = function.options(max_retries=0, name=work.name, **resources)
         stored = [self.stored[path] for path in work.reads]
         self.tries[number] += 1
         self.running[task.remote(work.absolute(), number, self.mark, self.messages, *stored)] = number
@@ -241,7 +253,7 @@ class _Tasks:
             if not self.cancelled and self.failure is None:  # the machine was taken away, with a signal before
                 self._lost(number, "was told to end")
         except errors.RayTaskError as error:
-            self._fail(error.cause if isinstance(error.cause, BaseException) else error)
+            self._fail(number, error.cause if isinstance(error.cause, BaseException) else error)
         except errors.RayError as error:
             self._lost(number, f"died ({type(error).__name__})")
         else:
@@ -255,17 +267,20 @@ class _Tasks:
         said = f"{work.name}: its worker on {machine} {how}"
         if self.tries[number] > self.engine.retries:
             self._fail(
+                number,
                 ChildProcessError(
                     f"{said}, for the {self.tries[number]}. time, often for want of memory: take fewer batches at once "
                     "(engine.num_cpus, engine.num_gpus); what is finished is kept, and resume= goes on from there"
-                )
+                ),
             )
         elif self.failure is None and not self.cancelled:
             torchrl_logger.warning(f"{said}; it is tried again ({self.tries[number]} of {self.engine.retries})")
             self._start(number)
 
-    def _fail(self, failure: BaseException) -> None:
-        if self.failure is None:
+    def _fail(self, number: int, failure: BaseException) -> None:
+        if self.failed is not None:
+            self.failed(self.works[number], failure)
+        elif self.failure is None:
             self.failure = failure
             self._cancel([task for task, number in self.running.items() if number not in self.begun])
 

@@ -13,9 +13,9 @@ from typing import Any
 from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.extras import require
-from torchrl_pwm._utils.files import replace_file
+from torchrl_pwm._utils.files import locked, replace_file
 from torchrl_pwm._utils.stopping import check_stop, finishing, stop_asked, stoppable
-from torchrl_pwm.runs.engines.work import Ended, Engine, Report, Work
+from torchrl_pwm.runs.engines.work import Ended, Engine, Failed, Report, Work
 
 _FOLDER = "slurm"  # in that of the run: what jobs print, and what they report
 _JOBS = "jobs.json"
@@ -76,9 +76,15 @@ class SubmititEngine(Engine):
     def batches(self) -> int:
         return 1  # Slurm decides; no batch is made smaller for the sake of more of them
 
-    def run(self, works: Sequence[Work], folder: Path, *, report: Report, ended: Ended) -> None:
-        with finishing():
-            _Jobs(self, works, folder.absolute() / _FOLDER, report, ended).finish()
+    def run(
+        self, works: Sequence[Work], folder: Path, *, report: Report, ended: Ended, failed: Failed | None = None
+    ) -> None:
+        place = folder.absolute() / _FOLDER
+        place.mkdir(parents=True, exist_ok=True)
+        with finishing(), locked(place) as free:
+            if free is False:
+                raise BlockingIOError(f"another process waits for the jobs of {place}: let it end, or stop it")
+            _Jobs(self, works, place, report, ended, failed).finish()
         check_stop()
 
     def executor(self, folder: Path, *, trains: bool) -> Any:
@@ -94,10 +100,16 @@ class _Jobs:
     """The jobs of some works: which run, what they have said, and what has become of those that have ended."""
 
     def __init__(
-        self, engine: SubmititEngine, works: Sequence[Work], folder: Path, report: Report, ended: Ended
+        self,
+        engine: SubmititEngine,
+        works: Sequence[Work],
+        folder: Path,
+        report: Report,
+        ended: Ended,
+        failed: Failed | None,
     ) -> None:
-        self.engine, self.works, self.folder, self.report, self.ended = engine, works, folder, report, ended
-        folder.mkdir(parents=True, exist_ok=True)
+        self.engine, self.works, self.folder = engine, works, folder
+        self.report, self.ended, self.failed = report, ended, failed
         self._cancel_earlier()
         self.running: dict[int, Any] = {}
         self.tries, self.read = [0] * len(works), [0] * len(works)
@@ -168,6 +180,8 @@ class _Jobs:
         self._said(number).unlink(missing_ok=True)
         if failure is None:
             self.ended(work)
+        elif self.failed is not None:
+            self.failed(work, failure)
         elif self.failure is None:
             self.failure = failure
 

@@ -17,6 +17,7 @@ from torchrl_pwm._utils.files import locked, replace_file
 
 Report = Callable[..., object]
 Ended = Callable[["Work"], object]
+Failed = Callable[["Work", BaseException], object]
 Value = TypeVar("Value")
 
 _PATIENCE = 300.0  # seconds that a work waits for one before it that is still in its folders
@@ -37,6 +38,8 @@ class Work:
         folders: that it works in, where a later process goes on from its checkpoints. It leaves its results there.
         files: that it leaves elsewhere.
         trains: whether it is done on the device of the run. Any other takes one CPU core.
+        alone: whether it is a run by itself, which needs a process in which nothing was done before, and keeps others
+            out of its folders without help. Its failure concerns no other: :meth:`.Engine.run` is given ``failed``.
     """
 
     function: Callable[[Any, Report], object]
@@ -47,6 +50,7 @@ class Work:
     folders: tuple[Path, ...] = ()
     files: tuple[Path, ...] = ()
     trains: bool = True
+    alone: bool = False
 
     def __call__(self, report: Report) -> None:
         """Does it in this process."""
@@ -75,7 +79,7 @@ class Work:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps others out of its folders for the block.
+        """Keeps others out of its folders for the block; for a work that is alone, waits until they are out.
 
         Where a run was killed, what worked for it on another machine may take a moment longer to end.
 
@@ -90,6 +94,8 @@ class Work:
                     if time.monotonic() > until:
                         raise BlockingIOError(f"another process does not leave {folder}: stop it, and resume the run")
                     time.sleep(_PAUSE)
+            if self.alone:
+                stack.close()
             yield
 
 
@@ -119,7 +125,9 @@ class Engine(ABC):
         return self.num_cpus - 1
 
     @abstractmethod
-    def run(self, works: Sequence[Work], folder: Path, *, report: Report, ended: Ended) -> None:
+    def run(
+        self, works: Sequence[Work], folder: Path, *, report: Report, ended: Ended, failed: Failed | None = None
+    ) -> None:
         """Does all works.
 
         After a failure what runs goes on to its end, so that its results are kept, and what waits does not start. Where
@@ -132,6 +140,7 @@ class Engine(ABC):
         Keyword Args:
             report: called in this process with what the works report.
             ended: called in this process with each work whose results are in the folder.
+            failed: called in this process with each work that failed, and what would be raised below; the others go on.
 
         Raises:
             ChildProcessError: if a process that did a work died, and dies again where it is tried again.
