@@ -1,4 +1,4 @@
-"""Running episodes as a part of a checkpoint: what they began with and the actions since, by which they are repeated."""
+"""Running episodes as a part of a checkpoint: the seeds that they began with and the actions since."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class RunningEpisodes:
     """The episodes that a collector's envs are in, so that they can be played again up to where they are.
 
     An env whose state cannot be saved comes to it again from the seed of its reset and the actions since, if these
-    decide it. Every episode begins from a seed of its own, which follows from ``seed``, the env and the number of its
-    episode. The envs of a ``SerialEnv`` or ``ParallelEnv`` are seeded one by one, any other env as a whole.
+    decide it. Every episode begins from a seed of its own, which follows from ``seed``, the env and the episode's
+    number. The envs of a ``SerialEnv`` or ``ParallelEnv`` are seeded one by one, any other env as a whole: its episodes
+    can be played again where all its rows began together.
 
     Args:
         collector (Collector): its env gets a transform that seeds it, and begins new episodes at once.

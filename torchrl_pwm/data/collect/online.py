@@ -27,8 +27,8 @@ class OnlineCollection:
     The buffer's contents, as far as it is filled, are saved with a checkpoint. Without an ``episode_seed`` the envs'
     states are not: a resumed run begins new episodes, and those before it end in the buffer where they were. With one
     it repeats the rest of the run, in one of two ways. The state of a simulator (:class:`~torchrl_pwm.SimulatorEnv`) is
-    saved. Of any other env, whose state in general cannot be saved, every episode begins from a seed of its own, and the
-    running ones are played again with their actions when a run is resumed; where they do not come to the same
+    saved. In any other env, whose state in general cannot be saved, every episode begins from a seed of its own, and a
+    resumed run plays those that were running again, with the same actions; where they do not come to the same
     observations, a warning says so and new episodes begin.
 
     Args:
