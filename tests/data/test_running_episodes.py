@@ -64,6 +64,14 @@ def collected(collection: OnlineCollection) -> dict[str, Any]:
     return collection.replay_buffer[:].to_dict()
 
 
+class Unseeded(DriftEnv):
+    """An env with draws that no seed decides."""
+
+    def _step(self, tensordict):
+        out = super()._step(tensordict)
+        return out.set("observation", out["observation"] + torch.rand(()))
+
+
 def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -107,20 +115,13 @@ def test_every_episode_has_a_seed_of_its_own() -> None:
     assert len(starts[0].unique(dim=0)) == len(starts[0]) == 12
 
 
-class Unseeded(DriftEnv):
-    """An env with draws that no seed decides."""
-
-    def _step(self, tensordict):
-        out = super()._step(tensordict)
-        return out.set("observation", out["observation"] + torch.rand(()))
-
-
-def test_an_env_that_its_seeds_do_not_decide_begins_new_episodes_with_a_warning(monkeypatch) -> None:
+@pytest.mark.parametrize("make", [partial(SerialEnv, 2, Unseeded), partial(DriftEnv, (2,))], ids=["draws", "rows"])
+def test_an_env_that_its_seeds_do_not_decide_begins_new_episodes_with_a_warning(make, monkeypatch) -> None:
     warned: list[str] = []
     monkeypatch.setattr("torchrl_pwm.data.collect.episodes.torchrl_logger.warning", warned.append)
-    first, _ = make_collection(SerialEnv(2, Unseeded))
+    first, _ = make_collection(make())
     first.collect()
-    resumed, _ = make_collection(SerialEnv(2, Unseeded))
+    resumed, _ = make_collection(make())
     resumed.load_state_dict(first.state_dict())
     assert len(warned) == 1 and "begins new episodes" in warned[0]
     resumed.collect()

@@ -41,13 +41,8 @@ class RunningEpisodes:
         self._actions = joined[:, joined.shape[1] - int(self._resets.ages.max()) :]
 
     def state_dict(self) -> dict[str, Any]:
-        """To be saved after a batch."""
-        assert self._actions is not None
-        return {
-            "begun": self._resets.begun.clone(),
-            "ages": self._resets.ages.clone(),
-            "actions": self._actions.clone().to_dict(),
-        }
+        actions = {} if self._actions is None else self._actions.clone().to_dict()
+        return {"begun": self._resets.begun.clone(), "ages": self._resets.ages.clone(), "actions": actions}
 
     @torch.no_grad()
     def play_again(self, state_dict: Mapping[str, Any], carrier: Mapping[str, Any]) -> bool:
@@ -55,21 +50,23 @@ class RunningEpisodes:
 
         If not, new ones begin.
         """
-        env, resets, begun, ages = self.collector.env, self._resets, state_dict["begun"], state_dict["ages"]
+        env, begun, ages = self.collector.env, state_dict["begun"], state_dict["ages"]
         actions = TensorDict(state_dict["actions"], [ages.numel(), int(ages.max())], device=env.device)
         # An env that cannot be taken apart is not seeded where a part of it is reset.
-        same = ages.shape == resets.ages.shape and bool((ages == ages[:, :1]).all())
+        same = bool((ages == ages[:, :1]).all())
         if same:
-            td, there = self._replay(begun, ages, actions), TensorDict(carrier, env.batch_size, device=env.device)
+            with torch.random.fork_rng(devices=[]):  # which an env may draw from
+                td = self._replay(begun, ages, actions)
+            there = TensorDict(carrier, env.batch_size, device=env.device)
             same = all(torch.equal(td.get(key), there.get(key)) for key in env.observation_keys)
-        self._actions = actions
+        self._resets.begun.copy_(begun)
+        self._actions = actions if same and actions.shape[1] else None
         if not same:
             torchrl_logger.warning(
-                "The envs' episodes were played again with their seeds and actions, and did not come to where they "
-                "were: the seed of a reset does not decide all that follows. The run goes on, and begins new episodes, "
-                "with other numbers than those of a run without interruption."
+                "The envs' running episodes cannot be played again: their seeds and actions did not lead to where they "
+                "were, or rows of one batched env began apart, where they have no seeds of their own. The run goes on, "
+                "and begins new episodes: with other numbers than those of a run without interruption."
             )
-            self._actions = None
             self.collector.reset()
         return same
 
@@ -86,12 +83,14 @@ class RunningEpisodes:
                 td = env.reset(td.set("_reset", mask), select_reset_only=True)
             if step < length:
                 td = env.step_mdp(env.step(td.update(actions[:, step].reshape(env.batch_size))))
-        resets.begun.copy_(begun)
         return td
 
 
 class _SeededResets(Transform):
-    """Seeds each env, or the whole where it cannot be taken apart, before its reset, and counts the steps since."""
+    """Seeds each env, or the whole where it cannot be taken apart, before its reset, and counts the steps since.
+
+    (TorchRL seeds a Gymnasium env by a reset, so that it is reset twice.)
+    """
 
     def __init__(self, seed: int, env: EnvBase) -> None:
         super().__init__()
