@@ -22,10 +22,12 @@ _STEPS, _SHORT_ENV = 12, "ShortPendulum-v0"
 _MODEL = ["model.latent_dim=16", "model.units=[16,16]", "model.encoder_units=[16]"]
 _QUIET = ["progress=false", "device=cpu"]
 _NETWORKS = ["actor.units=[8]", "value.units=[8]", "loss.horizon=3"]
-_ONLINE = ["iterations=4", "env.num_envs=4", "+env.episode_length=10", "save_interval=1", "log_interval=1"]
-_ONLINE += ["eval_interval=2", "eval_episodes=2", "evaluation.episodes=2", *_QUIET]
+_LOGGED = ["env.num_envs=4", "save_interval=1", "log_interval=1", "eval_interval=2", "eval_episodes=2"]
+_LOGGED += ["evaluation.episodes=2", *_QUIET]
+_ONLINE = ["iterations=4", "+env.episode_length=10", *_LOGGED]
 _COLLECTED = ["collector.steps=5", "collector.random_steps=40", "warmup_updates=2", "replay.batch_size=6"]
-_SIMULATOR = [*_ONLINE, *_COLLECTED, *_MODEL, *_NETWORKS, "replay.slice_len=4", "online.start_states=8"]
+_PWM = [*_COLLECTED, *_MODEL, *_NETWORKS, "replay.slice_len=4", "online.start_states=8"]
+_SIMULATOR, _GYM = [*_ONLINE, *_PWM], ["iterations=6", *_LOGGED, *_PWM]
 _PLANNER = "planner={num_samples: 8, num_policy_rollouts: 2, num_elites: 4, iterations: 1, horizon: 2}"
 _WORLD_MODEL = [f"world_model.{option}" for option in ("iterations=6", "batch_size=8", "slice_len=4")]
 _WORLD_MODEL += ["world_model.save_interval=1", "world_model.log_interval=1"]
@@ -92,6 +94,8 @@ def kinds() -> dict[str, Kind]:
             ],
             _steps,
         ),
+        "online, Pendulum": _run("online", [*_GYM, "env=gym/pendulum", "+env.max_episode_steps=12"]),
+        "online, Hopper": _run("online", [*_GYM, "env=gym/hopper", "+env.max_episode_steps=40"]),
         "tdmpc2-online": _run(
             "tdmpc2-online",
             [

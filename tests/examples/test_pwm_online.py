@@ -105,10 +105,15 @@ def test_the_best_of_the_evaluated_policies_counts(tmp_path, monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(calls[kept], saved.values(), strict=True))
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("script", "episodes"), [("pwm_simulator", SHORT), ("pwm_online", "+env.max_episode_steps=12")]
+)
+def test_an_interrupted_run_goes_on_to_the_same_numbers(script, episodes, tmp_path, monkeypatch):
+    if script == "pwm_online":
+        pytest.importorskip("gymnasium")
     folder, whole = tmp_path / "run", tmp_path / "whole"
-    settings = [*TINY, SHORT, "online.policy_updates=1"]
-    call(monkeypatch, "pwm_simulator", *settings, f"folder={whole}")
+    settings = [*TINY, episodes, "online.policy_updates=1", "select=last"]
+    call(monkeypatch, script, *settings, f"folder={whole}")
     with monkeypatch.context() as patch:
         original, rollouts = PWMLoss.imagine, []
 
@@ -120,9 +125,9 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
 
         patch.setattr(PWMLoss, "imagine", stop_at_the_third)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            call(patch, "pwm_simulator", *settings, f"folder={folder}")
+            call(patch, script, *settings, f"folder={folder}")
     assert has_checkpoint(folder / "checkpoint") and not (folder / "summary.json").exists()
-    call(monkeypatch, "pwm_simulator", f"resume={folder}")
+    call(monkeypatch, script, f"resume={folder}")
     summary = json.loads((folder / "summary.json").read_text())
     # The two iterations before the interruption, and the two after it; the random steps are not made again.
     assert summary["steps"] == 40 + 4 * 20

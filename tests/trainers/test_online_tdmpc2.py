@@ -68,12 +68,12 @@ def make_env(kind: str) -> EnvBase:
     elif kind == "task":
         env = make_task_envs("cartpole-swingup")
     else:
-        lengths = {"walk": (6, 6), "apart": (6, 7)}[kind]
-        env = SerialEnv(2, [lambda length=length: Walk(length) for length in lengths])
+        # In an env of episodes that end apart.
+        env = SerialEnv(2, [lambda length=length: Walk(length) for length in (6, 7)])
     return TransformedEnv(env, InitTracker())
 
 
-STEPS = {"simulator": 5, "walk": 3, "apart": 3, "task": 125}
+STEPS = {"simulator": 5, "walk": 4, "task": 75}
 
 
 def make_planner(model: TDMPC2Model, **options: Any) -> TDMPC2Planner:
@@ -110,7 +110,7 @@ def make_trainer(kind: str, folder: Path | None = None, **options: Any) -> Onlin
 def run(kind: str, folder: Path, stop: int | None = None, **options: Any) -> OnlineTDMPC2Trainer:
     """Trains, from the folder's checkpoint if there is one; stops in the ``stop``-th iteration."""
     trainer = make_trainer(kind, folder, **options)
-    evaluated, env = make_planner(trainer.loss_module.model), make_env("walk" if kind == "apart" else kind)
+    evaluated, env = make_planner(trainer.loss_module.model), make_env(kind)
     trainer.evaluate = lambda: {"real_return": evaluate_policy(evaluated, env, episodes=2, seed=8).return_mean}
     if kind == "task":
         trainer.evaluate = None
@@ -159,44 +159,17 @@ def test_a_run_stopped_half_way_goes_on_with_the_same_numbers(kind: str, stop: i
 
 @pytest.mark.skipif(importlib.util.find_spec("dm_control") is None, reason="dm_control is not installed")
 def test_a_run_on_a_dm_control_task_goes_on_with_the_same_numbers(tmp_path: Path) -> None:
-    options = {"iterations": 10, "warmup_steps": 250}
+    options = {"iterations": 8, "warmup_steps": 150}
     whole = run("task", tmp_path / "whole", **options)
     with pytest.raises(Interrupted):
-        run("task", tmp_path / "parts", 8, **options)
+        run("task", tmp_path / "parts", 4, **options)
     parts = make_trainer("task", tmp_path / "parts", **options)
     parts.resume()
-    # Two batches of the warm-up and six iterations: two episodes of 500 steps.
-    assert parts.iteration == 6
+    # In the 300th of the 500 steps of an episode.
+    assert (parts.iteration, parts.env_steps) == (2, 300)
     parts = run("task", tmp_path / "parts", **options)
     assert_same(parts.loss_module.state_dict(), whole.loss_module.state_dict())
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole") != {}
-
-
-def test_every_episode_of_an_env_without_state_is_seeded_by_its_number() -> None:
-    kept = []
-    for seed in (5, 5, 6):
-        trainer = make_trainer("walk", episode_seed=seed)
-        trainer.train()
-        kept.append(trainer.collection.replay_buffer[:]["observation"][:, ::6])
-    assert torch.equal(kept[0], kept[1]) and not torch.isclose(kept[0], kept[2]).any()
-    starts = kept[0].flatten(0, 1)
-    assert len(starts.unique(dim=0)) == len(starts) == 14
-
-
-def test_a_checkpoint_waits_for_the_end_of_an_episode(tmp_path: Path, monkeypatch) -> None:
-    trainer, saved = make_trainer("walk", tmp_path, save_interval=1), []
-    monkeypatch.setattr("torchrl_pwm.trainers.trainer.save_checkpoint", lambda *_, step: saved.append(step))
-    trainer.train()
-    assert saved == [2, 4, 6, 8, 10, 12]
-
-
-def test_episodes_that_end_apart_are_saved_with_a_warning(tmp_path: Path, monkeypatch) -> None:
-    warned: list[str] = []
-    monkeypatch.setattr("torchrl_pwm.trainers.trainer.torchrl_logger.warning", warned.append)
-    trainer = make_trainer("apart", tmp_path)
-    trainer.train()
-    assert has_checkpoint(tmp_path / "checkpoint") and len(warned) == 1
-    assert "do not end together" in warned[0] and "begins new episodes" in warned[0]
 
 
 def test_a_checkpoint_without_an_episode_seed_goes_on_with_one_in_new_episodes(tmp_path: Path, monkeypatch) -> None:
@@ -205,7 +178,7 @@ def test_a_checkpoint_without_an_episode_seed_goes_on_with_one_in_new_episodes(t
     run("simulator", tmp_path, iterations=2, episode_seed=None)
     run("simulator", tmp_path)
     assert len(warned) == 1 and "begins new episodes" in warned[0]
-    assert load_checkpoint(tmp_path / "checkpoint")["collected_steps"]["starts"] == 0
+    assert load_checkpoint(tmp_path / "checkpoint")["collected_steps"]["env"] is not None
 
 
 def test_collectors_and_options_that_do_not_fit_are_refused() -> None:

@@ -29,7 +29,6 @@ from torchrl_pwm._utils.stopping import become_worker, is_stoppable, shield_trac
 from torchrl_pwm.data import extend_with_recorded, make_online_replay, read_memmap, store_transitions
 from torchrl_pwm.data.store.manifest import MANIFEST_NAME
 from torchrl_pwm.envs.multitask import innermost_env
-from torchrl_pwm.envs.simulators.state import has_state
 from torchrl_pwm.evaluation.scores import find_task_spec
 from torchrl_pwm.modules import PWMWorldModel, WorldModelPolicy
 from torchrl_pwm.objectives import PWMLoss, PWMWorldModelLoss
@@ -100,8 +99,7 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         make_collector(config, env, policy, device, random_steps=run.random_steps),
         replay,
         warmup_steps=config.collector.random_steps + config.collector.first_policy_steps,
-        # The state of a simulator is saved, that of other envs cannot be.
-        episode_seed=config.seed if has_state(env) and config.collector.workers < 2 else None,
+        episode_seed=config.seed if config.collector.workers < 2 else None,
         optimization_stepper=stepper,
         **run.online_options(),
     )

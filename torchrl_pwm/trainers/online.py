@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from tensordict import TensorDictBase
-from torchrl import torchrl_logger
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 from torchrl.objectives import LossModule
@@ -40,9 +39,8 @@ class OnlineTrainer(Trainer):
         warmup_updates (int): model updates before the first iteration.
         normalize_observations (bool): give the model the statistics of the observations of the warm-up, or of the data
             set that it is pre-trained on.
-        episode_seed (int, optional): seed from which a resumed run repeats the rest; see
-            :class:`~torchrl_pwm.data.OnlineCollection`. Where it needs the episodes of all envs to end
-            together with a batch, checkpoints are saved where they do.
+        episode_seed (int, optional): seed of the envs' episodes, by which a resumed run repeats the rest; see
+            :class:`~torchrl_pwm.data.OnlineCollection`.
         **kwargs: see :class:`Trainer`.
 
     Raises:
@@ -80,7 +78,7 @@ class OnlineTrainer(Trainer):
         self.components["collected_steps"] = self.collection
         self.warmup_steps, self.warmup_updates = warmup_steps, warmup_updates
         self.normalize_observations = normalize_observations
-        self._warned = self._closed = False
+        self._closed = False
 
     @property
     def world_model(self) -> PWMWorldModel:
@@ -141,17 +139,3 @@ class OnlineTrainer(Trainer):
         """Logs metrics and what was collected, every ``log_interval`` iterations."""
         reward = steps.get(("next", self.loss_module.tensor_keys.reward)).mean()
         self.log({**dict(metrics.items()), "env_steps": self.env_steps, "collected_reward": reward})
-
-    def save(self, *, now: bool = False) -> None:
-        """Saves a checkpoint at its interval, or ``now``; with an ``episode_seed``, where a run can repeat the rest."""
-        collection = self.collection
-        if collection.episode_seed is not None and self.iteration < self.iterations and not collection.repeats:
-            if collection.may_repeat:
-                return
-            if not self._warned and self.save_folder is not None:
-                self._warned = True
-                torchrl_logger.warning(
-                    "The episodes of this env do not end together with a batch: a run resumed from its checkpoints "
-                    "begins new episodes. Choose batches whose steps divide an episode's to have it repeat the rest."
-                )
-        super().save(now=now)

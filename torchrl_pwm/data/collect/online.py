@@ -12,6 +12,7 @@ from torchrl.data import ReplayBuffer
 
 from torchrl_pwm._utils.finite import first_bad_step
 from torchrl_pwm._utils.torchrl_private import collector_td, set_collector_td
+from torchrl_pwm.data.collect.episodes import RunningEpisodes
 from torchrl_pwm.data.collect.rows import as_rows, check_collector, end_newest_steps, end_rows
 from torchrl_pwm.data.filled import filled_state, whole_state
 from torchrl_pwm.envs.action_bounds import check_bounds
@@ -23,12 +24,12 @@ __all__ = ["OnlineCollection"]
 class OnlineCollection:
     """The newest steps of a collector, which go into a replay buffer first.
 
-    The buffer's contents, as far as it is filled, are saved with a checkpoint. The envs' states are not, since envs in
-    general cannot be saved: a resumed run begins new episodes, and those before it end in the buffer where they were.
-    With an ``episode_seed`` it repeats the rest of the run, in one of two ways. The state of a simulator
-    (:class:`~torchrl_pwm.SimulatorEnv`) is saved. Any other env is seeded anew, from ``episode_seed`` and the number of
-    times, whenever a batch ends with the episodes of all its envs; a checkpoint of such a moment (:attr:`repeats`)
-    needs no state.
+    The buffer's contents, as far as it is filled, are saved with a checkpoint. Without an ``episode_seed`` the envs'
+    states are not: a resumed run begins new episodes, and those before it end in the buffer where they were. With one
+    it repeats the rest of the run, in one of two ways. The state of a simulator (:class:`~torchrl_pwm.SimulatorEnv`) is
+    saved. In any other env, whose state in general cannot be saved, every episode begins from a seed of its own, and a
+    resumed run plays those that were running again, with the same actions; where they do not come to the same
+    observations, a warning says so and new episodes begin.
 
     Args:
         collector (BaseCollector): a TorchRL collector in this process, or a synchronous one in several.
@@ -36,7 +37,7 @@ class OnlineCollection:
         keys (sequence of NestedKey): the entries that are kept, where they are there.
 
     Keyword Args:
-        episode_seed (int, optional): see above.
+        episode_seed (int, optional): see above; a transform that seeds the collector's env is appended to it.
 
     Raises:
         FloatingPointError: in :meth:`collect`, for a NaN or an infinity among the entries that are kept; the entry, its
@@ -67,24 +68,13 @@ class OnlineCollection:
         self.collector, self.replay_buffer, self.keys = collector, replay_buffer, list(keys)
         self.episode_seed = episode_seed
         self.env_steps = 0
-        self.starts = 0
-        # Whether the next batch begins with new episodes in all envs, and whether the envs' episodes end apart.
-        self._at_start, self._apart = True, False
+        self._episodes: RunningEpisodes | None = None
+        if episode_seed is not None and not has_state(collector.env):
+            self._episodes = RunningEpisodes(collector, episode_seed)
         self._batches: Iterator[TensorDictBase] | None = None
-
-    @property
-    def repeats(self) -> bool:
-        """Whether a checkpoint of this moment has all that the rest of the run depends on."""
-        return self.episode_seed is not None and (self._at_start or has_state(self.collector.env))
-
-    @property
-    def may_repeat(self) -> bool:
-        """Whether such a moment may still come."""
-        return self.episode_seed is not None and not self._apart
 
     def collect(self) -> TensorDictBase:
         """The next steps ``[N, T]``, which are in the replay buffer then."""
-        self._begin_episodes()
         if self._batches is None:
             self._batches = iter(self.collector)
         # The workers of a multi-process collector act with copies of the networks.
@@ -105,7 +95,8 @@ class OnlineCollection:
         steps = batch.select(*self.keys, strict=False).copy()
         self._refuse_non_finite(steps)
         self.env_steps += batch.numel()
-        self._note_ends(batch)
+        if self._episodes is not None:
+            self._episodes.extend(batch)
         # A collector that resets its envs before each batch leaves the episodes before it without an end.
         self.replay_buffer.extend(end_rows(steps) if self.collector.reset_at_each_iter else steps)
         return batch
@@ -127,45 +118,35 @@ class OnlineCollection:
             "resumed goes on from its last checkpoint, which is without it."
         )
 
-    def _begin_episodes(self) -> None:
-        """Seeds an env whose state cannot be saved, where all its episodes begin."""
-        if self.episode_seed is None or not self._at_start or has_state(self.collector.env):
-            return
-        self.collector.env.set_seed((1_000_003 * self.episode_seed + self.starts) % 2**32)
-        self.collector.reset()
-        self.starts += 1
-
-    def _note_ends(self, batch: TensorDictBase) -> None:
-        done = batch.get(("next", "done"))
-        self._at_start = bool(done[:, -1].all())
-        self._apart |= bool(done.any()) and not self._at_start
-
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"replay_buffer": filled_state(self.replay_buffer), "env_steps": self.env_steps}
-        if self.episode_seed is None:
-            return state
-        env = self.collector.env
-        # Of the collector: what its policy remembers, and how many of its steps were random.
-        state |= {"collector": self.collector.state_dict(), "starts": self.starts, "at_start": self._at_start}
-        state["env"] = save_env(env, collector_td(self.collector)) if has_state(env) else None
+        if self.episode_seed is not None:
+            # Of the collector: what its policy remembers, and how many of its steps were random.
+            state["collector"] = self.collector.state_dict()
+            state["env"] = save_env(self.collector.env, collector_td(self.collector))
+            state["episodes"] = None if self._episodes is None else self._episodes.state_dict()
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.replay_buffer.load_state_dict(whole_state(state_dict["replay_buffer"]))
         self.env_steps = state_dict["env_steps"]
-        if self.episode_seed is None or "starts" not in state_dict:
-            if self.episode_seed is not None:
-                torchrl_logger.warning(
-                    "The checkpoint is of a run without episode_seed, which has no state of the envs: the run goes on, "
-                    "and begins new episodes."
-                )
+        if self.episode_seed is None or not self._load_episodes(state_dict):
             end_newest_steps(self.replay_buffer)
-            return
-        self.collector.load_state_dict(state_dict["collector"], strict=False)
-        self.starts, self._at_start = state_dict["starts"], state_dict["at_start"]
-        if state_dict["env"] is None:
-            end_newest_steps(self.replay_buffer)
-        else:
-            td = load_env(self.collector.env, state_dict["env"])
-            assert td is not None
-            set_collector_td(self.collector, td)
+
+    def _load_episodes(self, state_dict: Mapping[str, Any]) -> bool:
+        """Whether the envs are where they were."""
+        if "collector" in state_dict:
+            self.collector.load_state_dict(state_dict["collector"], strict=False)
+        env = state_dict.get("env")
+        if env is None:
+            torchrl_logger.warning(
+                "The checkpoint is of a run without episode_seed, or of an earlier version, and has no state of the "
+                "envs: the run goes on, and begins new episodes."
+            )
+            return False
+        if self._episodes is not None and not self._episodes.play_again(state_dict["episodes"], env["carrier"]):
+            return False
+        td = load_env(self.collector.env, env)
+        assert td is not None
+        set_collector_td(self.collector, td)
+        return True

@@ -18,7 +18,10 @@ def has_state(env: EnvBase) -> bool:
 
 
 def save_env(env: EnvBase, td: TensorDictBase | None) -> dict[str, Any]:
-    """The state of a simulator and of its transforms, and the TensorDict of the step that it stands at."""
+    """The state of a simulator and of its transforms, and the TensorDict of the step that it stands at.
+
+    Of other envs, what they hold as state beside that of the running episodes.
+    """
     return {
         "simulator": innermost_env(env).state_dict(),
         # Of a TransformedEnv, TorchRL saves the transforms alone.
