@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
@@ -17,8 +17,9 @@ from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.door import making, read_tensors
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import TDMPC2Model, TrainedPolicy, WorldModelPolicy, load_world_model
+from torchrl_pwm.modules.arguments import build_for
 from torchrl_pwm.runs.folder import kind_of_run
-from torchrl_pwm.runs.saved import read_config
+from torchrl_pwm.runs.saved import configured, read_config
 
 _EPISODE_LENGTH = 500  # of a model whose discounts follow from its file
 
@@ -46,7 +47,6 @@ def load_policy(
         seed (int, optional): of several seeds of a task, the one whose policy is wanted. Default: the first.
         plan (bool, optional): of a TD-MPC2 run, whether to plan; False acts with the policy prior. Default: as the
             run was evaluated.
-
         targets (sequence of str, optional): what of your own the run's configuration may name, such as the function
             that makes the encoder of its world model. Of its own accord it names parts of this package only.
 
@@ -102,12 +102,20 @@ def _read(folder: Path, name: str, config: Any) -> dict[str, Tensor]:
     return read_tensors(folder / name, what="policy", finite=True)
 
 
+def _build(weights: Mapping[str, Tensor], config: DictConfig, **sizes: Any) -> Any:
+    """A network as configured, if it is for as many weights as there are."""
+    return build_for(weights, functools.partial(configured, config), sizes)
+
+
+def _own_encoder(config: DictConfig) -> dict[str, Any]:
+    return {"encoder": configured(config.model.encoder)} if config.model.get("encoder") else {}
+
+
 def _load_online(config: DictConfig, folder: Path, plan: bool | None) -> TrainedPolicy:
     weights = _read(folder, "policy.pt", config)
-    own = {"encoder": instantiate(config.model.encoder)} if config.model.get("encoder") else {}
-    model = load_world_model(folder / "world_model.pt", **own)
+    model = load_world_model(folder / "world_model.pt", **_own_encoder(config))
     sizes: Any = {"observation_dim": model.observation_dim, "action_dim": model.action_dim}
-    network = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=sizes["action_dim"])
+    network = _build(weights, config.actor, latent_dim=model.latent_dim, action_dim=sizes["action_dim"])
     network.load_state_dict(weights)
     return TrainedPolicy(WorldModelPolicy(model, network), **sizes, task_name=config.task)
 
@@ -118,9 +126,9 @@ def _load_shac(config: DictConfig, folder: Path, plan: bool | None) -> TrainedPo
     sizes: Any = {"observation_dim": first.shape[1], "action_dim": _actions(weights)}
     normalizer = None
     if config.normalize_observations:
-        normalizer = instantiate(config.normalizer, observation_dim=sizes["observation_dim"])
+        normalizer = configured(config.normalizer, observation_dim=sizes["observation_dim"])
     key = "observation" if normalizer is None else normalizer.out_keys[0]
-    actor = instantiate(config.actor, latent_dim=sizes["observation_dim"], action_dim=sizes["action_dim"], in_key=key)
+    actor = _build(weights, config.actor, latent_dim=first.shape[1], action_dim=sizes["action_dim"], in_key=key)
     policy: TensorDictModuleBase = actor if normalizer is None else TensorDictSequential(normalizer, actor)
     policy.load_state_dict(weights)
     return TrainedPolicy(policy, **sizes, task_name=config.task)
@@ -137,9 +145,14 @@ def _load_online_tdmpc2(config: DictConfig, folder: Path, plan: bool | None) -> 
         "episode_lengths": config.heads.episode_lengths or _EPISODE_LENGTH,
         "episodic": any("termination" in name for name in weights),
     }
-    model: TDMPC2Model = instantiate(config.heads, instantiate(config.model, **sizes), **options)
+
+    def make(**arguments: Any) -> TDMPC2Model:
+        model: TDMPC2Model = configured(config.heads, configured(config.model, **arguments), **options)
+        return model
+
+    model = build_for(weights, make, sizes, **_own_encoder(config))
     model.load_state_dict(weights)
-    planner = instantiate(config.planner, model, plan=config.evaluation.plan if plan is None else plan)
+    planner = configured(config.planner, model, plan=config.evaluation.plan if plan is None else plan)
     return TrainedPolicy(planner, **sizes, task_name=config.task)
 
 
@@ -177,7 +190,7 @@ def _load_recorded(
     several = len(config.tasks) > 1
     weights = _read(folder, f"policies/{task}/policy.pt" if several else "policy.pt", config)
     model = load_world_model(folder / "world_model.pt")
-    network = instantiate(config.actor)
+    network = _build(weights, config.actor)
     network.load_state_dict(weights)
     sizes: Any = {"observation_dim": model.observation_dim, "action_dim": model.action_dim}
     own = config.tasks[task]
@@ -199,7 +212,7 @@ def _load_offline_tdmpc2(
     model = load_tdmpc2(config, model_of_run(config, folder), tasks)
     if task is not None or len(tasks) == 1:
         task = _choose(folder, "task", task, tasks)
-    planner = instantiate(config.planner, model, plan=config.plan if plan is None else plan)
+    planner = configured(config.planner, model, plan=config.plan if plan is None else plan)
     return _of_task(planner, model.world_model, config, task)
 
 
