@@ -210,10 +210,11 @@ def run_command(
         from torchrl_pwm.runs.pretrain import launched_again
 
         config = launched_again(name, config)
+    resumed = bool(config.resume)
     config, folder = open_run(config, overrides)
     check_packages(config)
     torchrl_logger.info(f"run folder: {folder}")
-    with running(folder, f"torchrl-pwm {name}"), of_run(folder) if config.resume else contextlib.nullcontext():
+    with running(folder, f"torchrl-pwm {name}"), of_run(folder) if resumed else contextlib.nullcontext():
         summary = run(config, folder)
     if not rank():
         show(summary, table=table)
