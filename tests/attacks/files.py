@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -328,3 +329,44 @@ KINDS = {
     "a table of metrics": Kind(lambda at: put(at / "m.csv", "step,a,b\n1,0.5,2\n2,,3\n"), read_metrics, False),
     "metrics of a run": Kind(scalars, lambda path: read_metrics(path.parents[1]), False),
 }
+
+
+@functools.cache
+def composed(command: str) -> Any:
+    from torchrl_pwm.runs.cli import command_config
+
+    return command_config(command, ["data=data"] if command == "offline" else [])
+
+
+def configuration(command: str, *, summed: bool) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        from torchrl_pwm.runs.saved import config_text
+
+        text = config_text(composed(command))
+        return put(folder / "config.yaml", text if summed else text.partition(b"\n")[2])
+
+    return write
+
+
+def resume(command: str) -> Callable[[Path], Any]:
+    def read(path: Path) -> Any:
+        from omegaconf import OmegaConf
+
+        from torchrl_pwm.runs.folder import open_run
+
+        config = composed(command).copy()
+        config.resume = str(path.parent)
+        return OmegaConf.to_container(open_run(config, [])[0], resolve=False)
+
+    return read
+
+
+RUNS = ("mt80", "pretrain", "offline", "online", "shac", "tdmpc2-mt80", "tdmpc2-online")
+for command in RUNS:
+    # One of before, without a checksum, may be cut to that of another command.
+    KINDS |= {
+        f"{command}: configuration of a run": Kind(configuration(command, summed=True), resume(command)),
+        f"{command}: earlier configuration of a run": Kind(
+            configuration(command, summed=False), resume(command), False, OTHER
+        ),
+    }

@@ -21,7 +21,7 @@ from torchrl_pwm.modules.agent_files import (
     parse_agent,
     read_agent_file,
 )
-from torchrl_pwm.modules.arguments import plain
+from torchrl_pwm.modules.arguments import build_for, plain
 from torchrl_pwm.modules.checkpoints import read_world_model
 from torchrl_pwm.modules.hub import Pretrained
 from torchrl_pwm.modules.normalizer import ObservationNormalizer
@@ -138,9 +138,9 @@ class PWMAgent(Pretrained):
                     normalizer.moments.load_state_dict(observation.state_dict())
                     in_key, observation = normalizer.out_keys[0], None
             floor: dict[str, Any] = {} if model is not None else {"min_log_std": _SHAC_MIN_LOG_STD}
-            actor = make_pwm_actor(**actor_sizes(file.actor), **floor, in_key=in_key)
+            actor = build_for(file.actor, make_pwm_actor, actor_sizes(file.actor), **floor, in_key=in_key)
             actor.load_reference_state_dict(file.actor)
-            critics = make_value_ensemble(**critic_sizes(file.critic), in_key=in_key)
+            critics = build_for(file.critic, make_value_ensemble, critic_sizes(file.critic), in_key=in_key)
             critics.load_reference_state_dict(file.critic)
             agent = cls(
                 model,
@@ -200,7 +200,7 @@ def _published_world_model(file: AgentFile, observation: RunningMoments | None) 
     # Of bins, in symlog space, the published code has moments too and does not use them.
     normalized = reward is not None and not sizes["num_bins"]
     clip = None if observation is None else _OBSERVATION_CLIP
-    model = PWMWorldModel(**sizes, normalize_rewards=normalized, observation_clip=clip)
+    model: PWMWorldModel = build_for(weights, PWMWorldModel, sizes, normalize_rewards=normalized, observation_clip=clip)
     if normalized:
         assert model.reward_moments is not None and reward is not None
         moments = _running(reward, ()).state_dict()

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from torchrl_pwm._utils.door import making, read_tensors
 from torchrl_pwm._utils.errors import DamagedFileError
 
 _ENTRY = "arguments"
 _LONGEST = 10_000
-# Buffers may be made that a file of weights lacks.
-_LARGER, _FREELY = 2, 1 << 20
+# Buffers may be made that a file of weights lacks, and parameters that are replaced: numbers, and tensors.
+_LARGER, _FREELY, _FREE_TENSORS = 2, 1 << 20, 64
+# Five hundred layers, which take a second or two: no world model or policy has a tenth of them.
+_MOST_TENSORS = 2048
 
 
 class Rebuildable(nn.Module):
@@ -84,7 +91,8 @@ def build_for(
 ) -> Any:
     """What ``make`` builds of arguments that came with weights, if it is for as many numbers as these are.
 
-    Arguments out of a file may ask for more memory than there is; the size is found out without any.
+    Arguments out of a file may ask for more memory than there is, or for more layers than are built in an hour: the
+    size is found out without any memory, and building ends where there are more layers than weights.
 
     Raises:
         DamagedFileError: if the arguments are of a much larger module.
@@ -95,23 +103,78 @@ def build_for(
         Linear(in_features=2, out_features=2, bias=True)
         >>> build_for(weights, nn.Linear, {"in_features": 10**6, "out_features": 10**6})  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        torchrl_pwm._utils.errors.DamagedFileError: The arguments make a Linear of 1000001000000 numbers, but the ...
+        torchrl_pwm._utils.errors.DamagedFileError: The arguments make a network of 1000001000000 numbers or more, ...
     """
     modules = any(isinstance(value, nn.Module) for value in (*arguments.values(), *further.values()))
     long = [name for name, value in arguments.items() if isinstance(value, (list, tuple)) and len(value) > _LONGEST]
     if long:
         raise DamagedFileError(f"The arguments {long} hold more than {_LONGEST} entries each.")
+    tensors = [value for value in weights.values() if isinstance(value, Tensor)]
+    found, numbers = len(tensors), sum(value.numel() for value in tensors)
     if not modules:  # those are there already, and may not like other devices
-        with torch.device("meta"):
+        with torch.device("meta"), _no_more_than(found, numbers):
             shell = make(**arguments, **further)
         needed = sum(value.numel() for value in shell.state_dict().values())
-        found = sum(value.numel() for value in weights.values() if isinstance(value, Tensor))
-        if needed > _LARGER * found + _FREELY:
-            raise DamagedFileError(
-                f"The arguments make a {type(shell).__name__} of {needed} numbers, but the weights that came with them "
-                f"are {found}."
-            )
-    return make(**arguments, **further)
+        if needed > _LARGER * numbers + _FREELY:
+            raise _too_much(f"{needed} numbers", numbers)
+    with _no_more_than(found, numbers):
+        return make(**arguments, **further)
+
+
+def network_of_file(
+    path: str | os.PathLike[str], make: Callable[[], Any], *, what: str, part: str | None = None
+) -> Any:
+    """The network of a file of weights, built as something else than the file says, such as a configuration beside it.
+
+    Args:
+        path: the file.
+        make: builds the network, without its weights.
+
+    Keyword Args:
+        what: name of what is expected, for messages.
+        part: the entry of the file that holds the weights; None if it holds nothing else.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DamagedFileError: if it is no file of tensors, or damaged, or ``make`` makes another, or a much larger network.
+    """
+    contents = read_tensors(path, what=what, finite=True)
+    with making(what, path):
+        weights = contents if part is None else contents[part]
+        network = build_for(weights, make, {})
+        network.load_state_dict(weights)
+    return network
+
+
+@contextlib.contextmanager
+def _no_more_than(tensors: int, numbers: int) -> Iterator[None]:
+    """Refuses a parameter beyond those of so many tensors and numbers as it is given to a module of the block."""
+    made = [0, 0]
+    thread = threading.get_ident()  # a hook is of all modules, those that another thread builds too
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is None or threading.get_ident() != thread:
+            return
+        made[0] += 1
+        made[1] += parameter.numel()
+        if made[1] > _LARGER * numbers + _FREELY:
+            raise _too_much(f"{made[1]} numbers or more", numbers)
+        if made[0] > _LARGER * tensors + _FREE_TENSORS:
+            raise _too_much(f"{made[0]} tensors or more", tensors)
+        if made[0] > _MOST_TENSORS:
+            raise DamagedFileError(f"The arguments make a network of more than {_MOST_TENSORS} tensors.")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _too_much(needed: str, found: int) -> DamagedFileError:
+    return DamagedFileError(
+        f"The arguments make a network of {needed}, but the weights that came with them are {found}."
+    )
 
 
 def saved_arguments(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any] | None:

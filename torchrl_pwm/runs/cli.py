@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import functools
 import os
 import re
 import sys
@@ -27,8 +26,9 @@ from torchrl import torchrl_logger
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from torchrl_pwm._utils.ranges import check_options
 from torchrl_pwm._utils.torchrun import launched, rank
+from torchrl_pwm.runs.engines import ENGINES
 from torchrl_pwm.runs.folder import check_packages, kind_of_run, open_run, running
-from torchrl_pwm.runs.saved import read_config
+from torchrl_pwm.runs.saved import limits, of_run, read_config, saved_choice
 
 CONF = Path(__file__).parent / "conf"
 _DESCRIPTION = """A command composes its configuration from Hydra overrides, key=value, and makes a run in a folder:
@@ -78,6 +78,15 @@ def published_agent(overrides: list[str]) -> list[str]:
     # The agent has learnt from the recorded data already.
     further = ("pwm=published", "pretraining.updates=0")
     return [override for override in further if override.split("=")[0] not in given]
+
+
+def engine_of_run(overrides: list[str]) -> list[str]:
+    """The engine of the run that is resumed, where options of one are given, and not which."""
+    given = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+    if "engine" in given or not given.get("resume") or not any(key.startswith("engine.") for key in given):
+        return []
+    engine = saved_choice(given["resume"], "engine", ENGINES)
+    return [] if engine is None else [f"engine={engine}"]
 
 
 @dataclass(frozen=True)
@@ -201,10 +210,11 @@ def run_command(
         from torchrl_pwm.runs.pretrain import launched_again
 
         config = launched_again(name, config)
+    resumed = bool(config.resume)
     config, folder = open_run(config, overrides)
     check_packages(config)
     torchrl_logger.info(f"run folder: {folder}")
-    with running(folder, f"torchrl-pwm {name}"):
+    with running(folder, f"torchrl-pwm {name}"), of_run(folder) if resumed else contextlib.nullcontext():
         summary = run(config, folder)
     if not rank():
         show(summary, table=table)
@@ -249,7 +259,7 @@ def command_config(name: str, overrides: Sequence[str]) -> DictConfig:
     """The configuration of a command, with overrides and what these imply."""
     command = COMMANDS[name]
     overrides = command.spelled_out(overrides)
-    return compose_config(command.config, [*overrides, *command.implied(overrides)])
+    return compose_config(command.config, [*overrides, *command.implied(overrides), *engine_of_run(overrides)])
 
 
 def compose_config(name: str, overrides: Sequence[str], folder: Path = CONF) -> DictConfig:
@@ -273,13 +283,6 @@ def compose_config(name: str, overrides: Sequence[str], folder: Path = CONF) -> 
         del config["hydra"]
     check_options(OmegaConf.to_container(config), limits())  # type: ignore[arg-type]
     return config
-
-
-@functools.cache
-def limits() -> dict[str, Any]:
-    """What the options of all commands may be, by the ends of their names."""
-    table: Any = OmegaConf.to_container(OmegaConf.load(CONF / "limits.yaml"))
-    return table
 
 
 def _unknown_option(key: str, config: DictConfig) -> str:

@@ -43,6 +43,7 @@ from torchrl_pwm.trainers.trainer import Metrics
 
 Report = Callable[[str, int, Metrics], object]
 _SHOWN = ("loss_actor", "predicted_return", "real_return")  # beside the progress bar
+_RESULT = "result.json"  # in the folder of a policy
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class ExtractionJob:
     @property
     def result_file(self) -> Path:
         """Where the result is written when all is done."""
-        return self.folder / "result.json"
+        return self.folder / _RESULT
 
 
 def extract_policy(job: ExtractionJob, report: Report | None = None) -> dict[str, Any]:
@@ -253,25 +254,28 @@ def extract_all(
     Keyword Args:
         further: other work, for processes that have no policy left to extract; each says when it is done.
     """
+    policies = [(task, config.seed + number) for task in tasks for number in range(config.seeds)]
+    places = [folder / "policies" / task / f"seed-{seed}" for task, seed in policies]
+    results = [place / _RESULT for place in places]
+    table = PolicyTable(folder, get_task_set(config.task_set), results)
+    if not further and all(file.exists() for file in results):
+        return [read_result(file) for file in results]  # no engine is made: one may start a cluster
     engine = make_engine(config)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     jobs = [
         ExtractionJob(
             config=plain,
             task=task,
-            seed=config.seed + number,
-            folder=folder / "policies" / task / f"seed-{config.seed + number}",
+            seed=seed,
+            folder=place,
             data=data,
             world_model=model_file,
             threads=engine.threads,
             device=engine.device,
             before=before or FRESH,
         )
-        for task in tasks
-        for number in range(config.seeds)
+        for (task, seed), place in zip(policies, places, strict=True)
     ]
-    results = [job.result_file for job in jobs]
-    table = PolicyTable(folder, get_task_set(config.task_set), results)
     if left := [job for job in jobs if not job.result_file.exists()]:
         groups = _groups(left, config.get("tasks_per_batch", 1), engine.batches)
         evaluators = engine.evaluators(len(groups))

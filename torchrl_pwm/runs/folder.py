@@ -22,7 +22,7 @@ from torchrl_pwm._utils.files import locked, replace_file
 from torchrl_pwm._utils.quiet import quiet_torchrl
 from torchrl_pwm._utils.stopping import Stopped, stoppable
 from torchrl_pwm._utils.torchrun import launched, rank
-from torchrl_pwm.runs.saved import CONFIG_FILE, named_targets, read_config
+from torchrl_pwm.runs.saved import CONFIG_FILE, check_saved, config_text, named_targets, of_run, read_config
 
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _HELD: dict[Path, contextlib.ExitStack] = {}  # the run folders that this process works in, with their locks
@@ -138,9 +138,16 @@ def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictCon
     if not (folder / CONFIG_FILE).exists():
         raise FileNotFoundError(f"No run to resume in {folder}: expected {CONFIG_FILE} there.")
     saved = read_config(folder, targets=named_targets(config))
+    with of_run(folder):
+        return _agreed(config, saved, folder, overrides), folder
+
+
+def _agreed(config: DictConfig, saved: DictConfig, folder: Path, overrides: Iterable[str]) -> DictConfig:
+    """The configuration of a run that is resumed, with what the command line may set of it."""
     made, asked = kind_of_run(saved), kind_of_run(config)
     if made != asked:
         raise ValueError(f"The run in {folder} is one of {made}, not of {asked}: go on with `torchrl-pwm {made}`.")
+    check_saved(saved, folder)
     given = [override.lstrip("+~").split("=")[0] for override in overrides]
     longer = [key for key in _longer(saved) if key in given and _is_longer(config, saved, key)]
     for key in longer:
@@ -159,7 +166,7 @@ def open_run(config: DictConfig, overrides: Iterable[str] = ()) -> tuple[DictCon
         )
     for key in (*sorted(free), *longer):  # a group before its options
         OmegaConf.update(saved, key, OmegaConf.select(config, key), merge=False)
-    return saved, folder
+    return saved
 
 
 def claim_folder(config: DictConfig, folder: Path) -> None:
@@ -176,7 +183,7 @@ def claim_folder(config: DictConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _hold(folder)
     if not file.exists():
-        replace_file(file, OmegaConf.to_yaml(config, resolve=False).encode())
+        replace_file(file, config_text(config))
         return
     saved = read_config(folder, targets=named_targets(config))
     for key, stage in _longer(saved).items():
@@ -186,7 +193,7 @@ def claim_folder(config: DictConfig, folder: Path) -> None:
         _set_aside(folder, stage.results, folder / "earlier" / f"{key}-{old}")
         OmegaConf.update(saved, key, OmegaConf.select(config, key))
         torchrl_logger.info(f"{key}: {old} -> {OmegaConf.select(config, key)}; learning rates as of so long a run")
-        replace_file(file, OmegaConf.to_yaml(saved, resolve=False).encode())
+        replace_file(file, config_text(saved))
 
 
 def _hold(folder: Path) -> None:

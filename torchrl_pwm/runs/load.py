@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
@@ -17,8 +17,11 @@ from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.door import making, read_tensors
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import TDMPC2Model, TrainedPolicy, WorldModelPolicy, load_world_model
+from torchrl_pwm.modules.arguments import build_for
 from torchrl_pwm.runs.folder import kind_of_run
-from torchrl_pwm.runs.saved import read_config
+from torchrl_pwm.runs.saved import configured, read_config
+
+Make = Callable[[], TrainedPolicy]
 
 _EPISODE_LENGTH = 500  # of a model whose discounts follow from its file
 
@@ -46,7 +49,6 @@ def load_policy(
         seed (int, optional): of several seeds of a task, the one whose policy is wanted. Default: the first.
         plan (bool, optional): of a TD-MPC2 run, whether to plan; False acts with the policy prior. Default: as the
             run was evaluated.
-
         targets (sequence of str, optional): what of your own the run's configuration may name, such as the function
             that makes the encoder of its world model. Of its own accord it names parts of this package only.
 
@@ -57,25 +59,42 @@ def load_policy(
     Raises:
         FileNotFoundError: if there is no run in the folder, or it has not ended with a policy.
         DamagedFileError: if one of its files is damaged, or its configuration names anything else.
-        ValueError: for a task or a seed that the run has not, or several tasks of which none is named.
+        ValueError: for a task or a seed that the run has not, or several tasks of which none is named; for a run that
+            has no policy, and where an encoder of your own cannot be built.
+        TypeError: for an argument of another kind.
 
     Examples:
         >>> policy = load_policy("runs/2026-11-21_Hopper-v5")  # doctest: +SKIP
         >>> env.rollout(1000, policy)  # doctest: +SKIP
     """
+    _check_arguments(task=task, seed=seed, plan=plan, targets=targets)
     folder, named = _find_run(Path(run))
     task, seed = named.get("task", task), named.get("seed", seed)
     config = read_config(folder, targets=targets, simulator=False)
     kind = kind_of_run(config)
     load = _OF_MANY_TASKS.get(kind)
+    if load is None and kind not in _LOADERS:
+        raise ValueError(f"The run in {folder} is one of {kind}, which makes no policy: name that of another command.")
     if load is None and task not in (None, config.get("task")):
         raise ValueError(f"The run in {folder} is of {config.task} alone, found task={task}.")
     with making("policy", folder):
         if load is not None:
-            policy = load(config, folder, task=task, seed=seed, plan=plan)
+            make = load(config, folder, task=task, seed=seed, plan=plan)
         else:
-            policy = _LOADERS[kind](config, folder, plan)
+            make = _LOADERS[kind](config, folder, plan)
+    policy = make()  # of parts that were read: what fails here is no damage
     return policy.requires_grad_(False).eval().to(choose_device(None if device is None else str(device)))
+
+
+def _check_arguments(**given: Any) -> None:
+    """Refuses what would look like the fault of a file later on."""
+    kinds: dict[str, tuple[type, ...]] = {"task": (str,), "seed": (int,), "plan": (bool,)}
+    for name, kind in kinds.items():
+        if given[name] is not None and not isinstance(given[name], kind):
+            raise TypeError(f"{name} must be a {kind[0].__name__} or None, found {given[name]!r}.")
+    targets = given["targets"]
+    if isinstance(targets, str) or not all(isinstance(target, str) for target in targets):
+        raise TypeError(f"targets must be a list of names, found {targets!r}.")
 
 
 def _find_run(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -102,31 +121,46 @@ def _read(folder: Path, name: str, config: Any) -> dict[str, Tensor]:
     return read_tensors(folder / name, what="policy", finite=True)
 
 
-def _load_online(config: DictConfig, folder: Path, plan: bool | None) -> TrainedPolicy:
+def _build(weights: Mapping[str, Tensor], config: DictConfig, **sizes: Any) -> Any:
+    """A network as configured, if it is for as many weights as there are."""
+    return build_for(weights, functools.partial(configured, config), sizes)
+
+
+def _own_encoder(config: DictConfig) -> dict[str, Any]:
+    """The encoder of a user's own, which runs their code: an error in it is none of the file."""
+    encoder = config.model.get("encoder")
+    if not encoder:
+        return {}
+    try:
+        return {"encoder": configured(encoder)}
+    except Exception as error:
+        raise ValueError(f"The encoder {encoder.get('_target_')} of the run was not built: {error!r}") from error
+
+
+def _load_online(config: DictConfig, folder: Path, plan: bool | None) -> Make:
     weights = _read(folder, "policy.pt", config)
-    own = {"encoder": instantiate(config.model.encoder)} if config.model.get("encoder") else {}
-    model = load_world_model(folder / "world_model.pt", **own)
+    model = load_world_model(folder / "world_model.pt", **_own_encoder(config))
     sizes: Any = {"observation_dim": model.observation_dim, "action_dim": model.action_dim}
-    network = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=sizes["action_dim"])
+    network = _build(weights, config.actor, latent_dim=model.latent_dim, action_dim=sizes["action_dim"])
     network.load_state_dict(weights)
-    return TrainedPolicy(WorldModelPolicy(model, network), **sizes, task_name=config.task)
+    return lambda: TrainedPolicy(WorldModelPolicy(model, network), **sizes, task_name=config.task)
 
 
-def _load_shac(config: DictConfig, folder: Path, plan: bool | None) -> TrainedPolicy:
+def _load_shac(config: DictConfig, folder: Path, plan: bool | None) -> Make:
     weights = _read(folder, "policy.pt", config)
     first = next(value for name, value in weights.items() if name.endswith("mu_net.0.weight"))
     sizes: Any = {"observation_dim": first.shape[1], "action_dim": _actions(weights)}
     normalizer = None
     if config.normalize_observations:
-        normalizer = instantiate(config.normalizer, observation_dim=sizes["observation_dim"])
+        normalizer = configured(config.normalizer, observation_dim=sizes["observation_dim"])
     key = "observation" if normalizer is None else normalizer.out_keys[0]
-    actor = instantiate(config.actor, latent_dim=sizes["observation_dim"], action_dim=sizes["action_dim"], in_key=key)
+    actor = _build(weights, config.actor, latent_dim=first.shape[1], action_dim=sizes["action_dim"], in_key=key)
     policy: TensorDictModuleBase = actor if normalizer is None else TensorDictSequential(normalizer, actor)
     policy.load_state_dict(weights)
-    return TrainedPolicy(policy, **sizes, task_name=config.task)
+    return lambda: TrainedPolicy(policy, **sizes, task_name=config.task)
 
 
-def _load_online_tdmpc2(config: DictConfig, folder: Path, plan: bool | None) -> TrainedPolicy:
+def _load_online_tdmpc2(config: DictConfig, folder: Path, plan: bool | None) -> Make:
     weights = _read(folder, "model.pt", config)
     last = [value for name, value in weights.items() if name.startswith("policy.") and value.ndim == 2][-1]
     sizes: Any = {
@@ -137,18 +171,21 @@ def _load_online_tdmpc2(config: DictConfig, folder: Path, plan: bool | None) -> 
         "episode_lengths": config.heads.episode_lengths or _EPISODE_LENGTH,
         "episodic": any("termination" in name for name in weights),
     }
-    model: TDMPC2Model = instantiate(config.heads, instantiate(config.model, **sizes), **options)
+
+    def make(**arguments: Any) -> TDMPC2Model:
+        model: TDMPC2Model = configured(config.heads, configured(config.model, **arguments), **options)
+        return model
+
+    model = build_for(weights, make, sizes, **_own_encoder(config))
     model.load_state_dict(weights)
-    planner = instantiate(config.planner, model, plan=config.evaluation.plan if plan is None else plan)
-    return TrainedPolicy(planner, **sizes, task_name=config.task)
+    planner = configured(config.planner, model, plan=config.evaluation.plan if plan is None else plan)
+    return lambda: TrainedPolicy(planner, **sizes, task_name=config.task)
 
 
 _LOADERS = {"online": _load_online, "shac": _load_shac, "tdmpc2-online": _load_online_tdmpc2}
 
 
-def _load_extracted(
-    config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None
-) -> TrainedPolicy:
+def _load_extracted(config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None) -> Make:
     """A policy of a run of PWM on many tasks."""
     from torchrl_pwm.runs.policies import load_actor
     from torchrl_pwm.runs.world_model import load_world_model as load_configured
@@ -169,28 +206,26 @@ def _load_extracted(
     return _of_task(WorldModelPolicy(model, actor), model, config, task)
 
 
-def _load_recorded(
-    config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None
-) -> TrainedPolicy:
+def _load_recorded(config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None) -> Make:
     """A policy of a run on recorded data."""
     task = _choose(folder, "task", task, list(config.tasks))
     several = len(config.tasks) > 1
     weights = _read(folder, f"policies/{task}/policy.pt" if several else "policy.pt", config)
     model = load_world_model(folder / "world_model.pt")
-    network = instantiate(config.actor)
+    network = _build(weights, config.actor)
     network.load_state_dict(weights)
     sizes: Any = {"observation_dim": model.observation_dim, "action_dim": model.action_dim}
     own = config.tasks[task]
     if model.num_tasks:
         sizes |= {"task": own.index, "task_sizes": (own.observation_dim, own.action_dim)}
     if own.action_low is not None:
-        sizes["action_bounds"] = (list(own.action_low), list(own.action_high))
-    return TrainedPolicy(WorldModelPolicy(model, network), **sizes, task_name=task)
+        sizes["action_bounds"] = tuple([float(bound) for bound in side] for side in (own.action_low, own.action_high))
+    return lambda: TrainedPolicy(WorldModelPolicy(model, network), **sizes, task_name=task)
 
 
 def _load_offline_tdmpc2(
     config: DictConfig, folder: Path, *, task: str | None, seed: int | None, plan: bool | None
-) -> TrainedPolicy:
+) -> Make:
     """The planner of a multi-task TD-MPC2 run, or its policy prior, for one task or all."""
     from torchrl_pwm.runs.data import select_tasks
     from torchrl_pwm.runs.tdmpc2_offline import load_tdmpc2, model_of_run
@@ -199,20 +234,20 @@ def _load_offline_tdmpc2(
     model = load_tdmpc2(config, model_of_run(config, folder), tasks)
     if task is not None or len(tasks) == 1:
         task = _choose(folder, "task", task, tasks)
-    planner = instantiate(config.planner, model, plan=config.plan if plan is None else plan)
+    planner = configured(config.planner, model, plan=config.plan if plan is None else plan)
     return _of_task(planner, model.world_model, config, task)
 
 
 _OF_MANY_TASKS = {"mt80": _load_extracted, "tdmpc2-mt80": _load_offline_tdmpc2, "offline": _load_recorded}
 
 
-def _of_task(policy: TensorDictModuleBase, model: Any, config: DictConfig, task: str | None) -> TrainedPolicy:
+def _of_task(policy: TensorDictModuleBase, model: Any, config: DictConfig, task: str | None) -> Make:
     sizes: Any = {"observation_dim": model.observation_dim, "action_dim": model.action_dim}
     if task is None or not model.num_tasks:
-        return TrainedPolicy(policy, **sizes, task_name=task)
+        return lambda: TrainedPolicy(policy, **sizes, task_name=task)
     spec = get_task_set(config.task_set)[task]
     own = (spec.observation_dim, spec.action_dim)
-    return TrainedPolicy(policy, **sizes, task=spec.index, task_name=task, task_sizes=own)
+    return lambda: TrainedPolicy(policy, **sizes, task=spec.index, task_name=task, task_sizes=own)
 
 
 def _choose(folder: Path, name: str, wanted: Any, there: list[Any]) -> Any:

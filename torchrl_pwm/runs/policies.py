@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torchrl_pwm._utils.checkpoint import save_tensors
 from torchrl_pwm._utils.door import load_weights
 from torchrl_pwm.envs import TaskSpec
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel
+from torchrl_pwm.modules.arguments import network_of_file
 from torchrl_pwm.objectives import PWMLoss
 from torchrl_pwm.runs.data import family
+from torchrl_pwm.runs.saved import configured
 
 
 def config_of_task(config: DictConfig, task: TaskSpec) -> DictConfig:
@@ -61,7 +64,7 @@ def load_actor(
     config: Any, model: PWMWorldModel, folder: Path, task: str, *, seed: int | None = None
 ) -> TensorDictModule:
     """The policy of a task and seed, by default the first, from the folder of a run."""
-    actor = instantiate(config.actor, latent_dim=model.latent_dim, action_dim=model.action_dim)
+    make = functools.partial(configured, config.actor, latent_dim=model.latent_dim, action_dim=model.action_dim)
     saved = policy_file(folder, task, config.seed if seed is None else seed)
-    load_weights(actor, saved, what="policy", part="actor")
+    actor: TensorDictModule = network_of_file(saved, make, what="policy", part="actor")
     return actor

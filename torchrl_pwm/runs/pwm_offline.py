@@ -21,7 +21,7 @@ from torchrl_pwm.runs.deviations import check_comparison
 from torchrl_pwm.runs.engines import make_engine
 from torchrl_pwm.runs.engines.work import Work
 from torchrl_pwm.runs.extraction import extract_all
-from torchrl_pwm.runs.folder import claim_folder
+from torchrl_pwm.runs.folder import claim_folder, finished
 from torchrl_pwm.runs.policies import config_of_task
 from torchrl_pwm.runs.report import write_report
 from torchrl_pwm.runs.rounds import LastExtraction, add_earlier, run_rounds
@@ -91,7 +91,8 @@ def check_config(config: DictConfig, folder: Path) -> list[str]:
     check_comparison(config)
     baseline_settings(config)
     check_simulators(tasks, task_set)
-    make_engine(config)
+    if finished(config, folder) is None:
+        make_engine(config)  # of a run that has ended nothing is left for one
     # which runs of before have not
     continued = max(config_of_task(config, task_set[task]).stepper.get("continued", 0.0) for task in tasks)
     if continued and config.tasks_per_batch > 1:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import torchrl_pwm.envs.simulators
 from torchrl_pwm._utils.door import read_json, read_yaml_text
 from torchrl_pwm._utils.errors import DamagedFileError, first_line
+from torchrl_pwm._utils.ranges import check_options
 from torchrl_pwm.runs.configs import own_targets
 
 CONFIG_FILE = "config.yaml"
@@ -23,11 +28,12 @@ CONF = Path(__file__).parent / "conf"
 DELETE = "delete it and go on with resume=: what it is of is made again"
 
 _TARGET = "_target_"
+_SUM = "# sha256 of all below: "
 _SIMULATORS = "torchrl_pwm.envs.simulators"
 # Of interpolations those that refer to another option alone, as the package's own configurations do.
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 _CHOICE = re.compile(r"\$\{oc\.select:([A-Za-z_]\w*(?:\.\w+)*)\.\$\{[A-Za-z_]\w*(?:\.\w+)*\},[\w.-]+\}")
-_ENTRIES_LIMIT = 100_000
+_ENTRIES_LIMIT = 20_000  # some ten times those of the largest run; Hydra takes a millisecond for each
 _CHAIN_LIMIT = 8
 
 
@@ -54,7 +60,9 @@ def read_config(folder: str | os.PathLike[str], *, targets: Iterable[str] = (), 
     if not file.exists():
         raise FileNotFoundError(f"No run in {folder}: expected {CONFIG_FILE} there, the folder of a finished run.")
     try:
-        config = OmegaConf.create(read_yaml_text(file, what="configuration of a run"))
+        text = read_yaml_text(file, what="configuration of a run")
+        _check_sum(text, file)
+        config = OmegaConf.create(text)
         plain: Any = OmegaConf.to_container(config, resolve=False)
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, DamagedFileError):
@@ -78,6 +86,90 @@ def read_config(folder: str | os.PathLike[str], *, targets: Iterable[str] = (), 
     return config
 
 
+def config_text(config: DictConfig) -> bytes:
+    """What is written of a configuration to the folder of a run: YAML, after a line with its checksum."""
+    text = OmegaConf.to_yaml(config, resolve=False)
+    return f"{_SUM}{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode()
+
+
+def _check_sum(text: str, file: Path) -> None:
+    """Compares a configuration with its checksum; one of before has none, and begins with no comment.
+
+    Raises:
+        DamagedFileError: if it is not what was written.
+    """
+    first, _, rest = text.partition("\n")
+    if first.startswith("#") and first != f"{_SUM}{hashlib.sha256(rest.encode()).hexdigest()}":
+        raise DamagedFileError(
+            f"{file} is damaged, or was changed: it does not have the checksum in its first line. Restore it, or, if "
+            "you changed it yourself, delete that line"
+        )
+
+
+def check_saved(config: DictConfig, folder: Path) -> None:
+    """Compares the configuration of a run with what options may be, before anything is built of it.
+
+    Raises:
+        DamagedFileError: for the first value that cannot be.
+    """
+    try:
+        check_options(OmegaConf.to_container(config), limits())  # type: ignore[arg-type]
+    except ValueError as error:
+        raise _of_file(folder, error) from error
+
+
+@contextlib.contextmanager
+def of_run(folder: Path) -> Iterator[None]:
+    """What is amiss with the options of a run that is resumed, as an error of its configuration.
+
+    An option may be missing from it, or be of another kind, where it was cut short or changed.
+
+    Raises:
+        DamagedFileError: in place of errors of OmegaConf, and of Hydra where it cannot build what is configured.
+    """
+    try:
+        yield
+    except InstantiationException as error:
+        # Of a part of this package: what a user's own raises is said as it is.
+        ours = "target 'torchrl_pwm." in str(error) and isinstance(error.__cause__, (TypeError, AttributeError))
+        if ours or isinstance(error.__cause__, OmegaConfBaseException):
+            raise _of_file(folder, error.__cause__ or error) from error
+        raise
+    except OmegaConfBaseException as error:
+        raise _of_file(folder, error) from error
+
+
+def _of_file(folder: Path, error: BaseException) -> DamagedFileError:
+    return DamagedFileError(
+        f"{folder / CONFIG_FILE} is no whole configuration of a run, or damaged ({first_line(error)}); restore it, or "
+        "begin a new run in another folder"
+    )
+
+
+@functools.cache
+def limits() -> dict[str, Any]:
+    """What the options of all commands may be, by the ends of their names."""
+    table: Any = OmegaConf.to_container(OmegaConf.load(CONF / "limits.yaml"))
+    return table
+
+
+def saved_choice(folder: str | os.PathLike[str], group: str, choices: Sequence[str]) -> str | None:
+    """The name of what the run in a folder chose of a group; None if it says none of the choices, or there is no run.
+
+    Raises:
+        DamagedFileError: if its configuration is none.
+    """
+    file = Path(folder) / CONFIG_FILE
+    if not file.exists():
+        return None
+    text = read_yaml_text(file, what="configuration of a run")
+    with of_run(Path(folder)):
+        plain: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    part = plain.get(group) if isinstance(plain, dict) else None
+    name = part.get("name") if isinstance(part, dict) else None
+    return name if name in choices else None
+
+
 def named_targets(*configs: Any) -> set[str]:
     """What configurations that were not read from a folder name: the package's, with what the command line says."""
     return {str(target) for config in configs for _, target in _targets(OmegaConf.to_container(config, resolve=False))}
@@ -89,6 +181,19 @@ def own_targets_and_envs() -> frozenset[str]:
     in_files = (re.findall(r"^\s*_target_: (\S+)$", file.read_text(), re.MULTILINE) for file in CONF.rglob("*.yaml"))
     envs = [f"{_SIMULATORS}.{name}" for name in dir(torchrl_pwm.envs.simulators) if name.endswith("Env")]
     return frozenset({*own_targets(), *(name for names in in_files for name in names), *envs})
+
+
+def configured(config: Any, /, *given: Any, **named: Any) -> Any:
+    """What the configuration in a run's folder says, built; an error is that of what was called, without Hydra's words.
+
+    Args:
+        config: the part of the configuration.
+        *given, **named: further arguments.
+    """
+    try:
+        return instantiate(config, *given, **named)
+    except InstantiationException as error:
+        raise error.__cause__ or error from error
 
 
 def read_result(file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -26,9 +27,11 @@ from torchrl_pwm.envs import TaskSet, get_task_set
 from torchrl_pwm.evaluation import RepresentationWatch
 from torchrl_pwm.modules import DynamicsEnsemble, PWMWorldModel, load_quickstart
 from torchrl_pwm.modules import load_world_model as read_model
+from torchrl_pwm.modules.arguments import network_of_file
 from torchrl_pwm.modules.checkpoints import PUBLISHED
 from torchrl_pwm.modules.quickstart import QUICKSTART_FILE
 from torchrl_pwm.runs.folder import make_logger
+from torchrl_pwm.runs.saved import configured
 from torchrl_pwm.trainers.disagreement import train_disagreement
 from torchrl_pwm.trainers.world_model import WorldModelTrainer
 
@@ -45,7 +48,7 @@ def make_world_model(config: Any) -> PWMWorldModel:
     """A new model with the sizes of the configured task set."""
     task_set = get_task_set(config.task_set)
     sizes = [task_set[name].observation_dim for name in task_set.names]
-    return instantiate(
+    return configured(
         config.model,
         observation_dim=task_set.observation_dim,
         action_dim=task_set.action_dim,
@@ -67,8 +70,8 @@ def load_world_model(config: Any, file: str | os.PathLike[str]) -> PWMWorldModel
     if config.checkpoint == "quickstart":
         return load_quickstart(file).world_model
     if not config.checkpoint:
-        model = make_world_model(config)
-        load_weights(model, file, what="world model", part="model")
+        make = functools.partial(make_world_model, config)
+        model: PWMWorldModel = network_of_file(file, make, what="world model", part="model")
         return model.requires_grad_(False)
     task_set = get_task_set(config.task_set)
     # Files of this package say all of it, and contradict what is configured; published ones need what is not published.

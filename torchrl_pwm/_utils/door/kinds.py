@@ -40,7 +40,8 @@ def making(result: str, path: str | os.PathLike[str]) -> Iterator[None]:
     """Whatever is raised while something is made of a file's contents, as an error of the file.
 
     To be put around what reads nothing but contents that passed the door: they may still lack an entry, or have one of
-    another kind.
+    another kind. What a caller gave is checked before, and code of a user's own is called outside: their errors are
+    none of the file.
 
     Args:
         result: what is made, for messages.
