@@ -103,7 +103,7 @@ def build_for(
         Linear(in_features=2, out_features=2, bias=True)
         >>> build_for(weights, nn.Linear, {"in_features": 10**6, "out_features": 10**6})  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        torchrl_pwm._utils.errors.DamagedFileError: The arguments make a network of 1000001000000 numbers or more, ...
+        torchrl_pwm._utils.errors.DamagedFileError: The arguments make a network of 1000000000000 numbers or more, ...
     """
     modules = any(isinstance(value, nn.Module) for value in (*arguments.values(), *further.values()))
     long = [name for name, value in arguments.items() if isinstance(value, (list, tuple)) and len(value) > _LONGEST]

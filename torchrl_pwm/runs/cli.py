@@ -26,7 +26,6 @@ from torchrl import torchrl_logger
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
 from torchrl_pwm._utils.ranges import check_options
 from torchrl_pwm._utils.torchrun import launched, rank
-from torchrl_pwm.runs.engines import ENGINES
 from torchrl_pwm.runs.folder import check_packages, kind_of_run, open_run, running
 from torchrl_pwm.runs.saved import limits, of_run, read_config, saved_choice
 
@@ -85,6 +84,8 @@ def engine_of_run(overrides: list[str]) -> list[str]:
     given = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
     if "engine" in given or not given.get("resume") or not any(key.startswith("engine.") for key in given):
         return []
+    from torchrl_pwm.runs.engines import ENGINES
+
     engine = saved_choice(given["resume"], "engine", ENGINES)
     return [] if engine is None else [f"engine={engine}"]
 
