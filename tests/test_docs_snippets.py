@@ -139,10 +139,11 @@ def test_every_file_that_a_page_names_or_links_to_is_there(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_site_builds_without_warnings_and_fetches_nothing(tmp_path):
+def test_the_site_builds_without_warnings_and_fetches_nothing(tmp_path, monkeypatch):
     pytest.importorskip("mkdocs")
     pytest.importorskip("mkdocstrings")
     pytest.importorskip("material")
+    monkeypatch.chdir(ROOT)  # where the configuration looks for snippets
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 

@@ -1,6 +1,6 @@
 """The one door that files come in by: nothing of a file is run, or believed before it was checked."""
 
-from torchrl_pwm._utils.door.hdf5 import read_hdf5
+from torchrl_pwm._utils.door.hdf5 import check_hdf5, read_hdf5
 from torchrl_pwm._utils.door.kinds import making
 from torchrl_pwm._utils.door.memmaps import check_memmap
 from torchrl_pwm._utils.door.pickles import Allowed
@@ -18,6 +18,7 @@ from torchrl_pwm._utils.door.tensors import (
 __all__ = [
     "Allowed",
     "check_archive",
+    "check_hdf5",
     "check_memmap",
     "is_safetensors",
     "load_weights",

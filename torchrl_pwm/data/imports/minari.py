@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,12 +10,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from torchrl_pwm._utils.door import check_hdf5, making
+from torchrl_pwm._utils.errors import DamagedFileError, first_line
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm.data.imports.episodes import Bounds, write_episodes
 from torchrl_pwm.data.store.store import EpisodeStore
 from torchrl_pwm.envs.tasks import TaskSpec
 
 __all__ = ["import_minari"]
+
+_HDF5 = "main_data.hdf5"
 
 
 def import_minari(
@@ -54,6 +59,7 @@ def import_minari(
         ImportError: if Minari is not installed.
         FileNotFoundError: if there is no such data set.
         FileExistsError: if ``root`` holds anything.
+        DamagedFileError: if the data set is damaged, or refers to other files.
         ValueError: for actions or observations that are no vectors of numbers, and what
             :func:`~torchrl_pwm.write_episodes` refuses.
 
@@ -66,6 +72,9 @@ def import_minari(
     minari = require("minari", extra="datasets", purpose="import_minari")
     if isinstance(dataset, (str, os.PathLike)):
         dataset = _load(minari, os.fspath(dataset), download)
+    folder = Path(dataset.storage.data_path)
+    if (folder / _HDF5).exists():
+        check_hdf5(folder / _HDF5, purpose="import_minari")
     fields = _observation_fields(dataset.observation_space, observation_keys)
     low, high = _action_space(dataset.action_space, action_low, action_high)
     label = name or Path(os.path.abspath(root)).name
@@ -73,11 +82,11 @@ def import_minari(
         label,
         observation_fields=fields,
         action_dim=dataset.action_space.shape[0],
-        episode_length=max(len(episode) for episode in dataset.iterate_episodes()),
+        episode_length=max(len(episode) for episode in _read(dataset, folder)),
     )
     return write_episodes(
         root,
-        _episodes(dataset, None if fields[0][0] == "observation" else [key for key, _ in fields]),
+        _episodes(_read(dataset, folder), None if fields[0][0] == "observation" else [key for key, _ in fields]),
         task_specs=[spec],
         name=label,
         action_low=low,
@@ -95,12 +104,42 @@ def _load(minari: Any, dataset_id: str, download: bool) -> Any:
     Raises:
         FileNotFoundError: if it is not there.
     """
-    if not download and dataset_id not in minari.list_local_datasets():
-        raise FileNotFoundError(
-            f"there is no Minari data set {dataset_id!r} among the local ones, {sorted(minari.list_local_datasets())}; "
-            f"download=True fetches it, as `minari download {dataset_id}` does"
-        )
-    return minari.load_dataset(dataset_id, download=download)
+    local = sorted(minari.list_local_datasets())
+    if dataset_id not in local:
+        if not download:
+            raise FileNotFoundError(
+                f"there is no Minari data set {dataset_id!r} among the local ones, {local}; download=True fetches it, "
+                f"as `minari download {dataset_id}` does"
+            )
+        minari.download_dataset(dataset_id)
+    with _of_set(minari.storage.datasets_root_dir.get_dataset_path(dataset_id)):
+        return minari.load_dataset(dataset_id)
+
+
+@contextlib.contextmanager
+def _of_set(folder: os.PathLike[str]) -> Iterator[None]:
+    """What Minari cannot read is an error of the data set's folder."""
+    try:
+        with making("Minari data set", folder):
+            yield
+    except DamagedFileError:
+        raise
+    except (ValueError, OSError) as error:
+        raise DamagedFileError(
+            f"{folder} is a damaged Minari data set ({first_line(error)}); fetch it again"
+        ) from error
+
+
+def _read(dataset: Any, folder: Path) -> Iterator[Any]:
+    """Its episodes."""
+    with _of_set(folder):
+        episodes = iter(dataset.iterate_episodes())
+    while True:
+        with _of_set(folder):
+            episode = next(episodes, None)
+        if episode is None:
+            return
+        yield episode
 
 
 def _observation_fields(space: Any, keys: Sequence[str] | None) -> tuple[tuple[str, int], ...]:
@@ -146,8 +185,8 @@ def _action_space(space: Any, low: Bounds | None, high: Bounds | None) -> tuple[
     return low, high
 
 
-def _episodes(dataset: Any, keys: Sequence[str] | None) -> Iterator[Mapping[str, Any]]:
-    for episode in dataset.iterate_episodes():
+def _episodes(episodes: Iterator[Any], keys: Sequence[str] | None) -> Iterator[Mapping[str, Any]]:
+    for episode in episodes:
         observation = episode.observations
         if keys is not None:
             observation = np.concatenate([observation[key] for key in keys], axis=-1)
