@@ -44,6 +44,7 @@ def main() -> int:
     about = options.results / "soak.json"
     ended: dict[str, Any] = {}
     if options.minutes:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # not before what works has ended
         record = {
             "command": f"python -m benchmarks.reliability.soak --minutes {options.minutes:g}",
             "date": str(datetime.date.today()),
@@ -65,7 +66,6 @@ def soak(folder: Path, table: Path, seconds: float, every: float) -> dict[str, A
     folder.mkdir(parents=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     commands = {
-        # At a lower priority, so that its four processes leave time for the short runs where cores are few.
         "long": ["-m", "torchrl_pwm.runs.cli", "mt80", *LONG, "folder=long"],
         "short": ["-m", "benchmarks.reliability.soak_work", str(folder), str(seconds)],
     }
@@ -74,9 +74,8 @@ def soak(folder: Path, table: Path, seconds: float, every: float) -> dict[str, A
     try:
         for name, command in commands.items():
             with open(folder / f"{name}.log", "wb") as log:
-                lower = ["nice", "-n", "5"] if name == "long" else []
                 working[name] = subprocess.Popen(
-                    [*lower, sys.executable, *command], cwd=folder, env=environment, stdout=log, stderr=log
+                    [sys.executable, *command], cwd=folder, env=environment, stdout=log, stderr=log
                 )
         with open(table, "w", newline="") as file:
             writer: csv.DictWriter[str] | None = None
