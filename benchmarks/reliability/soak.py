@@ -6,7 +6,7 @@
 Two things go on side by side: one run of ``torchrl-pwm mt80`` that does not end, with two processes that train and two
 that evaluate; and in a process of its own one short run after the other, each resumed, its policy loaded and evaluated,
 also in worker processes. Every few seconds a row goes to ``benchmarks/results/soak.csv``; at the end table, numbers and
-picture to ``soak.md``, ``.json`` and ``.png``. Exit code 1: something grew, see :mod:`.soak_page`, or the work ended.
+picture to ``soak.md``, ``.json`` and ``.png``. Exit code 1: something grew, see :mod:`.soak_page`, or ended early.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> int:
     known = json.loads(about.read_text())
     grown = write(options.results, known, ended or known.get("ended", {}))
     for name in grown:
-        print(f"{name} grew, or the work ended early", file=sys.stderr)
+        print(f"{name}: grew, was not measured, or ended early", file=sys.stderr)
     return int(bool(grown))
 
 

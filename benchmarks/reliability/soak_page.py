@@ -50,12 +50,14 @@ MEASURES = (
 
 
 class Verdict(NamedTuple):
-    """What a measure was in the second tenth of the time and in the last, and whether it grew by the rule."""
+    """What a measure was in the second tenth of the time and in the last, and whether it grew by the rule; NaN and None
+    where there was nothing to measure in one of them.
+    """
 
     measure: Measure
     before: float
     after: float
-    grew: bool
+    grew: bool | None
 
 
 def verdicts(rows: Sequence[Row], measures: Sequence[Measure] = MEASURES) -> list[Verdict]:
@@ -64,21 +66,27 @@ def verdicts(rows: Sequence[Row], measures: Sequence[Measure] = MEASURES) -> lis
     Raises:
         ValueError: if there are no rows in one of the two tenths.
     """
-    found, whole = [], rows[-1]["seconds"] if rows else 0.0
+    whole = rows[-1]["seconds"] if rows else 0.0
+    tenths = [[row for row in rows if begin * whole <= row["seconds"] <= (begin + 0.1) * whole] for begin in (0.1, 0.9)]
+    if not all(tenths):
+        raise ValueError(
+            "expected rows in the second and in the last tenth of the time, found none in one of them among "
+            f"{len(rows)} rows: measure for longer"
+        )
+    found = []
     for measure in measures:
-        tenths = []
-        for begin in (0.1, 0.9):
-            those = [row for row in rows if begin * whole <= row["seconds"] <= (begin + 0.1) * whole]
-            values = [value for row in those if not math.isnan(value := _value(row, measure))]
-            if not values:
-                raise ValueError(
-                    f"expected rows with {', '.join(measure.columns)} in the second and in the last tenth of the time, "
-                    f"found none in one of them among {len(rows)} rows: measure for longer"
-                )
-            tenths.append(statistics.median(values) if measure.counted else statistics.fmean(values))
-        before, after = tenths
-        found.append(Verdict(measure, before, after, after > before * (1 if measure.counted else 1 + ALLOWED)))
+        before, after = (_typical(those, measure) for those in tenths)
+        limit = before * (1 if measure.counted else 1 + ALLOWED)
+        grew = None if math.isnan(before) or math.isnan(after) else after > limit
+        found.append(Verdict(measure, before, after, grew))
     return found
+
+
+def _typical(rows: Sequence[Row], measure: Measure) -> float:
+    values = [value for row in rows if not math.isnan(value := _value(row, measure))]
+    if not values:
+        return math.nan
+    return statistics.median(values) if measure.counted else statistics.fmean(values)
 
 
 def _value(row: Row, measure: Measure) -> float:
@@ -100,7 +108,8 @@ def read(table: Path) -> list[dict[str, float]]:
 
 
 def write(results: Path, about: Mapping[str, Any], ended: Mapping[str, Any]) -> list[str]:
-    """``soak.md``, ``.json`` and ``.png`` of what is in ``soak.csv``; names of what grew or ended too early.
+    """``soak.md``, ``.json`` and ``.png`` of what is in ``soak.csv``; names of what grew, was not measured, or ended
+    too early.
 
     Args:
         results: folder of all of them.
@@ -123,8 +132,8 @@ def write(results: Path, about: Mapping[str, Any], ended: Mapping[str, Any]) -> 
         "verdicts": [
             {
                 "name": each.measure.name,
-                "second_tenth": round(each.before, 2),
-                "last_tenth": round(each.after, 2),
+                "second_tenth": None if each.grew is None else round(each.before, 2),
+                "last_tenth": None if each.grew is None else round(each.after, 2),
                 "an_hour": round(slope(rows, each.measure), 2),
                 "grew": each.grew,
             }
@@ -133,7 +142,7 @@ def write(results: Path, about: Mapping[str, Any], ended: Mapping[str, Any]) -> 
     }
     (results / "soak.json").write_text(json.dumps(content, indent=1) + "\n")
     draw(rows, results / "soak.png")
-    grown = [each.measure.name for each in found if each.grew] + list(ended.get("early", []))
+    grown = [each.measure.name for each in found if each.grew is not False] + list(ended.get("early", []))
     lines = [
         "# An hour of work" if round(minutes) == 60 else f"# {minutes:.0f} minutes of work",
         "",
@@ -173,7 +182,8 @@ def _line(each: Verdict, an_hour: float) -> str:
     number = "{:.0f}" if each.measure.counted else "{:.1f}"
     change = f"{each.after / each.before - 1:+.1%}" if each.before else f"{each.after - each.before:+.0f}"
     numbers = f"{number.format(each.before)} | {number.format(each.after)} | {change} | {an_hour:+.1f}"
-    return f"| {each.measure.name} | {numbers} | {'**yes**' if each.grew else 'no'} |"
+    said = {True: "**yes**", False: "no", None: "**not measured**"}[each.grew]
+    return f"| {each.measure.name} | {numbers} | {said} |"
 
 
 def _ending(ended: Mapping[str, Any]) -> str:
