@@ -35,6 +35,15 @@ def held(pids: list[int]) -> Held:
     return Held(*(sum(each) for each in zip(*found))) if found else Held(0.0, 0, 0, 0)
 
 
+def processor_seconds(pids: list[int]) -> float:
+    """Of these processes, and of those that they started and that have ended."""
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            ticks += sum(map(int, (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def below(pid: int) -> list[int]:
     """The processes that a process started, and those that these started, without those that wait to be collected."""
     children: dict[int, list[int]] = {}

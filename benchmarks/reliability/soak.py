@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.learning.jobs import ROOT, commit
-from benchmarks.reliability.process_tree import below, held, size
+from benchmarks.reliability.process_tree import below, held, processor_seconds, size
 from benchmarks.reliability.soak_page import write
 from benchmarks.reliability.soak_work import LONG, ROUNDS
 
@@ -110,6 +110,7 @@ def sample(pids: dict[str, int], folder: Path) -> dict[str, float]:
     """One row: of each kind of work what its first process and those below it hold, how far it is, and its folder."""
     row: dict[str, float] = {}
     for name, pid in pids.items():
+        row[f"{name}_processor_seconds"] = round(processor_seconds([pid, *below(pid)]), 1)
         for place, those in (("first", [pid]), ("workers", below(pid))):
             row |= {f"{name}_{place}_{what}": value for what, value in held(those)._asdict().items()}
     row |= {name: round(value, 1) for name, value in row.items() if name.endswith("megabytes")}

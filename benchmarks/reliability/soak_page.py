@@ -113,7 +113,7 @@ def write(results: Path, about: Mapping[str, Any], ended: Mapping[str, Any]) -> 
 
     Args:
         results: folder of all of them.
-        about: command, date and commit.
+        about: command, date and commit; and a note for the page, if there is one.
         ended: which work ended before its time, and the exit codes.
     """
     rows = read(results / "soak.csv")
@@ -156,7 +156,7 @@ def write(results: Path, about: Mapping[str, Any], ended: Mapping[str, Any]) -> 
         "",
         f"Done in {minutes:.0f} minutes: **{done['updates']:,} updates, {done['evaluations']:,} evaluations of one or "
         f"two episodes, {done['checkpoints']:,} checkpoints, {done['rounds']} rounds of short runs** (each also "
-        f"resumed and loaded). {len(rows)} rows, one every {every:.0f} s, in [soak.csv](soak.csv).",
+        f"resumed and loaded){_processor(last)}. {len(rows)} rows, one every {every:.0f} s, in [soak.csv](soak.csv).",
         "",
         "The rule: the first tenth of the time is warm-up. Of megabytes, the mean of the last tenth is at most "
         f"{ALLOWED:.0%} above that of the second tenth; of what is counted, the median of the last tenth is no more "
@@ -168,10 +168,17 @@ def write(results: Path, about: Mapping[str, Any], ended: Mapping[str, Any]) -> 
         "",
         _ending(ended),
         "",
+        *([about["note"], ""] if about.get("note") else []),
         "![Memory, handles and processes over time](soak.png)",
     ]
     (results / "soak.md").write_text("\n".join(lines) + "\n")
     return grown
+
+
+def _processor(last: Row) -> str:
+    """The time of the processor that was had, which says how much work there was; of earlier tables it is not known."""
+    found = [value for name, value in last.items() if name.endswith("_processor_seconds")]
+    return f", in {sum(found) / 60:.0f} minutes of the processor" if found else ""
 
 
 def _gaps(rows: Sequence[Row]) -> list[float]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.reliability.memory import still
 from benchmarks.reliability.process_tree import below, held
 from torchrl_pwm import evaluate_policy
 from torchrl_pwm._utils.checkpoint import load_checkpoint
@@ -120,6 +121,8 @@ def rounds(folder: Path, seconds: float) -> None:
     load_world_model(QUICKSTART_FILE)
     end, number = time.monotonic() + seconds, 0
     with TaskEnvs() as kept:
+        for task in TASKS:  # all that is kept is there from the beginning
+            kept.evaluate(still, task, episodes=2, seed=0, num_envs=2, task_set="mt80")
         while time.monotonic() < end:
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
                 done = one_round(number, folder / "short", kept)

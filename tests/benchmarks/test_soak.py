@@ -19,7 +19,7 @@ if not os.path.isdir("/proc/self/fd"):
     pytest.skip("what processes hold is read from /proc", allow_module_level=True)
 
 from benchmarks.reliability import soak, soak_work
-from benchmarks.reliability.process_tree import below, held, size
+from benchmarks.reliability.process_tree import below, held, processor_seconds, size
 from benchmarks.reliability.soak_page import MEASURES, read, verdicts, write
 from torchrl_pwm.envs import tasks
 from torchrl_pwm.evaluation.task_envs import TaskEnvs
@@ -107,6 +107,8 @@ def test_what_processes_hold_is_seen(tmp_path):
         found = held([child.pid])
         assert found.handles >= 43 and found.threads == found.processes == 1 and 2 < found.megabytes < 200
         assert held([os.getpid(), child.pid]).processes == 2
+        own = os.times()
+        assert own.user + own.system <= processor_seconds([os.getpid()]) + 0.1 <= sum(os.times()[:4]) + 0.2
     finally:
         child.communicate(b"\n")
     assert child.pid not in below(os.getpid()) and held([child.pid]) == (0, 0, 0, 0)
