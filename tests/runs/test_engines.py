@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,6 +42,16 @@ SETTINGS += ["loss.mask_actions=true", "extraction.warm_start={behavior_updates:
 def needs(*names):
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
+
+
+def test_what_a_work_leaves_behind_is_freed():
+    class Training:
+        def __init__(self):
+            self.parts = [self]  # as trainers and their parts refer to each other
+
+    left = []
+    Work(lambda job, report: left.append(weakref.ref(Training())), None, name="a")(print)
+    assert left[0]() is None
 
 
 @pytest.fixture(scope="module")

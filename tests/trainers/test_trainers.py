@@ -54,6 +54,15 @@ def test_metrics_are_logged_at_the_interval_and_at_the_end(kind, buffer, tmp_pat
         assert all(torch.tensor(value).isfinite() for _, value in rows)
 
 
+def test_after_a_training_no_log_is_held_open(buffer, tmp_path):
+    trainer = tiny.make_trainer("policy", buffer, tmp_path, log_interval=3)
+    trainer.train()
+    assert trainer._log.logger.experiment.files == {}
+    trainer.iterations += 2
+    trainer.train()
+    assert [step for step, _ in logged(tmp_path)["loss_actor"]] == [3, 6, 7, 9]
+
+
 @pytest.mark.parametrize("kind", tiny.KINDS)
 def test_evaluation_runs_at_its_interval_and_at_the_end(kind, buffer, tmp_path):
     seen = []

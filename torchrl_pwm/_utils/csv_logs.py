@@ -92,6 +92,13 @@ class MetricsLog:
                 _write_row(self.logger, key, value, step)
             self._steps[key] = step
 
+    def close(self) -> None:
+        """Closes the files of a CSVLogger, which it would hold until it is collected; a further row opens its own."""
+        if isinstance(self.logger, CSVLogger):
+            for file in list(self.logger.experiment.files):
+                if file.endswith(".csv"):  # others it would write anew
+                    _close(self.logger, Path(file))
+
     def rewind(self, step: int, repeated: Collection[int] = ()) -> None:
         """Removes what is after ``step``, see :func:`rewind_metrics`, and keeps what there is of ``repeated`` steps."""
         rewind_metrics(self.logger, step)

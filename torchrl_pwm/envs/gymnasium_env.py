@@ -72,7 +72,12 @@ def make_gym_env(
     limit = _checked_time_limit(task, options)
     make = partial(GymEnv, task, categorical_action_encoding=False, **options)
     with torch.device("cpu"):
-        envs = (ParallelEnv if parallel else SerialEnv)(num_envs, make, device=device)
+        # In one process there is nobody to share with: shared tensors would hold a file handle each.
+        envs = (
+            ParallelEnv(num_envs, make, device=device)
+            if parallel
+            else SerialEnv(num_envs, make, device=device, shared_memory=False)
+        )
     envs.episode_length = limit  # as the simulators say it
     return _as_read(envs, task, seed)
 

@@ -267,9 +267,9 @@ def make_task_envs(
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, found {num_envs}.")
     make = partial(make_task_env, task, device=device, **options)
-    return (ParallelEnv if parallel else SerialEnv)(
-        num_envs, [partial(make, seed=seed + index) for index in range(num_envs)]
-    )
+    makes = [partial(make, seed=seed + index) for index in range(num_envs)]
+    # In one process there is nobody to share with: shared tensors would hold a file handle each.
+    return ParallelEnv(num_envs, makes) if parallel else SerialEnv(num_envs, makes, shared_memory=False)
 
 
 def restore_state(env: EnvBase, record: Mapping[str, Any]) -> TensorDictBase:

@@ -119,7 +119,8 @@ class Trainer:
                 f"All {self.iterations} iterations are done, none are left to train: to go on, give the trainer more."
             )
         disable = not self.progress_bar or self.iteration >= self.iterations
-        with finishing(), tqdm(total=self.iterations, initial=self.iteration, disable=disable) as self._bar:
+        bar = tqdm(total=self.iterations, initial=self.iteration, disable=disable)
+        with finishing(), contextlib.closing(self._log), bar as self._bar:
             while self.iteration < self.iterations:
                 if stops and stop_asked():  # a signal ends the run of a command; else the caller looks
                     self.save(now=True)

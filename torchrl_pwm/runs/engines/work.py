@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torchrl_pwm._utils.devices import give_back_memory
 from torchrl_pwm._utils.files import locked, replace_file
 
 Report = Callable[..., object]
@@ -53,8 +54,11 @@ class Work:
     alone: bool = False
 
     def __call__(self, report: Report) -> None:
-        """Does it in this process."""
-        self.function(self.job, report)
+        """Does it in this process, and gives back the memory that it took."""
+        try:
+            self.function(self.job, report)
+        finally:
+            give_back_memory()
 
     def check_needs(self) -> None:
         """Raises FileNotFoundError if this machine does not see what the work needs."""
