@@ -28,6 +28,8 @@ PAGE = ROOT / "docs" / "reliability.md"
 _BEGIN, _END = "<!-- begin of the table of faults -->\n", "<!-- end of the table of faults -->\n"
 _SIGNALS, _RUNS = "tests/utils/test_stopping.py", "tests/runs/test_stopping.py"
 _RECORDS, _TENSORS, _HDF5 = (f"tests/attacks/test_{name}.py" for name in ("records", "tensors", "hdf5"))
+_MINARI, _DEPTHS = "tests/attacks/test_minari.py", "tests/attacks/test_depths.py"
+_CONFIG = "tests/runs/test_damaged_config.py"
 _CHANGED, _CHECKPOINT = "tests/attacks/test_changed.py", "tests/utils/test_checkpoint.py"
 _ENGINES, _STEPS = "tests/runs/test_engines.py", "tests/trainers/test_bad_steps.py"
 _DATA, _KILLED = "tests/trainers/test_non_finite.py", "tests/data/test_killed.py"
@@ -237,6 +239,20 @@ FAULTS = [
     Fault("manifests that claim what is not there or lead outside", _REFUSED, _RECORDS, "test_a_manifest"),
     Fault("loops of links, pipes", _REFUSED, _RECORDS, "test_links"),
     Fault("HDF5 with links, external files, arrays that are not there", _REFUSED, _HDF5, "test_(an_array|what_is_no)"),
+    Fault("a Minari data set with the same, or cut short", _REFUSED, _MINARI, "test_a_(hostile|data_set_that)"),
+    Fault("a network of thousands of layers", "refused before it is built", _DEPTHS, "test_a_(folder|file|run)"),
+    Fault(
+        "a run's configuration that was cut or changed",
+        _REFUSED,
+        _CONFIG,
+        "test_(a_configuration_cut|an_earlier|an_option)",
+    ),
+    Fault(
+        "running episodes of an env that its seeds do not decide",
+        "a warning, new episodes",
+        "tests/data/test_running_episodes.py",
+        "test_an_env_that_its_seeds",
+    ),
 ]
 
 
