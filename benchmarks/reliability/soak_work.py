@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict.nn import TensorDictModule
 
-from benchmarks.reliability.memory import still
 from benchmarks.reliability.process_tree import below, held
 from torchrl_pwm import evaluate_policy
 from torchrl_pwm._utils.checkpoint import load_checkpoint
+from torchrl_pwm.envs import MT80
 from torchrl_pwm.evaluation import EvaluationResult
 from torchrl_pwm.evaluation.task_envs import TaskEnvs
 from torchrl_pwm.modules import QUICKSTART_FILE, load_world_model
@@ -115,14 +116,21 @@ def one_round(number: int, folder: Path, kept: TaskEnvs, *, tasks: Sequence[str]
     }
 
 
+def open_all(kept: TaskEnvs, tasks: Sequence[str] = TASKS) -> None:
+    """Opens the simulators that rounds keep, so that none is added later; on the device of their policies."""
+    network = torch.nn.Sequential(torch.nn.Linear(MT80.observation_dim, MT80.action_dim), torch.nn.Tanh())
+    policy = TensorDictModule(network, ["observation"], ["action"])
+    for task in tasks:
+        kept.evaluate(policy, task, episodes=2, seed=0, num_envs=2, task_set="mt80")
+
+
 def rounds(folder: Path, seconds: float) -> None:
     """One after the other for so long; each is a line of a file."""
     torch.set_num_threads(1)
     load_world_model(QUICKSTART_FILE)
     end, number = time.monotonic() + seconds, 0
     with TaskEnvs() as kept:
-        for task in TASKS:  # all that is kept is there from the beginning
-            kept.evaluate(still, task, episodes=2, seed=0, num_envs=2, task_set="mt80")
+        open_all(kept)
         while time.monotonic() < end:
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
                 done = one_round(number, folder / "short", kept)

@@ -138,6 +138,7 @@ def test_rounds_do_each_kind_of_work_and_the_row_counts_it(tmp_path, monkeypatch
     monkeypatch.setattr(soak_work, "main", main)
     monkeypatch.setattr(soak_work, "evaluate_policy", evaluate)
     with TaskEnvs() as kept:
+        soak_work.open_all(kept, ["mw-drawer-close"])
         done = soak_work.one_round(2, tmp_path / "short", kept, tasks=["mw-drawer-close"] * 4)
         assert len(kept) == 2 and not played
         for number in (3, 4):
