@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
+from safetensors.torch import save_file
 
 from tests.trainers.ranks import ITERATIONS, make_model, on_ranks, train
 from tests.trainers.tiny import sequences, write_store
 from torchrl_pwm import PWMWorldModelLoss, TDMPC2ExperienceReplay
 from torchrl_pwm._utils.errors import DamagedFileError
+from torchrl_pwm._utils.files import file_sha256
 from torchrl_pwm.data import EpisodeSliceSampler
 from torchrl_pwm.trainers.distributed import DistributedWorldModelStepper
 from torchrl_pwm.trainers.ranks import joined_ranks, whole_state
@@ -120,6 +124,63 @@ def test_a_shard_that_was_changed_is_refused(runs, tmp_path):
     shard.write_bytes(data)
     with joined_ranks("cpu") as one, pytest.raises(DamagedFileError, match="damaged"):
         train(runs["root"], folder, ranks=one, engine="fsdp")
+
+
+def _other_places(tensors: dict[str, torch.Tensor], strings: dict[str, str]) -> None:
+    strings["DCP_SHARDING_INFO"] = json.dumps({name: {"saved_offsets": [7] * t.ndim} for name, t in tensors.items()})
+
+
+def _other_names(tensors: dict[str, torch.Tensor], strings: dict[str, str]) -> None:
+    strings.clear()
+    for name in list(tensors):
+        tensors[name + "s"] = tensors.pop(name)
+
+
+def _other_shapes(tensors: dict[str, torch.Tensor], strings: dict[str, str]) -> None:
+    for name, tensor in tensors.items():
+        tensors[name] = tensor.repeat(3, *[1] * (tensor.ndim - 1)) if tensor.ndim else tensor
+
+
+def _no_record(tensors: dict[str, torch.Tensor], strings: dict[str, str]) -> None:
+    strings["DCP_SHARDING_INFO"] = "[" * 100_000
+
+
+def _names_alone(tensors: dict[str, torch.Tensor], strings: dict[str, str]) -> None:
+    strings["DCP_SHARDING_INFO"] = "{}"
+
+
+@pytest.mark.parametrize("forge", [_other_places, _other_names, _other_shapes, _no_record, _names_alone])
+def test_forged_shards_are_refused_though_their_manifest_fits(runs, tmp_path, forge):
+    folder = tmp_path / "run"
+    shutil.copytree(runs["folder"] / "fsdp", folder)
+    for shard in (folder / "checkpoint").glob("step-*/shard-*.safetensors"):
+        with safetensors.safe_open(shard, "pt") as archive:
+            tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+            strings = dict(archive.metadata())
+        assert "DCP_SHARDING_INFO" in strings
+        forge(tensors, strings)
+        save_file(tensors, shard, strings)
+    agree(folder / "checkpoint")
+    with joined_ranks("cpu") as one, pytest.raises(DamagedFileError, match="is not one of this model"):
+        train(runs["root"], folder, ranks=one, engine="fsdp")
+
+
+@pytest.mark.parametrize("header", [b"\x00\x00\x00\x05\x00\x00\x00\x00{", b"\xff" * 8 + b"{", b""])
+def test_a_shard_of_no_or_too_large_a_header_is_refused_though_its_manifest_fits(runs, tmp_path, header):
+    folder = tmp_path / "run"
+    shutil.copytree(runs["folder"] / "fsdp", folder)
+    next((folder / "checkpoint").glob("step-*/shard-*.safetensors")).write_bytes(header + b" " * 64)
+    agree(folder / "checkpoint")
+    with joined_ranks("cpu") as one, pytest.raises(DamagedFileError, match="damaged"):
+        train(runs["root"], folder, ranks=one, engine="fsdp")
+
+
+def agree(checkpoint: Path) -> None:
+    """Makes the manifest one of the files as they are, as who forges them would."""
+    manifest = json.loads((checkpoint / "checkpoint.json").read_text())
+    files = sorted((checkpoint / manifest["file"]).iterdir())
+    manifest["files"] = {file.name: [file.stat().st_size, file_sha256(file)] for file in files}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(manifest))
 
 
 def test_a_checkpoint_of_shards_holds_no_pickled_objects(runs):

@@ -6,19 +6,21 @@ keeps pickled objects, which are executed when they are read. All else is one fi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from torchrl_pwm._utils.checkpoint import save_tensors
-from torchrl_pwm._utils.door import read_json, read_tensors
-from torchrl_pwm._utils.errors import DamagedFileError
+from torchrl_pwm._utils.door import check_safetensors, making, read_json, read_tensors
+from torchrl_pwm._utils.errors import DamagedFileError, first_line
 from torchrl_pwm._utils.files import file_sha256, flush_file, flush_folder, replace_file
 from torchrl_pwm.trainers.ranks import Ranks
 
@@ -68,7 +70,7 @@ def load_shards(folder: Path, state: Mapping[str, Any], *, ranks: Ranks) -> dict
     """Reads the folder's current checkpoint into the shards of ``state``, and returns it with all else that was saved.
 
     Raises:
-        DamagedFileError: in every process, if the data are not those that were written.
+        DamagedFileError: in every process, if the data are not those that were written, or not of this state.
     """
     manifest = _manifest(folder)
     target = folder / Path(manifest["file"]).name  # a manifest must not lead out of its folder
@@ -79,9 +81,27 @@ def load_shards(folder: Path, state: Mapping[str, Any], *, ranks: Ranks) -> dict
         )
     shards: dict[str, Any] = {}
     _without_shards(state, "", shards)
-    dcp.load(shards, storage_reader=HuggingFaceStorageReader(str(target)))
-    loaded: dict[str, Any] = _with_shards(read_tensors(target / _REST, what="checkpoint")["rest"], shards)
+    with _reading(target):
+        dcp.load(shards, storage_reader=HuggingFaceStorageReader(str(target)))
+    rest = read_tensors(target / _REST, what="checkpoint")
+    with making("checkpoint", target / _REST):
+        loaded: dict[str, Any] = _with_shards(rest["rest"], shards)
     return loaded
+
+
+@contextlib.contextmanager
+def _reading(target: Path) -> Iterator[None]:
+    """What torch says of shards that do not fit, which is no ``Exception``, as an error of the files."""
+    try:
+        yield
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        if isinstance(cause, OSError) or not isinstance(cause, Exception):
+            raise cause from error
+        raise DamagedFileError(
+            f"The checkpoint {target} is not one of this model: {first_line(cause)}. Name the options it was made "
+            "with, restore it, or remove the folder to begin anew."
+        ) from error
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -101,6 +121,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _is_whole(folder: Path, files: Mapping[str, Any]) -> bool:
     """Whether a folder has these files, with these sizes and checksums, and no other shards."""
     if not folder.is_dir() or {file.name for file in folder.iterdir()} != set(files):
+        return False
+    try:
+        for shard in folder.glob("*.safetensors"):
+            check_safetensors(shard, what="shard")
+    except DamagedFileError:
         return False
     return all([(folder / name).stat().st_size, file_sha256(folder / name)] == said for name, said in files.items())
 

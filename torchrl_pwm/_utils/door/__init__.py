@@ -7,6 +7,7 @@ from torchrl_pwm._utils.door.pickles import Allowed
 from torchrl_pwm._utils.door.records import read_json, read_yaml_text
 from torchrl_pwm._utils.door.tensors import (
     check_archive,
+    check_safetensors,
     is_safetensors,
     load_weights,
     pack_safetensors,
@@ -20,6 +21,7 @@ __all__ = [
     "check_archive",
     "check_hdf5",
     "check_memmap",
+    "check_safetensors",
     "is_safetensors",
     "load_weights",
     "making",

@@ -149,9 +149,7 @@ def read_safetensors(
     """
     path = ordinary_file(path, what)
     try:
-        length = int.from_bytes(first_bytes(path)[:8], "little")
-        if is_safetensors(path) and length > _HEADER_LIMIT:
-            raise Broken(f"its header has {length >> 20} MiB, expected at most {_HEADER_LIMIT >> 20}")
+        _check_header(path)
         with safetensors.safe_open(path, "pt") as archive:
             tensors = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
             strings = dict(archive.metadata() or {})
@@ -188,6 +186,30 @@ def is_safetensors(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as safetensors files do: the length of a JSON header, and the header."""
     head = first_bytes(ordinary_file(path, "checkpoint"))
     return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+
+
+def check_safetensors(path: str | os.PathLike[str], *, what: str) -> None:
+    """Looks at a safetensors file's header, for readers that are not ours.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DamagedFileError: if it is no safetensors file, or its header is larger than any that is read here.
+    """
+    path = ordinary_file(path, what)
+    try:
+        _check_header(path)
+        with safetensors.safe_open(path, "pt"):
+            pass
+    except Broken as error:
+        raise DamagedFileError(_broken(path, what, error)) from error
+    except safetensors.SafetensorError as error:
+        raise DamagedFileError(f"{path} is no {what}: {describe(path)}") from error
+
+
+def _check_header(path: Path) -> None:
+    length = int.from_bytes(first_bytes(path)[:8], "little")
+    if is_safetensors(path) and length > _HEADER_LIMIT:
+        raise Broken(f"its header has {length >> 20} MiB, expected at most {_HEADER_LIMIT >> 20}")
 
 
 def refuse_non_finite(contents: Any, path: str | os.PathLike[str], name: str = "") -> None:
