@@ -4,8 +4,9 @@
     python -m benchmarks.reliability --kills 24 --only shac checkpoint
     python -m benchmarks.reliability --kills 0              # only writes benchmarks/results/kills.md and .json
 
-What was done is in build/reliability; a further call goes on from there. A process is forked from one that has
-everything imported, so that an attempt takes about a second. Exit code 1: a run was lost, or came to other numbers.
+What was done is in build/reliability, at first what the results hold; a further call goes on from there. A process is
+forked from one that has everything imported, so that an attempt takes about a second. Exit code 1: a run was lost, or
+came to other numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.reliability.kills import kill_all, records
+from benchmarks.reliability.kills import go_on_from, kill_all, records
 from benchmarks.reliability.page import write
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -34,6 +35,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="of the page")
     options = parser.parse_args()
     folder = options.folder.resolve()
+    go_on_from(folder, options.results / "kills.json")
     if options.kills:
         kill_all(
             folder,

@@ -103,6 +103,14 @@ def _append(
         file.write(json.dumps(entry) + "\n")
 
 
+def go_on_from(folder: Path, recorded: Path) -> None:
+    """In a folder that is new, of what was recorded before: a later page shall not lose what another machine did."""
+    if not (folder / _FILE).exists() and recorded.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        runs = json.loads(recorded.read_text())["runs"]
+        (folder / _FILE).write_text("".join(json.dumps(run) + "\n" for run in runs))
+
+
 def records(folder: Path) -> list[dict[str, Any]]:
     """What was done so far; a line that was cut short is left out."""
     found = []
