@@ -114,14 +114,14 @@ def reads_ahead(device: torch.device | str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
-    """Computes with so many threads in the block, as before after it; ``None`` or 0 changes nothing."""
+    """Computes with so many threads in the block, as before after it; with ``None`` or 0 as many as before it."""
     before = torch.get_num_threads()
     if threads:
         torch.set_num_threads(threads)
     try:
         yield
     finally:
-        if threads:
+        if torch.get_num_threads() != before:
             torch.set_num_threads(before)
 
 

@@ -24,6 +24,7 @@ from torchrl.envs import (
 )
 
 from torchrl_pwm._utils.extras import require
+from torchrl_pwm.envs.batched import batched_env
 from torchrl_pwm.envs.multitask import innermost_env
 
 __all__ = ["has_time_limit", "is_gym_env", "is_gym_task", "make_gym_env", "time_limit", "wrap_gym_env"]
@@ -72,12 +73,7 @@ def make_gym_env(
     limit = _checked_time_limit(task, options)
     make = partial(GymEnv, task, categorical_action_encoding=False, **options)
     with torch.device("cpu"):
-        # In one process there is nobody to share with: shared tensors would hold a file handle each.
-        envs = (
-            ParallelEnv(num_envs, make, device=device)
-            if parallel
-            else SerialEnv(num_envs, make, device=device, shared_memory=False)
-        )
+        envs = batched_env(num_envs, make, parallel=parallel, device=device)
     envs.episode_length = limit  # as the simulators say it
     return _as_read(envs, task, seed)
 

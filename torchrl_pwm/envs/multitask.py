@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase, ParallelEnv, SerialEnv, TransformedEnv
+from torchrl.envs import EnvBase, TransformedEnv
 
+from torchrl_pwm.envs.batched import batched_env
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set, get_task_spec
 
 __all__ = ["TaskEnv", "TaskSimulation", "make_task_env", "make_task_envs", "raw_reward", "restore_state"]
@@ -268,8 +269,7 @@ def make_task_envs(
         raise ValueError(f"num_envs must be at least 1, found {num_envs}.")
     make = partial(make_task_env, task, device=device, **options)
     makes = [partial(make, seed=seed + index) for index in range(num_envs)]
-    # In one process there is nobody to share with: shared tensors would hold a file handle each.
-    return ParallelEnv(num_envs, makes) if parallel else SerialEnv(num_envs, makes, shared_memory=False)
+    return batched_env(num_envs, makes, parallel=parallel)
 
 
 def restore_state(env: EnvBase, record: Mapping[str, Any]) -> TensorDictBase:

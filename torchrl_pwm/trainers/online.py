@@ -11,6 +11,7 @@ from torchrl.data import ReplayBuffer
 from torchrl.objectives import LossModule
 from tqdm import tqdm
 
+from torchrl_pwm._utils.devices import torch_threads
 from torchrl_pwm._utils.ranges import COUNT_OR_NONE, check_range
 from torchrl_pwm.data.collect.online import OnlineCollection
 from torchrl_pwm.modules import PWMWorldModel, RunningMoments
@@ -107,7 +108,8 @@ class OnlineTrainer(Trainer):
         """Closes the collector and its envs, after which there are no more iterations."""
         if not self._closed:
             self._closed = True
-            self.collection.collector.shutdown()
+            with torch_threads(None):  # a collector of several processes leaves more of them than there were
+                self.collection.collector.shutdown()
 
     def warm_up(self) -> None:
         """Collects the first steps, sets the statistics, and makes the first updates of the model."""

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from torchrl.envs import ParallelEnv
-
 from torchrl_pwm._utils.torchrl_private import EnvMeta
+from torchrl_pwm.envs.batched import batched_env
 from torchrl_pwm.envs.multitask import checked_seed
 
 
@@ -38,6 +37,6 @@ class NamedEnvMeta(EnvMeta):
             )
         seed = checked_seed(kwargs.pop("seed", 0))
         # Not metadata_from_workers: a wrong argument is then an error of this process, and reads like one.
-        env = ParallelEnv(num_workers, partial(cls, *args, **kwargs))
+        env = batched_env(num_workers, partial(cls, *args, **kwargs), parallel=True)
         env.set_seed(seed)
         return env
