@@ -20,6 +20,7 @@ from torchrl_pwm._utils.files import replace_file
 ROOT = Path(__file__).parents[2]
 #: Where reports are written.
 RESULTS = ROOT / "benchmarks" / "results"
+_PAGES = (".", ":!benchmarks/results", ":!docs", ":!*.md")  # of which what runs is none
 _JOB = "job.json"
 
 
@@ -96,14 +97,15 @@ class Job:
 
 
 def commit() -> str | None:
-    """The commit of the code, with a mark if the tree differs from it; None outside a repository."""
+    """The commit of the code, with a mark if code differs from it, not results or pages; None outside a repository."""
     try:
-        name = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
+        name, changed = (
+            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (("describe", "--always"), ("diff", "HEAD", "--name-only", "--", *_PAGES))
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return name.stdout.strip()
+    return f"{name}-dirty" if changed else name
 
 
 def split_settings(arguments: Sequence[str]) -> tuple[Sequence[str], tuple[str, ...]]:
