@@ -20,7 +20,7 @@ from torchrl_pwm._utils.files import replace_file
 ROOT = Path(__file__).parents[2]
 #: Where reports are written.
 RESULTS = ROOT / "benchmarks" / "results"
-_PAGES = (".", ":!benchmarks/results", ":!docs", ":!*.md")  # of which what runs is none
+_CODE = (".", ":!benchmarks/results", ":!docs", ":!*.md")  # what git compares
 _JOB = "job.json"
 
 
@@ -101,7 +101,7 @@ def commit() -> str | None:
     try:
         name, changed = (
             subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("describe", "--always"), ("diff", "HEAD", "--name-only", "--", *_PAGES))
+            for words in (("describe", "--always"), ("diff", "HEAD", "--name-only", "--", *_CODE))
         )
     except (OSError, subprocess.CalledProcessError):
         return None
