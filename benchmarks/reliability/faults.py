@@ -237,6 +237,12 @@ FAULTS = [
     Fault("hostile weights in a model's folder", _REFUSED, _RECORDS, "test_a_hostile_network"),
     Fault("memory maps that list what is not there", _REFUSED, _RECORDS, "test_a_memory_map"),
     Fault("manifests that claim what is not there or lead outside", _REFUSED, _RECORDS, "test_a_manifest"),
+    Fault(
+        "shards that were forged with their manifest",
+        _REFUSED,
+        "tests/trainers/test_distributed.py",
+        "test_(forged_shards|a_shard_of_no)",
+    ),
     Fault("loops of links, pipes", _REFUSED, _RECORDS, "test_links"),
     Fault("HDF5 with links, external files, arrays that are not there", _REFUSED, _HDF5, "test_(an_array|what_is_no)"),
     Fault("a Minari data set with the same, or cut short", _REFUSED, _MINARI, "test_a_(hostile|data_set_that)"),
