@@ -17,7 +17,7 @@ MODEL = ["model.latent_dim=16", "model.units=[16,16]", "model.encoder_units=[16]
 WORLD_MODEL = ["world_model.iterations=6", "world_model.batch_size=8", "world_model.log_interval=2"]
 WORLD_MODEL += ["world_model.save_interval=2"]
 EXTRACTION = ["extraction.iterations=40", "extraction.batch_size=8", "extraction.log_interval=2"]
-EXTRACTION += ["extraction.eval_interval=10", "extraction.eval_episodes=1", "extraction.save_interval=2"]
+EXTRACTION += ["extraction.eval_interval=20", "extraction.eval_episodes=1", "extraction.save_interval=2"]
 EVALUATION = ["evaluation.episodes=2", "evaluation.film=0", "progress=false"]
 EVALUATION += ["++evaluation.baselines.cloning.updates=4"]
 DATA = ["data.episodes.dm_control=2", "data.episodes.metaworld=3", "data.noise=[random,0.5]"]
@@ -27,6 +27,7 @@ ROUNDS = [
     "rounds.count=1",
     "rounds.iterations=4",
     "rounds.policy_iterations=40",
+    "rounds.eval_episodes=2",
     "rounds.episodes={dm_control: 1, metaworld: 1}",
 ]
 TASKS = ["preset=from_scratch", "task=[pendulum-swingup,mw-reach]"]
