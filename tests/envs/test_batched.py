@@ -1,15 +1,19 @@
-"""Batched envs leave torch the threads that they found."""
+"""Batched envs leave torch the threads that they found, and wait for their workers."""
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import pytest
 import torch
 import torchrl
+from torchrl.envs import ParallelEnv
 
+from tests.envs.drift_env import DriftEnv
 from torchrl_pwm import make_gym_env
 from torchrl_pwm.envs import make_task_envs
+from torchrl_pwm.envs.simulators.state import load_env, save_env
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +39,22 @@ def test_a_closed_env_leaves_as_many_threads_as_before(make, threads):
     env.reset()
     env.close()
     assert torch.get_num_threads() == threads
+
+
+class Slow(DriftEnv):
+    """An env that its parent would not wait for, if it thought the step done."""
+
+    def _step(self, tensordict):
+        time.sleep(0.3)
+        return super()._step(tensordict)
+
+
+def test_a_step_after_a_state_was_loaded_waits_for_its_worker():
+    env = ParallelEnv(1, Slow)
+    try:
+        td = env.reset()
+        load_env(env, save_env(env, td))
+        found = env.step(td.set("action", torch.ones(1, 2)))["next", "observation"]
+        assert torch.equal(found, td["observation"] + torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]))
+    finally:
+        env.close()

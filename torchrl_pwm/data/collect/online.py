@@ -11,7 +11,7 @@ from torchrl.collectors import BaseCollector, Collector
 from torchrl.data import ReplayBuffer
 
 from torchrl_pwm._utils.finite import first_bad_step
-from torchrl_pwm._utils.torchrl_private import collector_td, set_collector_td
+from torchrl_pwm._utils.torchrl_private import collector_td, lower_flags, set_collector_td
 from torchrl_pwm.data.collect.episodes import RunningEpisodes
 from torchrl_pwm.data.collect.rows import as_rows, check_collector, end_newest_steps, end_rows
 from torchrl_pwm.data.filled import filled_state, whole_state
@@ -137,6 +137,7 @@ class OnlineCollection:
         """Whether the envs are where they were."""
         if "collector" in state_dict:
             self.collector.load_state_dict(state_dict["collector"], strict=False)
+            lower_flags(self.collector.env)
         env = state_dict.get("env")
         if env is None:
             torchrl_logger.warning(

@@ -8,6 +8,7 @@ from typing import Any
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase, TransformedEnv
 
+from torchrl_pwm._utils.torchrl_private import lower_flags
 from torchrl_pwm.envs.multitask import innermost_env
 from torchrl_pwm.envs.simulators import SimulatorEnv
 
@@ -35,5 +36,6 @@ def load_env(env: EnvBase, state: Mapping[str, Any]) -> TensorDictBase | None:
     innermost_env(env).load_state_dict(state["simulator"])
     if isinstance(env, TransformedEnv):
         env.load_state_dict(state["transforms"])
+    lower_flags(env)
     entries = state["carrier"]
     return None if entries is None else TensorDict(entries, env.batch_size, device=env.device)
