@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,13 @@ def begin(arguments, **options):
 def ignored_no_more():
     # Where the tests run in the background, an interruption is ignored, which a child inherits.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def interrupt(process, times):
+    """Ctrl-C at the terminal, again while the first is at work: of two signals that wait at once, one arrives."""
+    for time_between in [0.5] * (times - 1) + [0]:
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(time_between)
 
 
 def left_over(folder):
@@ -223,8 +231,7 @@ def test_a_collector_of_several_processes_ends_with_its_run(times, place):
     try:
         rows = place / "run" / "scalars" / "loss_actor.csv"
         wait_until(lambda: process.poll() is not None or (rows.exists() and rows.read_text().count("\n") > 1))
-        for _ in range(times):
-            os.killpg(process.pid, signal.SIGINT)
+        interrupt(process, times)
         _, said = process.communicate(timeout=300)
         wait_until(lambda: not session_members(process.pid), 30)
     finally:
@@ -256,8 +263,7 @@ def test_extraction_in_several_processes_ends_with_its_run(times, per_batch, pla
     try:
         rows = "policies/*/seed-*/scalars/loss_actor.csv"
         wait_until(lambda: process.poll() is not None or len(list((place / "run").glob(rows))) == 4)
-        for _ in range(times):
-            os.killpg(process.pid, signal.SIGINT)
+        interrupt(process, times)
         _, said = process.communicate(timeout=300)
         wait_until(lambda: not session_members(process.pid), 30)
     finally:

@@ -17,11 +17,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 # Workers that write down each iteration that they finish; "save" is what they would save.
 SCRIPT = """
-import contextlib, sys, time
+import contextlib, multiprocessing, sys, time
 from functools import partial
 from pathlib import Path
 from torchrl_pwm._utils.processes import LazyPool, run_apart, run_jobs
-from torchrl_pwm._utils.stopping import check_stop, finishing, stop_asked, stoppable
+from torchrl_pwm._utils.stopping import check_stop, finishing, shield_tracker, stop_asked, stoppable
 
 def work(folder, job, report):
     with LazyPool(1) as pool, finishing():
@@ -39,11 +39,20 @@ def idle(folder, job, report):
     (folder / f"began {job}").touch()
     time.sleep(300)
 
+def stuck(folder, job, report):
+    lock = multiprocessing.get_context("spawn").Lock()
+    try:
+        idle(folder, job, report)
+    finally:
+        time.sleep(300)
+
 slow = sys.argv[2] == "slow"
 if __name__ == "__main__":
     try:
-        function = partial(idle if sys.argv[2] == "idle" else work, Path(sys.argv[1]))
+        function = partial({"idle": idle, "stuck": stuck}.get(sys.argv[2], work), Path(sys.argv[1]))
         with contextlib.nullcontext() if sys.argv[3] == "own" else stoppable():
+            shield_tracker()
+            lock = multiprocessing.get_context("spawn").Lock()
             if sys.argv[3] == "apart":
                 works = [partial(function, job) for job in range(4)]
                 run_apart(works, workers=2, report=print, over=lambda *ended: print(ended))
@@ -53,6 +62,8 @@ if __name__ == "__main__":
         if sys.argv[3] == "own":
             raise
         sys.exit(error.exit_code)
+    finally:
+        time.sleep(300 if sys.argv[2] == "stuck" else 0)
 """
 
 
@@ -134,6 +145,15 @@ def test_what_cannot_be_finished_ends_at_the_first_signal(begin, tmp_path):
     code, said = ends(process)
     assert code == 143 and "Traceback" not in said and "leaked" not in said
     assert not (tmp_path / "began 2").exists()
+
+
+def test_an_end_at_once_that_takes_too_long_to_clean_up_leaves_nothing(begin):
+    """Neither in the workers nor in their parent, whose semaphores would outlive them."""
+    process = begin("stuck")
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "\n" and "Once more" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert ends(process) == (130, "")
 
 
 def test_a_script_of_ones_own_meets_keyboard_interrupt_as_ever(begin, tmp_path):

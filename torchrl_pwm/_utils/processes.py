@@ -21,6 +21,7 @@ from torchrl_pwm._utils.stopping import (
     check_stop,
     finishing,
     is_stoppable,
+    leave,
     shield_tracker,
     signals_wait,
     stop_asked,
@@ -292,6 +293,6 @@ def end_with_parent() -> None:
 
     def watch() -> None:
         parent.join()
-        os._exit(1)
+        leave(1)
 
     threading.Thread(target=watch, daemon=True).start()

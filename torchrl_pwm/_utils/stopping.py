@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, util
 from types import FrameType
 from typing import Any
 
@@ -22,7 +22,7 @@ __all__ = ["Stopped", "check_stop", "finishing", "is_stoppable", "shield_tracker
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 # Tells a worker to end at once; not one of those that a terminal or a cluster sends to all processes of a run.
 _AT_ONCE: Any = getattr(signal, "SIGUSR1", None)
-_PATIENCE = 5.0  # seconds that an end at once may take to clean up
+_PATIENCE = 4.0  # seconds that an end at once may take to clean up, in a worker; twice that in its parent
 _SAID = b"\nStopping: what it is at is finished and saved first. Once more stops it at once.\n"
 
 
@@ -195,6 +195,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if _here.worker:
         # A cluster may have told it before its parent does: only that one's other signal means now.
         _here.asked = signal.SIGTERM
+        if at_once:
+            _end_soon(128 + signal.SIGTERM)
         if at_once or (first and not _here.held):
             _tell(number)
             raise Stopped(signal.SIGTERM)
@@ -218,14 +220,21 @@ def _tell(number: int) -> None:
         tell(number)
 
 
+def leave(exit_code: int) -> None:
+    """Ends this process as :func:`os._exit` does, but for its semaphores, which would outlive it."""
+    with contextlib.suppress(Exception):
+        util._run_finalizers(0)  # type: ignore[attr-defined]
+    os._exit(exit_code)
+
+
 def _end_soon(exit_code: int) -> None:
-    """Ends this process and its children where cleaning up takes too long."""
+    """Ends this process and its children where cleaning up takes too long, workers before their parent."""
 
     def end() -> None:
         for child in multiprocessing.active_children():
             child.kill()
-        os._exit(exit_code)
+        leave(exit_code)
 
-    timer = threading.Timer(_PATIENCE, end)
+    timer = threading.Timer(_PATIENCE if _here.worker else 2 * _PATIENCE, end)
     timer.daemon = True
     timer.start()
