@@ -12,30 +12,36 @@ from benchmarks.learning.rows import Curve, Records
 from torchrl_pwm.evaluation import aggregate_scores
 
 PAIRED = "paired by task and seed, with the stratified bootstrap interval over seeds"
+DIFFERENCES = ("method", "difference of scores", "PWM's return is higher in", "seeds")
 MARGIN, IQM = 0.05, 0.90  # of PWM above cloning of the better half, and of its interquartile mean
 
 
-def last_column(records: Records, method: str) -> str:
-    """The column of a method's last policies; that of its scores where it has no choice."""
+def last_column(records: Records, method: str, figure: str = "score") -> str:
+    """The column of a method's last policies, ``score`` or ``return``; the only one where it has no choice."""
     rows = [row for row in records.rows if row["method"] == method]
-    return "score" if all(row["select"] is None for row in rows) else "score_last"
+    only = {"score": "score", "return": "return_mean"}[figure]
+    return only if all(row["select"] is None for row in rows) else f"{figure}_last"
 
 
 def differences(records: Records, confidence: float) -> list[dict[str, Any]]:
     """PWM's last policies minus those of each other method, in mean over the tasks.
 
     The scores are paired by task and seed, of the seeds that both have in every task, and the interval is the
-    stratified bootstrap's: seeds are drawn anew within each task.
+    stratified bootstrap's: seeds are drawn anew within each task. ``higher`` is the number of tasks in which PWM's
+    mean return is higher: a score that counts success is blind to how much is earned on the way there.
     """
     own, found = records.by_seed("pwm", last_column(records, "pwm")), []
+    returns = records.by_seed("pwm", last_column(records, "pwm", "return"))
     for method in records.methods():
         other = records.by_seed(method, last_column(records, method))
         seeds = [seed for seed in own if seed in other]
         if method != "pwm" and seeds:
             paired = [np.subtract(own[seed], other[seed]) for seed in seeds]
             mean = aggregate_scores(paired, confidence=confidence).mean
+            its = records.by_seed(method, last_column(records, method, "return"))
+            earned = np.mean([np.subtract(returns[seed], its[seed]) for seed in seeds], 0)
             entry = {"method": method, "difference": mean.value, "low": mean.low, "high": mean.high}
-            found.append({**entry, "seeds": len(seeds)})
+            found.append({**entry, "seeds": len(seeds), "higher": int((earned > 0).sum()), "tasks": len(earned)})
     return found
 
 
@@ -148,7 +154,7 @@ def difference_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:
     """The lines of the table of PWM's differences."""
     for entry in content["differences"]:
         shown = _interval(entry["difference"], entry["low"], entry["high"], sign="+")
-        yield [METHODS[entry["method"]][0], shown, str(entry["seeds"])]
+        yield [METHODS[entry["method"]][0], shown, f"{entry['higher']} of {entry['tasks']} tasks", str(entry["seeds"])]
 
 
 def _interval(value: float, low: float | None, high: float | None, sign: str = "") -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
-from benchmarks.learning.criteria import PAIRED, criteria_sentences, difference_rows, slope_sentences
+from benchmarks.learning.criteria import DIFFERENCES, PAIRED, criteria_sentences, difference_rows, slope_sentences
 from benchmarks.learning.groups import METHODS, Group
 from benchmarks.learning.results import markdown_table
 from benchmarks.learning.rows import Curve, Records
@@ -212,6 +212,7 @@ def write_page(group: Group, content: Mapping[str, Any], pictures: Sequence[Pict
         criteria=list(criteria_sentences(content)),
         differences=list(difference_rows(content)),
         paired=PAIRED,
+        difference_head=DIFFERENCES,
         slopes=list(slope_sentences(content)),
         equal=[
             ("minutes of training", "minutes", [_equal(table, "minutes") for table in content["equal_minutes"]]),
@@ -303,7 +304,7 @@ def _standing(content: Mapping[str, Any]) -> Iterator[str]:
             yield from ["", f"## {title}", "", *(f"- {line}" for line in lines)]
     if rows := list(difference_rows(content)):
         yield from ["", "## PWM minus each method", "", f"Last policies, mean over the tasks; {PAIRED}.", ""]
-        yield markdown_table(["method", "difference", "seeds"], rows)
+        yield markdown_table(DIFFERENCES, rows)
 
 
 def _table_rows(content: Mapping[str, Any]) -> Iterator[list[str]]:

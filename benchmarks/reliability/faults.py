@@ -81,6 +81,12 @@ FAULTS = [
         "SIGINT, SIGTERM or SIGHUP to the first process or to all", "all workers save and end", _SIGNALS, "test_a_first"
     ),
     Fault("a second signal", "all ends at once, no process left", _SIGNALS, "test_a_second_signal"),
+    Fault(
+        "a second signal, and cleaning up that never ends",
+        "all ends, no semaphore left",
+        _SIGNALS,
+        "test_an_end_at_once",
+    ),
     Fault("a signal where nothing can be finished", "ends at the first", _SIGNALS, "test_what_cannot"),
     Fault("a signal that was ignored before (`nohup`)", "stays ignored", _SIGNALS, "test_what_was_ignored"),
     Fault(

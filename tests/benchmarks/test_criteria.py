@@ -7,7 +7,14 @@ import pytest
 
 pytest.importorskip("rliable")
 
-from benchmarks.learning.criteria import criteria, criteria_sentences, differences, slope_sentences, slopes
+from benchmarks.learning.criteria import (
+    criteria,
+    criteria_sentences,
+    difference_rows,
+    differences,
+    slope_sentences,
+    slopes,
+)
 from benchmarks.learning.rows import Curve, Records
 
 
@@ -58,6 +65,17 @@ def test_differences_are_paired_by_seed():
     assert (entry["method"], entry["seeds"]) == ("iql", 3)
     assert [entry[key] for key in ("difference", "low", "high")] == pytest.approx([0.1, 0.1, 0.1])
     assert differences(make_records(iql=own), 0.95) == []
+
+
+def test_who_earns_more_is_counted_beside_the_score():
+    """Both succeed in each episode, and one of them sooner: its score, which is success, says nothing of it."""
+    records = Records()
+    for method, returns in (("pwm", {"a": 900, "b": 500}), ("iql", {"a": 400, "b": 510})):
+        for task, earned in returns.items():
+            records.add(method, task, 0, [earned], score=1.0, select="last", score_best=1.0)
+    (entry,) = differences(records, 0.95)
+    assert (entry["difference"], entry["higher"], entry["tasks"]) == (0.0, 1, 2)
+    assert list(difference_rows({"differences": [entry]})) == [["IQL", "+0.000", "1 of 2 tasks", "1"]]
 
 
 def test_a_flat_curve_has_no_slope_and_rounds_are_told_apart():
