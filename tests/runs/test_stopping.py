@@ -85,9 +85,9 @@ def ignored_no_more():
 
 def interrupt(process, times):
     """Ctrl-C at the terminal, again while the first is at work: of two signals that wait at once, one arrives."""
-    for time_between in [0.5] * (times - 1) + [0]:
+    for number in range(times):
+        time.sleep(0.5 * number)
         os.killpg(process.pid, signal.SIGINT)
-        time.sleep(time_between)
 
 
 def left_over(folder):

@@ -222,7 +222,7 @@ def _tell(number: int) -> None:
 
 def leave(exit_code: int) -> None:
     """Ends this process as :func:`os._exit` does, but for its semaphores, which would outlive it."""
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):  # nothing may keep it
         util._run_finalizers(0)  # type: ignore[attr-defined]
     os._exit(exit_code)
 
