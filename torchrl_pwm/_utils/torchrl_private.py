@@ -11,7 +11,7 @@ from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.data import ReplayBuffer
 from torchrl.data.replay_buffers.samplers import Sampler
-from torchrl.envs import EnvBase, ParallelEnv, TransformedEnv
+from torchrl.envs import EnvBase, ParallelEnv
 from torchrl.envs.common import _EnvPostInit
 from torchrl.envs.utils import _classproperty
 
@@ -32,13 +32,11 @@ def set_collector_td(collector: Collector, td: TensorDictBase) -> None:
 
 
 def lower_flags(env: EnvBase) -> None:
-    """To be called where an env has loaded a state, and before its next step.
+    """To be called where an env without its transforms has loaded a state, and before its next step.
 
     The workers of a ``ParallelEnv`` then raise the flags that a step waits for, and its load does not lower them: every
     later step would be taken for done while its worker is still at it, and read what was there before.
     """
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
     if isinstance(env, ParallelEnv) and env._use_buffers:
         for index in env._worker_indices:
             env._shm_done_flags[index] = 0

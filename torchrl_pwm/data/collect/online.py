@@ -16,6 +16,7 @@ from torchrl_pwm.data.collect.episodes import RunningEpisodes
 from torchrl_pwm.data.collect.rows import as_rows, check_collector, end_newest_steps, end_rows
 from torchrl_pwm.data.filled import filled_state, whole_state
 from torchrl_pwm.envs.action_bounds import check_bounds
+from torchrl_pwm.envs.multitask import innermost_env
 from torchrl_pwm.envs.simulators.state import has_state, load_env, save_env
 
 __all__ = ["OnlineCollection"]
@@ -137,7 +138,7 @@ class OnlineCollection:
         """Whether the envs are where they were."""
         if "collector" in state_dict:
             self.collector.load_state_dict(state_dict["collector"], strict=False)
-            lower_flags(self.collector.env)
+            lower_flags(innermost_env(self.collector.env))
         env = state_dict.get("env")
         if env is None:
             torchrl_logger.warning(

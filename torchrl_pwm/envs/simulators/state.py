@@ -36,6 +36,6 @@ def load_env(env: EnvBase, state: Mapping[str, Any]) -> TensorDictBase | None:
     innermost_env(env).load_state_dict(state["simulator"])
     if isinstance(env, TransformedEnv):
         env.load_state_dict(state["transforms"])
-    lower_flags(env)
+    lower_flags(innermost_env(env))
     entries = state["carrier"]
     return None if entries is None else TensorDict(entries, env.batch_size, device=env.device)
