@@ -13,6 +13,7 @@ from torchrl.envs import check_env_specs
 
 from tests.envs.simulators.playing import draw_actions, play
 from torchrl_pwm.envs.simulators import AnalyticEnv, NewtonEnv, SwingUpController
+from torchrl_pwm.envs.simulators.pendulums import GRAVITY
 
 newton = pytest.importorskip("newton")
 
@@ -279,7 +280,26 @@ def test_1000_random_steps_stay_finite(task):
         assert env.simulator.state.abs().max() < 1e3
 
 
+def test_a_softer_ground_yields_by_the_weight_over_the_stiffness():
+    stiffnesses, heights = (20_000.0, 5_000.0), []
+    for stiffness in stiffnesses:
+        env = NewtonEnv("ant", 1, seed=0, stochastic_init=False, ground_stiffness=stiffness)
+        td = env.reset()
+        for _ in range(400):
+            _, td = env.step_and_maybe_reset(td.set("action", torch.zeros(1, 8)))
+        heights.append(td["observation"][0, 0].item())
+    weight = sum(env.simulator.make_robot().builder.body_mass) * GRAVITY
+    stiff, soft = (weight / 4 / stiffness for stiffness in stiffnesses)  # of one foot of four
+    assert heights[0] - heights[1] == pytest.approx(soft - stiff, rel=0.05)
+    assert NewtonEnv("ant", 1).simulator.make_robot().ground.stiffness == stiffnesses[0]
+
+
 def test_unknown_tasks_and_options_are_refused():
+    for stiffness in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=rf"ground_stiffness must be a positive number \[N/m\], found {stiffness}"):
+            NewtonEnv("hopper", 2, ground_stiffness=stiffness)
+    with pytest.raises(ValueError, match="nothing of cartpole touches the ground: leave out ground_stiffness=1"):
+        NewtonEnv("cartpole", 2, ground_stiffness=1)
     with pytest.raises(ValueError, match="unknown task 'cheetah'; expected one of 'cartpole'"):
         NewtonEnv("cheetah", 2)
     for task in ("cartpole", "ant"):

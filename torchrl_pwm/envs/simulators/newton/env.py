@@ -14,7 +14,8 @@ from torchrl_pwm.envs.simulators.env import NonFinite, SimulatorEnv
 
 __all__ = ["NewtonEnv"]
 
-_NAMES = ("cartpole", "double_pendulum", "ant", "hopper", "humanoid")
+_GROUNDLESS = ("cartpole", "double_pendulum")
+_NAMES = (*_GROUNDLESS, "ant", "hopper", "humanoid")
 
 
 class NewtonEnv(SimulatorEnv):
@@ -59,6 +60,9 @@ class NewtonEnv(SimulatorEnv):
         reward_timing (str): ``"after"`` (default) rewards the state that the step reaches, R(s', a); ``"before"`` the
             state it leaves, R(s, a), as PWM's fork of DFlex does.
         substeps (int, optional): solver steps in one step, instead of the task's own.
+        ground_stiffness (float, optional): of contacts with the ground [N/m], instead of the robot's own 20,000.
+            Stiffer contacts change forces faster, and first-order gradients with them; ten times as much and more
+            asks for more ``substeps``.
         non_finite (str), stagger (bool): see :class:`SimulatorEnv`.
 
     Raises:
@@ -98,13 +102,17 @@ class NewtonEnv(SimulatorEnv):
         early_termination: bool = True,
         reward_timing: RewardTiming = "after",
         substeps: int | None = None,
+        ground_stiffness: float | None = None,
         non_finite: NonFinite = "raise",
         stagger: bool = False,
     ) -> None:
         check_task(task, _NAMES)
+        if ground_stiffness is not None and task in _GROUNDLESS:
+            raise ValueError(f"nothing of {task} touches the ground: leave out ground_stiffness={ground_stiffness}")
         _check_newton()
         from torchrl_pwm.envs.simulators.newton.tasks import TASKS
 
+        given = {"substeps": substeps, "ground_stiffness": ground_stiffness}
         simulator = TASKS[task](
             num_envs,
             requires_grad=requires_grad,
@@ -114,7 +122,7 @@ class NewtonEnv(SimulatorEnv):
             stochastic_init=stochastic_init,
             early_termination=early_termination,
             reward_timing=reward_timing,
-            **({} if substeps is None else {"substeps": substeps}),
+            **{name: value for name, value in given.items() if value is not None},
         )
         super().__init__(simulator, requires_grad=requires_grad, non_finite=non_finite, stagger=stagger)
         self.task = task

@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -47,6 +48,7 @@ from torchrl_pwm.envs.simulators._analytic import AnalyticSimulator
 from torchrl_pwm.envs.simulators.newton.humanoid import POSE, STANDING
 from torchrl_pwm.envs.simulators.newton.models import ROBOTS
 from torchrl_pwm.envs.simulators.newton.physics import NewtonPhysics
+from torchrl_pwm.envs.simulators.newton.robot import Robot
 from torchrl_pwm.envs.simulators.pendulums import CartPoleSwingUp, DoublePendulum, Mechanism
 
 __all__ = ["TASKS", "Ant", "CartPole", "Hopper", "Humanoid", "Locomotion", "TwoRods", "Walker"]
@@ -97,6 +99,7 @@ class Locomotion(AnalyticSimulator):
     Keyword Args:
         requires_grad (bool): whether steps are to be differentiable.
         substeps (int): solver steps in a control step of 1/60 s.
+        ground_stiffness (float, optional): of contacts with the ground [N/m], instead of the robot's own.
         options: of :class:`AnalyticSimulator`.
 
     Raises:
@@ -110,14 +113,25 @@ class Locomotion(AnalyticSimulator):
     #: entries of q that the ground, which is flat, is the same for.
     horizontal: ClassVar[tuple[int, ...]]
 
-    def __init__(self, num_envs: int, *, requires_grad: bool = False, substeps: int = 8, **options: Any) -> None:
+    def __init__(
+        self,
+        num_envs: int,
+        *,
+        requires_grad: bool = False,
+        substeps: int = 8,
+        ground_stiffness: float | None = None,
+        **options: Any,
+    ) -> None:
         if substeps < 1:
             raise ValueError(f"substeps must be at least 1, found {substeps}")
+        if ground_stiffness is not None and not 0 < ground_stiffness < math.inf:
+            raise ValueError(f"ground_stiffness must be a positive number [N/m], found {ground_stiffness}")
+        self.ground_stiffness = ground_stiffness
         self.state_size, self.action_size = sum(self.sizes), self.sizes[-1]
         super().__init__(num_envs, dtype=torch.float32, **options)
         self.substeps = substeps
         self.physics = NewtonPhysics(
-            ROBOTS[self.robot],
+            self.make_robot,
             num_envs,
             device=self.device,
             requires_grad=requires_grad,
@@ -127,6 +141,13 @@ class Locomotion(AnalyticSimulator):
         travel = torch.zeros(self.sizes[0], device=self.device)
         travel[list(self.horizontal)] = 1
         self._travel = (travel,)  # in a tuple, as it is no part of the state
+
+    def make_robot(self) -> Robot:
+        """The robot, on the ground that was asked for."""
+        robot = ROBOTS[self.robot]()
+        if self.ground_stiffness is not None:
+            robot.ground = replace(robot.ground, stiffness=self.ground_stiffness)
+        return robot
 
     def split(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Joint positions [N, Q], joint velocities [N, D] and last action [N, A] of ``state``."""
