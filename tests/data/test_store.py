@@ -2,16 +2,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tests.data.counting import COUNTS, counting_rows, write_counting_store
+from tests.handles import open_handles
 from torchrl_pwm.data import EpisodeStorage, EpisodeStore, EpisodeStoreWriter
 from torchrl_pwm.envs.tasks import MT80, TaskSet
 
@@ -178,19 +177,12 @@ def test_a_file_cut_after_it_was_opened_is_named_when_read(counting_root):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_file_is_closed_with_the_store(counting_root):
     def opened():
-        return [link for link in Path("/proc/self/fd").iterdir() if _target(link).startswith(str(counting_root))]
+        return [target for _, target in open_handles() if target.startswith(str(counting_root))]
 
     store = EpisodeStore(counting_root)
     assert opened()
     del store
     assert not opened()
-
-
-def _target(link):
-    try:
-        return os.readlink(link)
-    except FileNotFoundError:  # that of the listing itself
-        return ""
 
 
 def test_the_manifest_names_every_file_with_its_size_and_checksum(counting_root):
