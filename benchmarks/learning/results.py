@@ -78,8 +78,9 @@ def summarize(
 def _method(group: Group, records: Records, method: str, matrix: np.ndarray | None) -> dict[str, Any]:
     """Aggregates of a method's scores, and what its training took: offline for all tasks, online for each.
 
-    Where no seed has every task, there are no aggregates. ``select`` says of which policy they are, ``last`` and
-    ``best`` have those of both, as far as they were recorded.
+    Both are of the seeds that have every task, and None where there is no such seed; online, where each task has its
+    own training, that is of all rows. ``select`` says of which policy the aggregates are, ``last`` and ``best`` have
+    those of both, as far as they were recorded.
     """
     rows = [row for row in records.rows if row["method"] == method]
     aggregates = _aggregates(matrix, len({row["task"] for row in rows}))
@@ -88,7 +89,10 @@ def _method(group: Group, records: Records, method: str, matrix: np.ndarray | No
         other = records.matrix(method, f"score_{which}")
         aggregates[which] = None if other is None else _aggregates(other)
     totals: dict[str, float | None] = {"minutes_model": None, "minutes_policies": None}
-    if all(row["seconds_policy"] is not None for row in rows):
+    if group.offline:
+        whole = records.by_seed(method)
+        rows = [row for row in rows if row["seed"] in whole]
+    if rows and all(row["seconds_policy"] is not None for row in rows):
         runs = len({row["seed"] for row in rows}) if group.offline else len(rows)
         models = {(row["seed"], row["seconds_model"]) for row in rows}
         totals["minutes_model"] = sum(seconds for _, seconds in models) / runs / 60

@@ -73,7 +73,8 @@ def test_aggregates_leave_out_seeds_that_lack_a_task():
     assert "| mean | 0.70 | - |" in markdown(GROUP, alone)
     # of the model once for each seed, of the policies for each task
     assert content["methods"]["pwm"]["minutes_model"] == pytest.approx(1.0)
-    assert content["methods"]["pwm"]["minutes_policies"] == pytest.approx(5 * 0.5 / 3)
+    assert content["methods"]["pwm"]["minutes_policies"] == pytest.approx(2 * 0.5)
+    assert alone["methods"]["cloning_half"]["minutes_policies"] is None
 
 
 def test_the_interval_of_equal_seeds_is_a_point():
