@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from torchrl_pwm import NormedLinear, PWMWorldModel, SimNorm, make_pwm_actor
+from torchrl_pwm.modules import kernels
 from torchrl_pwm.modules.kernels import mish, simplex
 from torchrl_pwm.modules.layers import MLP, Mish, make_mlp, run_from_first_linear
 
@@ -338,3 +339,23 @@ def test_model_and_actor_agree_with_torch_through_an_imagined_rollout():
         expected = rollout()
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_onednn_multiplies_by_dense_matrices_alone_where_a_network_reads_one_step_of_many_sequences(monkeypatch):
+    """With gaps between the rows of the second matrix its product takes some hundred times as long."""
+    torch.manual_seed(0)
+    network, multiply, dense = world_model_mlp(), kernels._onednn() or F.linear, []
+
+    def spied(left, right, bias):
+        dense.append(right.is_contiguous() or right.T.is_contiguous())
+        return multiply(left, right, bias)
+
+    monkeypatch.setattr(kernels, "_onednn", lambda: spied)
+    step = torch.randn(ROWS, 8, 24)[:, 3]
+    network(step).square().mean().backward()
+    assert len(dense) >= 5 and all(dense)
+    gradient = network[0].weight.grad.clone()
+    network.zero_grad()
+    with by_torch():
+        network(step).square().mean().backward()
+    torch.testing.assert_close(gradient, network[0].weight.grad)

@@ -71,7 +71,9 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     if rows * inner * columns >= _WORK and min(rows, inner, columns) >= _WIDE and left.dtype is torch.float32:
         onednn = _onednn()
         if onednn is not None:
-            return onednn(left, right, bias)
+            # Of a second matrix with gaps, such as one step of many sequences, oneDNN makes a product without vectors.
+            dense = right.is_contiguous() or right.T.is_contiguous()
+            return onednn(left, right if dense else right.contiguous(), bias)
     return F.linear(left, right, bias)
 
 
