@@ -1,12 +1,19 @@
-"""A policy on latents together with the encoder that makes them, to act on an env's own observations."""
+"""A policy on latents together with the encoder that makes them, and whether policies are to explore."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict.nn import InteractionType, TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict.nn.probabilistic import interaction_type
 from torch import nn
+
+
+def is_greedy() -> bool:
+    """Whether TorchRL's exploration type asks for a deterministic action; without one, policies explore."""
+    greedy = (InteractionType.DETERMINISTIC, InteractionType.MODE, InteractionType.MEAN)
+    return interaction_type() in greedy
 
 
 class WorldModelPolicy(TensorDictModuleBase):

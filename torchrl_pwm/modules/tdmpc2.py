@@ -10,8 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import InteractionType, TensorDictModuleBase, dispatch
-from tensordict.nn.probabilistic import interaction_type
+from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from torchrl_pwm.modules.arguments import build_for, with_arguments
 from torchrl_pwm.modules.checkpoints import layout_of, untold_arguments
 from torchrl_pwm.modules.hub import Pretrained
 from torchrl_pwm.modules.layers import ResetsItself, initialize, make_mlp
+from torchrl_pwm.modules.policy import is_greedy
 from torchrl_pwm.modules.presets import Preset
 from torchrl_pwm.modules.q_ensemble import QEnsemble
 from torchrl_pwm.modules.running_statistics import PercentileScale
@@ -382,12 +382,6 @@ class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
         else:
             action = self.act(latent, task).action
         return tensordict.set(keys.latent, latent).set(keys.action, action)
-
-
-def is_greedy() -> bool:
-    """Whether TorchRL's exploration type asks for a deterministic action; without one, policies explore."""
-    greedy = (InteractionType.DETERMINISTIC, InteractionType.MODE, InteractionType.MEAN)
-    return interaction_type() in greedy
 
 
 def _discounts(episode_lengths: int | Sequence[int], num_tasks: int) -> Tensor:

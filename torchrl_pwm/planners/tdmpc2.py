@@ -11,7 +11,8 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 
 from torchrl_pwm._utils.devices import readable
-from torchrl_pwm.modules.tdmpc2 import TDMPC2Model, is_greedy
+from torchrl_pwm.modules.policy import is_greedy
+from torchrl_pwm.modules.tdmpc2 import TDMPC2Model
 from torchrl_pwm.planners.mppi import PlannerNoise, PlannerSettings, draw_noise, plan_actions
 
 
