@@ -91,3 +91,11 @@ def test_start_states_that_are_not_finite_are_not_encoded():
     observation[2, 1] = torch.nan
     with pytest.raises(ValueError, match="others in 1 of 7 observations"):
         encoded_starts(TensorDict({"observation": observation}, [7]), model)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_latents_have_the_dtype_of_the_model(dtype):
+    model = PWMWorldModel(5, 2, latent_dim=16, units=(8,), encoder_units=(8,))
+    observation = torch.arange(10).reshape(2, 5).to(dtype)
+    found = encoded_starts(TensorDict({"observation": observation}, [2]), model)["latent"]
+    torch.testing.assert_close(found, model.encode_observation(observation.float()))

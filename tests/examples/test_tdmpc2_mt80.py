@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -124,6 +125,24 @@ def test_normalised_observations_are_in_the_checkpoint(data, tmp_path, monkeypat
     assert model.observation_std is not None and (model.observation_std[reach] - 1).abs().max() < 0.5
     call(monkeypatch, f"checkpoint={file}", "task=mw-reach", "plan=false", *TINY[4:], f"folder={tmp_path / 'prior'}")
     assert results(tmp_path / "prior")
+
+
+def test_an_evaluation_that_is_resumed_has_the_last_and_the_best_model(data, tmp_path, monkeypatch):
+    """Both are copied into its folder, so that it needs the folder of the training no more."""
+    call(monkeypatch, *TINY, *data, "training.select=last", f"folder={tmp_path / 'run'}")
+    file = tmp_path / "run" / "model" / "model.pt"
+    given = tmp_path / "given"
+    given.mkdir()
+    shutil.copyfile(file, given / "model.pt")
+    shutil.copyfile(file, given / "best.pt")
+    line = ["task=mw-reach", "plan=false", *TINY[4:], f"folder={tmp_path / 'again'}"]
+    call(monkeypatch, f"checkpoint={given / 'model.pt'}", *line)
+    found = read_summary(tmp_path / "again")
+    shutil.rmtree(given)
+    (tmp_path / "again" / "summary.json").unlink()
+    call(monkeypatch, f"resume={tmp_path / 'again'}")
+    assert found["select"] == read_summary(tmp_path / "again")["select"] == "last"
+    assert {"last", "best"} <= read_summary(tmp_path / "again")["tasks"][0].keys()
 
 
 @pytest.mark.parametrize("layout", ["old", "new"])

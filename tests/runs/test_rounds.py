@@ -27,6 +27,8 @@ from torchrl_pwm.runs.cli import command_config
 from torchrl_pwm.runs.extraction import Extraction, ExtractionJob
 from torchrl_pwm.runs.folder import open_run
 from torchrl_pwm.runs.own_episodes import round_seed, with_rate
+from torchrl_pwm.runs.policies import load_policy as load_weights_of
+from torchrl_pwm.runs.policies import make_loss, save_policy
 from torchrl_pwm.runs.pwm_offline import run_pipeline
 from torchrl_pwm.runs.round_loop import Round, choose, going_on
 from torchrl_pwm.runs.rounds import policy_metrics
@@ -144,6 +146,27 @@ def test_a_run_goes_on_with_further_rounds(best, tmp_path):
     assert json.loads((folder / "earlier" / "rounds.count-1" / "summary.json").read_text())["tasks"]
 
 
+def test_a_round_that_is_resumed_before_its_world_model_has_the_same_one(best, tmp_path):
+    """With one head a sequence the loss draws, whatever the process did before."""
+    settings = ("model.num_heads=2", "model_loss.heads=one")
+    run_pipeline(configured(*settings), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "rounds" / "1")
+    shutil.rmtree(tmp_path / "again" / "policies")
+    (tmp_path / "again" / "summary.json").unlink()
+    torch.manual_seed(99)
+    run_pipeline(configured(*settings), tmp_path / "again")
+    file = Path("rounds") / "1" / "world_model" / "world_model.pt"
+    assert_same(*(read_tensors(tmp_path / name / file)["model"] for name in ("whole", "again")))
+
+
+def test_every_round_has_an_ensemble_whose_spread_is_penalised(tmp_path):
+    settings = ("loss.disagreement_coef=0.1", "world_model.disagreement_iterations=2")
+    run_pipeline(configured(*settings), tmp_path / "run")
+    assert len(list((tmp_path / "run").rglob("*disagreement*"))) == 2
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
 def test_policies_of_rounds_do_not_go_back_to_the_updates_before(best):
     line = [f"resume={best}", "extraction.iterations=40"]
     with pytest.raises(ValueError, match=r"extraction.iterations: the run has 20.* More .*rounds.count than it has"):
@@ -195,6 +218,15 @@ def test_actor_and_critics_begin_where_the_round_before_left_them(best, tmp_path
     assert any(not torch.equal(value, left["actor"][key]) for key, value in weights.items())
 
 
+def test_slow_critics_begin_where_the_critics_do(tmp_path):
+    model = make_world_model(configured())
+    before, after = (make_loss(configured("loss.delay_value=true"), model, 6) for _ in range(2))
+    save_policy(before, tmp_path / "policy.pt")
+    load_weights_of(after, tmp_path / "policy.pt")
+    for slow, fast in zip(*after.slow_and_fast()):
+        torch.testing.assert_close(slow, fast)
+
+
 @pytest.fixture
 def marked(tmp_path):
     """Data whose observations are zeros, and own episodes of two seeds whose observations are ones and twos."""
@@ -217,6 +249,20 @@ def test_a_share_of_the_start_states_is_the_policies_own(marked, starts):
     wanted = {0.0: 0.7, 1.0: 0.15, 2.0: 0.15}
     for value, share in wanted.items():
         assert seen(batch, model, value) == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize("starts", ["{count: 20, resets: 0.1, top: 0.5}", "null"])
+@pytest.mark.parametrize(
+    ("share", "wanted"), [(0.0, {0.0: 1.0}), (1.0, {1.0: 0.5, 2.0: 0.5}), (0.05, {0.0: 0.95, 2.0: 0.05})]
+)
+def test_a_set_that_has_no_share_is_left_out(marked, starts, share, wanted):
+    config = configured(f"extraction.starts={starts}", "extraction.batch_size=20")
+    before = Before(own=(marked / "own",), share=share, matched=share)
+    model = make_world_model(config).requires_grad_(False)
+    replay = make_starts(config, TASK, 0, model, data=marked / "data", before=before, device="cpu")
+    batch = torch.cat([replay.sample().reshape(-1) for _ in range(10)])
+    for value in (0.0, 1.0, 2.0):
+        assert seen(batch, model, value) == pytest.approx(wanted.get(value, 0.0), abs=0.1)
 
 
 @pytest.mark.parametrize(("reward", "share"), [(-0.5, 0.3), (0.25, 0.6), (1.0, 0.9), (5.0, 0.9)])

@@ -114,6 +114,16 @@ def test_no_number_is_read_and_nothing_is_on_another_device():
     assert metrics["loss_actor"].device.type == "meta"
 
 
+def test_ends_of_a_checkpoint_go_to_where_the_networks_are():
+    stepper, _ = make_stepper(continued=0.5)
+    stepper.update(tiny.sequences())
+    saved = copy.deepcopy(stepper.state_dict())
+    stepper.loss_module.to("meta")
+    stepper.load_state_dict(saved)
+    assert stepper.ends.kept.device.type == "meta"
+    assert {entry.device.type for entry in stepper.ends.kept.values()} == {"meta"}
+
+
 @pytest.mark.parametrize("continued", [-0.1, 1.0])
 def test_a_chance_out_of_its_range_is_refused(continued):
     with pytest.raises(ValueError, match="continued must be a number of at least 0 and below 1"):

@@ -19,6 +19,7 @@ from torchrl_pwm import PWMWorldModelLoss, TDMPC2ExperienceReplay
 from torchrl_pwm._utils.errors import DamagedFileError
 from torchrl_pwm._utils.files import file_sha256
 from torchrl_pwm.data import EpisodeSliceSampler
+from torchrl_pwm.trainers import WorldModelOptimizationStepper
 from torchrl_pwm.trainers.distributed import DistributedWorldModelStepper
 from torchrl_pwm.trainers.ranks import joined_ranks, whole_state
 
@@ -49,7 +50,23 @@ def two_ranks(ranks: Any, root: Path, folder: Path) -> dict[str, Any]:
     }
     train(root, folder / "fsdp, two then one", ranks=ranks, engine="fsdp", until=4)
     train(root, folder / "ddp, two then one", ranks=ranks, prefetch=2, until=4)
+    found["ends"] = {(engine, parts): masked(parts, ranks, engine) for engine in ("ddp", "fsdp") for parts in (1, 2)}
     return {**found, **{engine: refused(ranks, root, engine) for engine in REFUSALS}}
+
+
+def masked(accumulate: int, ranks: Any = None, engine: Any = "ddp") -> dict[str, float]:
+    """Losses and gradient of an update of sequences whose first half end early, of which a process has one half."""
+    loss, batch = PWMWorldModelLoss(make_model()), sequences(8)
+    batch["next", "done"] = torch.zeros(*batch.shape, 1, dtype=torch.bool)
+    batch["next", "done"][:4, 0] = True
+    batch["next", "reward"][:4] += 3.0
+    options: Any = {"iterations": 2, "accumulate": accumulate}
+    if ranks is None:
+        metrics = WorldModelOptimizationStepper(loss, **options).update(batch)
+    else:
+        stepper = DistributedWorldModelStepper(loss, ranks=ranks, engine=engine, **options)
+        metrics = stepper.update(batch.chunk(ranks.count)[ranks.rank])
+    return {name: float(metrics[name]) for name in METRICS}
 
 
 REFUSALS = {"ddp refuses": "ddp", "fsdp refuses": "fsdp"}
@@ -100,6 +117,12 @@ def test_two_processes_train_as_one_does(runs, way):
     assert_close(first, runs["alone"])
     for name, weight in first["weights"].items():
         np.testing.assert_array_equal(weight, second["weights"][name], err_msg=name)
+
+
+def test_steps_after_an_end_weigh_nothing_however_a_batch_is_divided(runs):
+    expected = masked(1)
+    for found in (masked(2), masked(8), *runs["two"][0]["ends"].values(), *runs["two"][1]["ends"].values()):
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("way", ["fsdp, two then one", "ddp, two then one"])

@@ -130,6 +130,12 @@ def test_start_states_that_fit_no_task_are_refused(given, tasks, message):
         extract_policies(make_model(), given, tasks, **SETTINGS)
 
 
+def test_a_score_that_is_no_number_is_refused():
+    settings = {**SETTINGS, "evaluate": lambda task, policy: float("nan"), "eval_interval": 2, "select": "best"}
+    with pytest.raises(ValueError, match="evaluate gave NaN for the policy of 2"):
+        extract_policies(make_model(), STARTS, [2], **settings)
+
+
 def test_the_best_policy_needs_an_evaluation():
     with pytest.raises(ValueError, match="chooses by evaluate="):
         extract_policies(make_model(), STARTS, TASKS, **SETTINGS, select="best")

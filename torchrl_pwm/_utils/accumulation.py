@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 
 __all__ = ["accumulate_gradients", "total_loss"]
 
@@ -17,12 +18,14 @@ def accumulate_gradients(
     parts: int,
     losses: Callable[[TensorDictBase], TensorDictBase],
     *,
+    counted: Callable[[TensorDictBase], Tensor | None] = lambda part: None,
+    whole: Tensor | None = None,
     waits: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> TensorDictBase:
     """Adds the gradients of losses that are means over a batch, of ``parts`` equal parts of it, to the parameters'.
 
     What has to be kept for a gradient is that of one part at a time. The result is that of the whole batch, up to the
-    order of the sums.
+    order of the sums; running moments that a loss keeps move on with each part.
 
     Args:
         batch (TensorDictBase): [B, *], B a multiple of ``parts``.
@@ -30,10 +33,13 @@ def accumulate_gradients(
         losses (callable): from a part to its losses, those named ``loss_*``, and metrics.
 
     Keyword Args:
+        counted (callable): from a part, or the batch, to the number [] of what its means are over, which weighs the
+            part; ``None`` if that is all of it.
+        whole (Tensor, optional): this number of the batch; default: what is counted in it.
         waits (callable): makes the context of all parts but the last, in which gradients need not be shared yet.
 
     Returns:
-        The means of losses and metrics over the parts, detached.
+        The means of losses and metrics over the batch, detached.
 
     Raises:
         ValueError: if the batch cannot be divided.
@@ -51,16 +57,20 @@ def accumulate_gradients(
             f"accumulate={parts} makes an update of {parts} equal parts, found a batch of {len(batch)} sequences (of "
             f"one process): choose a batch_size that is a multiple of accumulate, times the number of processes."
         )
-    means: list[TensorDictBase] = []
-    for number, part in enumerate(batch.split(len(batch) // parts) if parts > 1 else [batch], 1):
+    if parts == 1 and whole is None:
+        found = losses(batch)
+        total_loss(found).backward()
+        return found.detach()
+    whole, means = counted(batch) if whole is None else whole, []
+    weight: Any = 1 / parts
+    for number, part in enumerate(batch.split(len(batch) // parts), 1):
+        if whole is not None and (count := counted(part)) is not None:
+            weight = count / whole
         with contextlib.nullcontext() if number == parts else waits():
             found = losses(part)
-            total = total_loss(found)
-            (total / parts if parts > 1 else total).backward()
-        means.append(found.detach())
-    if parts == 1:
-        return means[0]
-    return means[0].apply(lambda *values: torch.stack(values).mean(0), *means[1:])
+            (total_loss(found) * weight).backward()
+        means.append(found.detach() * weight)
+    return means[0].apply(lambda *values: torch.stack(values).sum(0), *means[1:])
 
 
 def total_loss(losses: TensorDictBase) -> Any:

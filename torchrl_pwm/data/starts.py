@@ -138,8 +138,8 @@ def encoded_starts(starts: TensorDictBase, world_model: PWMWorldModel, *, rows: 
         raise ValueError(
             f"start states must be finite, found others in {bad} of {len(starts)} observations: check the data"
         )
-    device, latents = next(world_model.parameters()).device, []
+    device, back, latents = next(world_model.parameters()).device, starts["observation"].device, []
     for part in starts.split(rows):
         task = part["task"].to(device) if world_model.num_tasks else None
-        latents.append(world_model.encode_observation(part["observation"].to(device), task).to(starts["observation"]))
+        latents.append(world_model.encode_observation(part["observation"].to(device), task).to(back))
     return starts.exclude("observation").set("latent", torch.cat(latents))

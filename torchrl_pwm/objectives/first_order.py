@@ -339,6 +339,18 @@ class FirstOrderLoss(LossModule):
         _, terminated = self._ends(rollout)
         return value if terminated is None else torch.where(terminated, 0.0, value)
 
+    def slow_and_fast(self) -> tuple[list[Tensor], list[Tensor]]:
+        """With ``delay_value`` the weights of the slow copy of the value network, and those of the network itself."""
+        both = self.target_value_network_params, self.value_network_params
+        slow, fast = (list(params.data.values(True, True)) for params in both)
+        return slow, fast
+
+    @torch.no_grad()
+    def restart_targets(self) -> None:
+        """Puts the slow copy, if there is one, where the value network is: after weights were loaded into it."""
+        if self.delay_value:
+            torch._foreach_copy_(*self.slow_and_fast())
+
     def _critic_inputs(self, rollout: TensorDictBase, *root: str) -> TensorDictBase:
         for key in self.value_network.in_keys:
             require(rollout, unravel_key((*root, key)), self)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.utils import unravel_key
@@ -56,6 +59,14 @@ class RolloutEnds:
             found["going"] = found["going"] & (drawn < survival.squeeze(-1).prod(-1))
         for name, entry in found.items():
             kept[name].copy_(torch.where(open_, entry.to(kept[name]), kept[name]))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.kept is None else self.kept.clone().to_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes the ends to where the networks are: a checkpoint is read on the CPU."""
+        entries, place = dict(state_dict), next(self.loss.parameters()).device
+        self.kept = TensorDict(entries, entries["going"].shape, device=place) if entries else None
 
     def _starts(self, states: TensorDictBase) -> dict[str, Tensor]:
         keys, starts = self.loss.tensor_keys, self.loss.start_latents(states)

@@ -83,6 +83,11 @@ class SequenceLoss(LossModule):
                 mask = given if mask is None else mask & given
         return mask
 
+    def counted(self, tensordict: TensorDictBase) -> Tensor | None:
+        """How many steps of sequences ``[B, T]`` a mean is over; ``None`` if that is all."""
+        mask = self._mask(tensordict)
+        return None if mask is None else mask.sum()
+
     def _entries(self, tensordict: TensorDictBase, model: PWMWorldModel) -> SequenceEntries:
         """What is read of sequences [B, T], in the model's dtypes, its numbers checked at the first batch.
 

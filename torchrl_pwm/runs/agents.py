@@ -58,6 +58,7 @@ class Given:
         if self.agent is not None and not self._new_policy:
             loss.actor_network.load_state_dict(self.agent.actor.state_dict())
             loss.value_network.load_state_dict(self.agent.critics.state_dict())
+            loss.restart_targets()
 
     def put_into_steppers(self, loss: PWMLoss, stepper: OnlinePWMOptimizationStepper) -> None:
         """Gives the optimisation what the agent's had come to; a new policy begins with a new one."""

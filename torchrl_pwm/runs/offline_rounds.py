@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from torchrl_pwm._utils.door import read_json
@@ -54,7 +53,6 @@ def run_rounds(
 
     def train(file: Path, rounds: list[Round]) -> Path:
         store = recordings.store
-        torch.manual_seed(config.seed + len(rounds))  # whichever stages were done before
         return train_on(
             config,
             place / str(len(rounds)),

@@ -53,6 +53,7 @@ def load_policy(loss: PWMLoss, path: Path) -> None:
     """Gives a loss the actor and critics that :func:`save_policy` wrote."""
     for name in ("actor", "value"):
         load_weights(getattr(loss, f"{name}_network"), path, what="policy", part=name)
+    loss.restart_targets()
 
 
 def policy_file(folder: Path, task: str, seed: int) -> Path:

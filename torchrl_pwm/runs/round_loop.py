@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from torchrl import torchrl_logger
@@ -159,6 +160,7 @@ def train_on(
         options: of the replays, see :func:`~torchrl_pwm.runs.own_episodes.mix`.
     """
     settings = config.rounds
+    torch.manual_seed(config.seed + len(rounds))  # whichever stages were done before
     replay = mix(
         settings,
         data,

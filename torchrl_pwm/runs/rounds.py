@@ -21,7 +21,12 @@ from torchrl_pwm.runs.policies import load_actor, policy_file
 from torchrl_pwm.runs.round_loop import APART, Round, before_next, go_through, going_on, train_on
 from torchrl_pwm.runs.saved import read_result
 from torchrl_pwm.runs.starts import FRESH, Before
-from torchrl_pwm.runs.world_model import keep_chosen_world_model, load_world_model, measured_states
+from torchrl_pwm.runs.world_model import (
+    keep_chosen_world_model,
+    load_world_model,
+    measured_states,
+    prepare_disagreement,
+)
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,8 @@ def _extract(
     # Those that begin anew each time only show where the model is wrong.
     hasty = {} if settings.warm or settings.keep != "last" else settings.overrides
     merged = OmegaConf.merge(going_on(config, rounds), {"evaluation": apart}, hasty)
+    if config.loss.disagreement_coef:
+        prepare_disagreement(config, store, file, tasks)
     results = extract_all(merged, here, Path(store.root), file, tasks, before_next(config, rounds))  # type: ignore[arg-type]
     table, scores, trust = get_task_set(config.task_set), {}, {}
     for task in tasks:

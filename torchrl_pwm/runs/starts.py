@@ -91,25 +91,36 @@ def make_starts(
     own = before.stores if before.share or before.matched else []
     mine = own_share(before, data, task) if own and data is not None else 0.0
     if data is not None and not settings.starts:
-        share = round(mine * settings.batch_size / max(len(own), 1))
-        sizes = [(data, settings.batch_size - share * len(own)), *((root, share) for root in own)]
         options = {"slice_len": 1, "tasks": [task], "seed": seed, "check_finite": False, **reads_ahead(device)}
-        replays = [TDMPC2ExperienceReplay(root, size, **options) for root, size in sizes]
-        return ReplayMixture(replays) if own else replays[0]
+        sizes = _sizes(settings.batch_size, mine, data, own)
+        replays = [TDMPC2ExperienceReplay(root, size, **options) for root, size in sizes.items()]
+        return ReplayMixture(replays) if len(replays) > 1 else replays[0]
     if data is None:
         chosen = load_quickstart().starts[task]
     else:
-        count = settings.starts.count
-        share = round(mine * count / max(len(own), 1))
-        rest, played = {"count": count - share * len(own)}, {"count": share, "top": 1.0}
-        parts = [start_states(EpisodeStore(data), task, seed=seed, episodes=episodes, **{**settings.starts, **rest})]
-        parts += [start_states(EpisodeStore(root), task, seed=seed, **{**settings.starts, **played}) for root in own]
+        parts = []
+        for root, size in _sizes(settings.starts.count, mine, data, own).items():
+            which = {"episodes": episodes} if root == data else {"top": 1.0}
+            options = {**settings.starts, **which, "count": size}
+            parts.append(start_states(EpisodeStore(root), task, seed=seed, **options))
         chosen = torch.cat(parts)
     return TensorDictReplayBuffer(
         storage=TensorStorage(encoded_starts(chosen, model)),
         batch_size=settings.batch_size,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def _sizes(count: int, share: float, data: Path, own: list[Path]) -> dict[Path, int]:
+    """How many of ``count`` start states are from the data and from each set of own episodes, where that is any.
+
+    What does not go up evenly is from the newest ones.
+    """
+    played = round(share * count) if own else 0
+    each, more = divmod(played, max(len(own), 1))
+    sizes = {data: count - played}
+    sizes |= {root: each + (number >= len(own) - more) for number, root in enumerate(own)}
+    return {root: size for root, size in sizes.items() if size}
 
 
 def make_recorded(task: str, seed: int, horizon: int, before: Before, device: str) -> TDMPC2ExperienceReplay | None:

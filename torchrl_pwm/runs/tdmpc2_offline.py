@@ -168,12 +168,16 @@ def given_checkpoint(config: Any, folder: Path) -> Path:
 
 
 def keep_checkpoint(config: Any, folder: Path) -> None:
-    """Copies the checkpoint that a run was given into its folder, so that the run is opened wherever it is."""
+    """Copies the checkpoint that a run was given into its folder, so that the run is opened wherever it is.
+
+    With it goes the other model of its training, first, since from then on the copy is what counts.
+    """
     source = given_checkpoint(config, folder)
-    kept = folder / "model" / source.name
-    if source != kept:
-        with replaced_file(kept) as temporary:
-            shutil.copyfile(source, temporary)
+    _, _, other = _other_model(source)
+    for file in (other, source):
+        if file is not None and file.parent != folder / "model":
+            with replaced_file(folder / "model" / file.name) as temporary:
+                shutil.copyfile(file, temporary)
 
 
 def model_of_run(config: Any, folder: Path) -> Path:

@@ -107,11 +107,21 @@ class DistributedWorldModelStepper(WorldModelOptimizationStepper):
         self._cut_embeddings(batch)
         self.optimizer.zero_grad()
         with self._own_draws():
-            losses = accumulate_gradients(batch, self.accumulate, self.losses, waits=self._unshared)
+            losses = accumulate_gradients(
+                *(batch, self.accumulate, self.losses),
+                counted=self.loss_module.counted,
+                whole=self._counted(batch),
+                waits=self._unshared,
+            )
         data = finite_or_nan([batch.get(key) for key in self.loss_module.in_keys])
         names = list(losses.keys())
         *means, data = self.ranks.mean(torch.stack([*(losses[name] for name in names), data])).unbind()
         return losses.update(dict(zip(names, means))), data
+
+    def _counted(self, batch: TensorDictBase) -> Tensor | None:
+        """The steps that count in a process's part, in the mean of the processes."""
+        count = self.loss_module.counted(batch)
+        return None if count is None else self.ranks.mean(count.float()[None]).squeeze(0)
 
     def losses(self, batch: TensorDictBase) -> TensorDictBase:
         return TensorDict(self.program_of_losses(batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -173,6 +174,8 @@ def _evaluate(
 ) -> dict[str, float]:
     with average.applied():
         score = float(evaluate(task, policy))
+        if math.isnan(score):
+            raise ValueError(f"evaluate gave NaN for the policy of {task!r}: expected a score, the higher the better.")
         best.offer(score, score)
     return {"score": score}
 

@@ -157,10 +157,7 @@ class FirstOrderOptimizationStepper(GatedUpdates, UpdateStepper):
                 optimizer.step_if(self.gate.admits("critic", numbers, changed=True, among=allowed))
         if loss.delay_value:
             # TorchRL's SoftUpdate would move the target whatever the numbers are.
-            slow, fast = (
-                list(params.data.values(True, True))
-                for params in (loss.target_value_network_params, loss.value_network_params)
-            )
+            slow, fast = loss.slow_and_fast()
             lerp_if(self.gate.is_open(allowed), slow, fast, self.target_tau)
         means = {"loss_value": torch.stack(losses).mean(), "critic_grad_norm": torch.stack(norms).mean()}
         if allowed is None:
@@ -282,13 +279,12 @@ class PWMOptimizationStepper(FirstOrderOptimizationStepper):
         return rollout, {"loss_behavior": loss.behavior_loss(batch)} if loss.behavior_coef else {}
 
     def state_dict(self) -> dict[str, Any]:
-        kept = self.ends.kept
-        return {**super().state_dict(), **({} if kept is None else {"ends": kept.clone().to_dict()})}
+        ends = self.ends.state_dict()
+        return {**super().state_dict(), **({"ends": ends} if ends else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        ends = state_dict.get("ends")
-        self.ends.kept = None if ends is None else TensorDict(ends, ends["going"].shape)
+        self.ends.load_state_dict(state_dict.get("ends", {}))
 
 
 class WorldModelOptimizationStepper(GatedUpdates, UpdateStepper):
@@ -327,6 +323,8 @@ class WorldModelOptimizationStepper(GatedUpdates, UpdateStepper):
     ) -> None:
         check_range(COUNT_OR_NONE, iterations=iterations)
         check_range(COUNT, accumulate=accumulate)
+        if accumulate > 1 and loss_module.reduction != "mean":
+            raise ValueError(f'accumulate={accumulate} needs reduction="mean", found {loss_module.reduction!r}.')
         check_range(POSITIVE, lr=lr)
         check_range(NOT_NEGATIVE, final_lr=final_lr or 0.0, encoder_lr_scale=encoder_lr_scale)
         check_range(NORM, clip=clip)
@@ -364,7 +362,7 @@ class WorldModelOptimizationStepper(GatedUpdates, UpdateStepper):
     def gradients(self, batch: TensorDictBase) -> tuple[TensorDictBase, Tensor]:
         """The losses, whose gradients are the parameters' now; and 0 if the batch is finite, else NaN."""
         self.optimizer.zero_grad()
-        losses = accumulate_gradients(batch, self.accumulate, self.losses)
+        losses = accumulate_gradients(batch, self.accumulate, self.losses, counted=self.loss_module.counted)
         # The two-hot code clips rewards, so that an infinite one would go unseen in the loss.
         return losses, finite_or_nan([batch.get(key) for key in self.loss_module.in_keys])
 
