@@ -109,6 +109,14 @@ def test_what_float32_does_not_keep_is_named(tmp_path, column, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_lengths_of_all_entries_are_named_where_they_do_not_fit(tmp_path):
+    recorded = episode(0, 20)
+    recorded["reward"] = np.zeros(21)
+    shapes = r"observation of shape \(21, 3\), expected \[22, O\].* beside it action \(20, 2\) and reward \(21,\)"
+    with pytest.raises(ValueError, match=shapes):
+        write_episodes(tmp_path / "arm", [recorded])
+
+
 def test_large_constants_and_rounding_noise_have_nothing_to_lose(tmp_path):
     recorded = episode(0, 20)
     recorded["observation"][:, 2] = 1.7e9 + 1.0 / 3.0

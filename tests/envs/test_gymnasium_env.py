@@ -39,7 +39,7 @@ def test_seeds_repeat_and_envs_differ():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="continuous actions"):
+    with pytest.raises(ValueError, match="needs continuous actions; those of CartPole-v1 are discrete"):
         make_gym_env("CartPole-v1")
     with pytest.raises(ValueError, match="num_envs must be at least 1"):
         make_gym_env("Pendulum-v1", 0)

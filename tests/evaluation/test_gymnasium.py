@@ -93,6 +93,19 @@ def test_an_unscaled_env_is_named_for_a_policy_of_the_unit_box() -> None:
     assert evaluate_policy(actor, scaled, episodes=1).lengths.tolist() == [3]
 
 
+def test_discrete_actions_are_named_for_a_continuous_policy() -> None:
+    model, actor = PWMWorldModel(4, 2, latent_dim=16, units=(12,)), make_pwm_actor(16, 2)
+    for encoding in (False, True):
+        env = TransformedEnv(GymEnv("CartPole-v1", categorical_action_encoding=encoding), WorldModelWrapper(model))
+        with pytest.raises(ValueError, match="actions are continuous, those of the env discrete"):
+            evaluate_policy(actor, env, episodes=1)
+
+
+def test_a_versioned_name_is_one_of_gymnasium() -> None:
+    with pytest.raises(gymnasium.error.NameNotFound, match="Pendulm"):
+        evaluate_policy(POLICY, "Pendulm-v1", episodes=1)
+
+
 def test_actions_that_the_env_cannot_take_are_named() -> None:
     def twice(td):
         return td.set("action", 2 * torch.ones(*td.batch_size, 1))

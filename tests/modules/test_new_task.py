@@ -160,7 +160,7 @@ def test_an_embodiment_with_more_actions_or_observations_than_the_checkpoint_is_
         model.next_latent(torch.rand(4, 16), torch.rand(4, 8), 0)
     with pytest.raises(ValueError, match=r"observations of size 39, .*observation_dim=60 and train it"):
         model.encode_observation(torch.rand(4, 60), 0)
-    with pytest.raises(ValueError, match="Pad the observation"):
+    with pytest.raises(ValueError, match=r"make_task_env\(..., task_set=...\) pads it"):
         model.encode_observation(torch.rand(4, 24), 0)
 
 

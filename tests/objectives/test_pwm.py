@@ -33,6 +33,19 @@ def test_bad_options_are_refused(option: str, value) -> None:
         PWMLoss(actor, critic, make_model(), **{option: value})
 
 
+@pytest.mark.parametrize(
+    ("actor", "critics", "message"),
+    [
+        ((32, ACTION), LATENT, f"the actor reads latents of 32 entries, those of the model have {LATENT}"),
+        ((LATENT, 9), LATENT, f"the actor writes actions of 9 entries, those of the model have {ACTION}"),
+        ((LATENT, ACTION), 32, f"the critics read latents of 32 entries, those of the model have {LATENT}"),
+    ],
+)
+def test_networks_for_another_model_are_refused(actor, critics, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        PWMLoss(make_pwm_actor(*actor), make_value_ensemble(critics), make_model())
+
+
 def test_missing_start_states_are_named() -> None:
     with pytest.raises(ValueError, match=r"observation.*latent.*state.*set_keys"):
         make_pwm()(TensorDict({"state": torch.zeros(2, 5)}, [2]))

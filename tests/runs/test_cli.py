@@ -68,6 +68,11 @@ def test_cfg_prints_the_configuration_and_makes_nothing(place, capsys):
     [
         (["shac", "iteratons=3"], "no option iteratons; did you mean iterations?"),
         (["shac", "env=analytic/cartpol"], "cartpol"),
+        (
+            ["shac", "env=gym/pendulum"],
+            "SHAC follows the gradient of a differentiable simulator, which Pendulum",
+        ),
+        (["record"], "run is needed and was not given: add run=..."),
         (["simulator", "logger=tensorbord"], "logger must be one of csv, tensorboard, wandb, found 'tensorbord'"),
         (["simulator", "select=bset"], "select must be last or best, found 'bset'"),
         (["simulator", "collector.workers=3"], "collector.workers must divide the 4 envs, found 3"),
@@ -78,7 +83,7 @@ def test_cfg_prints_the_configuration_and_makes_nothing(place, capsys):
     ],
 )
 def test_a_mistake_is_named_and_leaves_nothing(arguments, message, place):
-    tiny = [] if arguments[0] == "report" or "resume" in arguments[1] else TINY
+    tiny = [] if arguments[0] in ("report", "record") or "resume" in arguments[1] else TINY
     with pytest.raises(SystemExit) as end:
         main([*arguments, *tiny])
     assert message in str(end.value) and not list(place.iterdir())

@@ -19,8 +19,13 @@ _TOLERANCE = 1e-3
 
 
 def check_bounds(env: EnvBase, key: NestedKey) -> None:
-    """Raises ValueError if the env bounds its actions by others than -1 and 1."""
+    """Raises ValueError if the env's actions are discrete, or bounded by others than -1 and 1."""
     spec = env.full_action_spec[key]
+    if spec.domain == "discrete":
+        raise ValueError(
+            f"The policy's actions are continuous, those of the env discrete, {type(spec).__name__} of shape "
+            f"{list(spec.shape)}: take an env with continuous actions."
+        )
     if not isinstance(spec, Bounded):
         return
     low, high = spec.space.low, spec.space.high

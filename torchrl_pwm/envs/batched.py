@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torchrl.envs import EnvBase, ParallelEnv, SerialEnv
+from torchrl import envs
+from torchrl.envs import EnvBase
 
 from torchrl_pwm._utils.devices import torch_threads
 
@@ -17,25 +18,25 @@ def batched_env(
     *,
     parallel: bool = False,
     device: torch.device | str | None = None,
-) -> SerialEnv | ParallelEnv:
+) -> envs.SerialEnv | envs.ParallelEnv:
     """So many envs as one, each in a process of its own, or all in this one.
 
     As TorchRL's close they give torch a thread for each env, up to those that it had when it was imported, whether
     they took any or not. A run of one thread would be one of many from then on, to other sums.
     """
     if parallel:
-        return _ParallelEnv(num_envs, make, device=device)
+        return ParallelEnv(num_envs, make, device=device)
     # In one process there is nobody to share with: shared tensors would hold a file handle each.
-    return _SerialEnv(num_envs, make, device=device, shared_memory=False)
+    return SerialEnv(num_envs, make, device=device, shared_memory=False)
 
 
-class _SerialEnv(SerialEnv):
+class SerialEnv(envs.SerialEnv):
     def close(self, *, raise_if_closed: bool = True) -> None:
         with torch_threads(None):
             super().close(raise_if_closed=raise_if_closed)
 
 
-class _ParallelEnv(ParallelEnv):
+class ParallelEnv(envs.ParallelEnv):
     """Its processes take threads from this one as they start, and give them back."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from functools import partial
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -163,17 +164,19 @@ def _checked_time_limit(task: str, options: dict[str, Any]) -> int:
 
 def _as_read(envs: EnvBase, task: str, seed: int) -> EnvBase:
     action = envs.full_action_spec_unbatched["action"]
-    if not isinstance(action, Bounded) or not action.dtype.is_floating_point or action.ndim != 1:
+    if action.domain == "discrete":
+        raise ValueError(f"PWM needs continuous actions; those of {task} are discrete.")
+    if action.ndim != 1:
         raise ValueError(
-            f"PWM needs continuous actions within finite bounds, one vector, found {action} in {task}. "
-            "gymnasium.wrappers.FlattenAction helps with several axes, gymnasium.spaces.Box(low, high) with bounds."
+            f"PWM needs actions of one vector, found {task} with actions of shape {list(action.shape)}: wrap it in "
+            "gymnasium.wrappers.FlattenAction."
         )
-    space = action.space
-    if not space.low.isfinite().all() or not space.high.isfinite().all():
+    low, high = (-inf, inf) if not isinstance(action, Bounded) else (action.space.low.min(), action.space.high.max())
+    if not isfinite(low) or not isfinite(high):
         raise ValueError(
-            f"PWM needs continuous actions within finite bounds, found actions from {space.low.min():g} to "
-            f"{space.high.max():g} in {task}: wrap it so that its action_space is a Box with the bounds that matter, "
-            "e.g. gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(0, 10, (2,)))."
+            f"PWM needs continuous actions within finite bounds, found actions from {low:g} to {high:g} in {task}: "
+            "wrap it so that its action_space is a Box with the bounds that matter, e.g. "
+            "gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(0, 10, (2,)))."
         )
     observation = envs.observation_spec_unbatched
     found = list(observation.keys())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import gymnasium
     from typing_extensions import Unpack
 
+_VERSIONED = re.compile(r".+-v\d+")
 Policy: TypeAlias = Callable[[TensorDictBase], TensorDictBase]
 
 
@@ -172,7 +174,8 @@ def evaluate_policy(
         task_policy = _policy_for(policy, name)
         place = device_of(task_policy) if device is None else device
         table = get_task_set("mt80" if task_set is None else task_set)
-        if task_set is None and name not in table and is_gym_task(name):
+        # Of a versioned name that it does not know, Gymnasium says which are like it.
+        if task_set is None and name not in table and (is_gym_task(name) or _VERSIONED.fullmatch(name)):
             frames = {"from_pixels": True, "pixels_only": False} if record else {}
             env = make_gym_env(name, num_envs, seed=seed, device=place, parallel=parallel, **frames)
             try:

@@ -68,5 +68,5 @@ def wrong_size(name: str, found: Sequence[int], shape: Sequence[int]) -> str:
             f"data of this env, or leave entries out."
         )
     else:
-        advice = f"Pad the {name} with zeros (make_task_env(..., task_set=...)), or build the model for this size."
+        advice = "Build the model for this size; for a task of a task set, make_task_env(..., task_set=...) pads it."
     return f"The world model was built for {name}s of size {size}, found {name} of shape {tuple(found)}. {advice}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchrl_pwm._utils.devices import readable
 from torchrl_pwm._utils.finite import all_finite, describe_batch
+from torchrl_pwm.modules.actor_critic import GaussianHead, PWMActor, ValueEnsemble
 
 
 def require(tensordict: TensorDictBase, key: NestedKey, owner: object) -> Tensor:
@@ -39,6 +42,26 @@ def require_reward(tensordict: TensorDictBase, key: NestedKey, owner: object) ->
             "add the last axis with reward.unsqueeze(-1)."
         )
     return reward
+
+
+def require_sizes(actor: Any, critics: Any, model: Any, owner: object) -> None:
+    """Raises ValueError if :func:`.make_pwm_actor` or :func:`.make_value_ensemble` made networks for another model."""
+    reads, writes = getattr(model, "latent_dim", None), getattr(model, "action_dim", None)
+    head = next((part for part in actor.modules() if isinstance(part, GaussianHead)), None)
+    found = []
+    if head is not None and isinstance(actor, PWMActor):
+        layers = [layer for layer in head.mu_net if isinstance(layer, nn.Linear)]
+        found.append(("the actor reads latents", layers[0].in_features, reads))
+        found.append(("the actor writes actions", layers[-1].out_features, writes))
+    if isinstance(critics, ValueEnsemble):
+        found.append(("the critics read latents", critics.params[0].shape[-1], reads))
+    for what, size, wanted in found:
+        if wanted is not None and size != wanted:
+            raise ValueError(
+                f"{type(owner).__name__} needs networks of the world model's sizes: {what} of {size} entries, those of "
+                f"the model have {wanted}. make_pwm_actor(model.latent_dim, model.action_dim) and "
+                "make_value_ensemble(model.latent_dim) fit."
+            )
 
 
 def require_batch(tensordict: TensorDictBase, owner: object) -> None:

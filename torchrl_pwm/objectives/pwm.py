@@ -16,7 +16,7 @@ from torchrl_pwm.modules.actor_critic import gaussian_head
 from torchrl_pwm.modules.frozen import frozen, swapped
 from torchrl_pwm.modules.two_hot import RewardSpace
 from torchrl_pwm.objectives.acting import ActingLoss
-from torchrl_pwm.objectives.entries import require, require_batch
+from torchrl_pwm.objectives.entries import require, require_batch, require_sizes
 from torchrl_pwm.objectives.first_batch import not_representable, out_of_range, outside_unit, own_actions, task_entry
 from torchrl_pwm.objectives.first_order import Bootstrap
 from torchrl_pwm.objectives.walk import state_at, walk
@@ -60,9 +60,9 @@ class PWMLoss(ActingLoss):
         normalize_returns, bootstrap, delay_value, loss_function, reduction: see :class:`FirstOrderLoss`.
 
     Raises:
-        ValueError: if an option is unknown or the actor is not probabilistic; at the call, if neither observation nor
-            latent is there, or a task of another shape or dtype; at the first batch, if a task is none of the model's,
-            or actions of the behaviour term leave [-1, 1].
+        ValueError: if an option is unknown, the actor is not probabilistic or a network is of another size than the
+            model's; at the call, if neither observation nor latent is there, or a task of another shape or dtype; at
+            the first batch, if a task is none of the model's, or actions of the behaviour term leave [-1, 1].
 
     Reads ``observation`` [B, O], or else ``latent`` [B, D], ``task`` [B] (int64) for a multi-task model and ``action``
     [B, A] with a behaviour term. A recurrent actor (``GRUModule``, ``LSTMModule``) begins with the hidden states of the
@@ -121,6 +121,7 @@ class PWMLoss(ActingLoss):
                 raise ValueError(f"{name} must be finite and at least 0, found {coefficient}.")
         if disagreement_coef and disagreement is None:
             raise ValueError("disagreement_coef needs disagreement=, a DynamicsEnsemble of the model's latents.")
+        require_sizes(actor_network, value_network, world_model, self)
         # In a tuple, torch does not take the frozen model for a submodule, nor TorchRL for one to reset.
         self.__dict__["_world_model"] = (world_model,)
         self.__dict__["_disagreement"] = (disagreement,)

@@ -18,7 +18,7 @@ try:
     from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
     from hydra.utils import get_method
     from omegaconf import DictConfig, OmegaConf, open_dict
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 except ImportError as error:
     raise ImportError('a run needs Hydra, which is not installed; pip install "torchrl-pwm[runs]"') from error
 from torchrl import torchrl_logger
@@ -347,6 +347,9 @@ def user_errors() -> Iterator[None]:
             raise
         if isinstance(error, InstantiationException) and isinstance(error.__cause__, _USER_ERRORS):
             error = error.__cause__  # Hydra's own message repeats it and adds the call.
+        if isinstance(error, MissingMandatoryValue):
+            name = error.full_key
+            error = ValueError(f"{name} is needed and was not given: add {name}=...; --help shows what it may be.")
         sys.exit(f"{type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows where this was raised.)")
 
 

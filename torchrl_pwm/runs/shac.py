@@ -33,6 +33,12 @@ def run_shac(config: DictConfig, folder: Path) -> Path:
     """
     if summary := finished(config, folder):
         return summary
+    target = str(config.env.get("_target_", "")).rpartition(".")[-1]
+    if target in ("make_gym_env", "make_task_env", "make_task_envs"):
+        raise ValueError(
+            f"SHAC follows the gradient of a differentiable simulator, which {config.env.task} is not: take a "
+            f"simulator with env=..., or PWM, which learns a model of it, with `torchrl-pwm online env=...`."
+        )
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
     env: EnvBase = instantiate(config.env, **config.training_env, requires_grad=True, seed=config.seed, device=device)

@@ -171,7 +171,7 @@ class Trainer:
         self.latest.update(metrics)
         self._shown |= {key: metrics[key] for key in shown if key in metrics}
         texts = {key: f"{value:.{0 if value.is_integer() else 4}f}" for key, value in sorted(self._shown.items())}
-        self._bar.set_description(", ".join(f"{key}: {text}" for key, text in texts.items()))
+        self._bar.set_postfix_str(", ".join(f"{key}: {text}" for key, text in texts.items()))
 
     @property
     def save_due(self) -> bool:

@@ -267,9 +267,14 @@ def read_episode(record: Mapping[str, Any], place: str) -> EpisodeArrays:
     for key, array in (("reward", reward), ("observation", observation), ("action", action)):
         if array.ndim != len(expected[key]) or len(array) != expected[key][0] or not array.size:
             shape = ", ".join(map(str, expected[key])) if steps else "E, with one or more steps E"
+            others = " and ".join(
+                f"{other} {given.shape}"
+                for other, given in (("observation", observation), ("action", action), ("reward", reward))
+                if other != key
+            )
             raise ValueError(
                 f"{place} has {key} of shape {array.shape}, expected [{shape}]: E rewards and actions, and E + 1 "
-                "observations, each a vector"
+                f"observations, each a vector; found beside it {others}"
             )
     success = record.get("success")
     return EpisodeArrays(
