@@ -49,6 +49,7 @@ def test_the_help_names_every_command(capsys):
         ("mt80", ["world_model:", "choices of preset=", "from_scratch"]),
         ("make-quickstart", ["pwm_mt80.yaml", "out:"]),
         ("report", ["run=FOLDER"]),
+        ("pretrain", ["choices of model=", "5M, 19M, 48M, 317M"]),
     ],
 )
 def test_the_help_of_a_command_shows_its_options_and_choices(command, options, capsys):

@@ -15,6 +15,7 @@ from typing import Any
 
 try:
     from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
     from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
     from hydra.utils import get_method
     from omegaconf import DictConfig, OmegaConf, open_dict
@@ -24,6 +25,7 @@ except ImportError as error:
 from torchrl import torchrl_logger
 
 import torchrl_pwm.runs.configs  # noqa: F401, registers the configuration groups
+from torchrl_pwm import __version__
 from torchrl_pwm._utils.ranges import check_options
 from torchrl_pwm._utils.torchrun import launched, rank
 from torchrl_pwm.runs.folder import check_packages, kind_of_run, open_run, running
@@ -226,6 +228,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="torchrl-pwm", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"torchrl-pwm {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
@@ -250,9 +253,10 @@ def describe(config: str) -> str:
     parts = [f"# {config}.yaml, of which any option can be overridden\n{text}"]
     for group in [entry.removeprefix("override ").split(":")[0] for entry in entries if ":" in entry]:
         files = sorted((CONF / group).rglob("*.yaml")) if (CONF / group).is_dir() else []
-        if files:
-            names = (file.relative_to(CONF / group).with_suffix("").as_posix() for file in files)
-            parts.append(f"# choices of {group}=\n#   {', '.join(names)}\n")
+        names = [file.relative_to(CONF / group).with_suffix("").as_posix() for file in files]
+        names += [name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get(group, {})]
+        if len(names) > 1:
+            parts.append(f"# choices of {group}=\n#   {', '.join(dict.fromkeys(names))}\n")
     return "\n".join([*parts, *map(describe, included)])
 
 

@@ -30,6 +30,10 @@ def test_specs_hold(task, dtype, device):
     assert env.episode_length == 240 and env.task == task
 
 
+def test_an_env_says_what_it_is():
+    assert repr(AnalyticEnv("double_pendulum", 3)) == "AnalyticEnv('double_pendulum', num_envs=3, device=cpu)"
+
+
 @pytest.mark.parametrize("task", AnalyticEnv.available_envs)
 def test_gradients_of_16_steps_agree_with_finite_differences(task):
     options = SMALL[task]

@@ -118,6 +118,10 @@ class SimulatorEnv(EnvBase, metaclass=NamedEnvMeta):
         }
         self.done_spec = Composite(flags, **batch)
 
+    def extra_repr(self) -> str:
+        task = f"{self.task!r}, " if isinstance(getattr(self, "task", None), str) else ""
+        return f"{task}num_envs={self.num_envs}, device={self.device}"
+
     @property
     def _on_host(self) -> bool:
         return is_host(self.device)
