@@ -21,7 +21,7 @@ _TOLERANCE = 1e-3
 def check_bounds(env: EnvBase, key: NestedKey) -> None:
     """Raises ValueError if the env's actions are discrete, or bounded by others than -1 and 1."""
     spec = env.full_action_spec[key]
-    if spec.domain == "discrete":
+    if getattr(spec, "domain", None) == "discrete":
         raise ValueError(
             f"The policy's actions are continuous, those of the env discrete, {type(spec).__name__} of shape "
             f"{list(spec.shape)}: take an env with continuous actions."
