@@ -68,7 +68,8 @@ def test_cfg_prints_the_configuration_and_makes_nothing(place, capsys):
     ("arguments", "message"),
     [
         (["shac", "iteratons=3"], "no option iteratons; did you mean iterations?"),
-        (["shac", "env=analytic/cartpol"], "cartpol"),
+        (["shac", "env=analytic/cartpol"], "no env=analytic/cartpol; did you mean analytic/cartpole"),
+        (["pretrain", "model=6B"], "there is no model=6B; expected one of grounded, small, custom, 5M, 19M, 48M, 317M"),
         (
             ["shac", "env=gym/pendulum"],
             "SHAC follows the gradient of a differentiable simulator, which Pendulum",

@@ -16,7 +16,12 @@ from typing import Any
 try:
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
-    from hydra.errors import ConfigCompositionException, HydraException, InstantiationException
+    from hydra.errors import (
+        ConfigCompositionException,
+        HydraException,
+        InstantiationException,
+        MissingConfigException,
+    )
     from hydra.utils import get_method
     from omegaconf import DictConfig, OmegaConf, open_dict
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -252,12 +257,17 @@ def describe(config: str) -> str:
     included = [entry for entry in entries if (CONF / f"{entry}.yaml").exists()]
     parts = [f"# {config}.yaml, of which any option can be overridden\n{text}"]
     for group in [entry.removeprefix("override ").split(":")[0] for entry in entries if ":" in entry]:
-        files = sorted((CONF / group).rglob("*.yaml")) if (CONF / group).is_dir() else []
-        names = [file.relative_to(CONF / group).with_suffix("").as_posix() for file in files]
-        names += [name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get(group, {})]
-        if len(names) > 1:
-            parts.append(f"# choices of {group}=\n#   {', '.join(dict.fromkeys(names))}\n")
+        if len(names := _choices(group)) > 1:
+            parts.append(f"# choices of {group}=\n#   {', '.join(names)}\n")
     return "\n".join([*parts, *map(describe, included)])
+
+
+def _choices(group: str) -> list[str]:
+    """What a group of the configuration may be: the names of its files, and those that are registered."""
+    files = sorted((CONF / group).rglob("*.yaml")) if (CONF / group).is_dir() else []
+    names = [file.relative_to(CONF / group).with_suffix("").as_posix() for file in files]
+    names += [name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get(group, {})]
+    return list(dict.fromkeys(names))
 
 
 def command_config(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -271,13 +281,20 @@ def compose_config(name: str, overrides: Sequence[str], folder: Path = CONF) -> 
     """The configuration ``name`` of a folder, where what it includes may lie in ``conf/`` too, with overrides.
 
     Raises:
-        ValueError: for an option that there is none of, or a value outside what ``conf/limits.yaml`` allows.
-        HydraException: for a choice that there is none of.
+        ValueError: for an option or a choice that there is none of, or a value outside what ``conf/limits.yaml``
+            allows.
+        HydraException: for another fault of the overrides.
     """
     further = [] if folder == CONF else [f"hydra.searchpath=[file://{CONF}]"]
     with initialize_config_dir(str(folder), version_base="1.3"):
         try:
             config = compose(name, [*overrides, *further], return_hydra_config=True)
+        except MissingConfigException as error:
+            group, _, choice = (error.missing_cfg_file or "").partition("/")
+            if not (names := _choices(group)):
+                raise
+            end = _close(choice, names) or f"; expected one of {', '.join(names)}"
+            raise ValueError(f"there is no {group}={choice}{end}") from error
         except ConfigCompositionException as error:
             if unknown := re.match(r"Could not override '([^']+)'", str(error)):
                 raise ValueError(_unknown_option(unknown[1], compose(name, further))) from error
@@ -300,8 +317,13 @@ def _unknown_option(key: str, config: DictConfig) -> str:
             known.append(f"{prefix}{name}")
             if isinstance(value, dict):
                 nodes.append((f"{prefix}{name}.", value))
-    close = difflib.get_close_matches(key, known, 3, 0.7)
-    return f"there is no option {key}" + (f"; did you mean {' or '.join(close)}?" if close else "")
+    return f"there is no option {key}{_close(key, known)}"
+
+
+def _close(name: str, known: Sequence[str]) -> str:
+    """The end of a message, with the names that a mistyped one is close to."""
+    close = difflib.get_close_matches(name, known, 3, 0.7)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def show(summary: Path, *, table: bool) -> None:
