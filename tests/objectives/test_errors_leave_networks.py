@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import nn
+from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
 
 from tests.objectives.test_loss_checklist import (
     ACTION,
@@ -32,12 +34,17 @@ def wrong_observation():
 
 
 def wrong_critic():
-    loss = PWMLoss(make_pwm_actor(LATENT, ACTION), make_value_ensemble(LATENT + 8), make_model(), horizon=HORIZON)
+    """A network whose size nobody can ask for before it is called, as the next one."""
+    critic = ValueOperator(nn.Linear(LATENT + 8, 1), in_keys=["latent"])
+    loss = PWMLoss(make_pwm_actor(LATENT, ACTION), critic, make_model(), horizon=HORIZON)
     return lambda: loss(starts()), loss
 
 
 def wrong_actor():
-    loss = PWMLoss(make_pwm_actor(LATENT + 8, ACTION), make_value_ensemble(LATENT), make_model(), horizon=HORIZON)
+    net = nn.Sequential(nn.Linear(LATENT + 8, 2 * ACTION), NormalParamExtractor())
+    spread = TensorDictModule(net, ["latent"], ["loc", "scale"])
+    actor = ProbabilisticActor(spread, in_keys=["loc", "scale"], distribution_class=TanhNormal)
+    loss = PWMLoss(actor, make_value_ensemble(LATENT), make_model(), horizon=HORIZON)
     return lambda: loss(starts()), loss
 
 
