@@ -124,7 +124,7 @@ def test_what_slurm_queues_again_has_not_failed(script, tmp_path, monkeypatch):
     ("options", "said"),
     [
         (["ray", "hours=8"], "there is no option engine.hours"),
-        (["slurm"], "Could not find 'engine/slurm'"),
+        (["slurm"], "there is no engine=slurm; expected one of local, ray, submitit"),
         (["submitit"], "sbatch, which this machine does not have.*engine.cluster=local"),
     ],
 )
