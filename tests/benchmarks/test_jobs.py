@@ -93,7 +93,7 @@ def test_a_failure_is_told_and_leaves_out_only_what_needs_it(options, script, tm
 
 def test_a_folder_with_other_settings_is_refused_before_anything_runs(script, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", [])
-    monkeypatch.setattr("sys.path", [])
+    monkeypatch.setattr("sys.path", [*sys.path])
     Job("first", script, ("a=1",), tmp_path / "first").run()
     other = Job("first", script, ("a=2",), tmp_path / "first")
     new = Job("new", script, (), tmp_path / "new")
@@ -104,7 +104,7 @@ def test_a_folder_with_other_settings_is_refused_before_anything_runs(script, tm
 
 def test_a_run_keeps_where_it_was_made(script, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", [])
-    monkeypatch.setattr("sys.path", [])
+    monkeypatch.setattr("sys.path", [*sys.path])
     Job("first", script, ("a=1",), tmp_path / "first").run()
     made = json.loads((tmp_path / "first" / "job.json").read_text())
     assert made["settings"] == ["a=1"] and "cores" in made["machine"]["processor"] and "commit" in made
