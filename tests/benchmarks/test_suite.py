@@ -109,32 +109,45 @@ def check_selection(rows, key, select):
     assert all(row[f"{key}_{select}"] == row[counts] and row[f"{key}_{other}"] != "" for row in learned)
 
 
+# Those of which each is the only one to run its code, and all.
+OFFLINE_METHODS = ("pwm", "tdmpc2", "tdmpc2_prior", "iql", "cloning_half", "cloning_all", "random")
+EACH = pytest.param(OFFLINE_METHODS, id="each")
+ALL = pytest.param((*OFFLINE_METHODS, "pwm_joint", "pwm_cloned"), id="all", marks=pytest.mark.slow)
+
+
 @with_tasks
-def test_every_offline_method_runs_and_is_reported(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("methods", [EACH, ALL])
+def test_every_offline_method_runs_and_is_reported(methods, data, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
-    run_here(command("run", "mini", tmp_path, *offline(data, "0")))
-    main(command("report", "mini", tmp_path, "--tasks", "mw-reach"))
+    # baselines are measured beside a method, not run
+    line = ["--methods", *(name for name in methods if name not in ("cloning_half", "cloning_all", "random"))]
+    line += offline(data, "0")
+    run_here(command("run", "mini", tmp_path, *line))
+    main(command("report", "mini", tmp_path, "--methods", *methods, "--tasks", "mw-reach"))
     rows, content = read(tmp_path, "mini")
     assert list(rows[0]) == list(COLUMNS)
     # the data are no steps of SAC
-    expected = [name for name in groups()["mini"].methods if name != "sac"]
-    assert sorted(row["method"] for row in rows) == sorted(expected)
+    assert set(methods) <= set(groups()["mini"].methods) - {"sac"}
+    assert sorted(row["method"] for row in rows) == sorted(methods)
     by_method = {row["method"]: row for row in rows}
     # equal data, updates and rounds
-    assert {by_method[method]["model_updates"] for method in ("pwm", "pwm_joint", "tdmpc2", "tdmpc2_prior")} == {"6"}
-    assert (by_method["pwm_cloned"]["model_updates"], by_method["pwm"]["policy_updates"]) == ("4", "4")
+    updates = {"pwm": "6", "pwm_joint": "6", "pwm_cloned": "4", "tdmpc2": "6", "tdmpc2_prior": "6"}
+    for method in updates.keys() & set(methods):
+        assert by_method[method]["model_updates"] == updates[method]
+    assert by_method["pwm"]["policy_updates"] == "4"
     assert {row["transitions"] for row in rows if row["method"] != "random"} == {"36"}
     assert all(float(by_method[method]["ms_per_decision"]) > 0 for method in ("pwm", "tdmpc2", "tdmpc2_prior"))
     assert all(row["success"] == row["score"] and row["episodes"] == "1" for row in rows)
     check_selection(rows, "score", "last")
     assert content["versions"]["torch"] and content["machine"]["processor"] and content["made"]
-    assert set(content["equal_minutes"][0]["methods"]) == {"pwm", "pwm_joint", "pwm_cloned", "tdmpc2_prior", "iql"}
+    trained = {"pwm", "pwm_joint", "pwm_cloned", "tdmpc2_prior", "iql"}
+    assert set(content["equal_minutes"][0]["methods"]) == trained & set(methods)
     assert "1 rounds of 1 episodes" in content["budgets"]["tdmpc2"] and "1 rounds" in content["budgets"]["pwm"]
     page = (tmp_path / "results" / "suite_mini.html").read_text()
     assert page.count("data:image/png;base64,") == 4 and page.count("<figcaption>") == 4
     assert all(method["label"] in html.unescape(page) for method in content["methods"].values())
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("*") if file.is_file()}
-    main(command("run", "mini", tmp_path, *offline(data, "0")))
+    main(command("run", "mini", tmp_path, *line))
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("*") if file.is_file()} == before
 
 

@@ -140,6 +140,7 @@ def test_a_run_leaves_its_configuration_metrics_policies_and_pictures(whole):
     assert not list(folder.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_summary_policies_and_metrics(whole, killed):
     folder, _ = whole
     assert without_times(read_summary(killed)) == without_times(read_summary(folder))

@@ -98,6 +98,7 @@ def test_first_order_loss_of_envs_that_end_compiles_whole(bootstrap: str) -> Non
     check(loss, td, [*loss.value_network_params.parameters(), *inputs])
 
 
+@pytest.mark.slow
 def test_inductor_gives_the_numbers_of_eager_mode() -> None:
     loss = make_pwm()
     loss.horizon = 2

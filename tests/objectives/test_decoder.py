@@ -149,6 +149,7 @@ def test_masked_padding_of_actions_decides_nothing():
         PWMWorldModelLoss(make_model(TASKS), mask_actions=True)
 
 
+@pytest.mark.slow
 def test_all_options_compile_whole():
     model = make_model(TASKS, **OPTIONS)
     check(PWMWorldModelLoss(model), flagged_sequences(TASKS)[:, :2])

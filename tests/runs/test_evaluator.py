@@ -45,10 +45,14 @@ COMMANDS = {
     ],
 }
 NEEDS = {"tdmpc2-mt80": ("metaworld", "dm_control"), "offline": ("gymnasium",)}
-SLOW = {"tdmpc2-mt80": [pytest.mark.slow]}  # tdmpc2 and offline take their ways
+SLOW = ("pwm", "tdmpc2", "tdmpc2-mt80")  # shac and offline take their ways
 KINDS = [
     pytest.param(
-        kind, marks=[pytest.mark.skipif(missing, reason="the envs of this run are not installed"), *SLOW.get(kind, ())]
+        kind,
+        marks=[
+            pytest.mark.skipif(missing, reason="the envs of this run are not installed"),
+            *([pytest.mark.slow] if kind in SLOW else []),
+        ],
     )
     for kind in COMMANDS
     for missing in [any(importlib.util.find_spec(name) is None for name in NEEDS.get(kind, ()))]
@@ -101,7 +105,7 @@ def test_an_evaluator_changes_no_number(kind):
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize(("kind", "then"), [("shac", "true"), ("tdmpc2", "false")])
+@pytest.mark.parametrize(("kind", "then"), [("shac", "true"), pytest.param("tdmpc2", "false", marks=pytest.mark.slow)])
 def test_an_evaluation_that_a_killed_run_was_waiting_for_is_done_again(kind, then, monkeypatch):
     """The checkpoint of iteration 2 holds it; the resumed run may evaluate where it likes."""
     log = Trainer.log

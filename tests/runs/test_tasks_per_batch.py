@@ -95,7 +95,7 @@ def test_policies_of_one_program_are_those_extracted_one_by_one(data, model_file
     assert_close(dict(actor.state_dict()), dict(state))
 
 
-@pytest.mark.parametrize(("visit", "then"), [(2, 16), (5, 1)])
+@pytest.mark.parametrize(("visit", "then"), [(2, 16), pytest.param(5, 1, marks=pytest.mark.slow)])
 def test_an_interrupted_program_goes_on_to_the_same_numbers(
     visit, then, data, model_file, one_by_one, tmp_path, monkeypatch
 ):
@@ -156,6 +156,7 @@ def test_evaluations_in_other_processes_change_no_number_of_a_program(data, mode
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_program_killed_while_others_evaluate_goes_on_to_the_same_numbers(
     data, model_file, in_one_process, tmp_path, monkeypatch
 ):

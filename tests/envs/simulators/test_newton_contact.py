@@ -107,7 +107,9 @@ def test_captured_launches_give_the_same_bits(name):
     assert results[0][2].any()
 
 
-@pytest.mark.parametrize("name", ROBOTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "humanoid" else []) for name in ROBOTS]
+)
 def test_motion_in_the_air_is_that_of_newtons_featherstone_solver(name):
     def undamped():
         robot = ROBOTS[name]()
