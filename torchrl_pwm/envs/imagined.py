@@ -107,7 +107,7 @@ class ImaginedEnv(ModelBasedEnvBase):
         self.max_steps = max_steps
         self._task = task
         self._starts = starts
-        self._make_specs(_unit_action_spec(action_spec, world_model), weight.dtype)
+        self._make_specs(unit_action_spec(action_spec, world_model), weight.dtype)
 
     def _make_specs(self, action: TensorSpec, dtype: torch.dtype) -> None:
         model, batch, device = self.world_model, self.batch_size, self.device
@@ -238,7 +238,7 @@ def _range(spec: TensorSpec) -> str:
     return f"an action spec from {spec.space.low.min().item():g} to {spec.space.high.max().item():g}"
 
 
-def _unit_action_spec(spec: TensorSpec | None, model: Any) -> TensorSpec:
+def unit_action_spec(spec: TensorSpec | None, model: Any) -> TensorSpec:
     """``spec`` if it is one action ``[A]`` of the model within -1 and 1, else an error that says what to add."""
     if spec is None:
         return Bounded(-1.0, 1.0, (model.action_dim,))

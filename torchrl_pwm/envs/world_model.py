@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase, Transform
 
 from torchrl_pwm.envs._encoding import check_model, encode, needs_task, num_tasks, observation_shape
-from torchrl_pwm.envs.imagined import ImaginedEnv
+from torchrl_pwm.envs.imagined import ImaginedEnv, unit_action_spec
 from torchrl_pwm.modules.multitask import known_task
 from torchrl_pwm.modules.two_hot import RewardSpace
 
@@ -53,7 +54,7 @@ class WorldModelWrapper(Transform):
             observation has not the model's size.
 
     The model's actions are in [-1, 1]. If the env's are not, put :class:`torchrl.envs.transforms.ActionScaling` in
-    front; :meth:`imagined_env` checks it.
+    front: the first reset warns of an env whose actions are others, and :meth:`imagined_env` refuses it.
 
     Examples:
         >>> import torch
@@ -98,6 +99,7 @@ class WorldModelWrapper(Transform):
         super().__init__(in_keys=in_keys, out_keys=out_keys)
         # A submodule would be moved by TransformedEnv to the env's device, away from the losses that share it.
         self.__dict__["_world_model"] = (world_model,)
+        self._actions_seen = False
 
     @property
     def world_model(self) -> Any:
@@ -105,6 +107,9 @@ class WorldModelWrapper(Transform):
         return self.__dict__["_world_model"][0]
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        if not self._actions_seen:
+            self._actions_seen = True
+            self._warn_of_other_actions()
         return self._write(tensordict_reset, tensordict)
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
@@ -242,6 +247,16 @@ class WorldModelWrapper(Transform):
                     "TransformedEnv in a variable, or use a new wrapper outside an env."
                 )
         return owner
+
+    def _warn_of_other_actions(self) -> None:
+        """A policy that learns in the model would act in such an env without an error, and badly."""
+        env = self._real_env()
+        if env is None or len(env.action_keys) != 1 or not hasattr(self.world_model, "action_dim"):
+            return
+        try:
+            unit_action_spec(env.full_action_spec_unbatched[env.action_keys[0]], self.world_model)
+        except ValueError as error:
+            warnings.warn(f"The env's actions are not those of the world model: {error}", stacklevel=2)
 
     @torch.no_grad()
     def _starts(self, count: int) -> TensorDictBase:

@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from torch import nn
+from torchrl import torchrl_logger
 from torchrl.collectors import BaseCollector, Collector, MultiSyncCollector
 from torchrl.data import ReplayBuffer
 from torchrl.envs import EnvBase, InitTracker, TransformedEnv
@@ -203,6 +204,7 @@ def make_collector(
         partial(_make_worker_env, config, device, num_envs // workers, worker, os.getpid(), is_stoppable())
         for worker in range(workers)
     ]
+    torchrl_logger.info(f"starting {workers} processes that collect, each of which imports torch first")
     with signals_wait():
         return MultiSyncCollector(make, policy, **settings, cat_results=0, use_buffers=True)
 

@@ -33,7 +33,7 @@ def record_run(config: DictConfig) -> str:
     env = instantiate(run.env, num_envs=config.rows, seed=config.seed, **config.env)
     if "is_init" in policy.in_keys:
         env = TransformedEnv(env, InitTracker(), auto_unwrap=False)
-    steps = record_steps(policy, env, config.steps, noise=config.noise, seed=config.seed, progress=True)
+    steps = record_steps(policy, env, config.steps, noise=config.noise, seed=config.seed, progress=config.progress)
     with staged_folder(out) as stage:
         steps.memmap(str(stage))
     return f"{steps.numel():,} steps, mean reward {float(steps['next', 'reward'].mean()):.3f}\n{out}"
