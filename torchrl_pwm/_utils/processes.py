@@ -292,6 +292,9 @@ def end_with_parent() -> None:
         return
 
     def watch() -> None:
+        # The kernel gives a signal to any thread that lets it in, and one that came here would not wake the main one.
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         parent.join()
         leave(1)
 

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker, util
 from types import FrameType
@@ -23,6 +24,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "
 # Tells a worker to end at once; not one of those that a terminal or a cluster sends to all processes of a run.
 _AT_ONCE: Any = getattr(signal, "SIGUSR1", None)
 _PATIENCE = 4.0  # seconds that an end at once may take to clean up, in a worker; twice that in its parent
+_MIDST = 0.1  # seconds for another thread that is in the midst of removing a semaphore
 _SAID = b"\nStopping: what it is at is finished and saved first. Once more stops it at once.\n"
 
 
@@ -224,6 +226,7 @@ def leave(exit_code: int) -> None:
     """Ends this process as :func:`os._exit` does, but for its semaphores, which would outlive it."""
     with contextlib.suppress(Exception):  # nothing may keep it
         util._run_finalizers(0)  # type: ignore[attr-defined]
+    time.sleep(_MIDST)
     os._exit(exit_code)
 
 
