@@ -68,6 +68,8 @@ class WorldModelWrapper(Transform):
         torch.Size([4, 16])
     """
 
+    _actions_seen = False
+
     def __init__(
         self,
         world_model: nn.Module,
@@ -99,7 +101,6 @@ class WorldModelWrapper(Transform):
         super().__init__(in_keys=in_keys, out_keys=out_keys)
         # A submodule would be moved by TransformedEnv to the env's device, away from the losses that share it.
         self.__dict__["_world_model"] = (world_model,)
-        self._actions_seen = False
 
     @property
     def world_model(self) -> Any:
