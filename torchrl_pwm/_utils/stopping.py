@@ -24,6 +24,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "
 # Tells a worker to end at once; not one of those that a terminal or a cluster sends to all processes of a run.
 _AT_ONCE: Any = getattr(signal, "SIGUSR1", None)
 _PATIENCE = 4.0  # seconds that an end at once may take to clean up, in a worker; twice that in its parent
+_TIMES = 16  # that a parent tells its workers again meanwhile
 _MIDST = 0.1  # seconds for another thread that is in the midst of removing a semaphore
 _SAID = b"\nStopping: what it is at is finished and saved first. Once more stops it at once.\n"
 
@@ -53,7 +54,7 @@ class _Process:
     """What this process knows: whether it handles signals, which came first, and what must end by itself."""
 
     def __init__(self) -> None:
-        self.stoppable = self.worker = False
+        self.stoppable = self.worker = self.ending = False
         self.asked: int | None = None
         self.held = 0
         self.told: list[Callable[[int], object]] = []
@@ -195,8 +196,10 @@ def working() -> Iterator[None]:
 def _handle(number: int, frame: FrameType | None) -> None:
     first, at_once = _here.asked is None, number == _AT_ONCE
     if _here.worker:
+        if at_once and _here.ending:
+            return
         # A cluster may have told it before its parent does: only that one's other signal means now.
-        _here.asked = signal.SIGTERM
+        _here.asked, _here.ending = signal.SIGTERM, _here.ending or at_once
         if at_once:
             _end_soon(128 + signal.SIGTERM)
         if at_once or (first and not _here.held):
@@ -232,12 +235,17 @@ def leave(exit_code: int) -> None:
 
 def _end_soon(exit_code: int) -> None:
     """Ends this process and its children where cleaning up takes too long, workers before their parent."""
+    patience, told = _PATIENCE if _here.worker else 2 * _PATIENCE, list(_here.told)
 
     def end() -> None:
+        # A sleep that begins as a signal comes is not woken by it: the next one is heard.
+        for _ in range(_TIMES):
+            time.sleep(patience / _TIMES)
+            for tell in () if _here.worker or _AT_ONCE is None else told:
+                with contextlib.suppress(Exception):  # of workers that have ended by now
+                    tell(_AT_ONCE)
         for child in multiprocessing.active_children():
             child.kill()
         leave(exit_code)
 
-    timer = threading.Timer(_PATIENCE if _here.worker else 2 * _PATIENCE, end)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=end, daemon=True).start()
