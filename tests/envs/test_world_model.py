@@ -3,13 +3,12 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
-import warnings
 
 import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictSequential
-from torchrl.data import Bounded, Categorical, Composite, LazyTensorStorage, ReplayBuffer, SliceSampler
+from torchrl.data import Composite, LazyTensorStorage, ReplayBuffer, SliceSampler
 from torchrl.envs import (
     CatTensors,
     Compose,
@@ -337,32 +336,6 @@ def test_only_next_observations_are_encoded_if_there_are_no_others(model):
 
 
 # Errors.
-
-
-@pytest.mark.parametrize(
-    ("actions", "said"),
-    [
-        (Bounded(-2.0, 2.0, (2,)), r"found bounds from -2 to 2\. Add .*ActionScaling"),
-        (Bounded(-1.0, 1.0, (3,)), r"actions of size 2, found action of shape \(3,\)"),
-        (Categorical(4), "continuous actions, found the action spec Categorical"),
-    ],
-)
-def test_an_env_of_other_actions_is_warned_of_once(model, actions, said):
-    env = DriftEnv()
-    env.action_spec = actions
-    env = TransformedEnv(env, WorldModelWrapper(model))
-    with pytest.warns(UserWarning, match=said):
-        env.reset()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        env.reset()
-
-
-def test_an_env_that_is_scaled_to_the_models_actions_is_not_warned_of(model):
-    env = DriftEnv(bound=2.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        TransformedEnv(env, Compose(WorldModelWrapper(model), ActionScaling())).rollout(2)
 
 
 def test_an_observation_of_another_size_is_refused(model):
