@@ -30,7 +30,7 @@ from torchrl_pwm.runs.own_episodes import round_seed, with_rate
 from torchrl_pwm.runs.policies import load_policy as load_weights_of
 from torchrl_pwm.runs.policies import make_loss, save_policy
 from torchrl_pwm.runs.pwm_offline import run_pipeline
-from torchrl_pwm.runs.round_loop import Round, choose, going_on, train_on
+from torchrl_pwm.runs.round_loop import Round, beginning, choose, train_on
 from torchrl_pwm.runs.rounds import policy_metrics
 from torchrl_pwm.runs.starts import Before, make_starts, own_share
 from torchrl_pwm.runs.world_model import make_world_model, measured_states
@@ -179,12 +179,12 @@ def test_the_rate_of_the_actor_falls_from_round_to_round(best, rate, expected):
     line = ["stepper.actor_lr=4e-3", f"rounds.actor_lr={rate}", "rounds.count=2"]
     before = [Round(number, best, best, {TASK: 0.0}, {TASK: []}) for number in range(2)]
     config, cold = configured(*line), configured(*line, "rounds.warm=false")
-    later = [going_on(config, before[:number]) for number in range(3)]
+    later = [beginning(config, before[:number])[0] for number in range(3)]
     assert [each.stepper.actor_lr for each in later] == pytest.approx(expected)
     assert [each.extraction.iterations for each in later] == [20, 10, 10]
-    assert going_on(cold, before).stepper.actor_lr == 4e-3
+    assert beginning(cold, before)[0].stepper.actor_lr == 4e-3
     del config.rounds.actor_lr  # as in a run of before
-    assert going_on(config, before).stepper.actor_lr == 4e-3
+    assert beginning(config, before)[0].stepper.actor_lr == 4e-3
 
 
 def test_rounds_are_scored_on_seeds_apart_from_the_final_ones(best):

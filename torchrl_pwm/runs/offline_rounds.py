@@ -16,7 +16,7 @@ from torchrl_pwm.runs.offline_policy import extract
 from torchrl_pwm.runs.own_episodes import play_env, round_seed
 from torchrl_pwm.runs.policies import load_actor, policy_file, save_policy
 from torchrl_pwm.runs.recordings import Recordings
-from torchrl_pwm.runs.round_loop import APART, Round, before_next, go_through, going_on, train_on
+from torchrl_pwm.runs.round_loop import APART, Round, beginning, go_through, train_on
 from torchrl_pwm.runs.saved import DELETE
 from torchrl_pwm.runs.starts import Before
 from torchrl_pwm.runs.world_model import measured_states
@@ -34,9 +34,9 @@ def run_rounds(
         done = saved.with_name("result.json")
         if not done.exists():
             apart = {"episodes": config.rounds.eval_episodes, "seed": config.evaluation.seed + APART}
-            merged: DictConfig = OmegaConf.merge(going_on(config, rounds), {"evaluation": apart})  # type: ignore[assignment]
-            model, before = load_model(config, recordings, file).to(device), before_next(config, rounds)
-            own = Evaluator(merged, device, evaluator.data)
+            begun, before = beginning(config, rounds)
+            merged: DictConfig = OmegaConf.merge(begun, {"evaluation": apart})  # type: ignore[assignment]
+            model, own = load_model(config, recordings, file).to(device), Evaluator(merged, device, evaluator.data)
             loss, outcomes = extract(merged, saved.parent, recordings, task, model, own, device, before)
             save_policy(loss, saved)
             replace_file(done, json.dumps(outcomes, indent=2).encode())
@@ -70,4 +70,5 @@ def run_rounds(
     rounds, file, chosen = go_through(config.rounds, folder, file, extract=policies, play=play, train=train)
     if chosen is not None:
         return config, chosen[task].world_model, Before(chosen[task].folder, finished=True)
-    return going_on(config, rounds), file, before_next(config, rounds)
+    last, before = beginning(config, rounds)
+    return last, file, before

@@ -111,28 +111,23 @@ def own_data(rounds: Sequence[Round]) -> tuple[Path, ...]:
     return tuple(found.folder / "data" for found in rounds)
 
 
-def before_next(config: DictConfig, rounds: Sequence[Round]) -> Before:
-    """What the policies after some rounds begin with."""
-    settings = config.rounds
-    sequences = settings.get("critic_sequences", 0)  # which runs of before have not
-    folder = rounds[-1].folder if rounds and settings.warm else None
-    matched = settings.get("starts_matched")
-    return Before(folder, own_data(rounds), settings.starts, matched, sequences if settings.warm else 0)
-
-
-def going_on(config: DictConfig, rounds: Sequence[Round]) -> DictConfig:
-    """The configuration of the extraction after some rounds.
+def beginning(config: DictConfig, rounds: Sequence[Round]) -> tuple[DictConfig, Before]:
+    """The configuration of the extraction after some rounds, and what its policies begin with.
 
     The actor's rate falls from round to round, by one factor, to ``rounds.actor_lr`` in the last one.
     """
     settings = config.rounds
-    if not rounds or not settings.warm:
-        return config
+    warm = bool(rounds) and settings.warm
+    # which runs of before have not
+    matched, sequences = settings.get("starts_matched"), settings.get("critic_sequences", 0) if settings.warm else 0
+    before = Before(rounds[-1].folder if warm else None, own_data(rounds), settings.starts, matched, sequences)
+    if not warm:
+        return config, before
     changed: dict[str, Any] = {"extraction": {"iterations": settings.policy_iterations}}
-    if settings.get("actor_lr"):  # which runs of before have not
+    if settings.get("actor_lr"):  # nor this
         first = config.stepper.actor_lr
         changed["stepper"] = {"actor_lr": first * (settings.actor_lr / first) ** (len(rounds) / settings.count)}
-    return OmegaConf.merge(config, changed)  # type: ignore[return-value]
+    return OmegaConf.merge(config, changed), before  # type: ignore[return-value]
 
 
 def train_on(

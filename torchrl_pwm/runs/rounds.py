@@ -18,7 +18,7 @@ from torchrl_pwm.evaluation.curves import Series
 from torchrl_pwm.runs.extraction import extract_all
 from torchrl_pwm.runs.own_episodes import play, round_seed
 from torchrl_pwm.runs.policies import load_actor, policy_file
-from torchrl_pwm.runs.round_loop import APART, Round, before_next, go_through, going_on, train_on
+from torchrl_pwm.runs.round_loop import APART, Round, beginning, go_through, train_on
 from torchrl_pwm.runs.saved import read_result
 from torchrl_pwm.runs.starts import FRESH, Before
 from torchrl_pwm.runs.world_model import (
@@ -82,7 +82,8 @@ def run_rounds(
         ),
     )
     if chosen is None:
-        return [LastExtraction(tasks, going_on(config, rounds), file, before_next(config, rounds))]
+        last, before = beginning(config, rounds)
+        return [LastExtraction(tasks, last, file, before)]
     counting = sorted({one.number: one for one in chosen.values()}.items())
     keep_chosen_world_model(folder, [one.world_model for _, one in counting])
     return [
@@ -135,10 +136,11 @@ def _extract(
     apart = {"episodes": settings.eval_episodes, "seed": config.evaluation.seed + APART}
     # Those that begin anew each time only show where the model is wrong.
     hasty = {} if settings.warm or settings.keep != "last" else settings.overrides
-    merged = OmegaConf.merge(going_on(config, rounds), {"evaluation": apart}, hasty)
+    begun, before = beginning(config, rounds)
+    merged: DictConfig = OmegaConf.merge(begun, {"evaluation": apart}, hasty)  # type: ignore[assignment]
     if config.loss.disagreement_coef:
         prepare_disagreement(config, store, file, tasks)
-    results = extract_all(merged, here, Path(store.root), file, tasks, before_next(config, rounds))  # type: ignore[arg-type]
+    results = extract_all(merged, here, Path(store.root), file, tasks, before)
     table, scores, trust = get_task_set(config.task_set), {}, {}
     for task in tasks:
         found = [result for result in results if result["task"] == task]
