@@ -19,6 +19,7 @@ from .sampler import EpisodeSliceSampler as EpisodeSliceSampler
 from .splits import split_episodes as split_episodes
 from .starts import start_states as start_states
 from .store.appender import EpisodeAppender as EpisodeAppender
+from .store.join import join_datasets as join_datasets
 from .store.storage import EpisodeStorage as EpisodeStorage
 from .store.store import EpisodeStore as EpisodeStore
 from .store.writer import EpisodeStoreWriter as EpisodeStoreWriter

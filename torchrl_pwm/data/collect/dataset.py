@@ -28,13 +28,12 @@ from torchrl_pwm.data.collect.behaviors import (
     task_episodes,
 )
 from torchrl_pwm.data.collect.sac import SACConfig
+from torchrl_pwm.data.store.join import write_rows
 from torchrl_pwm.data.store.store import EpisodeStore
 from torchrl_pwm.data.store.writer import EpisodeStoreWriter
 from torchrl_pwm.envs.tasks import TaskSet, get_task_set
 
 __all__ = ["collect_dataset"]
-
-_ROWS_AT_ONCE = 256
 
 
 def collect_dataset(
@@ -237,11 +236,9 @@ def _assemble(jobs: list[TaskJob], partial: Path, target: Path, row_length: int)
     parts = {job.task: EpisodeStore(partial / job.task) for job in jobs}
     rows = {name: part.num_rows for name, part in parts.items()}
     with _writer(target, jobs, rows, row_length) as writer:
-        for name, part in parts.items():
-            for start in range(0, part.num_rows, _ROWS_AT_ONCE):
-                here = slice(start, start + _ROWS_AT_ONCE)
-                success = None if part.success is None else part.success[here]
-                writer.write(name, part.observation[here], part.action[here], part.reward[here], success)
+        for part in parts.values():
+            for task_rows in part.select():
+                write_rows(writer, part, task_rows)
     del parts
     shutil.rmtree(partial)
     return EpisodeStore(target)

@@ -39,6 +39,7 @@ class EpisodeAppender:
             lengths of their episodes.
         bounds: gives lower and upper bounds [A], by name and action size A of a task, where actions are to be scaled to
             [-1, 1].
+        scaled: whether actions are scaled from these bounds already.
         clip_actions: whether actions beyond [-1, 1] are clipped, else refused.
         dtype: floating-point type on disk.
         source: how the data was made, for the manifest; JSON values only.
@@ -65,6 +66,7 @@ class EpisodeAppender:
         task_set: str | TaskSet,
         *,
         bounds: Callable[[str, int], ActionBounds | None] | None = None,
+        scaled: bool = False,
         clip_actions: bool = False,
         dtype: Literal["float32", "float16"] = "float32",
         source: Mapping[str, Any] | None = None,
@@ -72,7 +74,7 @@ class EpisodeAppender:
         if dtype not in ("float32", "float16"):
             raise ValueError(f"data is stored as 'float32' or 'float16', found {dtype!r}")
         self.root, self.task_set, self.dtype = Path(root), task_set, dtype
-        self.bounds, self.clip_actions = bounds, clip_actions
+        self.bounds, self.scaled, self.clip_actions = bounds, scaled, clip_actions
         self.source: dict[str, Any] = dict(source or {})
         self.clipped = 0
         self._tasks: dict[str, _TaskFile] = {}
@@ -152,7 +154,7 @@ class EpisodeAppender:
         Raises:
             ValueError: if they are not, and are not to be clipped.
         """
-        if file.bounds is not None:
+        if file.bounds is not None and not self.scaled:
             low, high = file.bounds
             action = (action - low) / (high - low) * 2.0 - 1.0
         if self.clip_actions:
