@@ -109,16 +109,21 @@ def test_further_rounds_come_to_what_so_many_rounds_from_the_start_do(whole, dat
 
 
 def test_the_best_round_counts_with_its_own_world_model(data, tmp_path):
-    folder = run(data, tmp_path / "run", "rounds.keep=best", "rounds.episodes=1")
+    folder = run(data, tmp_path / "run", "rounds.keep=best", "rounds.episodes=1", "rounds.anew=true")
     found = json.loads((folder / "rounds.json").read_text())
     scores = [entry["score"] for entry in found["rounds"]]
-    number = found["kept"]["arm"]
-    assert len(scores) == 2 and scores[number] == max(scores)
-    kept = read_tensors(folder / "rounds" / str(number) / FILE / "policy.pt", what="policy")["actor"]
+    number, anew = found["kept"]["arm"], found["anew"] == ["arm"]
+    assert [(entry["round"], "anew" in entry) for entry in found["rounds"]] == [(0, False), (1, False), (1, True)]
+    assert scores[number + anew] == max(scores)
+    place = folder / "rounds" / str(number)
+    kept = read_tensors((place / "anew" if anew else place) / FILE / "policy.pt", what="policy")["actor"]
     assert_same(torch.load(folder / "policy.pt", weights_only=True), kept)
     places = [folder / "world_model", folder / "rounds" / "1" / "world_model"]
     own = read_tensors(places[number] / "world_model.pt", what="world model")["model"]
     assert_same(read_tensors(folder / "world_model.pt", what="world model"), own)
+    report = (folder / "report.md").read_text()
+    assert f"| 1, anew | {scores[2]:.1f} |" in report
+    assert f"That of round {number}{', begun anew,' if anew else ''} counts." in report
 
 
 def test_rounds_without_an_env_are_refused(data, tmp_path):

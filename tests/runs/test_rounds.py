@@ -132,6 +132,39 @@ def test_tasks_whose_last_honest_rounds_differ_have_world_models_of_their_own(tm
     assert not (folder / "rounds" / "world_model.pt").exists()
 
 
+def test_policies_that_begin_anew_in_the_last_model_are_one_more_round_to_choose(best, tmp_path):
+    folder = Path(shutil.copytree(best, tmp_path / "run"))
+    config, saved = configured("rounds.keep=best", "rounds.anew=true"), folder / "config.yaml"
+    _, text = saved.read_text().split("\n", 1)  # without its checksum, as one that was changed by hand
+    saved.write_text(text.replace("anew: false", "anew: true"))
+    for again in range(2):
+        shutil.rmtree(folder / "policies")
+        (folder / "summary.json").unlink()
+        run_pipeline(config, folder)
+        for number, place in enumerate(["0", "1", "1/anew"]) if not again else ():
+            file = folder / "rounds" / place / FILE.with_name("result.json")
+            result = json.loads(file.read_text())
+            result["successes"] = [number == 2]
+            file.write_text(json.dumps(result))
+    found = json.loads((folder / "rounds.json").read_text())
+    assert [(entry["round"], "anew" in entry) for entry in found["rounds"]] == [(0, False), (1, False), (1, True)]
+    assert (found["kept"], found["anew"]) == ({TASK: 1}, [TASK])
+    kept = folder / "rounds" / "1" / "anew" / FILE
+    assert_same(read_tensors(folder / FILE, what="policy"), read_tensors(kept, what="policy"))
+    assert (folder / "rounds" / "world_model.pt").read_bytes() == (
+        folder / "rounds" / "1" / "world_model" / "world_model.pt"
+    ).read_bytes()
+    steps, _ = policy_metrics(folder, {"task": TASK, "seed": 0})["loss_actor"]
+    assert steps.tolist() == list(range(2, 51, 2)), "20 and 10 updates of the rounds, 20 from the start"
+
+
+def test_policies_that_begin_anew_know_nothing_of_the_rounds_but_the_model(best):
+    before = [Round(number, best / "rounds" / str(number), best, {TASK: 0.0}, {TASK: []}) for number in range(2)]
+    config = configured("rounds.starts_matched=0.9")
+    assert beginning(config, before, True) == beginning(config, [], False)
+    assert beginning(config, before, False)[1].own and not beginning(config, before, True)[1].own
+
+
 def test_a_run_goes_on_with_further_rounds(best, tmp_path):
     folder = Path(shutil.copytree(best, tmp_path / "run"))
     before = {
@@ -179,12 +212,12 @@ def test_the_rate_of_the_actor_falls_from_round_to_round(best, rate, expected):
     line = ["stepper.actor_lr=4e-3", f"rounds.actor_lr={rate}", "rounds.count=2"]
     before = [Round(number, best, best, {TASK: 0.0}, {TASK: []}) for number in range(2)]
     config, cold = configured(*line), configured(*line, "rounds.warm=false")
-    later = [beginning(config, before[:number])[0] for number in range(3)]
+    later = [beginning(config, before[:number], False)[0] for number in range(3)]
     assert [each.stepper.actor_lr for each in later] == pytest.approx(expected)
     assert [each.extraction.iterations for each in later] == [20, 10, 10]
-    assert beginning(cold, before)[0].stepper.actor_lr == 4e-3
+    assert beginning(cold, before, False)[0].stepper.actor_lr == 4e-3
     del config.rounds.actor_lr  # as in a run of before
-    assert beginning(config, before)[0].stepper.actor_lr == 4e-3
+    assert beginning(config, before, False)[0].stepper.actor_lr == 4e-3
 
 
 def test_rounds_are_scored_on_seeds_apart_from_the_final_ones(best):

@@ -162,7 +162,8 @@ def _rounds(task: str, found: dict[str, Any] | None) -> list[str]:
     if found is None:
         return []
     rows = [
-        f"| {each['round']} | {each['tasks'][task]:.1f} | {'; '.join(each['trust'][task])} |"
+        f"| {each['round']}{', anew' if 'anew' in each else ''} | {each['tasks'][task]:.1f} | "
+        f"{'; '.join(each['trust'][task])} |"
         for each in found["rounds"]
     ]
     head = [
@@ -170,7 +171,10 @@ def _rounds(task: str, found: dict[str, Any] | None) -> list[str]:
         "| round | return | trust probe |",
         "|---|---|---|",
     ]
-    return [*head, *rows, *([] if found["kept"] is None else [f"\nThat of round {found['kept'][task]} counts."]), ""]
+    if found["kept"] is None:
+        return [*head, *rows, ""]
+    anew = ", begun anew," if task in found.get("anew", []) else ""
+    return [*head, *rows, f"\nThat of round {found['kept'][task]}{anew} counts.", ""]
 
 
 def _trust(outcomes: dict[str, Any] | None) -> list[str]:

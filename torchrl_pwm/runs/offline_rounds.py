@@ -16,7 +16,7 @@ from torchrl_pwm.runs.offline_policy import extract
 from torchrl_pwm.runs.own_episodes import play_env, round_seed
 from torchrl_pwm.runs.policies import load_actor, policy_file, save_policy
 from torchrl_pwm.runs.recordings import Recordings
-from torchrl_pwm.runs.round_loop import APART, Round, beginning, go_through, train_on
+from torchrl_pwm.runs.round_loop import APART, Round, beginning, go_through, place_of, train_on
 from torchrl_pwm.runs.saved import DELETE
 from torchrl_pwm.runs.starts import Before
 from torchrl_pwm.runs.world_model import measured_states
@@ -26,15 +26,14 @@ def run_rounds(
     config: DictConfig, folder: Path, recordings: Recordings, task: str, evaluator: Evaluator, device: str
 ) -> tuple[DictConfig, Path, Before]:
     """As :func:`torchrl_pwm.runs.rounds.run_rounds`, whose options and files it has, for the task of recorded data."""
-    place = folder / "rounds"
 
-    def policies(file: Path, rounds: list[Round]) -> Round:
-        here = place / str(len(rounds))
+    def policies(file: Path, rounds: list[Round], anew: bool) -> Round:
+        number, here = place_of(folder, rounds, anew)
         saved = policy_file(here, task, config.seed)
         done = saved.with_name("result.json")
         if not done.exists():
             apart = {"episodes": config.rounds.eval_episodes, "seed": config.evaluation.seed + APART}
-            begun, before = beginning(config, rounds)
+            begun, before = beginning(config, rounds, anew)
             merged: DictConfig = OmegaConf.merge(begun, {"evaluation": apart})  # type: ignore[assignment]
             model, own = load_model(config, recordings, file).to(device), Evaluator(merged, device, evaluator.data)
             loss, outcomes = extract(merged, saved.parent, recordings, task, model, own, device, before)
@@ -43,7 +42,7 @@ def run_rounds(
         found = read_json(done, what="result", keys=["last policy", "policy"], advice=DELETE)
         trust = found["last policy"].get("trust")
         scores = {task: found["policy"]["return_mean"]}
-        return Round(len(rounds), here, file, scores, {task: [] if trust is None else [trust]})
+        return Round(number, here, file, scores, {task: [] if trust is None else [trust]}, anew)
 
     def play(last: Round) -> None:
         model = load_model(config, recordings, last.world_model)
@@ -55,7 +54,7 @@ def run_rounds(
         store = recordings.store
         return train_on(
             config,
-            place / str(len(rounds)),
+            folder / "rounds" / str(len(rounds)),
             load_model(config, recordings, file),
             Path(store.root),
             rounds,
@@ -70,5 +69,5 @@ def run_rounds(
     rounds, file, chosen = go_through(config.rounds, folder, file, extract=policies, play=play, train=train)
     if chosen is not None:
         return config, chosen[task].world_model, Before(chosen[task].folder, finished=True)
-    last, before = beginning(config, rounds)
+    last, before = beginning(config, rounds, config.rounds.get("anew", False))
     return last, file, before

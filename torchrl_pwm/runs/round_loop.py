@@ -21,6 +21,7 @@ from torchrl_pwm.runs.starts import Before
 from torchrl_pwm.runs.world_model import train_world_model
 
 APART = 7919  # from the seeds of the final score to those that a round is chosen by
+_ANEW = "anew"  # folder, in that of a round, of policies that begin anew in its world model
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Round:
         world_model: file of the model that they were extracted from.
         scores: of each task, in episodes on seeds of their own.
         trust: what the probe says of each task's policies in these, by seed.
+        anew: whether they began anew after the last round, from random weights in the model that rounds have made.
     """
 
     number: int
@@ -40,6 +42,7 @@ class Round:
     world_model: Path
     scores: dict[str, float]
     trust: dict[str, list[dict[str, Any]]]
+    anew: bool = False
 
     @property
     def exploits(self) -> list[str]:
@@ -57,7 +60,7 @@ def go_through(
     folder: Path,
     file: Path,
     *,
-    extract: Callable[[Path, list[Round]], Round],
+    extract: Callable[[Path, list[Round], bool], Round],
     play: Callable[[Round], object],
     train: Callable[[Path, list[Round]], Path],
 ) -> tuple[list[Round], Path, dict[str, Round] | None]:
@@ -67,7 +70,7 @@ def go_through(
         settings: ``rounds`` of the configuration.
         folder: of the run.
         file: of the world model before the first round.
-        extract: gives the policies after some rounds.
+        extract: gives the policies after some rounds, or those that begin anew in the last one's model.
         play: collects episodes of a round's policies.
         train: trains the model in a file on with the episodes of all rounds, and returns the new file.
 
@@ -77,16 +80,27 @@ def go_through(
     """
     rounds: list[Round] = []
     for _ in range(settings.count):
-        rounds.append(extract(file, rounds))
+        rounds.append(extract(file, rounds, False))
         if settings.until_honest and not rounds[-1].exploits:
-            return rounds, file, _record(folder, rounds, dict.fromkeys(rounds[-1].scores, rounds[-1]))
+            counting = rounds[-1:]
+            break
         play(rounds[-1])
         file = train(file, rounds)
         _record(folder, rounds)
-    if settings.keep == "last":
-        return rounds, file, None
-    rounds.append(extract(file, rounds))
-    return rounds, file, _record(folder, rounds, choose(rounds, settings.keep))
+    else:
+        if settings.keep == "last":
+            return rounds, file, None
+        rounds.append(extract(file, rounds, False))
+        counting = rounds
+    others = [extract(file, rounds, True)] if settings.get("anew") else []  # which runs of before have not
+    return rounds, file, _record(folder, rounds + others, choose(counting + others, settings.keep))
+
+
+def place_of(folder: Path, rounds: Sequence[Round], anew: bool) -> tuple[int, Path]:
+    """Number and folder of the policies after some rounds, or of those that begin anew in the last one's model."""
+    number = len(rounds) - anew
+    here = folder / "rounds" / str(number)
+    return number, here / _ANEW if anew else here
 
 
 def choose(rounds: Sequence[Round], keep: str) -> dict[str, Round]:
@@ -94,11 +108,13 @@ def choose(rounds: Sequence[Round], keep: str) -> dict[str, Round]:
 
     Args:
         rounds: of a run.
-        keep: ``best``, for each task the one of the highest score, of equal ones the last; or ``honest``, for each task
-            the last one in which the probe sees no sign that its policies exploit the model, and the last where there
-            is none.
+        keep: ``last``; ``best``, for each task the one of the highest score, of equal ones the last; or ``honest``, for
+            each task the last one in which the probe sees no sign that its policies exploit the model, and the last
+            where there is none.
     """
     tasks = rounds[-1].scores
+    if keep == "last":
+        return dict.fromkeys(tasks, rounds[-1])
     if keep == "best":
         return {task: max(reversed(rounds), key=lambda found: found.scores[task]) for task in tasks}
     return {
@@ -106,17 +122,24 @@ def choose(rounds: Sequence[Round], keep: str) -> dict[str, Round]:
     }
 
 
+def policy_folders(folder: Path) -> list[Path]:
+    """The folders of the policies of a run's rounds, in the order in which they were extracted."""
+    rounds = sorted((path for path in (folder / "rounds").glob("*") if path.is_dir()), key=lambda path: int(path.name))
+    return [place for path in rounds for place in (path, path / _ANEW) if place.is_dir()]
+
+
 def own_data(rounds: Sequence[Round]) -> tuple[Path, ...]:
     """The data sets of all rounds."""
     return tuple(found.folder / "data" for found in rounds)
 
 
-def beginning(config: DictConfig, rounds: Sequence[Round]) -> tuple[DictConfig, Before]:
+def beginning(config: DictConfig, rounds: Sequence[Round], anew: bool) -> tuple[DictConfig, Before]:
     """The configuration of the extraction after some rounds, and what its policies begin with.
 
-    The actor's rate falls from round to round, by one factor, to ``rounds.actor_lr`` in the last one.
+    The actor's rate falls from round to round, by one factor, to ``rounds.actor_lr`` in the last one. Those that begin
+    ``anew`` know nothing of the rounds but the model.
     """
-    settings = config.rounds
+    settings, rounds = config.rounds, () if anew else rounds
     warm = bool(rounds) and settings.warm
     # which runs of before have not
     matched, sequences = settings.get("starts_matched"), settings.get("critic_sequences", 0) if settings.warm else 0
@@ -185,13 +208,17 @@ def _record(folder: Path, rounds: list[Round], chosen: dict[str, Round] | None =
             "score": one.score,
             "tasks": one.scores,
             "trust": {task: [each["line"] for each in seeds] for task, seeds in one.trust.items()},
+            **({"anew": True} if one.anew else {}),
         }
         for one in rounds
     ]
     kept = None if chosen is None else {task: one.number for task, one in chosen.items()}
-    content = {"rounds": found, "kept": kept}
+    content: dict[str, Any] = {"rounds": found, "kept": kept}
+    if rounds[-1].anew and chosen is not None:
+        content["anew"] = [task for task, one in chosen.items() if one.anew]
     replace_file(folder / "rounds.json", json.dumps(content, indent=2).encode())
     last = rounds[-1]
     exploiting = f"exploiting the model: {', '.join(last.exploits)}" if last.exploits else "no sign of exploitation"
-    torchrl_logger.info(f"after {last.number} rounds: mean score {last.score:.3f}, {exploiting}")
+    which = f"after {last.number} rounds{', begun anew' if last.anew else ''}"
+    torchrl_logger.info(f"{which}: mean score {last.score:.3f}, {exploiting}")
     return chosen

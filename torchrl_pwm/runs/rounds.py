@@ -18,7 +18,7 @@ from torchrl_pwm.evaluation.curves import Series
 from torchrl_pwm.runs.extraction import extract_all
 from torchrl_pwm.runs.own_episodes import play, round_seed
 from torchrl_pwm.runs.policies import load_actor, policy_file
-from torchrl_pwm.runs.round_loop import APART, Round, beginning, go_through, train_on
+from torchrl_pwm.runs.round_loop import APART, Round, beginning, go_through, place_of, policy_folders, train_on
 from torchrl_pwm.runs.saved import read_result
 from torchrl_pwm.runs.starts import FRESH, Before
 from torchrl_pwm.runs.world_model import (
@@ -59,7 +59,9 @@ def run_rounds(
     Every round's policies are evaluated on seeds apart from those of the final score. Those that count are extracted
     after the last round; with ``rounds.keep=best`` they are for each task those of the round that did best, with
     ``rounds.keep=honest`` those of the last round in which the probe sees no sign that they exploit the model. With
-    ``rounds.until_honest`` there are no further rounds once it sees none in any task.
+    ``rounds.until_honest`` there are no further rounds once it sees none in any task. With ``rounds.anew`` policies
+    begin anew in the model of the last round, as they did before the first one: with ``rounds.keep=last`` these count,
+    otherwise they are one more round to choose from.
 
     Returns:
         What is left to be done for the policies that count, the tasks with the same world model together.
@@ -68,7 +70,7 @@ def run_rounds(
         config.rounds,
         folder,
         file,
-        extract=lambda file, rounds: _extract(config, folder, store, file, tasks, rounds),
+        extract=lambda file, rounds, anew: _extract(config, folder, store, file, tasks, rounds, anew),
         play=lambda last: _collect(config, last, tasks),
         train=lambda file, rounds: train_on(
             config,
@@ -82,18 +84,18 @@ def run_rounds(
         ),
     )
     if chosen is None:
-        last, before = beginning(config, rounds)
+        last, before = beginning(config, rounds, config.rounds.get("anew", False))
         return [LastExtraction(tasks, last, file, before)]
-    counting = sorted({one.number: one for one in chosen.values()}.items())
-    keep_chosen_world_model(folder, [one.world_model for _, one in counting])
+    counting = {one.folder: one for one in chosen.values()}
+    keep_chosen_world_model(folder, list({one.world_model for one in counting.values()}))
     return [
         LastExtraction(
-            [task for task in tasks if chosen[task].number == number],
+            [task for task in tasks if chosen[task].folder == place],
             config,
             one.world_model,
-            Before(one.folder, finished=True),
+            Before(place, finished=True),
         )
-        for number, one in counting
+        for place, one in sorted(counting.items())
     ]
 
 
@@ -122,21 +124,26 @@ def policy_metrics(folder: Path, result: dict[str, Any]) -> dict[str, Series]:
 
 def _policies(folder: Path, result: dict[str, Any]) -> list[Path]:
     """The files of a policy, round by round."""
-    rounds = sorted((path for path in (folder / "rounds").glob("*") if path.is_dir()), key=lambda path: int(path.name))
-    files = [policy_file(path, result["task"], result["seed"]) for path in rounds]
+    files = [policy_file(place, result["task"], result["seed"]) for place in policy_folders(folder)]
     return [file for file in files if file.exists()]
 
 
 def _extract(
-    config: DictConfig, folder: Path, store: EpisodeStore, file: Path, tasks: list[str], rounds: Sequence[Round]
+    config: DictConfig,
+    folder: Path,
+    store: EpisodeStore,
+    file: Path,
+    tasks: list[str],
+    rounds: Sequence[Round],
+    anew: bool,
 ) -> Round:
     """The policies after some rounds, and what they earn on seeds that the final score does not use."""
-    settings, number = config.rounds, len(rounds)
-    here = folder / "rounds" / str(number)
+    settings = config.rounds
+    number, here = place_of(folder, rounds, anew)
     apart = {"episodes": settings.eval_episodes, "seed": config.evaluation.seed + APART}
     # Those that begin anew each time only show where the model is wrong.
-    hasty = {} if settings.warm or settings.keep != "last" else settings.overrides
-    begun, before = beginning(config, rounds)
+    hasty = {} if settings.warm or settings.keep != "last" or anew else settings.overrides
+    begun, before = beginning(config, rounds, anew)
     merged: DictConfig = OmegaConf.merge(begun, {"evaluation": apart}, hasty)  # type: ignore[assignment]
     if config.loss.disagreement_coef:
         prepare_disagreement(config, store, file, tasks)
@@ -146,7 +153,7 @@ def _extract(
         found = [result for result in results if result["task"] == task]
         trust[task] = [result["last"]["trust"] for result in found]
         scores[task] = float(EvaluationResult.from_records(table[task], found).score or 0.0)
-    return Round(number, here, file, scores, trust)
+    return Round(number, here, file, scores, trust, anew)
 
 
 def _collect(config: DictConfig, last: Round, tasks: list[str]) -> None:

@@ -135,7 +135,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "seed": summary["seed"],
         "score": last["score"],
         "return": last["return_mean"],
-        "rounds": [each["score"] for each in rounds["rounds"]],
+        "rounds": [each["score"] for each in rounds["rounds"] if "anew" not in each],
         "kept": rounds["kept"][task["task"]],
         "exploited": task["trust"]["exploited"],
         "line": task["trust"]["line"],
