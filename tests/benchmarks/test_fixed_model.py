@@ -27,14 +27,14 @@ def test_the_report_has_the_returns_along_the_way(tmp_path, monkeypatch):
     save_tensors(tmp_path / "world_model.pt", {"model": model.state_dict()})
     for name, value in (("UPDATES", 4), ("EVERY", 2), ("EPISODES", 1), ("_SHOWN", (2, 4))):
         monkeypatch.setattr(fixed_model, name, value)
-    monkeypatch.setattr(fixed_model, "VARIANTS", {"H = 1": (*SMALL, "loss.horizon=1")})
+    monkeypatch.setattr(fixed_model, "VARIANTS", {name: SMALL for name in ("default", "batches of 32")})
     monkeypatch.setattr(fixed_model, "_HEAD", ("task", "setting", "2", "4", "score", "seconds"))
     where = ["--folder", str(tmp_path / "runs"), "--results", str(tmp_path)]
     given = ["--model", str(tmp_path / "world_model.pt"), "--data", str(data.root)]
-    fixed_model.main(["run", *given, "--tasks", TASK, "--seeds", "0", "--variants", "H = 1", *where])
+    fixed_model.main(["run", *given, "--tasks", TASK, "--seeds", "0", "--variants", "batches of 32", *where])
     fixed_model.main(["report", *where])
     (row,) = csv.DictReader((tmp_path / "fixed_model.csv").open())
-    assert (row["task"], row["setting"], row["seed"]) == (TASK, "H = 1", "0")
+    assert (row["task"], row["setting"], row["seed"]) == (TASK, "batches of 32", "0")
     assert float(row["score"]) == pytest.approx(float(row["return"]) / 1000)
     page = (tmp_path / "fixed_model.md").read_text()
     assert f"| {float(row['return after 4']):.0f} |" in page and (tmp_path / "fixed_model.png").exists()

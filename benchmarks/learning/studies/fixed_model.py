@@ -32,13 +32,13 @@ from torchrl_pwm.runs.cli import user_errors
 from torchrl_pwm.runs.policies import policy_file
 
 UPDATES, EVERY, EPISODES = 200, 25, 10
-DEFAULT = "H = 16, batches of 128"
+DEFAULT = "default"  # horizon 16, batches of 128
 VARIANTS: dict[str, tuple[str, ...]] = {
     DEFAULT: (),
-    "H = 1": ("loss.horizon=1",),
-    "H = 4": ("loss.horizon=4",),
-    "H = 8": ("loss.horizon=8",),
-    "H = 32": ("loss.horizon=32",),
+    "horizon 1": ("loss.horizon=1",),
+    "horizon 4": ("loss.horizon=4",),
+    "horizon 8": ("loss.horizon=8",),
+    "horizon 32": ("loss.horizon=32",),
     "batches of 32": ("extraction.batch_size=32",),
     "batches of 512": ("extraction.batch_size=512",),
 }
@@ -56,7 +56,8 @@ _PAGE = """# From nothing in a model that stays as it is: horizon and batch
 `python -m benchmarks.learning.studies.fixed_model run --model MODEL --data DATA --tasks ...` and `report`, {made};
 {machine}; one thread a run, no GPU. {updates} updates of plain PWM from random weights in one frozen world model that
 saw its tasks' recorded episodes and own ones of other policies ([how far that carries](plain_trials.md)); no rounds, no
-clone, no behaviour term, start states of the data. One setting differs from the default.
+clone, no behaviour term, start states of the data. One setting differs from the default, which has horizon 16 and
+batches of 128 start states.
 
 Return along the way: {episodes} episodes each, mean of the seeds. Score: of the last policy, in {episodes} others,
 success at the last step for Meta-World, return / 1000 for DMControl. Seconds: of the updates, beside what else ran.
@@ -100,7 +101,7 @@ def make_jobs(
 
 
 def _place(folder: Path, task: str, variant: str) -> Path:
-    return folder.absolute() / task / variant.replace(" ", "_").replace("=", "is")
+    return folder.absolute() / task / variant.replace(" ", "_")
 
 
 def read_run(folder: Path, task: str) -> dict[str, Any]:
