@@ -27,7 +27,7 @@ def test_the_report_has_the_returns_along_the_way(tmp_path, monkeypatch):
     save_tensors(tmp_path / "world_model.pt", {"model": model.state_dict()})
     for name, value in (("UPDATES", 4), ("EVERY", 2), ("EPISODES", 1), ("_SHOWN", (2, 4))):
         monkeypatch.setattr(fixed_model, name, value)
-    monkeypatch.setattr(fixed_model, "VARIANTS", {name: SMALL for name in ("default", "batches of 32")})
+    monkeypatch.setattr(fixed_model, "VARIANTS", dict.fromkeys(("default", "batches of 32"), SMALL))
     monkeypatch.setattr(fixed_model, "_HEAD", ("task", "setting", "2", "4", "score", "seconds"))
     where = ["--folder", str(tmp_path / "runs"), "--results", str(tmp_path)]
     given = ["--model", str(tmp_path / "world_model.pt"), "--data", str(data.root)]
