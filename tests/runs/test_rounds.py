@@ -30,7 +30,7 @@ from torchrl_pwm.runs.own_episodes import round_seed, with_rate
 from torchrl_pwm.runs.policies import load_policy as load_weights_of
 from torchrl_pwm.runs.policies import make_loss, save_policy
 from torchrl_pwm.runs.pwm_offline import run_pipeline
-from torchrl_pwm.runs.round_loop import Round, beginning, choose, train_on
+from torchrl_pwm.runs.round_loop import Round, beginning, choose, go_through, place_of, train_on
 from torchrl_pwm.runs.rounds import policy_metrics
 from torchrl_pwm.runs.starts import Before, make_starts, own_share
 from torchrl_pwm.runs.world_model import make_world_model, measured_states
@@ -163,6 +163,35 @@ def test_policies_that_begin_anew_know_nothing_of_the_rounds_but_the_model(best)
     config = configured("rounds.starts_matched=0.9")
     assert beginning(config, before, True) == beginning(config, [], False)
     assert beginning(config, before, False)[1].own and not beginning(config, before, True)[1].own
+
+
+@pytest.mark.parametrize(
+    ("honest_from", "keep", "extracted", "counts"),
+    [
+        (9, "best", ["0", "1", "2", "2 anew"], True),
+        (1, "best", ["0", "1", "1 anew"], True),
+        (1, "honest", ["0", "1", "1 anew"], True),
+        (0, "best", ["0"], False),
+        (9, "last", ["0", "1"], None),
+    ],
+)
+def test_policies_begin_anew_once_after_the_last_round(tmp_path, honest_from, keep, extracted, counts):
+    done = []
+
+    def extract(file, rounds, anew):
+        number, folder = place_of(tmp_path, rounds, anew)
+        done.append(f"{number} anew" if anew else str(number))
+        trust = {TASK: [{"exploited": number < honest_from, "line": ""}]}
+        return Round(number, folder, file, {TASK: 0.5}, trust, anew)
+
+    settings = configured(
+        "rounds.count=2", "rounds.until_honest=true", "rounds.anew=true", f"rounds.keep={keep}"
+    ).rounds
+    _, _, chosen = go_through(
+        settings, tmp_path, tmp_path, extract=extract, play=lambda last: None, train=lambda file, rounds: file
+    )
+    assert done == extracted
+    assert chosen is counts if counts is None else chosen[TASK].anew is counts
 
 
 def test_a_run_goes_on_with_further_rounds(best, tmp_path):

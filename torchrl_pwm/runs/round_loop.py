@@ -92,7 +92,8 @@ def go_through(
             return rounds, file, None
         rounds.append(extract(file, rounds, False))
         counting = rounds
-    others = [extract(file, rounds, True)] if settings.get("anew") else []  # which runs of before have not
+    # Runs of before have no such setting; and the first round's policies have begun anew already.
+    others = [extract(file, rounds, True)] if settings.get("anew") and len(rounds) > 1 else []
     return rounds, file, _record(folder, rounds + others, choose(counting + others, settings.keep))
 
 

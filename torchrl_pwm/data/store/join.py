@@ -63,8 +63,8 @@ def join_datasets(
     dtypes = {store.manifest.fields["steps"].dtype for store in stores}
     dtype: DType = "float16" if dtypes == {"float16"} else "float32"
     source = {"kind": "joined", "parts": [dict(store.manifest.source) for store in stores]}
-    with tqdm(total=sum(store.num_rows for store in stores), desc=f"writing {Path(root).name}", unit="row") as bar:
-        bar.disable = not progress
+    total = sum(store.num_rows for store in stores)
+    with tqdm(total=total, desc=f"writing {Path(root).name}", unit="row", disable=not progress) as bar:
         if stores[0].row_length is None:
             _join_episodes(root, stores, dtype, source, bar)
         else:
