@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.learning.criteria import criteria, differences, slopes
 from benchmarks.learning.earlier import curve_record
@@ -208,6 +210,17 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         writer = csv.DictWriter(file, list(max(rows, key=len)))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def axes_of_tasks(titles: Sequence[str], xlabel: str) -> tuple[Figure, list[Axes]]:
+    """A figure with axes for each task, side by side."""
+    figure = Figure(figsize=(4.2 * len(titles), 3.4), layout="constrained")
+    row = list(figure.subplots(1, len(titles), squeeze=False)[0])
+    for axes, title in zip(row, titles):
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel(xlabel)
+        axes.grid(alpha=0.3)
+    return figure, row
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from tensordict import TensorDictBase
 
 from benchmarks.learning.jobs import study_parser
-from benchmarks.learning.results import markdown_table
+from benchmarks.learning.results import axes_of_tasks, markdown_table
 from benchmarks.machine import processor
 from torchrl_pwm._utils.devices import one_thread
 from torchrl_pwm._utils.files import replace_file
@@ -143,16 +142,13 @@ def _mean(runs: Sequence[Sequence[dict[str, float]]], key: str) -> torch.Tensor:
 def draw(found: dict[tuple[str, str], dict[int, list[dict[str, float]]]], file: Path) -> None:
     """Return, and dashed the critics' value, over the updates."""
     tasks = list(dict.fromkeys(task for task, _ in found))
-    figure = Figure(figsize=(4.2 * len(tasks), 3.6), layout="constrained")
-    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks):
+    figure, row = axes_of_tasks([f"{task} (dashed: the critics' value)" for task in tasks], "updates")
+    for axes, task in zip(row, tasks):
         for number, variant in enumerate(name for name in VARIANTS if (task, name) in found):
             runs = list(found[task, variant].values())
             updates = [row["update"] for row in runs[0]]
             axes.plot(updates, _mean(runs, "return"), color=f"C{number}", label=variant)
             axes.plot(updates, _mean(runs, "value"), color=f"C{number}", linestyle="--", alpha=0.6)
-        axes.set_title(f"{task} (dashed: the critics' value)", loc="left", fontsize=9)
-        axes.set_xlabel("updates")
-        axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     figure.savefig(file, dpi=120)
 

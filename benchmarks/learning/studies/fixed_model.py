@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from benchmarks.learning.jobs import Job, study_parser
-from benchmarks.learning.results import markdown_table, write_csv
+from benchmarks.learning.results import axes_of_tasks, markdown_table, write_csv
 from benchmarks.learning.runner import add_engine, chosen_engine, complete
 from benchmarks.machine import processor
 from torchrl_pwm.data import EpisodeStore
@@ -167,8 +166,8 @@ def _cells(task: str, variant: str, runs: Sequence[dict[str, Any]]) -> list[str]
 def draw(found: Runs, file: Path) -> None:
     """The real return over the updates, mean and every seed."""
     tasks = list(dict.fromkeys(task for task, _ in found))
-    figure = Figure(figsize=(4.2 * len(tasks), 3.4), layout="constrained")
-    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks):
+    figure, row = axes_of_tasks(tasks, "updates")
+    for axes, task in zip(row, tasks):
         for number, variant in enumerate(VARIANTS):
             curves = [run["real_return"] for run in found.get((task, variant), [])]
             for updates, returns in curves:
@@ -176,9 +175,6 @@ def draw(found: Runs, file: Path) -> None:
             if curves:
                 mean = np.mean([returns for _, returns in curves], 0)
                 axes.plot(curves[0][0], mean, ".-", color=f"C{number}", label=variant)
-        axes.set_title(task, loc="left", fontsize=10)
-        axes.set_xlabel("updates")
-        axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="lower right")
     figure.savefig(file, dpi=120)
 

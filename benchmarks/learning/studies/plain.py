@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from benchmarks.learning.jobs import Job, study_parser
-from benchmarks.learning.results import markdown_table, write_csv
+from benchmarks.learning.results import axes_of_tasks, markdown_table, write_csv
 from benchmarks.learning.runner import add_engine, chosen_engine, complete
 from benchmarks.machine import processor
 from torchrl_pwm.data import EpisodeStore
@@ -200,17 +199,14 @@ def _data(variant: Path, task: str) -> str:
 def draw(found: dict[tuple[str, str], list[dict[str, Any]]], file: Path) -> None:
     """The score after each round, and as a diamond that of the policy that counts, of every seed of every variant."""
     tasks = list(dict.fromkeys(task for task, _ in found))
-    figure = Figure(figsize=(4.2 * len(tasks), 3.4), layout="constrained")
-    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks):
+    figure, row = axes_of_tasks(tasks, "rounds")
+    for axes, task in zip(row, tasks):
         for number, (variant, runs) in enumerate((key[1], runs) for key, runs in found.items() if key[0] == task):
             for run in runs:
                 label = variant if run is runs[0] else None
                 axes.plot(run["rounds"], ".-", color=f"C{number}", alpha=0.6, label=label)
                 axes.plot(run["kept"], run["score"], "D", color=f"C{number}", markeredgecolor="k")
-        axes.set_title(task, loc="left", fontsize=10)
-        axes.set_xlabel("rounds")
         axes.set_ylim(-0.03, 1.03)
-        axes.grid(alpha=0.3)
         axes.legend(fontsize=7, loc="lower right")
     figure.savefig(file, dpi=120)
 
