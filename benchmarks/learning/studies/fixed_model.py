@@ -58,8 +58,9 @@ saw its tasks' recorded episodes and own ones of other policies ([how far that c
 clone, no behaviour term, start states of the data. One setting differs from the default, which has horizon 16 and
 batches of 128 start states.
 
-Return along the way: {episodes} episodes each, mean of the seeds. Score: of the last policy, in {episodes} others,
-success at the last step for Meta-World, return / 1000 for DMControl. Seconds: of the updates, beside what else ran.
+Return along the way: {episodes} episodes each, mean of the seeds ({seeds}). Score: of the last policy, in {episodes}
+others, success at the last step for Meta-World, return / 1000 for DMControl. Seconds: of the updates, beside what else
+ran.
 
 {table}
 
@@ -136,6 +137,7 @@ def report(folder: Path, results: Path) -> None:
         machine=processor(),
         updates=UPDATES,
         episodes=EPISODES,
+        seeds=", ".join(map(str, sorted({run["seed"] for runs in found.values() for run in runs}))),
         table=markdown_table(_HEAD, [_cells(*key, runs) for key, runs in found.items()]),
     )
     kept = ("seed", "score", "return", "seconds")
@@ -175,7 +177,8 @@ def draw(found: Runs, file: Path) -> None:
             if curves:
                 mean = np.mean([returns for _, returns in curves], 0)
                 axes.plot(curves[0][0], mean, ".-", color=f"C{number}", label=variant)
-    axes.legend(fontsize=7, loc="lower right")
+    row[0].set_ylabel(f"return of {EPISODES} episodes")
+    row[-1].legend(fontsize=7, loc="lower right")
     figure.savefig(file, dpi=120)
 
 
