@@ -41,8 +41,10 @@ def test_the_report_has_the_returns_along_the_way(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("variant", fixed_model.VARIANTS)
-def test_each_setting_differs_from_the_default(variant):
-    config, default = (command_config("mt80", ["preset=mini", *line]) for line in (fixed_model.VARIANTS[variant], []))
+def test_each_setting_differs_from_the_default_and_has_a_folder_that_hydra_takes(tmp_path, variant):
+    folder = f"folder={fixed_model._place(tmp_path, TASK, variant)}"
+    settings = fixed_model.VARIANTS[variant]
+    config, default = (command_config("mt80", ["preset=mini", folder, *line]) for line in (settings, []))
     assert (config == default) is (variant == fixed_model.DEFAULT)
 
 
