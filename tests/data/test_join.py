@@ -53,11 +53,13 @@ def test_one_part_of_parts_of_episodes_leaves_their_spread_unknown(tmp_path):
     assert mixed.select()[0].behavior_return_std is None and mixed.num_rows == 20
 
 
-@pytest.mark.parametrize(("dtypes", "expected"), [(("float16", "float16"), "float16"), (("float16", "float32"),) * 2])
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [(("float16", "float16"), "float16"), (("float16", "float32"), "float32"), (("float32", "float16"), "float32")],
+)
 def test_no_number_is_rounded(tmp_path, dtypes, expected):
     parts = [write(tmp_path / str(number), {REACH: 2}, dtype=dtype) for number, dtype in enumerate(dtypes)]
-    store = join_datasets(tmp_path / "all", parts, progress=False)
-    assert store.observation.dtype == (expected if isinstance(expected, str) else expected[1])
+    assert join_datasets(tmp_path / "all", parts, progress=False).observation.dtype == expected
 
 
 def test_episodes_of_any_length_keep_their_ends_and_the_bounds_of_their_actions(tmp_path):
@@ -88,9 +90,12 @@ def test_tasks_of_several_recordings_are_padded_to_one_size(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"rows": {REACH: 1}, "success": False}, r"a is with success True, .*b False"),
-        ({"rows": {"cup-catch": 1}, "task_set": "mt30", "length": 500}, r"of the task set mt80, .*b mt30"),
-        ({"rows": {REACH: 1}, "length": 50}, r"of rows of length .* 100, .*b 50"),
+        (
+            {"rows": {REACH: 1}, "success": False},
+            r"whether they say where episodes succeeded: .*a has True, .*b False",
+        ),
+        ({"rows": {"cup-catch": 1}, "task_set": "mt30", "length": 500}, r"in their task set: .*a has mt80, .*b mt30"),
+        ({"rows": {REACH: 1}, "length": 50}, r"in the length of their rows .*a has 100, .*b 50"),
     ],
 )
 def test_what_is_of_another_kind_is_refused_and_nothing_is_left(tmp_path, other, message):

@@ -158,6 +158,19 @@ def test_policies_that_begin_anew_in_the_last_model_are_one_more_round_to_choose
     assert steps.tolist() == list(range(2, 51, 2)), "20 and 10 updates of the rounds, 20 from the start"
 
 
+def test_the_last_policies_are_those_that_begin_anew_where_the_last_ones_count(best, tmp_path):
+    folder = Path(shutil.copytree(best, tmp_path / "run"))
+    saved = folder / "config.yaml"
+    _, text = saved.read_text().split("\n", 1)
+    saved.write_text(text.replace("anew: false", "anew: true").replace("keep: best", "keep: last"))
+    shutil.rmtree(folder / "policies")
+    (folder / "summary.json").unlink()
+    shutil.rmtree(folder / "rounds" / "1" / "policies")
+    run_pipeline(configured("rounds.keep=last", "rounds.anew=true"), folder)
+    steps, _ = policy_metrics(folder, {"task": TASK, "seed": 0})["loss_actor"]
+    assert steps.tolist() == list(range(2, 41, 2)), "20 updates before the round, 20 from the start after it"
+
+
 def test_policies_that_begin_anew_know_nothing_of_the_rounds_but_the_model(best):
     before = [Round(number, best / "rounds" / str(number), best, {TASK: 0.0}, {TASK: []}) for number in range(2)]
     config = configured("rounds.starts_matched=0.9")

@@ -142,8 +142,8 @@ def _mean(runs: Sequence[Sequence[dict[str, float]]], key: str) -> torch.Tensor:
 def draw(found: dict[tuple[str, str], dict[int, list[dict[str, float]]]], file: Path) -> None:
     """Return, and dashed the critics' value, over the updates."""
     tasks = list(dict.fromkeys(task for task, _ in found))
-    figure, row = axes_of_tasks([f"{task} (dashed: the critics' value)" for task in tasks], "updates")
-    for axes, task in zip(row, tasks):
+    figure, places = axes_of_tasks([f"{task} (dashed: the critics' value)" for task in tasks], "updates")
+    for axes, task in zip(places, tasks):
         for number, variant in enumerate(name for name in VARIANTS if (task, name) in found):
             runs = list(found[task, variant].values())
             updates = [row["update"] for row in runs[0]]

@@ -54,8 +54,9 @@ _PAGE = """# From nothing in a model that stays as it is: horizon and batch
 
 `python -m benchmarks.learning.studies.fixed_model run --model MODEL --data DATA --tasks ...` and `report`, {made};
 {machine}; one thread a run, no GPU. {updates} updates of plain PWM from random weights in one frozen world model that
-saw its tasks' recorded episodes and own ones of other policies ([how far that carries](plain_trials.md)); no rounds, no
-clone, no behaviour term, start states of the data. One setting differs from the default, which has horizon 16 and
+saw its tasks' recorded episodes and own ones of other policies
+([how it was made](plain_trials.md#from-nothing-once-more)); no rounds, no clone, no behaviour term, start states of the
+data. One setting differs from the default, which has horizon 16 and
 batches of 128 start states.
 
 Return along the way: {episodes} episodes each, mean of the seeds ({seeds}). Score: of the last policy, in {episodes}

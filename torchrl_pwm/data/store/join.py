@@ -18,7 +18,7 @@ from torchrl_pwm.data.store.writer import EpisodeStoreWriter
 __all__ = ["join_datasets"]
 
 _ROWS_AT_ONCE = 256
-DType = Literal["float32", "float16"]
+_DType = Literal["float32", "float16"]
 
 
 def join_datasets(
@@ -61,7 +61,7 @@ def join_datasets(
     for store in stores[1:]:
         _refuse_other(store, stores[0])
     dtypes = {store.manifest.fields["steps"].dtype for store in stores}
-    dtype: DType = "float16" if dtypes == {"float16"} else "float32"
+    dtype: _DType = "float16" if dtypes == {"float16"} else "float32"
     source = {"kind": "joined", "parts": [dict(store.manifest.source) for store in stores]}
     total = sum(store.num_rows for store in stores)
     with tqdm(total=total, desc=f"writing {Path(root).name}", unit="row", disable=not progress) as bar:
@@ -83,13 +83,14 @@ def write_rows(writer: EpisodeStoreWriter, store: EpisodeStore, rows: TaskRows) 
 def _refuse_other(store: EpisodeStore, first: EpisodeStore) -> None:
     """Raises ValueError if a data set is not of the kind of the first one."""
     for what, found, expected in (
-        ("of the task set", store.task_set.name, first.task_set.name),
-        ("of rows of length (None: episodes of any length)", store.row_length, first.row_length),
-        ("with success", store.success is not None, first.success is not None),
+        ("their task set", store.task_set.name, first.task_set.name),
+        ("the length of their rows (None: episodes of any length)", store.row_length, first.row_length),
+        ("whether they say where episodes succeeded", store.success is not None, first.success is not None),
     ):
         if found != expected:
             raise ValueError(
-                f"data sets to be joined must be of one kind: {first.root} is {what} {expected}, {store.root} {found}"
+                f"data sets that are joined must agree in {what}: {first.root} has {expected}, {store.root} {found}; "
+                "join those that agree, and train on the others apart"
             )
     if store.row_length is not None and store.task_set != first.task_set:
         raise ValueError(f"{store.root} and {first.root} say different things of the tasks of {first.task_set.name}")
@@ -104,7 +105,7 @@ def _of_tasks(stores: Sequence[EpisodeStore]) -> dict[str, list[tuple[EpisodeSto
     return found
 
 
-def _join_rows(root: Any, stores: Sequence[EpisodeStore], dtype: DType, source: dict[str, Any], bar: tqdm) -> None:
+def _join_rows(root: Any, stores: Sequence[EpisodeStore], dtype: _DType, source: dict[str, Any], bar: tqdm) -> None:
     of_tasks, length = _of_tasks(stores), stores[0].row_length
     assert length is not None
     with EpisodeStoreWriter(
@@ -123,7 +124,7 @@ def _join_rows(root: Any, stores: Sequence[EpisodeStore], dtype: DType, source: 
             bar.update(rows.stop - rows.start)
 
 
-def _join_episodes(root: Any, stores: Sequence[EpisodeStore], dtype: DType, source: dict[str, Any], bar: tqdm) -> None:
+def _join_episodes(root: Any, stores: Sequence[EpisodeStore], dtype: _DType, source: dict[str, Any], bar: tqdm) -> None:
     of_tasks, table = _of_tasks(stores), stores[0].task_set
     bounds = {task: _bounds(task, found) for task, found in of_tasks.items()}
     with EpisodeAppender(
