@@ -8,9 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from torchrl_pwm._utils.processes import run_apart, run_jobs
 
@@ -171,20 +169,3 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     while any(map(alive, workers)) and time.monotonic() < end:
         time.sleep(0.02)
     assert not any(map(alive, workers))
-
-
-def begin_alike(job, report):
-    # what simulators draw from
-    return float(np.random.random()), os.environ.get("SAID_LATER"), IMPORTED in sys.modules  # noqa: NPY002
-
-
-IMPORTED = "torchrl_pwm._utils.imported_once"
-
-
-def test_workers_are_copies_that_draw_numbers_of_their_own_and_know_the_environment(monkeypatch):
-    """All copies would draw the same numbers, and know the environment of the first of them."""
-    run_jobs(begin_alike, [0, 1], workers=2)
-    monkeypatch.setenv("SAID_LATER", "yes")
-    drawn, said, copied = zip(*(run_jobs(begin_alike, [0, 1], workers=2)[0] for _ in range(3)), strict=True)
-    assert len(set(drawn)) == 3 and set(said) == {"yes"}
-    assert IMPORTED not in sys.modules and set(copied) == {not torch.cuda.is_available()}

@@ -15,14 +15,11 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
-import torch
-
 from torchrl_pwm._utils.stopping import (
     Stopped,
     become_worker,
     check_stop,
     finishing,
-    hear_signals,
     is_stoppable,
     leave,
     shield_tracker,
@@ -44,19 +41,6 @@ _KILLED = (
 _messages: Any = None  # queue to the parent, in a worker
 
 
-def _context() -> Any:
-    """Of processes that are copies of one that has imported TorchRL once, where there can be; else of *spawn*.
-
-    A copy starts in a tenth of a second in place of several, and shares its memory with the others. Windows has none,
-    and beside a GPU one could not use it: TorchRL asks for its number when it is imported.
-    """
-    if "forkserver" not in multiprocessing.get_all_start_methods() or torch.cuda.is_available():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchrl_pwm._utils.imported_once"])  # heeded by the first start
-    return context
-
-
 def run_jobs(
     function: Callable[[Job, Report], Result],
     jobs: Iterable[Job],
@@ -76,7 +60,7 @@ def run_jobs(
 
     Keyword Args:
         workers (int, optional): processes, at most one per job; default one per core. With one, the work is done in
-            this process. Each of several imports the script, which needs ``if __name__ == "__main__":``.
+            this process. More are started with *spawn*: a script needs ``if __name__ == "__main__":``.
         report (callable, optional): called in this process, with several workers in a thread of its own.
 
     Returns:
@@ -188,7 +172,7 @@ def _submit(pool: ProcessPoolExecutor, function: Callable[..., Any], *args: Any)
 def process_pool(
     workers: int, messages: Any = None, *, interrupted: bool = True, **options: Any
 ) -> ProcessPoolExecutor:
-    """An executor of processes, which end when this one does, however it does.
+    """An executor of processes started with *spawn*, which end when this one does, however it does.
 
     Args:
         workers: how many.
@@ -199,8 +183,9 @@ def process_pool(
         **options: those of :class:`~concurrent.futures.ProcessPoolExecutor`.
     """
     shield_tracker()
-    initargs = (messages, interrupted, is_stoppable(), dict(os.environ))
-    return ProcessPoolExecutor(workers, _context(), initializer=_start_worker, initargs=initargs, **options)
+    context = multiprocessing.get_context("spawn")
+    initargs = (messages, interrupted, is_stoppable())
+    return ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=initargs, **options)
 
 
 class LazyPool:
@@ -252,7 +237,7 @@ def _listening(report: Report) -> Iterator[Any]:
     fails; its first failure is raised when the block has ended.
     """
     shield_tracker()
-    messages, ended = _context().Queue(), threading.Event()
+    messages, ended = multiprocessing.get_context("spawn").Queue(), threading.Event()
 
     def listen() -> None:
         failure: Exception | None = None
@@ -286,22 +271,17 @@ def _call(work: Callable[[Report], object]) -> None:
         work(lambda *message: _messages.put(message))
 
 
-def _start_worker(messages: Any, interrupted: bool, stoppable: bool, environment: dict[str, str]) -> None:
+def _start_worker(messages: Any, interrupted: bool, stoppable: bool) -> None:
     """Where reports go; and this worker ends when its parent ends, however it does.
 
-    A worker that outlives a killed run would write to the files of the run that resumes it. It is the copy of a
-    process that knows the environment as it was at the first start.
+    A worker that outlives a killed run would write to the files of the run that resumes it.
     """
     global _messages
     _messages = messages
-    os.environ.clear()
-    os.environ.update(environment)
     if stoppable:
         become_worker(finishes=interrupted)
-    else:
-        hear_signals()
-        if not interrupted:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    elif not interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
 
 

@@ -175,11 +175,6 @@ def become_worker(*, finishes: bool) -> None:
         signal.signal(signal.SIGTERM, _handle)
         if _AT_ONCE is not None:
             signal.signal(_AT_ONCE, _handle)
-    hear_signals()
-
-
-def hear_signals() -> None:
-    """Ends what :func:`signals_wait` began, in a process that was started inside."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 

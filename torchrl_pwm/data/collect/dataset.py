@@ -82,7 +82,7 @@ def collect_dataset(
         transform: for ``"policy"``: env transform that makes the policy's input, such as
             :class:`~torchrl_pwm.WorldModelWrapper`.
         workers: processes; default one per core, at most one per task. With one, the work is done in this process.
-            Each of several imports the script, which needs ``if __name__ == "__main__":``.
+            More are started with *spawn*: a script needs ``if __name__ == "__main__":``.
         progress: whether progress is shown.
 
     Returns:
