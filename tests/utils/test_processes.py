@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
-from torchrl_pwm._utils.processes import run_apart, run_jobs
+from torchrl_pwm._utils.processes import LazyPool, run_apart, run_jobs
 
 
 def wait_for(*files):
@@ -72,6 +73,13 @@ def be_killed(job, report):
 def test_a_killed_worker_says_what_to_do():
     with pytest.raises(ChildProcessError, match="take fewer workers"):
         run_jobs(be_killed, [0, 1], workers=2)
+
+
+def test_what_is_handed_to_killed_workers_is_broken_as_what_they_did_is():
+    """Whoever asks for the results in their order hears of the first: nothing is raised before."""
+    with LazyPool(1) as pool:
+        assert isinstance(pool.submit(be_killed, 0, None).exception(), BrokenProcessPool)
+        assert isinstance(pool.submit(abs, -2).exception(), BrokenProcessPool)
 
 
 def begin(place, report):

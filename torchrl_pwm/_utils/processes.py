@@ -164,9 +164,13 @@ def _told(pool: ProcessPoolExecutor) -> Iterator[None]:
 
 
 def _submit(pool: ProcessPoolExecutor, function: Callable[..., Any], *args: Any) -> Future[Any]:
-    # the first job starts the processes
-    with signals_wait():
-        return pool.submit(function, *args)
+    try:
+        with signals_wait():  # the first job starts the processes
+            return pool.submit(function, *args)
+    except BrokenProcessPool as error:  # one was killed since; whoever waits for results is told which, in their order
+        broken: Future[Any] = Future()
+        broken.set_exception(error)
+        return broken
 
 
 def process_pool(
