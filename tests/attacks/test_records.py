@@ -26,7 +26,7 @@ pytest.importorskip("hydra")
 from torchrl_pwm import load_policy
 from torchrl_pwm.runs.cli import command_config, report
 from torchrl_pwm.runs.folder import claim_folder, finished, open_run
-from torchrl_pwm.runs.saved import read_config, read_result, read_seconds
+from torchrl_pwm.runs.saved import named_targets, read_config, read_result, read_seconds
 
 RECORDS = {
     "nothing": "",
@@ -219,6 +219,21 @@ def test_an_env_of_ones_own_is_named_anew_and_left_out_where_none_is_built(run, 
     config, _ = open_run(command_config("online", [*same, "env._target_=os.mkdir"]), ["env._target_=os.mkdir"])
     assert config.env._target_ == saved.env._target_ == "os.mkdir"
     assert not (tmp_path / "owned").exists()
+
+
+def test_the_module_of_a_task_is_named_anew_and_left_out_where_no_env_is_built(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with_env(run, "torchrl_pwm.envs.make_gym_env")
+    text = (run / "config.yaml").read_text()
+    write(run / "config.yaml", text.replace("task: cartpole_swingup", "task: mine.envs:Arm-v0", 1))
+    assert load_policy(run, "cpu").task_name == "Arm-v0"
+    assert read_config(run, simulator=False).env.task == "Arm-v0"
+    with pytest.raises(DamagedFileError, match=r"env\.task names 'mine\.envs:Arm-v0'.*on the command line env\.task="):
+        read_config(run)
+    named = named_targets(command_config("online", ["env.task=mine.envs:Arm-v0"]))
+    assert read_config(run, targets=named).env.task == "mine.envs:Arm-v0"
+    _, folder = open_run(command_config("online", ["env.task=mine.envs:space/Arm-v0"]), [])
+    assert folder.name.endswith("_mine.envs_space_Arm-v0") and folder.parent.name == "runs"
 
 
 @pytest.mark.parametrize("kind", ["a pickle with code", "a storage beyond its record", "noise", "nothing"])

@@ -10,6 +10,7 @@ pytest.importorskip("gymnasium")
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_pwm import make_gym_env
+from torchrl_pwm.envs.gymnasium_env import is_gym_task, time_limit
 
 
 def test_specs_hold_and_actions_are_in_the_unit_box():
@@ -43,3 +44,13 @@ def test_what_does_not_fit_is_refused():
         make_gym_env("CartPole-v1")
     with pytest.raises(ValueError, match="num_envs must be at least 1"):
         make_gym_env("Pendulum-v1", 0)
+
+
+def test_a_task_of_ones_own_is_found_by_the_module_that_registers_it():
+    task = "tests.envs.short_pendulum:ShortPendulum-v0"
+    env = make_gym_env(task, 2)
+    assert env.rollout(100)["next", "truncated"].sum(1).flatten().tolist() == [1, 1] and time_limit(env) == 40
+    assert is_gym_task(task) and not is_gym_task("tests.envs.short_pendulum:Other-v0")
+    assert not is_gym_task("no_such_module:ShortPendulum-v0")
+    with pytest.raises(ModuleNotFoundError, match=r"'no_such_module'.*registers ShortPendulum-v0 before the colon"):
+        make_gym_env("no_such_module:ShortPendulum-v0")

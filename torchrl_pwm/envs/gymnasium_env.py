@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from functools import partial
 from math import inf, isfinite
@@ -46,7 +47,8 @@ def make_gym_env(
     are cast to float32.
 
     Args:
-        task (str): id of the task, such as ``"Pendulum-v1"``.
+        task (str): id of the task, such as ``"Pendulum-v1"``; of one's own, ``"my_package.envs:Arm-v0"``, with the
+            module that registers it, as in ``gymnasium.make``.
         num_envs (int): number N of parallel envs.
 
     Keyword Args:
@@ -60,7 +62,7 @@ def make_gym_env(
         ``terminated`` and ``truncated`` [N, 1].
 
     Raises:
-        ImportError: if Gymnasium is not installed.
+        ImportError: if Gymnasium, or the module of the id, is not installed.
         ValueError: if the actions are not a bounded vector, the observation is not one, or the task has no time limit.
 
     Examples:
@@ -109,7 +111,7 @@ def is_gym_task(name: str) -> bool:
     import gymnasium
 
     try:
-        gymnasium.spec(name)
+        _spec(name)
     except (gymnasium.error.Error, ImportError):
         return False
     return True
@@ -148,12 +150,31 @@ def time_limit(env: EnvBase) -> int | None:
     return limit
 
 
-def _checked_time_limit(task: str, options: dict[str, Any]) -> int:
+def _spec(task: str) -> Any:
+    """What Gymnasium knows of an id, after the import of the module before its colon, as ``gymnasium.make`` does it.
+
+    Raises:
+        ModuleNotFoundError: if there is no such module.
+    """
     import gymnasium
 
+    module, _, name = task.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"{error}: expected the module that registers {name} before the colon of {task!r}. Install its "
+                "package, or name its folder in PYTHONPATH",
+                name=error.name,
+            ) from error
+    return gymnasium.spec(name)
+
+
+def _checked_time_limit(task: str, options: dict[str, Any]) -> int:
     limit = options.get("max_episode_steps")
     if limit is None:
-        limit = gymnasium.spec(task).max_episode_steps
+        limit = _spec(task).max_episode_steps
     if limit is None or limit < 1:
         raise ValueError(
             f"{task} has no time limit, so that an episode, and an evaluation with it, may never end: give one with "

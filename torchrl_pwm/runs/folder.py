@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -363,7 +364,8 @@ def _label(config: DictConfig) -> str | Iterable[str]:
 
 def _fresh_folder(task: str | Iterable[str]) -> Path:
     names = [task] if isinstance(task, str) else list(task)
-    label = names[0].replace(",", "+") if len(names) == 1 else f"{len(names)}-tasks"
+    # of Gymnasium's "module:namespace/Name-v0", what no name of a folder may have
+    label = re.sub("[:/]", "_", names[0].replace(",", "+")) if len(names) == 1 else f"{len(names)}-tasks"
     base = Path("runs") / f"{datetime.date.today().isoformat()}_{label}"
     candidates = [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 1000))]
     return next(folder for folder in candidates if not folder.exists())

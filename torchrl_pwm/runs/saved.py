@@ -235,9 +235,11 @@ def _targets(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _forget_targets(node: Any, known: frozenset[str]) -> None:
-    """Takes the names that are not known out of a part of a configuration that nothing is built from."""
+    """Takes the names that are not known, and modules, out of a part of a configuration that nothing is built from."""
     if isinstance(node, dict) and str(node.get(_TARGET)) not in known:
         node.pop(_TARGET, None)
+    if isinstance(node, dict) and isinstance(node.get("task"), str):
+        node["task"] = node["task"].rpartition(":")[2]
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         _forget_targets(value, known)
 
