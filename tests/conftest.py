@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def golden() -> Callable[[str], dict[str, Any]]:
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
     return GOLDEN
+
+
+@pytest.fixture(scope="module")
+def short_episodes() -> Iterator[None]:
+    """MT80 with episodes of 20 steps in this process: for tests of what runs do with episodes, however long."""
+    from torchrl_pwm.envs import tasks
+
+    short = [dataclasses.replace(task, episode_length=20) for task in tasks.MT80]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tasks._TASK_SETS, "mt80", tasks.TaskSet("mt80", short))
+        yield
 
 
 @pytest.fixture

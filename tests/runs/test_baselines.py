@@ -29,7 +29,7 @@ from torchrl_pwm.runs.baselines import (
 )
 
 TASKS = ("pendulum-swingup", "mw-reach")
-SETTINGS = {"cloning": {"updates": 3, "units": [8], "batch_size": 4}}
+SETTINGS = {"cloning": {"updates": 3, "units": [8], "batch_size": 4, "evaluations": 2, "eval_episodes": 1}}
 
 
 def config(baselines=SETTINGS, **changes):
@@ -149,7 +149,7 @@ def test_the_best_episodes_alone_are_cloned_where_the_run_starts_from_them(tmp_p
 
 def test_several_shares_are_cloned_in_one_run_each_as_alone(data, tmp_path):
     def measured(name, **further):
-        quick = {"evaluations": 1, "eval_episodes": 1}
+        quick = {"evaluations": 1}
         settings = config({"random": False, "cloning": {**SETTINGS["cloning"], **quick, **further}}, seeds=1)
         return measure_baselines(settings, tmp_path / name, data, ["mw-reach"])["mw-reach"]
 
@@ -179,7 +179,7 @@ def test_random_actions_fill_the_range_evenly():
 def test_each_baseline_can_be_left_out(data, tmp_path):
     assert measure_baselines(config(None), tmp_path / "none", data, TASKS) == {}
     assert not (tmp_path / "none").exists()
-    only = {"random": False, "cloning": {"updates": 1, "units": [4]}}
+    only = {"random": False, "cloning": {"updates": 1, "units": [4], "eval_episodes": 1}}
     assert list(measure_baselines(config(only), tmp_path / "a", data, ["mw-reach"])["mw-reach"]) == ["cloning"]
     for off in ({"cloning": None}, {"cloning": {"updates": 0}}):
         folder = tmp_path / str(off)

@@ -38,7 +38,7 @@ COMMANDS = {
     "offline": [
         "offline",
         "data=data",
-        "env=Pendulum-v1",
+        "env=tests.envs.short_pendulum:ShortPendulum-v0",
         "extraction.average=0.5",
         "extraction.select=best",
         *OFFLINE,

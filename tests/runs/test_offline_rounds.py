@@ -14,6 +14,7 @@ pytest.importorskip("gymnasium")
 
 from torchrl.envs import GymEnv
 
+from tests.envs.short_pendulum import SHORT_PENDULUM
 from tests.runs.test_offline import TINY
 from tests.trainers.tiny import assert_same
 from torchrl_pwm import load_policy, write_episodes
@@ -21,7 +22,8 @@ from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.runs.cli import main
 
-ROUNDS = ["env=Pendulum-v1", "rounds.count=1", "rounds.iterations=3", "rounds.policy_iterations=2"]
+ENV = f"env={SHORT_PENDULUM}"
+ROUNDS = [ENV, "rounds.count=1", "rounds.iterations=3", "rounds.policy_iterations=2"]
 ROUNDS += [
     "rounds.critic_sequences=4",
     "rounds.episodes=2",
@@ -34,7 +36,7 @@ FILE = Path("policies") / "arm" / "seed-0"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    env = GymEnv("Pendulum-v1")
+    env = GymEnv(SHORT_PENDULUM)
     env.set_seed(0)
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("data") / "arm"
@@ -61,11 +63,11 @@ def numbers(folder):
 
 def test_a_round_plays_trains_on_and_goes_on_from_the_same_policy(whole):
     own = EpisodeStore(whole / "rounds" / "0" / "data")
-    assert own.lengths.tolist() == [200, 200] and list(own.tasks) == ["arm"]
+    assert own.lengths.tolist() == [40, 40] and list(own.tasks) == ["arm"]
     assert abs(own.action[:]).max() <= 1, "as the policy acts, not in the bounds of the env"
     # one episode is the policy's own, which moves little; the actions of the other are uniform
     spreads = [float(own.episode(number).action.std()) for number in range(2)]
-    assert spreads[0] < 0.3 and spreads[1] == pytest.approx(3**-0.5, abs=0.05)
+    assert spreads[0] < 0.3 and spreads[1] == pytest.approx(3**-0.5, abs=0.15)
     after = read_tensors(whole / "rounds" / "1" / "world_model" / "world_model.pt", what="world model")["model"]
     before = read_tensors(whole / "world_model" / "world_model.pt", what="world model")["model"]
     assert_same(read_tensors(whole / "world_model.pt", what="world model"), after)
@@ -94,14 +96,14 @@ def test_a_run_that_was_interrupted_between_stages_comes_to_the_same(whole, tmp_
     for name in ("summary.json", "rounds.json", "scalars", *missing):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    main(["offline", f"resume={folder}"])
+    main(["offline", f"resume={folder}", ENV])
     assert numbers(folder) == numbers(whole)
     assert policy.stat().st_mtime_ns == stamp, "what is done is not done again"
 
 
 def test_further_rounds_come_to_what_so_many_rounds_from_the_start_do(whole, data, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "run")
-    main(["offline", f"resume={folder}", "rounds.count=2"])
+    main(["offline", f"resume={folder}", ENV, "rounds.count=2"])
     kept = folder / "earlier" / "rounds.count-1"
     assert json.loads((kept / "summary.json").read_text())["tasks"] == numbers(whole)[0]
     shutil.rmtree(folder / "earlier")

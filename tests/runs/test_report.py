@@ -42,7 +42,7 @@ CONFIG = {
         "episodes": 1,
         "seed": 1000,
         "film": 0,
-        "baselines": {"cloning": {"updates": 2, "batch_size": 4, "units": [8]}},
+        "baselines": {"cloning": {"updates": 2, "batch_size": 4, "units": [8], "eval_episodes": 1}},
     },
 }
 

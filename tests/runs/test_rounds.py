@@ -35,6 +35,8 @@ from torchrl_pwm.runs.rounds import policy_metrics
 from torchrl_pwm.runs.starts import Before, make_starts, own_share
 from torchrl_pwm.runs.world_model import make_world_model, measured_states
 
+pytestmark = pytest.mark.usefixtures("short_episodes")
+
 TASK, OTHER = "mw-reach", "mw-push"  # whose episodes are short, and which pay any policy something
 FILE = Path("policies") / TASK / "seed-0" / "policy.pt"
 SMALL = [*NETWORKS, *MODEL, *WORLD_MODEL, *EXTRACTION, *EVALUATION, *DATA, "evaluation.baselines=null", f"task={TASK}"]

@@ -38,6 +38,8 @@ with_tasks = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("metaworld", "dm_control")),
     reason="the extra mt80 is not installed",
 )
+pytestmark = pytest.mark.usefixtures("short_episodes")
+
 SEED = 1000  # of the final evaluation
 ONLINE = {
     "shac": ("examples/shac_simulator.py", SHAC),

@@ -181,7 +181,7 @@ def test_a_program_killed_while_others_evaluate_goes_on_to_the_same_numbers(
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_processes_of_a_run_measure_its_baselines_too(workers, data, model_file, tmp_path):
-    cloning = {"updates": 2, "units": [8], "batch_size": 4}
+    cloning = {"updates": 2, "units": [8], "batch_size": 4, "eval_episodes": 1}
     baselines = f"++evaluation.baselines={{random: true, cloning: {cloning}}}".replace("'", "")
     config = compose_config("pwm_mt80", [*SETTINGS, "seeds=1", f"workers={workers}", baselines])
     alone = measure_baselines(config, tmp_path / "alone", data, TASKS)

@@ -25,6 +25,8 @@ from torchrl_pwm.runs.load import read_config
 from torchrl_pwm.runs.tdmpc2_offline import model_of_run
 from torchrl_pwm.trainers import has_checkpoint
 
+pytestmark = pytest.mark.usefixtures("short_episodes")
+
 ROUNDS = ["rounds.count=2", "rounds.iterations=2", "rounds.episodes={dm_control: 1, metaworld: 1}", "workers=1"]
 ROUNDS += ["rounds.noise=[0.2]", "training.iterations=2", "training.eval_interval=2", "training.select=last"]
 ROUNDS += ["evaluation.episodes=1", "evaluation.prior=true"]
@@ -54,7 +56,7 @@ def weights(folder):
 
 
 def test_each_round_plays_trains_on_and_is_evaluated(whole):
-    assert [EpisodeStore(whole / f"rounds/{number}/data").num_transitions for number in (0, 1)] == [100, 100]
+    assert [EpisodeStore(whole / f"rounds/{number}/data").num_transitions for number in (0, 1)] == [20, 20]
     for number in (1, 2):
         here = whole / f"rounds/{number}/model"
         assert (here / "best.pt").exists()
