@@ -24,6 +24,8 @@ from tests.objectives.test_loss_checklist import (
 from torchrl_pwm import PWMWorldModelLoss
 
 Call = Callable[[TensorDictBase], TensorDictBase]
+# A loss of several tasks has all that one of a single task has.
+SINGLE = pytest.param(0, marks=pytest.mark.slow, id="single")
 TASK_COUNTS = pytest.mark.parametrize("num_tasks", [0, TASKS], ids=["single", "multitask"])
 
 
@@ -67,7 +69,7 @@ def check(
         torch.testing.assert_close(gradient, value, rtol=1e-4, atol=1e-5)
 
 
-@TASK_COUNTS
+@pytest.mark.parametrize("num_tasks", [SINGLE, pytest.param(TASKS, id="multitask")])
 def test_pwm_loss_compiles_whole(num_tasks: int) -> None:
     loss = make_pwm(num_tasks)
     loss.horizon = 2
@@ -85,7 +87,13 @@ def test_world_model_loss_compiles_whole(num_tasks: int, ends: str) -> None:
     check(loss, td)
 
 
-@pytest.mark.parametrize(("num_tasks", "episodic"), [(0, False), (TASKS, True)], ids=["single", "multitask-episodic"])
+@pytest.mark.parametrize(
+    ("num_tasks", "episodic"),
+    [
+        pytest.param(0, False, marks=pytest.mark.slow, id="single"),
+        pytest.param(TASKS, True, id="multitask-episodic"),
+    ],
+)
 def test_tdmpc2_loss_compiles_whole(num_tasks: int, episodic: bool) -> None:
     loss, td = make_tdmpc2(num_tasks, episodic), flagged_sequences(num_tasks)[:, :2]
     check(loss, td, [parameter for parameter in loss.parameters() if parameter.requires_grad])

@@ -1,4 +1,4 @@
-"""Memory stays where it is: what updates leave behind after 1,000 of them is what they had left after 200."""
+"""Memory stays where it is: what updates leave behind after 500 of them is what they had left after 100."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchrl_pwm import PWMWorldModelLoss
 from torchrl_pwm.trainers import PWMOptimizationStepper, WorldModelOptimizationStepper
 from torchrl_pwm.trainers.stacked import StackedPWMUpdate
 
-EARLY, LATE = 200, 1000
+EARLY, LATE = 100, 500
 PAGES = 4 * 2**20  # bytes, of the allocator's own
 
 
