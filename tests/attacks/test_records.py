@@ -26,7 +26,7 @@ pytest.importorskip("hydra")
 from torchrl_pwm import load_policy
 from torchrl_pwm.runs.cli import command_config, report
 from torchrl_pwm.runs.folder import claim_folder, finished, open_run
-from torchrl_pwm.runs.saved import named_targets, read_config, read_result, read_seconds
+from torchrl_pwm.runs.saved import named_targets, names_own_code, read_config, read_result, read_seconds
 
 RECORDS = {
     "nothing": "",
@@ -234,6 +234,20 @@ def test_the_module_of_a_task_is_named_anew_and_left_out_where_no_env_is_built(r
     assert read_config(run, targets=named).env.task == "mine.envs:Arm-v0"
     _, folder = open_run(command_config("online", ["env.task=mine.envs:space/Arm-v0"]), [])
     assert folder.name.endswith("_mine.envs_space_Arm-v0") and folder.parent.name == "runs"
+
+
+@pytest.mark.parametrize(
+    ("setting", "own"),
+    [
+        ("env.task=mine.envs:Arm-v0", True),
+        ("+model.encoder._target_=mine.make_encoder", True),
+        ("env._target_=torchrl_pwm.envs.make_gym_env", False),
+        ("env.task=Hopper-v5", False),
+        ("data.root=C:/arm", False),
+    ],
+)
+def test_the_settings_that_a_resumed_run_is_told_again(setting, own):
+    assert names_own_code(setting) is own
 
 
 @pytest.mark.parametrize("kind", ["a pickle with code", "a storage beyond its record", "noise", "nothing"])

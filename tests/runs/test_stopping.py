@@ -99,11 +99,12 @@ def test_a_run_that_a_signal_ends_saves_and_goes_on_to_the_same_numbers(kind, si
     signal_at(3)
     with pytest.raises(SystemExit) as ended:
         run(kind, "stopped", NEVER[kind])
-    command = f"torchrl-pwm {COMMANDS[kind][0]} resume=stopped"
+    own = [option.replace("env=", "env.task=") for option in COMMANDS[kind] if "env=" in option]
+    command = " ".join(["torchrl-pwm", COMMANDS[kind][0], *own, "resume=stopped"])
     assert ended.value.code == 143 and capsys.readouterr().err.endswith(f"\nTerminated. It goes on with: {command}\n")
     manifests = list(Path("stopped").rglob("checkpoint.json"))
     assert [json.loads(file.read_text())["step"] for file in manifests] == [3] and not left_over("stopped")
-    main([COMMANDS[kind][0], "resume=stopped"])
+    main(command.split()[1:])
     assert numbers("stopped") == run(kind, "whole", NEVER[kind])
 
 

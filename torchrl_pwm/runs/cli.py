@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from torchrl_pwm import __version__
 from torchrl_pwm._utils.ranges import check_options
 from torchrl_pwm._utils.torchrun import launched, rank
 from torchrl_pwm.runs.folder import check_packages, kind_of_run, open_run, running
-from torchrl_pwm.runs.saved import limits, of_run, read_config, saved_choice
+from torchrl_pwm.runs.saved import limits, names_own_code, of_run, read_config, saved_choice
 
 CONF = Path(__file__).parent / "conf"
 _DESCRIPTION = """A command composes its configuration from Hydra overrides, key=value, and makes a run in a folder:
@@ -222,7 +223,8 @@ def run_command(
     config, folder = open_run(config, overrides)
     check_packages(config)
     torchrl_logger.info(f"run folder: {folder}")
-    with running(folder, f"torchrl-pwm {name}"), of_run(folder) if resumed else contextlib.nullcontext():
+    again = shlex.join(["torchrl-pwm", name, *filter(names_own_code, overrides)])  # which no folder is trusted to name
+    with running(folder, again), of_run(folder) if resumed else contextlib.nullcontext():
         summary = run(config, folder)
     if not rank():
         show(summary, table=table)

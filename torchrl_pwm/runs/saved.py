@@ -175,6 +175,15 @@ def named_targets(*configs: Any) -> set[str]:
     return {str(target) for config in configs for _, target in _targets(OmegaConf.to_container(config, resolve=False))}
 
 
+def names_own_code(override: str) -> bool:
+    """Whether a setting of the command line, ``key=value``, names code that is no part of this package."""
+    key, _, value = override.partition("=")
+    node: Any = value
+    for name in reversed(key.lstrip("+").split(".")):
+        node = {name: node}
+    return any(target not in own_targets_and_envs() for _, target in _targets(node))
+
+
 @functools.cache
 def own_targets_and_envs() -> frozenset[str]:
     """What the package's configurations name, and its envs."""
