@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -117,9 +116,7 @@ def test_what_processes_hold_is_seen(tmp_path):
     assert size(tmp_path) == (1.5, 1.0, 2)
 
 
-def test_rounds_do_each_kind_of_work_and_the_row_counts_it(tmp_path, monkeypatch):
-    cut = [dataclasses.replace(task, episode_length=10) for task in tasks.MT80]
-    monkeypatch.setitem(tasks._TASK_SETS, "mt80", tasks.TaskSet("mt80", cut))
+def test_rounds_do_each_kind_of_work_and_the_row_counts_it(tmp_path, monkeypatch, short_episodes):
     run, play, commands, played = soak_work.main, soak_work.evaluate_policy, [], []
 
     def main(arguments):
