@@ -23,6 +23,7 @@ FREE |= {
     "out",
     "device",
     "demonstrations",
+    "earlier",
     "data",
     "encoder",
     "generator",

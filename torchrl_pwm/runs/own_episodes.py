@@ -177,6 +177,35 @@ def mix(
     )
 
 
+def earlier_data(settings: DictConfig) -> tuple[Path, ...]:
+    """The folders ``rounds.earlier``, of own episodes of earlier runs."""
+    given = settings.get("earlier") or []  # which runs of before have not
+    return tuple(map(Path, [given] if isinstance(given, str) else given))
+
+
+def check_earlier(settings: DictConfig, store: EpisodeStore, tasks: list[str]) -> None:
+    """Raises FileNotFoundError or ValueError if ``rounds.earlier`` are not data sets of these tasks."""
+    for folder in earlier_data(settings):
+        found = data_sets(folder)
+        if not found:
+            raise FileNotFoundError(
+                f"rounds.earlier names {folder}, which holds no data set: expected the folder of one, or of several, "
+                "such as the rounds/ of an earlier run"
+            )
+        for own in map(EpisodeStore, found):
+            if own.manifest.task_set != store.manifest.task_set:
+                raise ValueError(
+                    f"rounds.earlier={own.root} is of {own.manifest.task_set}, the data in {store.root} are of "
+                    f"{store.manifest.task_set}: give own episodes of the same task set"
+                )
+            missing = [task for task in tasks if task not in own.tasks]
+            if missing:
+                raise ValueError(
+                    f"rounds.earlier={own.root} holds no episodes of {', '.join(missing)}: give own episodes of every "
+                    "task, those of several runs in one data set (torchrl_pwm.data.join_datasets)"
+                )
+
+
 def data_sets(folder: Path) -> list[Path]:
     """Those in the folder of a round's episodes, one for each seed."""
     return sorted(found.parent for found in folder.rglob("manifest.json"))

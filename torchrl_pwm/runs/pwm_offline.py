@@ -22,8 +22,10 @@ from torchrl_pwm.runs.engines import make_engine
 from torchrl_pwm.runs.engines.work import Work
 from torchrl_pwm.runs.extraction import extract_all
 from torchrl_pwm.runs.folder import claim_folder, finished
+from torchrl_pwm.runs.own_episodes import check_earlier
 from torchrl_pwm.runs.policies import config_of_task
 from torchrl_pwm.runs.report import write_report
+from torchrl_pwm.runs.round_loop import beginning
 from torchrl_pwm.runs.rounds import LastExtraction, add_earlier, run_rounds
 from torchrl_pwm.runs.world_model import (
     given_world_model,
@@ -50,11 +52,14 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
     tasks = check_config(config, folder)
     source = config.data.source
     store = open_data(config, tasks) if source in ("published", "open") else None
+    if store is not None:
+        check_earlier(config.rounds, store, tasks)
     claim_folder(config, folder)
     if source == "collect":
         store = collect_data(config, folder, tasks)
     model_file = prepare_world_model(config, folder, store, tasks)
-    left = [LastExtraction(tasks, config, model_file)]
+    begun, before = beginning(config, [], False)
+    left = [LastExtraction(tasks, begun, model_file, before)]
     if config.rounds.count and store is not None:
         left = run_rounds(config, folder, store, model_file, tasks)
     root = None if store is None else Path(store.root)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.files import replace_file
-from torchrl_pwm.data import EpisodeStore, start_states
+from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.evaluation import package_versions
 from torchrl_pwm.modules import QUICKSTART_FILE, pack_quickstart
+from torchrl_pwm.runs.data import select_tasks
 from torchrl_pwm.runs.pwm_offline import run_pipeline
+from torchrl_pwm.runs.round_loop import beginning, policy_folders
 from torchrl_pwm.runs.saved import read_config
+from torchrl_pwm.runs.starts import choose_starts
 from torchrl_pwm.runs.world_model import latest_world_model, load_world_model
 
 
@@ -28,9 +33,12 @@ def make_quickstart(config: DictConfig, folder: Path) -> Path:
 def export_quickstart(folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> Path:
     """Packs the world model of a run with start states and the statistics of its data.
 
+    The statistics are of the recorded episodes alone; the start states are those of the run's policies, a share of
+    them from own episodes where the run has some, of earlier runs or of its rounds.
+
     Args:
-        folder: folder of a run that collected its data and trained its model; its ``extraction.starts`` say how many
-            start states are packed, and which.
+        folder: folder of a run that has data and trained its model; its ``extraction.starts`` say how many start
+            states are packed, and which.
         file: where the safetensors file goes.
 
     Raises:
@@ -41,17 +49,24 @@ def export_quickstart(folder: str | os.PathLike[str], file: str | os.PathLike[st
     """
     config = read_config(folder)
     store = EpisodeStore(config.data.root or Path(folder) / "data")
+    statistics = store.statistics()
+    tasks = [task for task in store.tasks if task in select_tasks(config.task, store.task_set)]
+    _, earlier = beginning(config, [], False)
+    played = tuple(place / "data" for place in policy_folders(Path(folder)) if (place / "data").is_dir())
+    before = dataclasses.replace(earlier, own=earlier.own + played)
+    starts = partial(choose_starts, config.extraction.starts, seed=config.seed, data=Path(store.root), before=before)
+    kinds = [dict(EpisodeStore(root).manifest.source) for root in earlier.stores]  # rather than where they lay
     model = load_world_model(config, latest_world_model(Path(folder)))
     content = pack_quickstart(
         model,
-        {task: start_states(store, task, seed=config.seed, **config.extraction.starts) for task in store.tasks},
-        store.statistics(),
+        {task: starts(task) for task in tasks},
+        {task: statistics[task] for task in tasks},
         task_set=config.task_set,
         source={
             "seed": config.seed,
             "data": store.manifest.source,
             "world_model": OmegaConf.to_container(config.world_model),
-            "rounds": OmegaConf.to_container(config.rounds),
+            "rounds": OmegaConf.to_container(OmegaConf.merge(config.rounds, {"earlier": kinds})),
             "starts": OmegaConf.to_container(config.extraction.starts),
             "versions": package_versions(),
         },

@@ -16,7 +16,7 @@ from torchrl import torchrl_logger
 
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.modules import PWMWorldModel
-from torchrl_pwm.runs.own_episodes import mix, with_rate
+from torchrl_pwm.runs.own_episodes import earlier_data, mix, with_rate
 from torchrl_pwm.runs.starts import Before
 from torchrl_pwm.runs.world_model import train_world_model
 
@@ -129,9 +129,9 @@ def policy_folders(folder: Path) -> list[Path]:
     return [place for path in rounds for place in (path, path / _ANEW) if place.is_dir()]
 
 
-def own_data(rounds: Sequence[Round]) -> tuple[Path, ...]:
-    """The data sets of all rounds."""
-    return tuple(found.folder / "data" for found in rounds)
+def own_data(settings: DictConfig, rounds: Sequence[Round] = ()) -> tuple[Path, ...]:
+    """The folders of own episodes: those of earlier runs, ``rounds.earlier``, and of all rounds."""
+    return (*earlier_data(settings), *(found.folder / "data" for found in rounds))
 
 
 def beginning(config: DictConfig, rounds: Sequence[Round], anew: bool) -> tuple[DictConfig, Before]:
@@ -144,7 +144,8 @@ def beginning(config: DictConfig, rounds: Sequence[Round], anew: bool) -> tuple[
     warm = bool(rounds) and settings.warm
     # which runs of before have not
     matched, sequences = settings.get("starts_matched"), settings.get("critic_sequences", 0) if settings.warm else 0
-    before = Before(rounds[-1].folder if warm else None, own_data(rounds), settings.starts, matched, sequences)
+    folder, own = rounds[-1].folder if warm else None, own_data(settings, rounds)
+    before = Before(folder, own, settings.starts, matched, sequences if rounds else 0)
     if not warm:
         return config, before
     changed: dict[str, Any] = {"extraction": {"iterations": settings.policy_iterations}}
@@ -183,7 +184,7 @@ def train_on(
     replay = mix(
         settings,
         data,
-        own_data(rounds),
+        own_data(settings, rounds),
         batch_size=config.world_model.batch_size,
         slice_len=config.world_model.slice_len,
         tasks=tasks,

@@ -54,7 +54,8 @@ def run_rounds(
     A policy visits what the data do not hold, above all where the model promises too much. In each round it plays,
     with noise, the model trains on with ``rounds.share`` of every batch from own episodes, and actor and critics go on
     from where they were, with ``rounds.starts`` of their start states from own episodes. With ``rounds.warm=false``
-    every round's policies begin anew.
+    every round's policies begin anew. Episodes of earlier runs, ``rounds.earlier``, count as
+    own ones from the beginning.
 
     Every round's policies are evaluated on seeds apart from those of the final score. Those that count are extracted
     after the last round; with ``rounds.keep=best`` they are for each task those of the round that did best, with

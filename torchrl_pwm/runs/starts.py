@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tensordict import TensorDict
 from torchrl.data import ReplayBuffer, TensorDictReplayBuffer, TensorStorage
 
 from torchrl_pwm._utils.devices import reads_ahead
@@ -60,6 +62,8 @@ def own_share(before: Before, data: Path, task: str) -> float:
     episodes earn as much as the recorded ones, ``before.share`` where they earn 1.5 standard deviations of these less,
     and in between by how much they earn.
     """
+    if not before.own:
+        return 0.0
     if before.matched is None:
         return before.share
     (recorded,) = EpisodeStore(data).select(task)
@@ -88,9 +92,8 @@ def make_starts(
     that no update has to encode them again. Of the data the numbers of those ``episodes`` count, default all.
     """
     settings = config.extraction
-    own = before.stores if before.share or before.matched else []
-    mine = own_share(before, data, task) if own and data is not None else 0.0
     if data is not None and not settings.starts:
+        own, mine = before.stores, own_share(before, data, task)
         options = {"slice_len": 1, "tasks": [task], "seed": seed, "check_finite": False, **reads_ahead(device)}
         sizes = _sizes(settings.batch_size, mine, data, own)
         replays = [TDMPC2ExperienceReplay(root, size, **options) for root, size in sizes.items()]
@@ -98,17 +101,24 @@ def make_starts(
     if data is None:
         chosen = load_quickstart().starts[task]
     else:
-        parts = []
-        for root, size in _sizes(settings.starts.count, mine, data, own).items():
-            which = {"episodes": episodes} if root == data else {"top": 1.0}
-            options = {**settings.starts, **which, "count": size}
-            parts.append(start_states(EpisodeStore(root), task, seed=seed, **options))
-        chosen = torch.cat(parts)
+        chosen = choose_starts(settings.starts, task, seed, data=data, before=before, episodes=episodes)
     return TensorDictReplayBuffer(
         storage=TensorStorage(encoded_starts(chosen, model)),
         batch_size=settings.batch_size,
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def choose_starts(
+    settings: Mapping[str, Any], task: str, seed: int, *, data: Path, before: Before, episodes: Any = None
+) -> TensorDict:
+    """Start states of a task's data, chosen as ``extraction.starts`` says, and a share of them from own episodes."""
+    parts = []
+    for root, size in _sizes(settings["count"], own_share(before, data, task), data, before.stores).items():
+        which = {"episodes": episodes} if root == data else {"top": 1.0}
+        options = {**settings, **which, "count": size}
+        parts.append(start_states(EpisodeStore(root), task, seed=seed, **options))
+    return torch.cat(parts)
 
 
 def _sizes(count: int, share: float, data: Path, own: list[Path]) -> dict[Path, int]:

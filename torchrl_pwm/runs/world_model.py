@@ -31,6 +31,7 @@ from torchrl_pwm.modules.arguments import network_of_file
 from torchrl_pwm.modules.checkpoints import PUBLISHED
 from torchrl_pwm.modules.quickstart import QUICKSTART_FILE
 from torchrl_pwm.runs.folder import make_logger
+from torchrl_pwm.runs.own_episodes import earlier_data, mix
 from torchrl_pwm.runs.saved import configured
 from torchrl_pwm.trainers.disagreement import train_disagreement
 from torchrl_pwm.trainers.world_model import WorldModelTrainer
@@ -114,16 +115,7 @@ def prepare_world_model(
     model = make_world_model(config)
     if config.world_model.normalize_observations:
         model.set_observation_statistics(*observation_statistics(store))
-    replay = TDMPC2ExperienceReplay(
-        store.root,
-        config.world_model.batch_size,
-        tasks=tasks,
-        seed=config.seed,
-        sampler=EpisodeSliceSampler(
-            config.world_model.slice_len, part=None if ranks is None else (ranks.rank, ranks.count)
-        ),
-        **reads_ahead(choose_device(config.device)),
-    )
+    replay = make_replay(config, store, tasks, ranks)
     torchrl_logger.info(f"world model: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tasks)} tasks")
     return train_world_model(
         config,
@@ -135,6 +127,21 @@ def prepare_world_model(
         names=store.task_set.names,
         ranks=ranks,
     )
+
+
+def make_replay(
+    config: DictConfig, store: EpisodeStore, tasks: list[str], ranks: Ranks | None = None
+) -> TDMPC2ExperienceReplay | ReplayMixture:
+    """Sequences that the world model learns from before any round: the data's, and those of earlier runs' episodes."""
+    settings, options = config.world_model, {"tasks": tasks, "seed": config.seed}
+    options |= reads_ahead(choose_device(config.device))
+    earlier = earlier_data(config.rounds) if "rounds" in config else ()
+    if earlier:
+        batch = {"batch_size": settings.batch_size, "slice_len": settings.slice_len}
+        return mix(config.rounds, Path(store.root), earlier, **batch, **options)
+    part = None if ranks is None else (ranks.rank, ranks.count)
+    sampler = EpisodeSliceSampler(settings.slice_len, part=part)
+    return TDMPC2ExperienceReplay(store.root, settings.batch_size, sampler=sampler, **options)
 
 
 def measured_states(store: EpisodeStore, tasks: Iterable[str], *, seed: int, episodes: Any = None) -> TensorDictBase:
