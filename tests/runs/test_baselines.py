@@ -128,11 +128,16 @@ def test_behaviour_is_cloned_from_the_start_states_of_a_quickstart(tmp_path, mon
         [20],
     )
     model = PWMWorldModel(39, 6, latent_dim=16, encoder_units=(8,), units=(8,), num_bins=11, num_tasks=80, task_dim=4)
-    content = pack_quickstart(model, {"mw-reach": starts}, {"mw-reach": {}}, task_set="mt80", source={})
+    content = pack_quickstart(
+        model, {"mw-reach": starts}, {"mw-reach": {}}, task_set="mt80", source={}, recorded={"mw-reach": 15}
+    )
     (tmp_path / "quickstart.safetensors").write_bytes(content)
     monkeypatch.setattr("torchrl_pwm.modules.checkpoints.QUICKSTART_FILE", tmp_path / "quickstart.safetensors")
     results = measure_baselines(config(), tmp_path, None, ["mw-reach"])
     assert [run["seed"] for run in results["mw-reach"]["cloning"]] == [5, 6]
+    # not from those of earlier policies
+    drawn = BaselineJob({}, "mw-reach", "mt80", None, (0,), 1, 0, tmp_path / "none").replay(0, 1.0).sample(500)
+    assert set(drawn["observation"][:, 0].tolist()) == set(starts["observation"][:15, 0].half().float().tolist())
 
 
 def test_the_best_episodes_alone_are_cloned_where_the_run_starts_from_them(tmp_path):

@@ -131,12 +131,14 @@ class QuickstartContents(NamedTuple):
     """Contents of a quickstart file, from which :func:`.load_quickstart` builds a model and start states.
 
     ``options`` and ``weights`` are those of :meth:`.PWMWorldModel.from_tdmpc2`; ``starts`` holds the index of each
-    task, its observations [N, O] and actions [N, A], both in half precision and without padding.
+    task, its observations [N, O] and actions [N, A], both in half precision and without padding, of which the first
+    ``recorded`` are of the data's behaviour (all, where a file does not say).
     """
 
     options: dict[str, Any]
     weights: dict[str, Tensor]
     starts: dict[str, tuple[int, Tensor, Tensor]]
+    recorded: dict[str, int]
     task_set: str
     behavior: dict[str, dict[str, Any]]
     source: dict[str, Any]
@@ -163,7 +165,8 @@ def read_quickstart(file: str | os.PathLike[str] | None = None) -> QuickstartCon
             task: (header["indices"][task], tensors[f"starts.{task}.observation"], tensors[f"starts.{task}.action"])
             for task in header["behavior"]
         }
-        rest = header["task_set"], header["behavior"], header["source"]
+        recorded = {task: int(count) for task, count in header.get("recorded", {}).items()}
+        rest = recorded, header["task_set"], header["behavior"], header["source"]
         return QuickstartContents(header["model"], weights, starts, *rest)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFileError(

@@ -28,6 +28,8 @@ class Quickstart:
         world_model: the model, frozen, with the sizes of its task set.
         task_set: name of the task set whose observation and action sizes and task indices it has.
         starts: start states [N] of each task: ``observation`` [N, O], the data's ``action`` [N, A] there, ``task`` [N].
+        recorded: how many of a task's start states, the first ones, are of the data's behaviour; the others are of
+            episodes that earlier policies played, with noise.
         behavior: what the data's behaviour earned in each task, as
             :meth:`EpisodeStore.statistics <torchrl_pwm.data.EpisodeStore.statistics>` has it.
         source: how model and data were made.
@@ -36,6 +38,7 @@ class Quickstart:
     world_model: PWMWorldModel
     task_set: str
     starts: dict[str, TensorDict]
+    recorded: dict[str, int]
     behavior: dict[str, dict[str, Any]]
     source: dict[str, Any]
 
@@ -64,7 +67,8 @@ def load_quickstart(file: str | os.PathLike[str] | None = None) -> Quickstart:
     contents = read_quickstart(file)
     model = PWMWorldModel.from_tdmpc2(contents.weights, **contents.options).requires_grad_(False)
     starts = {task: _padded(*states, model) for task, states in contents.starts.items()}
-    return Quickstart(model, contents.task_set, starts, contents.behavior, contents.source)
+    recorded = {task: contents.recorded.get(task, len(states)) for task, states in starts.items()}
+    return Quickstart(model, contents.task_set, starts, recorded, contents.behavior, contents.source)
 
 
 def pack_quickstart(
@@ -74,6 +78,7 @@ def pack_quickstart(
     *,
     task_set: str,
     source: Mapping[str, Any],
+    recorded: Mapping[str, int] | None = None,
 ) -> bytes:
     """The bytes of a quickstart file: safetensors, with the sizes and the provenance in its header.
 
@@ -84,6 +89,7 @@ def pack_quickstart(
         behavior: statistics of the data of the same tasks.
         task_set: name of the task set.
         source: anything worth knowing, as plain numbers, strings, lists and dictionaries.
+        recorded: how many of each task's start states, the first ones, are of the data's behaviour; default: all.
 
     Raises:
         ValueError: if starts and statistics are not of the same tasks.
@@ -104,6 +110,7 @@ def pack_quickstart(
         "arguments": world_model.constructor_arguments,
         "indices": {task: int(states["task"][0]) for task, states in starts.items()},
         "behavior": {task: dict(behavior[task]) for task in starts},
+        "recorded": {task: len(states) for task, states in starts.items()} | dict(recorded or {}),
         "source": dict(source),
     }
     return pack_safetensors(tensors, {"quickstart": json.dumps(header)})

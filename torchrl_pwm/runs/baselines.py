@@ -140,7 +140,8 @@ class BaselineJob:
         if self.data is not None:
             states = start_states(EpisodeStore(self.data), self.task, _CHOSEN, resets=0.0, top=top, seed=seed)
         else:
-            states = load_quickstart().starts[self.task]
+            quickstart = load_quickstart()
+            states = quickstart.starts[self.task][: quickstart.recorded[self.task]]
         return TensorDictReplayBuffer(storage=TensorStorage(states), generator=torch.Generator().manual_seed(seed))
 
 

@@ -54,14 +54,16 @@ def export_quickstart(folder: str | os.PathLike[str], file: str | os.PathLike[st
     _, earlier = beginning(config, [], False)
     played = tuple(place / "data" for place in policy_folders(Path(folder)) if (place / "data").is_dir())
     before = dataclasses.replace(earlier, own=earlier.own + played)
-    starts = partial(choose_starts, config.extraction.starts, seed=config.seed, data=Path(store.root), before=before)
+    choose = partial(choose_starts, config.extraction.starts, seed=config.seed, data=Path(store.root), before=before)
+    starts = {task: choose(task) for task in tasks}
     kinds = [dict(EpisodeStore(root).manifest.source) for root in earlier.stores]  # rather than where they lay
     model = load_world_model(config, latest_world_model(Path(folder)))
     content = pack_quickstart(
         model,
-        {task: starts(task) for task in tasks},
+        {task: states for task, (states, _) in starts.items()},
         {task: statistics[task] for task in tasks},
         task_set=config.task_set,
+        recorded={task: count for task, (_, count) in starts.items()},
         source={
             "seed": config.seed,
             "data": store.manifest.source,

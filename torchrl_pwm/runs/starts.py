@@ -101,7 +101,7 @@ def make_starts(
     if data is None:
         chosen = load_quickstart().starts[task]
     else:
-        chosen = choose_starts(settings.starts, task, seed, data=data, before=before, episodes=episodes)
+        chosen, _ = choose_starts(settings.starts, task, seed, data=data, before=before, episodes=episodes)
     return TensorDictReplayBuffer(
         storage=TensorStorage(encoded_starts(chosen, model)),
         batch_size=settings.batch_size,
@@ -111,14 +111,17 @@ def make_starts(
 
 def choose_starts(
     settings: Mapping[str, Any], task: str, seed: int, *, data: Path, before: Before, episodes: Any = None
-) -> TensorDict:
-    """Start states of a task's data, chosen as ``extraction.starts`` says, and a share of them from own episodes."""
-    parts = []
-    for root, size in _sizes(settings["count"], own_share(before, data, task), data, before.stores).items():
+) -> tuple[TensorDict, int]:
+    """Start states of a task's data, chosen as ``extraction.starts`` says, and a share of them from own episodes.
+
+    And how many are the data's, which come first.
+    """
+    sizes, parts = _sizes(settings["count"], own_share(before, data, task), data, before.stores), []
+    for root, size in sizes.items():
         which = {"episodes": episodes} if root == data else {"top": 1.0}
         options = {**settings, **which, "count": size}
         parts.append(start_states(EpisodeStore(root), task, seed=seed, **options))
-    return torch.cat(parts)
+    return torch.cat(parts), sizes.get(data, 0)
 
 
 def _sizes(count: int, share: float, data: Path, own: list[Path]) -> dict[Path, int]:
