@@ -28,6 +28,7 @@ TASK, OTHER = "mw-reach", "mw-push"
 SMALL = [*NETWORKS, *MODEL, *WORLD_MODEL, *EXTRACTION, *EVALUATION, "evaluation.baselines=null", f"task={TASK}"]
 SMALL += ["data=open", "extraction.iterations=4", "extraction.eval_interval=2", "rounds.count=0", "workers=1"]
 SMALL += ["extraction.starts={count: 20, resets: 0.1, top: 0.5}"]
+CLONING = "evaluation.baselines={random: false, cloning: {updates: 2, eval_episodes: 1, evaluations: 1}}"
 RECORDED, OWN = 0.0, 1.0
 
 
@@ -76,7 +77,7 @@ def test_critics_learn_from_real_steps_of_the_policy_itself_alone(data):
 
 def test_a_quickstart_begins_in_them_and_says_what_was_recorded(data):
     folder = data / "later"
-    make_quickstart(configured(data, "rounds.starts=0.4", "rounds.starts_matched=null"), folder)
+    make_quickstart(configured(data, "rounds.starts=0.4", "rounds.starts_matched=null", CLONING), folder)
     file = folder / "quickstart.safetensors"
     quickstart = load_quickstart(file)
     assert quickstart.tasks == (TASK,) and quickstart.statistics()[TASK]["behavior_return_mean"] == RECORDED
@@ -86,6 +87,7 @@ def test_a_quickstart_begins_in_them_and_says_what_was_recorded(data):
     assert str(data).encode() not in file.read_bytes()
     summary = json.loads((folder / "summary.json").read_text())
     assert [row["task"] for row in summary["tasks"]] == [TASK]
+    assert "model also saw episodes that policies of earlier runs played; behaviour" in " ".join(summary["notes"])
 
 
 def test_what_does_not_fit_is_refused(data):

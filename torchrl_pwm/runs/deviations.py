@@ -30,6 +30,7 @@ _SETTINGS: dict[str, Any] = {
     "loss.mask_actions": False,
     "stepper.critic_iterations": 8,
     "rounds.count": 0,
+    "rounds.earlier": [],
     "evaluation.episodes": 10,
 }
 

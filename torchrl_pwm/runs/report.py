@@ -133,11 +133,11 @@ def _notes(config: DictConfig, store: EpisodeStore | Quickstart, rows: list[dict
             f"Of the policies the {select} one counts (extraction.select={select}), of behaviour cloning the {counts} "
             "one: compare columns of one name."
         )
-    if cloning and OmegaConf.select(config, "rounds.count"):
-        notes.append(
-            f"The world model also saw {config.rounds.count} round(s) of its policies' own episodes; behaviour cloning "
-            "has the data before them."
-        )
+    rounds = config.get("rounds", {}) if isinstance(store, EpisodeStore) else store.source.get("rounds", {})
+    seen = [f"{rounds['count']} round(s) of its policies' own episodes"] if rounds.get("count") else []
+    seen += ["episodes that policies of earlier runs played"] if rounds.get("earlier") else []
+    if cloning and seen:
+        notes.append(f"The world model also saw {' and '.join(seen)}; behaviour cloning has the data before them.")
     top = settings.get("top", 1.0)
     if cloning and not isinstance(store, EpisodeStore):
         notes.append(
