@@ -7,6 +7,7 @@ import torch
 
 pytest.importorskip("gymnasium")
 
+import gymnasium
 from torchrl.envs.utils import check_env_specs
 
 from torchrl_pwm import make_gym_env
@@ -44,6 +45,34 @@ def test_what_does_not_fit_is_refused():
         make_gym_env("CartPole-v1")
     with pytest.raises(ValueError, match="num_envs must be at least 1"):
         make_gym_env("Pendulum-v1", 0)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("MountainCarContinous-v0", {}, r"Did you mean: `MountainCarContinuous`.*a task that Gymnasium knows"),
+        ("Pendulum-v9", {}, r"versioned environments: \[ `v1` \].*found 'Pendulum-v9'"),
+        ("LunarLander-v2", {}, "use `LunarLander-v3` instead"),
+        ("nowhere/Pong-v5", {}, "Namespace nowhere not found"),
+        ("Pendulum-v1", {"weight": 3}, "Pendulum-v1 was given weight, which it may not take: .*'weight'"),
+        ("Pendulum-v9", {"max_episode_steps": 5}, "found 'Pendulum-v9'"),
+    ],
+)
+def test_what_gymnasium_cannot_make_is_said_of_the_task(task, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_gym_env(task, **options)
+
+
+def test_a_simulator_that_is_missing_is_said_of_the_task():
+    def missing(**options):
+        raise gymnasium.error.DependencyNotInstalled("Box2D is not installed")
+
+    gymnasium.register("Missing-v0", missing, max_episode_steps=5)
+    try:
+        with pytest.raises(ImportError, match="Missing-v0 needs a package: Box2D is not installed"):
+            make_gym_env("Missing-v0")
+    finally:
+        del gymnasium.registry["Missing-v0"]
 
 
 def test_a_task_of_ones_own_is_found_by_the_module_that_registers_it():

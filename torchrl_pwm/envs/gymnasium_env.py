@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+from collections.abc import Iterator
 from functools import partial
 from math import inf, isfinite
 from typing import Any
@@ -62,8 +64,9 @@ def make_gym_env(
         ``terminated`` and ``truncated`` [N, 1].
 
     Raises:
-        ImportError: if Gymnasium, or the module of the id, is not installed.
-        ValueError: if the actions are not a bounded vector, the observation is not one, or the task has no time limit.
+        ImportError: if Gymnasium, the module of the id, or the simulator of the task is not installed.
+        ValueError: if Gymnasium knows no such task, it does not take the options or has no time limit, the actions are
+            not a bounded vector, or the observation is not one.
 
     Examples:
         >>> env = make_gym_env("Pendulum-v1", 2)
@@ -73,9 +76,9 @@ def make_gym_env(
     require("gymnasium", extra="gym", purpose=f"make_gym_env({task!r})")
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, found {num_envs}.")
-    limit = _checked_time_limit(task, options)
     make = partial(GymEnv, task, categorical_action_encoding=False, **options)
-    with torch.device("cpu"):
+    with torch.device("cpu"), _said_of(task, options):
+        limit = _checked_time_limit(task, options)
         envs = batched_env(num_envs, make, parallel=parallel, device=device)
     envs.episode_length = limit  # as the simulators say it
     return _as_read(envs, task, seed)
@@ -169,6 +172,26 @@ def _spec(task: str) -> Any:
                 name=error.name,
             ) from error
     return gymnasium.spec(name)
+
+
+@contextlib.contextmanager
+def _said_of(task: str, options: dict[str, Any]) -> Iterator[None]:
+    """What Gymnasium raises where it cannot make a task, as an error of the kind that it is."""
+    import gymnasium
+
+    try:
+        yield
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ImportError(f"{task} needs a package: {error}") from error
+    except gymnasium.error.Error as error:
+        raise ValueError(
+            f"{error} Expected the id of a task that Gymnasium knows, found {task!r}; of a package of your own or of "
+            "others, with the module that registers it: my_package.envs:Arm-v0."
+        ) from error
+    except TypeError as error:
+        if not options:
+            raise
+        raise ValueError(f"{task} was given {', '.join(options)}, which it may not take: {error}") from error
 
 
 def _checked_time_limit(task: str, options: dict[str, Any]) -> int:
