@@ -18,6 +18,7 @@ from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import load_quickstart
 from torchrl_pwm.runs.cli import command_config
 from torchrl_pwm.runs.own_episodes import check_earlier, earlier_data
+from torchrl_pwm.runs.pwm_offline import run_pipeline
 from torchrl_pwm.runs.quickstart import make_quickstart
 from torchrl_pwm.runs.round_loop import Round, beginning
 from torchrl_pwm.runs.world_model import make_replay
@@ -91,7 +92,6 @@ def test_a_quickstart_begins_in_them_and_says_what_was_recorded(data):
 
 
 def test_what_does_not_fit_is_refused(data):
-    store = EpisodeStore(data / "recorded")
     (data / "empty").mkdir()
     wrong = {
         "holds no data set": data / "empty",
@@ -101,10 +101,12 @@ def test_what_does_not_fit_is_refused(data):
     for message, folder in wrong.items():
         config = configured(data, f"rounds.earlier=[{folder}]")
         with pytest.raises((FileNotFoundError, ValueError), match=message):
-            check_earlier(config.rounds, store, [TASK])
+            check_earlier(config.rounds, "mt80", [TASK])
         with pytest.raises((FileNotFoundError, ValueError), match=message):
             make_quickstart(config, data / "refused")
         assert not (data / "refused").exists()
-    check_earlier(configured(data).rounds, store, [TASK])
+    check_earlier(configured(data).rounds, "mt80", [TASK])
+    with pytest.raises(ValueError, match=r"rounds\.earlier=\[\] and loss.*found quickstart, 0, \['.*rounds'\]"):
+        run_pipeline(command_config("mt80", [f"rounds.earlier={data / 'run' / 'rounds'}"]), data / "refused")
     one = configured(data, f"rounds.earlier={data / 'run' / 'rounds'}").rounds  # without brackets
     assert earlier_data(one) == (data / "run" / "rounds",)

@@ -183,8 +183,8 @@ def earlier_data(settings: DictConfig) -> tuple[Path, ...]:
     return tuple(map(Path, [given] if isinstance(given, str) else given))
 
 
-def check_earlier(settings: DictConfig, store: EpisodeStore, tasks: list[str]) -> None:
-    """Raises FileNotFoundError or ValueError if ``rounds.earlier`` are not data sets of these tasks."""
+def check_earlier(settings: DictConfig, task_set: str, tasks: list[str]) -> None:
+    """Raises FileNotFoundError or ValueError if ``rounds.earlier`` are not data sets of these tasks of a set."""
     for folder in earlier_data(settings):
         found = data_sets(folder)
         if not found:
@@ -193,10 +193,10 @@ def check_earlier(settings: DictConfig, store: EpisodeStore, tasks: list[str]) -
                 "such as the rounds/ of an earlier run"
             )
         for own in map(EpisodeStore, found):
-            if own.manifest.task_set != store.manifest.task_set:
+            if own.manifest.task_set != task_set:
                 raise ValueError(
-                    f"rounds.earlier={own.root} is of {own.manifest.task_set}, the data in {store.root} are of "
-                    f"{store.manifest.task_set}: give own episodes of the same task set"
+                    f"rounds.earlier={own.root} is of {own.manifest.task_set}, the run of task_set={task_set}: give "
+                    "own episodes of the same task set"
                 )
             missing = [task for task in tasks if task not in own.tasks]
             if missing:

@@ -22,7 +22,7 @@ from torchrl_pwm.runs.engines import make_engine
 from torchrl_pwm.runs.engines.work import Work
 from torchrl_pwm.runs.extraction import extract_all
 from torchrl_pwm.runs.folder import claim_folder, finished
-from torchrl_pwm.runs.own_episodes import check_earlier
+from torchrl_pwm.runs.own_episodes import check_earlier, earlier_data
 from torchrl_pwm.runs.policies import config_of_task
 from torchrl_pwm.runs.report import write_report
 from torchrl_pwm.runs.round_loop import beginning
@@ -52,8 +52,6 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
     tasks = check_config(config, folder)
     source = config.data.source
     store = open_data(config, tasks) if source in ("published", "open") else None
-    if store is not None:
-        check_earlier(config.rounds, store, tasks)
     claim_folder(config, folder)
     if source == "collect":
         store = collect_data(config, folder, tasks)
@@ -96,8 +94,9 @@ def check_config(config: DictConfig, folder: Path) -> list[str]:
     check_comparison(config)
     baseline_settings(config)
     check_simulators(tasks, task_set)
-    if finished(config, folder) is None:
-        make_engine(config)  # of a run that has ended nothing is left for one
+    left = finished(config, folder) is None
+    if left:
+        make_engine(config)
     # which runs of before have not
     continued = max(config_of_task(config, task_set[task]).stepper.get("continued", 0.0) for task in tasks)
     if continued and config.tasks_per_batch > 1:
@@ -107,6 +106,8 @@ def check_config(config: DictConfig, folder: Path) -> list[str]:
         )
     if config.data.source == "quickstart":
         _check_quickstart(config, tasks)
+    if left:
+        check_earlier(config.rounds, config.task_set, tasks)
     if config.checkpoint == "quickstart":
         load_world_model(config, QUICKSTART_FILE)
     elif config.checkpoint:
@@ -126,9 +127,10 @@ def _check_quickstart(config: DictConfig, tasks: list[str]) -> None:
             f"{quickstart.task_set}, not {', '.join(missing) or config.task_set}. Choose among these, or train a "
             "model: preset=from_scratch, or data=published with the published data."
         )
-    if config.checkpoint != "quickstart" or config.rounds.count or config.loss.disagreement_coef:
+    earlier = list(map(str, earlier_data(config.rounds)))
+    if config.checkpoint != "quickstart" or config.rounds.count or earlier or config.loss.disagreement_coef:
         raise ValueError(
-            "data=quickstart has start states and no episodes: it goes with checkpoint=quickstart, rounds.count=0 and "
-            f"loss.disagreement_coef=0, found {config.checkpoint}, {config.rounds.count} and "
-            f"{config.loss.disagreement_coef}."
+            "data=quickstart has start states and no episodes: it goes with checkpoint=quickstart, rounds.count=0, "
+            f"rounds.earlier=[] and loss.disagreement_coef=0, found {config.checkpoint}, {config.rounds.count}, "
+            f"{earlier} and {config.loss.disagreement_coef}."
         )
