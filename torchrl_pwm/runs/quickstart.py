@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,11 @@ from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.evaluation import package_versions
 from torchrl_pwm.modules import QUICKSTART_FILE, pack_quickstart
 from torchrl_pwm.runs.data import select_tasks
+from torchrl_pwm.runs.own_episodes import earlier_data
 from torchrl_pwm.runs.pwm_offline import run_pipeline
-from torchrl_pwm.runs.round_loop import beginning, policy_folders
+from torchrl_pwm.runs.round_loop import policy_folders
 from torchrl_pwm.runs.saved import read_config
-from torchrl_pwm.runs.starts import choose_starts
+from torchrl_pwm.runs.starts import Before, choose_starts
 from torchrl_pwm.runs.world_model import latest_world_model, load_world_model
 
 
@@ -51,9 +51,10 @@ def export_quickstart(folder: str | os.PathLike[str], file: str | os.PathLike[st
     store = EpisodeStore(config.data.root or Path(folder) / "data")
     statistics = store.statistics()
     tasks = [task for task in store.tasks if task in select_tasks(config.task, store.task_set)]
-    _, earlier = beginning(config, [], False)
-    played = tuple(place / "data" for place in policy_folders(Path(folder)) if (place / "data").is_dir())
-    before = dataclasses.replace(earlier, own=earlier.own + played)
+    earlier = Before(own=earlier_data(config.rounds))
+    played = (place / "data" for place in policy_folders(Path(folder)) if (place / "data").is_dir())
+    shares = config.rounds.get("starts", 0.0), config.rounds.get("starts_matched")  # which runs of before have not
+    before = Before(None, (*earlier.own, *played), *shares)
     choose = partial(choose_starts, config.extraction.starts, seed=config.seed, data=Path(store.root), before=before)
     starts = {task: choose(task) for task in tasks}
     kinds = [dict(EpisodeStore(root).manifest.source) for root in earlier.stores]  # rather than where they lay

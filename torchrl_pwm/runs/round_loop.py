@@ -17,7 +17,7 @@ from torchrl import torchrl_logger
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm.modules import PWMWorldModel
 from torchrl_pwm.runs.own_episodes import earlier_data, mix, with_rate
-from torchrl_pwm.runs.starts import Before
+from torchrl_pwm.runs.starts import FRESH, Before
 from torchrl_pwm.runs.world_model import train_world_model
 
 APART = 7919  # from the seeds of the final score to those that a round is chosen by
@@ -141,10 +141,13 @@ def beginning(config: DictConfig, rounds: Sequence[Round], anew: bool) -> tuple[
     ``anew`` know nothing of the rounds but the model.
     """
     settings, rounds = config.rounds, () if anew else rounds
+    own = own_data(settings, rounds)
+    if not own:
+        return config, FRESH
     warm = bool(rounds) and settings.warm
     # which runs of before have not
     matched, sequences = settings.get("starts_matched"), settings.get("critic_sequences", 0) if settings.warm else 0
-    folder, own = rounds[-1].folder if warm else None, own_data(settings, rounds)
+    folder = rounds[-1].folder if warm else None
     before = Before(folder, own, settings.starts, matched, sequences if rounds else 0)
     if not warm:
         return config, before
