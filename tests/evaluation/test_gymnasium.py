@@ -102,7 +102,7 @@ def test_discrete_actions_are_named_for_a_continuous_policy() -> None:
 
 
 def test_a_versioned_name_is_one_of_gymnasium() -> None:
-    with pytest.raises(gymnasium.error.NameNotFound, match="Pendulm"):
+    with pytest.raises(ValueError, match="Did you mean: `Pendulum`"):
         evaluate_policy(POLICY, "Pendulm-v1", episodes=1)
 
 
