@@ -65,7 +65,8 @@ def collect_dataset(
     - ``"random"``: uniform actions;
     - ``"scripted"``: the Meta-World experts with the hold rule, episodes cycling through the noise levels;
     - ``"sac"``: TorchRL's soft actor-critic trained on the task; every episode of its training is kept, from random to
-      as good as it gets. One update a step makes about 100 steps a second on a core;
+      as good as it gets. One update a step makes about 60 to 100 steps a second on a core. With one seed, kinds of
+      processor give other episodes (cartpole-swingup: mean return 628 with AVX-512, 675 without);
     - ``"policy"``: a policy of yours with its deterministic action, plus noise.
 
     Args:
