@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.learning.groups import METHODS
-from benchmarks.learning.rows import Curve, Records
+from benchmarks.learning.rows import DATA, Curve, Records
 from torchrl_pwm.evaluation import aggregate_scores
 
 PAIRED = "paired by task and seed, with the stratified bootstrap interval over seeds"
@@ -59,7 +59,7 @@ def criteria(records: Records, confidence: float) -> list[dict[str, Any]]:
         _above(records, above, "cloning_half", own, confidence),
         _above(records, above, "tdmpc2", own, confidence),
     ]
-    data = [records.references.get(task, {}).get("the data's behaviour") for task in tasks]
+    data = [records.references.get(task, {}).get(DATA) for task in tasks]
     below = [task for task, mean, level in zip(tasks, means, data) if level is not None and mean < level]
     unknown = [task for task, level in zip(tasks, data) if level is None]
     listed = "; ".join(f"{task} {means[tasks.index(task)]:.2f} of {data[tasks.index(task)]:.2f}" for task in below)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.learning.rows import COLUMNS, Curve, Records
+from benchmarks.learning.rows import COLUMNS, DATA, Curve, Records
 
 
 def curve_record(curve: Curve) -> dict[str, Any]:
@@ -25,9 +25,13 @@ def read_earlier(file: Path) -> Records:
         return Records()
     content = json.loads(file.read_text(encoding="utf-8"))
     axes = ("amount", "minutes", "score")
+    rows = [{**dict.fromkeys(COLUMNS), **row} for row in content["rows"]]
+    for row in rows:
+        if row["method"].startswith("pwm") and "score_data" not in content["rows"][0]:  # one data set for all seeds
+            row["score_data"] = content["references"].get(row["task"], {}).get(DATA)
     told = ("references", "budgets", "versions", "machine", "commands", "decisions")
     return Records(
-        rows=[{**dict.fromkeys(COLUMNS), **row} for row in content["rows"]],
+        rows=rows,
         parts=[
             Curve(**{**made, **{axis: np.array(made[axis]) for axis in axes}}) for made in content.get("curves", [])
         ],

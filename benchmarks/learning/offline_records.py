@@ -43,12 +43,14 @@ def _read_pwm(records: Records, run: Path, name: str, config: Any, summary: Mapp
     task_set, made, store = get_task_set(config.task_set), date_of(run), _store(config.data.root)
     transitions, rounds = _transitions(store, config.task), config.rounds
     results = [json.loads(file.read_text()) for file in sorted(run.glob("policies/*/*/result.json"))]
+    learned_from = {row["task"]: row.get("baselines", {}).get("data", {}).get("score") for row in summary["tasks"]}
     stages = [_Stage(run, number, config.rounds.count, results) for number in range(rounds.count + 1)]
     for number, result in enumerate(results):
         records.add(
             *(name, result["task"], result["seed"], result["returns"]),
             **success_and_score(task_set[result["task"]], result),
             **last_and_best(task_set[result["task"]], result, config.extraction.select),
+            score_data=learned_from.get(result["task"]),
             model_updates=config.world_model.iterations + rounds.count * rounds.iterations,
             policy_updates=config.extraction.iterations + rounds.count * rounds.policy_iterations,
             transitions=transitions,
@@ -60,8 +62,6 @@ def _read_pwm(records: Records, run: Path, name: str, config: Any, summary: Mapp
         for found, cloned in json.loads(file.read_text()).items():
             _add_baselines(records, CLONES.get(found, found), file.stem, cloned, config, transitions, made)
     for row in summary["tasks"]:
-        if row.get("baselines", {}).get("data"):
-            records.references.setdefault(row["task"], {})["the data's behaviour"] = row["baselines"]["data"]["score"]
         if name == "pwm" and row.get("trust"):
             records.trust |= {(row["task"], each["seed"]): each["line"] for each in row["trust"]["seeds"]}
     if store is not None and name == "pwm":

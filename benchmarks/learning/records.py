@@ -51,6 +51,7 @@ def read_records(
             (read_offline if group.offline else _read_online)(records, run, name, config, summary)
     if earlier is not None:
         add_earlier(records, earlier)
+    records.refer_to_data()
     records.curves = join_curves(records.parts, known) if group.offline else records.parts
     rows = [{**row, "group": group.name} for row in records.rows if row["method"] in wanted and row["task"] in known]
     order = {method: place for place, method in enumerate(METHODS)}

@@ -24,7 +24,7 @@ from torchrl_pwm.evaluation.statistics import SELECT
 
 CONFIDENCE = 0.95
 _DRAWS = 10_000
-_DIGITS = {"return_mean": 2, "return_std": 2, "score": 4, "seconds_model": 3, "seconds_policy": 3}
+_DIGITS = {"return_mean": 2, "return_std": 2, "score": 4, "score_data": 4, "seconds_model": 3, "seconds_policy": 3}
 _DIGITS |= {key: 2 if key.startswith("return") else 4 for key in COLUMNS if key.endswith(SELECT)}
 
 

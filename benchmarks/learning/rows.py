@@ -15,13 +15,15 @@ from torchrl_pwm.evaluation.statistics import SELECT
 
 #: Of the CSV. The policy that counts is the last or the best, as select says; both have a return and a score, the best
 #: having been chosen on other start states or seeds than these. Seconds are wall-clock ones of one thread, without
-#: evaluations; all tasks of a run share the model's.
+#: evaluations; all tasks of a run share the model's. score_data is the mean of the episodes that the run learned from.
 COLUMNS = (
     *("group", "method", "task", "seed", "return_mean", "return_std", "success", "score", "episodes"),
-    *("select", "return_last", "score_last", "return_best", "score_best"),
+    *("select", "return_last", "score_last", "return_best", "score_best", "score_data"),
     *("model_updates", "policy_updates", "transitions", "env_steps", "seconds_model", "seconds_policy"),
     *("ms_per_decision", "ms_per_decision_of_8", "made"),
 )
+#: The reference that is the mean score of the recorded episodes.
+DATA = "the data's behaviour"
 
 
 @dataclass
@@ -93,6 +95,14 @@ class Records:
                 kept[key] = _joined(kept.get(key), value)
         if commit:
             self.commit = _joined(self.commit, commit)
+
+    def refer_to_data(self) -> None:
+        """Makes the mean of what the runs learned from a reference: seeds may have data of different machines."""
+        for task in self.tasks():
+            known = [row for row in self.rows if row["task"] == task and row["score_data"] is not None]
+            levels = {row["seed"]: row["score_data"] for row in known}
+            if levels:
+                self.references.setdefault(task, {})[DATA] = float(np.mean(list(levels.values())))
 
     def methods(self) -> list[str]:
         """Those that have rows, in the order of tables."""

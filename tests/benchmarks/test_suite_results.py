@@ -195,6 +195,16 @@ def test_a_report_takes_in_the_rows_and_curves_of_one_from_another_machine(tmp_p
     again = summarize(GROUP, second, {"pwm": {"1": 3.0}})
     assert again["decisions"] == {"pwm": {"1": 3.0}, "cloning_half": {"1": 1.0}}
     assert again["methods"]["pwm"]["seeds"] == 2 and len(again["curves"]) == 4
+    # the data of a seed may have been recorded anew, elsewhere
+    for row in second.rows:
+        row["score_data"] = {0: 0.3, 1: 0.5}[row["seed"]] if row["method"] == "pwm" and row["task"] == "a" else None
+    second.refer_to_data()
+    assert second.references == {"a": {"the data's behaviour": pytest.approx(0.4)}}
+    # a file of before the column says it of all its seeds
+    content = json.loads(file.read_text())
+    content["rows"] = [{key: row[key] for key in row if key != "score_data"} for row in content["rows"]]
+    file.write_text(json.dumps(content))
+    assert read_earlier(file).values("pwm", "a", "score_data") == [0.3, 0.3]
     none = read_earlier(tmp_path / "nowhere.json")
     assert none.rows == [] and none.parts == []
 
