@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.collectors.utils import split_trajectories
 from torchrl.envs import GymEnv
 
 from tests.data.recorded import LENGTHS, TERMINATED, episode, episodes
 from torchrl_pwm import MT80, write_episodes
 from torchrl_pwm.data import EpisodeStore
+from torchrl_pwm.envs.simulators import AnalyticEnv
 
 
 def as_tensordict(recorded):
@@ -54,6 +56,19 @@ def test_a_rollout_of_an_env_is_cut_where_it_is_done(tmp_path):
     np.testing.assert_allclose(store.episode(0).action, rollout["action"][: ends[0]].numpy() / 3.0, rtol=1e-6)
     (rows,) = store.manifest.tasks
     assert (rows.action_low, rows.action_high) == ((-3.0,), (3.0,)), "a policy's action can be scaled back"
+
+
+@pytest.mark.parametrize("end", [10, 200])
+def test_padding_of_trajectories_is_no_episode(end, tmp_path):
+    env = AnalyticEnv("synthetic", 4, observation_size=3, action_size=2, episode_length=60, seed=1)
+    rollout = env.rollout(end, break_when_any_done=False, set_truncated=end > 60)
+    rollout["next", "done"][2, 5] = rollout["next", "truncated"][2, 5] = True
+    padded = split_trajectories(rollout, done_key="done")
+    assert padded.numel() > rollout.numel()
+    store = write_episodes(tmp_path / "padded", padded)
+    whole = write_episodes(tmp_path / "whole", rollout)
+    assert store.num_transitions == whole.num_transitions == rollout.numel()
+    assert sorted(store.lengths.tolist()) == sorted(whole.lengths.tolist())
 
 
 def test_steps_that_do_not_follow_each_other_are_no_episode(tmp_path):

@@ -202,7 +202,7 @@ def _records(episodes: Iterable[Mapping[str, Any] | TensorDictBase] | TensorDict
 
 
 def _cut(steps: TensorDictBase) -> Iterator[Mapping[str, Any]]:
-    """The episodes of transitions [T] or [N, T].
+    """The episodes of transitions [T] or [N, T], without the padding that a mask of TorchRL's marks.
 
     Raises:
         ValueError: for another batch, or an observation that does not follow from the step before.
@@ -210,6 +210,9 @@ def _cut(steps: TensorDictBase) -> Iterator[Mapping[str, Any]]:
     if steps.ndim not in (1, 2):
         raise ValueError(f"expected transitions of batch [T] or [N, T], found batch {list(steps.batch_size)}")
     for number, row in enumerate(steps if steps.ndim == 2 else [steps]):
+        mask = row.get(("collector", "mask"), row.get("mask", None))
+        if mask is not None:
+            row = row[mask.reshape(len(row)).cpu()]
         done = torch.zeros(len(row), dtype=torch.bool)
         for key in ("done", "terminated", "truncated"):
             flag = row.get(("next", key), None)
