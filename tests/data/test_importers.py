@@ -79,19 +79,21 @@ def test_a_minari_data_set_says_in_which_env_it_was_recorded(tmp_path, minari_fo
 
 
 def test_dict_observations_are_joined_in_a_known_order(tmp_path, minari_folder):
-    space = gymnasium.spaces.Dict({"goal": gymnasium.spaces.Box(-9, 9, (1,)), "arm": vectors()})
+    space = gymnasium.spaces.Dict({"goal": gymnasium.spaces.Box(-9, 9, (1,)), "observation": vectors()})
 
     def observation(number, steps):
-        return {"goal": np.full((steps, 1), 7.0, np.float32), "arm": np.stack(vector(number, steps))}
+        return {"goal": np.full((steps, 1), 7.0, np.float32), "observation": np.stack(vector(number, steps))}
 
     dataset = make_minari("goal/mixed-v0", observation, space)
     store = import_minari(dataset, tmp_path / "both", progress=False)
-    assert dict(store.task_set["both"].observation_fields) == {"arm": 3, "goal": 1}
+    assert dict(store.task_set["both"].observation_fields) == {"observation": 3, "goal": 1}
     names = [name for name, _ in store.task_set["both"].observation_fields]
-    expected = {"arm": [1.0, 2.0, 0.5], "goal": [7.0]}
+    expected = {"observation": [1.0, 2.0, 0.5], "goal": [7.0]}
     assert store.episode(1).observation[2].tolist() == [value for name in names for value in expected[name]]
     store = import_minari(dataset, tmp_path / "chosen", observation_keys=["goal"], progress=False)
     assert store.episode(1).observation.tolist() == [[7.0]] * 10
+    store = import_minari(dataset, tmp_path / "first", observation_keys=["observation", "goal"], progress=False)
+    assert store.episode(1).observation[2].tolist() == [1.0, 2.0, 0.5, 7.0]
     with pytest.raises(ValueError, match="must name entries of the observation"):
         import_minari(dataset, tmp_path / "other", observation_keys=["hand"], progress=False)
 
@@ -108,6 +110,8 @@ def test_what_pwm_cannot_learn_from_is_refused(tmp_path, minari_folder):
     dataset = make_minari("endless/mixed-v0", vector, vectors(), actions=endless)
     with pytest.raises(ValueError, match="has no finite bounds: pass action_low and action_high"):
         import_minari(dataset, tmp_path / "d", progress=False)
+    with pytest.raises(ValueError, match="action_low and action_high go together"):
+        import_minari(dataset, tmp_path / "d", action_low=-9.0, progress=False)
     assert import_minari(dataset, tmp_path / "d", action_low=-9.0, action_high=9.0, progress=False).num_rows == 3
     with pytest.raises(FileNotFoundError, match=r"no Minari data set 'arm/other-v0' .* download=True fetches it"):
         import_minari("arm/other-v0", tmp_path / "e")

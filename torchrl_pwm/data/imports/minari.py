@@ -86,7 +86,7 @@ def import_minari(
     )
     return write_episodes(
         root,
-        _episodes(_read(dataset, folder), None if fields[0][0] == "observation" else [key for key, _ in fields]),
+        _episodes(_read(dataset, folder), [key for key, _ in fields] if _is_dict(dataset.observation_space) else None),
         task_specs=[spec],
         name=label,
         action_low=low,
@@ -142,17 +142,20 @@ def _read(dataset: Any, folder: Path) -> Iterator[Any]:
         yield episode
 
 
+def _is_dict(space: Any) -> bool:
+    """Whether observations have entries with names."""
+    return isinstance(getattr(space, "spaces", None), Mapping)
+
+
 def _observation_fields(space: Any, keys: Sequence[str] | None) -> tuple[tuple[str, int], ...]:
     """Names and sizes of the parts of an observation.
 
     Raises:
         ValueError: if they are no vectors of numbers.
     """
-    parts = getattr(space, "spaces", None)
-    if not isinstance(parts, Mapping):
-        if keys is not None:
-            raise ValueError(f"observation_keys names entries of dict observations, but the space is {space}")
-        parts = {"observation": space}
+    parts = space.spaces if _is_dict(space) else {"observation": space}
+    if keys is not None and not _is_dict(space):
+        raise ValueError(f"observation_keys names entries of dict observations, but the space is {space}")
     chosen = list(parts) if keys is None else list(keys)
     if not chosen or any(key not in parts for key in chosen):
         raise ValueError(f"observation_keys must name entries of the observation, {list(parts)}, found {chosen}")
@@ -166,7 +169,7 @@ def _observation_fields(space: Any, keys: Sequence[str] | None) -> tuple[tuple[s
     return tuple((key, parts[key].shape[0]) for key in chosen)
 
 
-def _action_space(space: Any, low: Bounds | None, high: Bounds | None) -> tuple[Bounds, Bounds]:
+def _action_space(space: Any, low: Bounds | None, high: Bounds | None) -> tuple[Bounds | None, Bounds | None]:
     """Bounds of the actions: those given, else those of the space.
 
     Raises:
@@ -181,7 +184,6 @@ def _action_space(space: Any, low: Bounds | None, high: Bounds | None) -> tuple[
                 f"the action space {space} has no finite bounds: pass action_low and action_high, from which actions "
                 "are scaled to [-1, 1]"
             )
-    assert low is not None and high is not None
     return low, high
 
 
