@@ -49,6 +49,23 @@ def test_a_failing_encoder_of_ones_own_is_named(run):
     assert not isinstance(raised.value, DamagedFileError)
 
 
+@pytest.mark.parametrize("file", ["world_model.pt", "rounds/0/policies/reach/seed-0/policy.pt", "config.yaml"])
+def test_a_file_that_is_no_final_policy_is_not_taken_for_one(file, run):
+    (run / file).parent.mkdir(parents=True, exist_ok=True)
+    (run / file).touch()
+    with pytest.raises(ValueError, match=f"{file} is none of the final policies of the run in"):
+        load_policy(run / file, "cpu")
+
+
+@pytest.mark.parametrize(("named", "key"), [({"task": "push"}, "task reach"), ({"seed": 4}, "seed 2")])
+def test_a_file_of_another_task_or_seed_is_refused(named, key, run):
+    file = run / "policies" / "reach" / "seed-2" / "policy.pt"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    with pytest.raises(ValueError, match=f"is the policy of {key}, found"):
+        load_policy(file, "cpu", **named)
+
+
 def test_a_run_that_makes_no_policy_is_named(run):
     changed(run, distributed={"sharded": False})
     with pytest.raises(ValueError, match="is one of pretrain, which makes no policy") as raised:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def load_policy(
     Neither the run's simulator nor its data are needed. Nothing in its files is executed.
 
     Args:
-        run: the folder of a finished run of any command, or a policy file in it.
+        run: the folder of a finished run of any command, or the file of one of its final policies.
         device: where it acts. Default: the GPU if there is one.
 
     Keyword Args:
@@ -59,8 +60,9 @@ def load_policy(
     Raises:
         FileNotFoundError: if there is no run in the folder, or it has not ended with a policy.
         DamagedFileError: if one of its files is damaged, or its configuration names anything else.
-        ValueError: for a task or a seed that the run has not, or several tasks of which none is named; for a run that
-            has no policy, and where an encoder of your own cannot be built.
+        ValueError: for a task or a seed that the run has not, or several tasks of which none is named; for a file of
+            another kind, or one of another task or seed than those given; for a run that has no policy, and where an
+            encoder of your own cannot be built.
         TypeError: for an argument of another kind.
 
     Examples:
@@ -69,6 +71,9 @@ def load_policy(
     """
     _check_arguments(task=task, seed=seed, plan=plan, targets=targets)
     folder, named = _find_run(Path(run))
+    for key, given in (("task", task), ("seed", seed)):
+        if given is not None and named.get(key, given) != given:
+            raise ValueError(f"{run} is the policy of {key} {named[key]}, found {key}={given!r} beside it.")
     task, seed = named.get("task", task), named.get("seed", seed)
     config = read_config(folder, targets=targets, simulator=False)
     kind = kind_of_run(config)
@@ -103,11 +108,16 @@ def _find_run(path: Path) -> tuple[Path, dict[str, Any]]:
         return path, {}
     for folder in path.parents:
         if (folder / "config.yaml").exists():
-            parts = path.relative_to(folder).parts
-            named: dict[str, Any] = {"task": parts[1]} if parts[0] == "policies" else {}
-            if len(parts) == 4:
-                named["seed"] = int(parts[2].removeprefix("seed-"))
-            return folder, named
+            inside = path.relative_to(folder).as_posix()
+            found = re.fullmatch(r"(model\.pt|policy\.pt|policies/([^/]+)/(?:seed-(\d+)/)?policy\.pt)", inside)
+            if found is None:
+                raise ValueError(
+                    f"{inside} is none of the final policies of the run in {folder}: expected its folder, or a file "
+                    "such as policies/TASK/seed-0/policy.pt in it."
+                )
+            task, seed = found[2], found[3]
+            named: dict[str, Any] = {} if task is None else {"task": task}
+            return folder, named if seed is None else {**named, "seed": int(seed)}
     raise FileNotFoundError(f"{path} is not in the folder of a run: expected config.yaml in a folder above it.")
 
 
