@@ -10,6 +10,7 @@ from torch import nn
 from torchrl.envs import RewardScaling, SerialEnv, TransformedEnv
 
 from torchrl_pwm import MT80, PWMWorldModel, WorldModelWrapper, evaluate_policy, make_pwm_actor, make_task_env
+from torchrl_pwm.envs.simulators import AnalyticEnv
 
 from .counting_env import CountingEnv
 
@@ -26,6 +27,12 @@ def test_return_is_the_undiscounted_sum_of_rewards():
     assert result.returns.tolist() == [7 * 1.5] * 3
     assert result.lengths.tolist() == [7] * 3
     assert (result.return_mean, result.return_std, result.episodes) == (10.5, 0.0, 3)
+
+
+def test_episodes_of_a_training_env_that_begins_them_apart_are_whole():
+    env = AnalyticEnv("synthetic", 3, observation_size=3, action_size=1, episode_length=30, stagger=True)
+    assert evaluate_policy(constant(), env, episodes=3).lengths.tolist() == [env.episode_length] * 3
+    assert env.stagger
 
 
 def test_std_is_over_episodes():

@@ -14,7 +14,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_pwm._utils.seeds import kept_generators
-from torchrl_pwm.envs.simulators.state import has_state, load_env, save_env
+from torchrl_pwm.envs.simulators.state import has_state, load_env, save_env, whole_episodes
 from torchrl_pwm.evaluation.open_loop import PROBED_STEPS
 from torchrl_pwm.modules import PWMWorldModel
 
@@ -126,7 +126,8 @@ class _Start:
 
     def _reset(self) -> TensorDictBase:
         self.env.set_seed(self.seed)
-        return self.env.reset()
+        with whole_episodes(self.env):
+            return self.env.reset()
 
     def _step(self, state: TensorDictBase) -> TensorDictBase:
         step, state = self.env.step_and_maybe_reset(state)

@@ -26,6 +26,7 @@ from torchrl_pwm.envs import WorldModelWrapper, make_task_env, make_task_envs
 from torchrl_pwm.envs.action_bounds import check_action, check_policy_bounds
 from torchrl_pwm.envs.gymnasium_env import has_time_limit, is_gym_env, is_gym_task, make_gym_env, wrap_gym_env
 from torchrl_pwm.envs.multitask import innermost_env
+from torchrl_pwm.envs.simulators.state import whole_episodes
 from torchrl_pwm.envs.tasks import TaskSet, TaskSpec, get_task_set
 from torchrl_pwm.evaluation.results import EpisodeStatistics, EvaluationResult
 from torchrl_pwm.evaluation.scores import find_task_spec
@@ -222,6 +223,7 @@ def _evaluate(
         set_exploration_type(ExplorationType.DETERMINISTIC),
         kept_generators(),
         _eval_mode(policy, world_model),
+        whole_episodes(env),
         tqdm(total=episodes, desc=label, unit="episode", disable=not progress) as bar,
     ):
         check_policy_bounds(policy, env)

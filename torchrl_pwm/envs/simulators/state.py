@@ -1,8 +1,9 @@
-"""The state of an env, as a part of a checkpoint."""
+"""The state of an env, as a part of a checkpoint, and its episodes as a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tensordict import TensorDict, TensorDictBase
@@ -16,6 +17,20 @@ from torchrl_pwm.envs.simulators import SimulatorEnv
 def has_state(env: EnvBase) -> bool:
     """Whether :func:`save_env` saves all that the env's later steps depend on."""
     return isinstance(innermost_env(env), SimulatorEnv)
+
+
+@contextlib.contextmanager
+def whole_episodes(env: EnvBase) -> Iterator[None]:
+    """No first episode is cut short: without the ``stagger`` of a simulator's training env."""
+    base = innermost_env(env)
+    if not isinstance(base, SimulatorEnv):
+        yield
+        return
+    staggered, base.stagger = base.stagger, False
+    try:
+        yield
+    finally:
+        base.stagger = staggered
 
 
 def save_env(env: EnvBase, td: TensorDictBase | None) -> dict[str, Any]:
