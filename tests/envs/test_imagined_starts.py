@@ -74,6 +74,17 @@ def test_without_a_start_it_resets_the_real_env(model):
     torch.testing.assert_close(td["latent"], model.encode_observation(real["observation"], task_of(real)).detach())
 
 
+def test_its_seed_is_that_of_the_real_env_that_it_starts_from(model):
+    env = real_env(model, (3,))
+    imagined = env.transform.imagined_env(batch_size=7)
+    drawn = []
+    for seed in (3, 3, 4):
+        imagined.set_seed(seed)
+        drawn.append(imagined.reset()["latent"])
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=0)
+    assert not torch.allclose(drawn[0], drawn[2])
+
+
 def test_outside_an_env_it_asks_for_a_start(model):
     env = WorldModelWrapper(model).imagined_env(batch_size=4)
     assert env.action_spec == Bounded(-1.0, 1.0, (4, 2))

@@ -15,7 +15,16 @@ from torchrl.envs import Compose, ParallelEnv, RewardSum, SerialEnv, StepCounter
 from torchrl.envs.utils import step_mdp
 
 from tests.handles import LISTED, open_handles
-from torchrl_pwm.envs import MT80, TaskSet, make_gym_env, make_task_env, make_task_envs, raw_reward, restore_state
+from torchrl_pwm.envs import (
+    MT80,
+    TaskSet,
+    TaskSpec,
+    make_gym_env,
+    make_task_env,
+    make_task_envs,
+    raw_reward,
+    restore_state,
+)
 from torchrl_pwm.envs.rendering import rendering_available
 
 pytest.importorskip("dm_control")
@@ -198,6 +207,12 @@ def test_no_global_generator_is_touched(name):
 def test_unknown_task_names_near_ones(name, task_set):
     with pytest.raises(ValueError, match=f"unknown task '{name}'.*did you mean"):
         make_task_env(name, task_set=task_set)
+
+
+def test_a_task_of_a_data_set_has_no_env_by_its_name():
+    own = TaskSet("own", [TaskSpec("arm", observation_fields=(("observation", 3),), action_dim=2, episode_length=5)])
+    with pytest.raises(ValueError, match=r"arm is a task of a data set, .* an env of your own in place of its name"):
+        make_task_env("arm", task_set=own)
 
 
 def test_task_outside_the_set_is_refused():

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchrl_pwm.modules.multitask import align_task
+
 
 def check_model(model: Any, *forms: str) -> None:
     """Raises a TypeError unless ``model`` is a module with these tensor forms."""
@@ -35,19 +37,6 @@ def encode(model: Any, observation: Tensor, task: Tensor | int | None) -> Tensor
 def observation_shape(model: Any, default: torch.Size) -> torch.Size:
     """The shape of one observation of a model, or ``default`` of one that does not tell."""
     return torch.Size(getattr(model, "observation_shape", default))
-
-
-def align_task(task: Tensor, batch: torch.Size) -> Tensor:
-    """``task`` expanded to ``batch``; its axes are the leading ones, as a TensorDict's batch is.
-
-    Left to broadcasting, ``task`` [B] beside states [B, T] would be read as [T] whenever B equals T.
-    """
-    if task.ndim > len(batch) or any(size not in (1, whole) for size, whole in zip(task.shape, batch)):
-        raise ValueError(
-            f"`task` needs one index per state: expected shape {tuple(batch)} or leading axes of it, "
-            f"found {tuple(task.shape)}."
-        )
-    return task.reshape([*task.shape, *[1] * (len(batch) - task.ndim)]).expand(batch)
 
 
 def reference_tensor(model: nn.Module) -> Tensor:

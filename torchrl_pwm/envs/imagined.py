@@ -13,9 +13,9 @@ from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import ModelBasedEnvBase
 
 from torchrl_pwm._utils.devices import is_host, spec_on
-from torchrl_pwm.envs._encoding import align_task, check_model, encode, needs_task, num_tasks, reference_tensor
+from torchrl_pwm.envs._encoding import check_model, encode, needs_task, num_tasks, reference_tensor
 from torchrl_pwm.modules.frozen import frozen
-from torchrl_pwm.modules.multitask import check_tasks, known_task
+from torchrl_pwm.modules.multitask import align_task, check_tasks, known_task
 from torchrl_pwm.modules.own_encoder import wrong_size
 from torchrl_pwm.modules.two_hot import RewardSpace
 
@@ -47,6 +47,7 @@ class ImaginedEnv(ModelBasedEnvBase):
             :class:`~torchrl_pwm.PWMLoss` sums by default.
         max_steps (int, optional): truncate after so many steps; adds a ``step_count`` entry. Default: never.
         starts (callable, optional): ``starts(n)`` returns n start states as a TensorDict ``[n]``.
+        seed_starts (callable, optional): called with the seed by :meth:`set_seed`, so that ``starts`` draws the same.
 
     Raises:
         ValueError: if the action spec is not [-1, 1] or does not fit the model; at a reset, if there is no start state
@@ -84,6 +85,7 @@ class ImaginedEnv(ModelBasedEnvBase):
         reward_space: RewardSpace = "raw",
         max_steps: int | None = None,
         starts: Callable[[int], TensorDictBase] | None = None,
+        seed_starts: Callable[[int], object] | None = None,
     ) -> None:
         check_model(world_model, "encode_observation", "next_latent", "reward_logits", "decode_reward")
         if reward_space not in ("raw", "symlog"):
@@ -106,7 +108,7 @@ class ImaginedEnv(ModelBasedEnvBase):
         self.reward_space = reward_space
         self.max_steps = max_steps
         self._task = task
-        self._starts = starts
+        self._starts, self._seed_starts = starts, seed_starts
         self._make_specs(unit_action_spec(action_spec, world_model), weight.dtype)
 
     def _make_specs(self, action: TensorSpec, dtype: torch.dtype) -> None:
@@ -229,7 +231,9 @@ class ImaginedEnv(ModelBasedEnvBase):
         return super()._resolve_set_state(set_state, tensordict, select_reset_only)
 
     def _set_seed(self, seed: int | None) -> None:
-        """Nothing is drawn at random here."""
+        """Start states alone are drawn at random."""
+        if seed is not None and self._seed_starts is not None:
+            self._seed_starts(seed)
 
 
 def _range(spec: TensorSpec) -> str:

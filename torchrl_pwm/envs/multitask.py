@@ -222,7 +222,13 @@ def make_simulation(spec: TaskSpec, seed: int) -> TaskSimulation:
 
     Raises:
         ImportError: if it is not installed.
+        ValueError: for a task that is known by its data alone.
     """
+    if spec.suite is None:
+        raise ValueError(
+            f"{spec.name} is a task of a data set, which no env is known of: expected an env of your own in place of "
+            "its name"
+        )
     if spec.suite == "metaworld":
         from torchrl_pwm.envs.meta_world import MetaWorldSimulation
 

@@ -220,7 +220,8 @@ class WorldModelWrapper(Transform):
             if len(env.action_keys) != 1:
                 raise ValueError(f"A world model takes one action entry, the env has {env.action_keys}.")
             key = env.action_keys[0]
-            action = {"action_key": key, "action_spec": env.full_action_spec_unbatched[key], "starts": self._starts}
+            action = {"action_key": key, "action_spec": env.full_action_spec_unbatched[key]}
+            action |= {"starts": self._starts, "seed_starts": self._seed_starts}
             batch_size = env.batch_size if batch_size is None else batch_size
         return ImaginedEnv(
             self.world_model,
@@ -258,6 +259,11 @@ class WorldModelWrapper(Transform):
             unit_action_spec(env.full_action_spec_unbatched[env.action_keys[0]], self.world_model)
         except ValueError as error:
             warnings.warn(f"The env's actions are not those of the world model: {error}", stacklevel=2)
+
+    def _seed_starts(self, seed: int) -> None:
+        env = self._real_env()
+        assert env is not None
+        env.set_seed(seed)
 
     @torch.no_grad()
     def _starts(self, count: int) -> TensorDictBase:

@@ -34,6 +34,19 @@ def action_masks(action_dims: Sequence[int] | None, num_tasks: int, action_dim: 
     return (torch.arange(action_dim) < torch.tensor(action_dims)[:, None]).float()
 
 
+def align_task(task: Tensor, batch: torch.Size) -> Tensor:
+    """``task`` expanded to ``batch``; its axes are the leading ones, as a TensorDict's batch is.
+
+    Left to broadcasting, ``task`` [B] beside states [B, T] would be read as [T] whenever B equals T.
+    """
+    if task.ndim > len(batch) or any(size not in (1, whole) for size, whole in zip(task.shape, batch)):
+        raise ValueError(
+            f"`task` needs one index per state: expected shape {tuple(batch)} or leading axes of it, "
+            f"found {tuple(task.shape)}."
+        )
+    return task.reshape([*task.shape, *[1] * (len(batch) - task.ndim)]).expand(batch)
+
+
 _INDICES, _SMALL_INDICES = (torch.int64, torch.int32), (torch.uint8, torch.int8, torch.int16)
 
 

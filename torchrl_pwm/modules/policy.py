@@ -7,7 +7,9 @@ from typing import Any
 from tensordict import TensorDictBase
 from tensordict.nn import InteractionType, TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.nn.probabilistic import interaction_type
-from torch import nn
+from torch import Tensor, nn
+
+from torchrl_pwm.modules.multitask import align_task
 
 
 def is_greedy() -> bool:
@@ -56,5 +58,9 @@ class WorldModelPolicy(TensorDictModuleBase):
         model: Any = self.world_model
         keys = model.tensor_keys
         task = tensordict.get(keys.task, None) if model.num_tasks and self.task is None else self.task
-        latent = model.encode_observation(tensordict.get(keys.observation), task)
+        observation = tensordict.get(keys.observation)
+        batch = observation.shape[: observation.ndim - len(model.observation_shape)]
+        if isinstance(task, Tensor) and task.ndim < len(batch):
+            task = align_task(task, batch)
+        latent = model.encode_observation(observation, task)
         return self.actor(tensordict.set(keys.latent, latent.detach()))

@@ -13,6 +13,8 @@ from tensordict.nn.probabilistic import interaction_type
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
+from torchrl_pwm.modules.multitask import align_task
+
 
 class TrainedPolicy(TensorDictModuleBase):
     """A policy to act with: ``observation`` [*, O] to ``action`` [*, A] in [-1, 1].
@@ -156,7 +158,7 @@ class TrainedPolicy(TensorDictModuleBase):
         entries.set(self.observation_key, fitting)
         if self._reads_task:
             index = torch.tensor(self.task) if task is None else task
-            entries.set(self.task_key, index.to(like.device).expand(batch))
+            entries.set(self.task_key, align_task(index.to(like.device), batch))
         if self._reads_init:
             begins = tensordict.get(self.init_key, None)
             begins = torch.ones((*batch, 1), dtype=torch.bool) if begins is None else begins
