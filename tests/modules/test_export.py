@@ -137,6 +137,8 @@ def test_a_policy_of_another_library_is_exported_by_an_example(tmp_path):
     with pytest.raises(ValueError, match=r"\['pixels', 'position'\], cannot be told .* give example="):
         both = TensorDictModule(lambda pixels, position: position, ["pixels", "position"], ["action"])
         export_policy(both, tmp_path / "policy.pt2")
+    single = export_policy(policy, tmp_path / "policy.pt2", example=example[0])  # as a single env's reset() gives it
+    assert read_metadata(single)["inputs"][0]["shape"] == ["batch", 3, 8, 8]
     path = export_policy(policy, tmp_path / "policy.onnx", example=example)
     pixels = torch.randn(5, 3, 8, 8)
     action = onnxruntime.InferenceSession(path).run(None, {"pixels": pixels.numpy()})[0]
@@ -175,3 +177,12 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(policy, name, message,
     with pytest.raises(ValueError, match=message):
         export_policy(policy(), tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("policy", "task", "message"),
+    [(pwm, 5, "has no tasks, found task=5"), (lambda: pwm(**TASKS), 99, "an index from 0 to .*, found 99")],
+)
+def test_a_task_that_the_policy_does_not_know_is_refused(policy, task, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_policy(policy(), tmp_path / "policy.pt2", task=task)

@@ -21,6 +21,7 @@ from torchrl.data import Bounded
 
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm._utils.files import replaced_file
+from torchrl_pwm.modules.multitask import known_task
 from torchrl_pwm.modules.normalizer import ObservationNormalizer
 from torchrl_pwm.modules.tdmpc2 import TDMPC2Model
 from torchrl_pwm.modules.trained_policy import TrainedPolicy
@@ -133,6 +134,12 @@ class _TensorForm(nn.Module):
                 "A multi-task policy is exported for one task: give its index with task=..., or load it with "
                 "load_policy(run, task=NAME)."
             )
+        if self.task is not None and own is None:
+            tasks = [module.num_tasks for module in policy.modules() if isinstance(module, PWMWorldModel)]
+            if not self.needs_task or tasks == [0]:
+                raise ValueError(f"The policy has no tasks, found task={task}.")
+            if tasks:
+                known_task(self.task, tasks[0])
         self.names = ["_".join(key) if isinstance(key, tuple) else key for key in self.keys]
         self.task_name = getattr(policy, "task_name", None)
         self.bounds = _bounds(policy, action_key)
@@ -176,6 +183,7 @@ class _TensorForm(nn.Module):
     def _examples(self, policy: Any, example: TensorDictBase | None) -> tuple[Tensor, ...]:
         """Inputs of a batch of 2: one of 1 would be taken for a constant."""
         if example is not None:
+            example = example.reshape(-1)  # of a single env, too
             return tuple(_two(example.get(key).cpu()) for key in self.keys)
         shape = _observation_shape(policy)
         if len(self.keys) != 1 or shape is None:
