@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,8 @@ def run(tmp_path_factory):
         for step in (5, 10):
             for name in ("predicted_return", "real_return", "trust_step1", "trust_step8"):
                 logger.log_scalar(name, float(step), step=step)
+    for number in range(2):
+        (folder / "rounds" / str(number) / "data").mkdir(parents=True)
     config = OmegaConf.create(CONFIG)
     path = write_report(config, folder, store, folder / "none", RESULTS, seconds=100.0)
     return path, folder, store
@@ -102,6 +105,12 @@ def test_what_the_policies_had_before_the_baselines_is_said(run):
     assert len(notes) == 3 and "extraction.select=best" in notes[0] and "2 round(s)" in notes[1] and "50%" in notes[2]
     page = (run[1] / "report.html").read_text(encoding="utf-8")
     assert all(note.replace("'", "&#39;") in page and note in format_table(read_summary(run[0])) for note in notes)
+
+
+def test_rounds_that_were_not_played_are_not_told(run, tmp_path):
+    shutil.copytree(run[1] / "policies", tmp_path / "policies")
+    path = write_report(OmegaConf.create(CONFIG), tmp_path, run[2], tmp_path / "none", RESULTS, seconds=1.0)
+    assert len(read_summary(path)["notes"]) == 2 and "round(s)" not in path.read_text()
 
 
 def test_the_page_holds_curves_configuration_and_no_film(run):

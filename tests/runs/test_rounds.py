@@ -33,7 +33,7 @@ from torchrl_pwm.runs.pwm_offline import run_pipeline
 from torchrl_pwm.runs.round_loop import Round, beginning, choose, go_through, place_of, train_on
 from torchrl_pwm.runs.rounds import policy_metrics
 from torchrl_pwm.runs.starts import Before, make_starts, own_share
-from torchrl_pwm.runs.world_model import make_world_model, measured_states
+from torchrl_pwm.runs.world_model import kept_world_model, make_world_model, measured_states
 
 pytestmark = pytest.mark.usefixtures("short_episodes")
 
@@ -125,6 +125,7 @@ def test_tasks_whose_last_honest_rounds_differ_have_world_models_of_their_own(tm
     summary = json.loads((folder / "summary.json").read_text())
     assert [entry["task"] for entry in summary["tasks"]] == [TASK, OTHER]
     models = {TASK: folder / "world_model" / "world_model.pt", OTHER: folder / "rounds/1/world_model/world_model.pt"}
+    assert {task: kept_world_model(folder, task) for task in models} == models  # which the films are played in
     for task, number in ((TASK, 0), (OTHER, 1)):
         model = load_policy(folder, "cpu", task=task).world_model
         assert_same(model.state_dict(), load_world_model(models[task]).state_dict())

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import itertools
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ from torchrl_pwm.runs.deviations import protocol_deviations
 from torchrl_pwm.runs.policies import load_actor
 from torchrl_pwm.runs.rounds import policy_metrics
 from torchrl_pwm.runs.saved import read_seconds
-from torchrl_pwm.runs.world_model import load_world_model, read_representation
+from torchrl_pwm.runs.world_model import kept_world_model, load_world_model, read_representation
 
 
 def write_report(
@@ -88,12 +91,13 @@ def write_report(
         )
         rows.append(row)
     begin = time.perf_counter()
-    films = _films(config, folder, model_file, tasks)
+    models = {task: kept_world_model(folder, task) or model_file for task in tasks}
+    films = _films(config, folder, models)
     phases = [run.get("phases", {}) for run in results]
     phases += [run.get("phases", {}) for found in baselines.values() for runs in found.values() for run in runs]
     phases.append({"films": time.perf_counter() - begin})
     path = folder / "summary.json"
-    notes = [*_notes(config, store, rows), *_representation_notes(model_file), *_trust_notes(rows)]
+    notes = [*_notes(config, folder, store, rows), *_representation_notes(models), *_trust_notes(rows)]
     comparison = None
     if OmegaConf.select(config, "compare"):
         remarks = protocol_deviations(config, store, model_file)
@@ -122,7 +126,7 @@ def write_report(
     return path
 
 
-def _notes(config: DictConfig, store: EpisodeStore | Quickstart, rows: list[dict[str, Any]]) -> list[str]:
+def _notes(config: DictConfig, folder: Path, store: EpisodeStore | Quickstart, rows: list[dict[str, Any]]) -> list[str]:
     """What the policies had and the baselines did not."""
     notes, cloned = [], [row["baselines"]["cloning"] for row in rows if "cloning" in row["baselines"]]
     cloning, settings = bool(cloned), (baseline_settings(config) or {}).get("cloning") or {}
@@ -133,7 +137,11 @@ def _notes(config: DictConfig, store: EpisodeStore | Quickstart, rows: list[dict
             f"Of the policies the {select} one counts (extraction.select={select}), of behaviour cloning the {counts} "
             "one: compare columns of one name."
         )
-    rounds = config.get("rounds", {}) if isinstance(store, EpisodeStore) else store.source.get("rounds", {})
+    if isinstance(store, EpisodeStore):  # rounds may have ended before they were as many as wanted
+        played = len(list(folder.glob("rounds/*/data")))
+        rounds: Any = {"count": played, "earlier": config.get("rounds", {}).get("earlier")}
+    else:
+        rounds = store.source.get("rounds", {})
     seen = [f"{rounds['count']} round(s) of its policies' own episodes"] if rounds.get("count") else []
     seen += ["episodes that policies of earlier runs played"] if rounds.get("earlier") else []
     if cloning and seen:
@@ -149,9 +157,10 @@ def _notes(config: DictConfig, store: EpisodeStore | Quickstart, rows: list[dict
     return notes
 
 
-def _representation_notes(model_file: Path) -> list[str]:
-    """What the training of the world model found of its latents."""
-    found = read_representation(model_file)
+def _representation_notes(models: Mapping[str, Path]) -> list[str]:
+    """What the training of each task's world model found of its latents."""
+    known = {file: read_representation(file) for file in set(models.values())}
+    found = {task: known[file][task] for task, file in models.items() if task in known[file]}
     measured = {task: each for task, each in found.items() if "observation_explained" in each}
     if not measured:
         return []
@@ -240,13 +249,17 @@ def _curves(
     return curves
 
 
-def _films(config: DictConfig, folder: Path, model_file: Path, tasks: list[str]) -> dict[str, FilmStrip]:
-    """An episode of the first seed's policy in each of the first tasks, and a picture of all of them."""
+def _films(config: DictConfig, folder: Path, models: Mapping[str, Path]) -> dict[str, FilmStrip]:
+    """An episode of the first seed's policy in each of the first tasks, and a picture of all of them.
+
+    Each in the world model that its policy was extracted from, which rounds may have left different ones of.
+    """
     if not (config.evaluation.film and rendering_available()):
         return {}
-    model = load_world_model(config, model_file)
+    load = functools.cache(functools.partial(load_world_model, config))
     films, strips, shown = {}, {}, {}
-    for task in tasks[: config.evaluation.film]:
+    for task, file in itertools.islice(models.items(), config.evaluation.film):
+        model = load(file)
         steps = film_steps(get_task_set(config.task_set)[task].episode_length + 1)
         result = evaluate_policy(
             load_actor(config, model, folder, task),

@@ -272,15 +272,22 @@ def world_model_of_run(config: Any, folder: Path, task: str) -> Path:
     Raises:
         FileNotFoundError: if it is not there.
     """
-    rounds = folder / "rounds.json"
-    kept = read_json(rounds, what="record of rounds", keys=["kept"])["kept"] if rounds.exists() else None
-    if isinstance(kept, dict):
-        return folder / "rounds" / str(kept[task]) / _FILE if kept[task] else folder / _FILE
+    if (kept := kept_world_model(folder, task)) is not None:
+        return kept
     if not config.checkpoint or config.rounds.count:
         return latest_world_model(folder)
     if config.checkpoint == "quickstart":
         return QUICKSTART_FILE
     return given_world_model(config, folder)
+
+
+def kept_world_model(folder: Path, task: str) -> Path | None:
+    """That of the round that was chosen for a task; None where no round was."""
+    rounds = folder / "rounds.json"
+    kept = read_json(rounds, what="record of rounds", keys=["kept"])["kept"] if rounds.exists() else None
+    if not isinstance(kept, dict):
+        return None
+    return folder / "rounds" / str(kept[task]) / _FILE if kept[task] else folder / _FILE
 
 
 def keep_chosen_world_model(folder: Path, files: Sequence[Path]) -> None:
