@@ -17,8 +17,9 @@ from tensordict import TensorDict
 
 from torchrl_pwm import PWMWorldModel, load_policy, make_value_ensemble, write_episodes
 from torchrl_pwm.evaluation.held_out import distance_from_data, open_loop_errors, value_gaps
-from torchrl_pwm.runs.cli import main
+from torchrl_pwm.runs.cli import command_config, main
 from torchrl_pwm.runs.offline_model import data_statistics
+from torchrl_pwm.runs.starts import FRESH, make_starts
 
 TINY = ["model.latent_dim=16", "model.units=[16]", "model.encoder_units=[16]", "model.task_dim=4", "device=cpu"]
 TINY += ["actor.units=[8]", "value.units=[8]", "loss.horizon=3", "progress=false", "world_model.batch_size=8"]
@@ -132,7 +133,22 @@ def test_an_env_of_other_sizes_or_actions_is_refused(tmp_path):
         run("folder=run", "data=scaled", "env=Pendulum-v1")
     with pytest.raises(SystemExit, match="chooses by returns in an env: name one with env="):
         run("folder=run", "extraction.select=best")
+    with pytest.raises(SystemExit, match=r"loss\.disagreement_coef=1\.0 needs an ensemble"):
+        run("folder=run", "loss.disagreement_coef=1.0")
     assert not (tmp_path / "run").exists()
+
+
+def test_start_states_are_none_of_episodes_that_were_held_out(tmp_path):
+    store = write_episodes(
+        "arm", [{**each, "observation": each["observation"] * 0 + n} for n, each in enumerate(recorded())]
+    )
+    kept = list(range(1, len(store.lengths), 2))
+    config = command_config("offline", [*TINY, "data=arm", "extraction.starts=null"])
+    model = PWMWorldModel(2, 1, latent_dim=16, units=(16,))
+    options = {"data": tmp_path / "arm", "before": FRESH, "device": "cpu", "episodes": kept}
+    starts = make_starts(config, "arm", 0, model, **options)
+    drawn = {int(each) for _ in range(9) for each in starts.sample()["observation"][..., 0].flatten()}
+    assert drawn and drawn <= set(kept)
 
 
 def test_missing_data_are_named(tmp_path):

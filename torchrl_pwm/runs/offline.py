@@ -43,6 +43,11 @@ def run_offline(config: DictConfig, folder: Path) -> Path:
     if summary := finished(config, folder):
         return summary
     start, device = time.perf_counter(), choose_device(config.device)
+    if config.loss.disagreement_coef:
+        raise ValueError(
+            f"loss.disagreement_coef={config.loss.disagreement_coef} needs an ensemble, which mt80 trains and offline "
+            "does not: leave it at 0"
+        )
     recordings = open_recordings(config)
     complete_config(config, recordings)
     evaluator = make_evaluator(config, recordings, device)

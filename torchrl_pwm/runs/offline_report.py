@@ -151,7 +151,7 @@ def _section(config: DictConfig, task: str, result: dict[str, Any]) -> str:
     lines.append(
         f"- The policy's action differs from the recorded one by {result['behavior_distance']:.2f} (root mean square, "
         f"in [-1, 1]). After {config.loss.horizon} imagined steps its states lie {result['distance_from_data']:.1f} "
-        "times as far from the data as real ones that were held out."
+        f"times as far from the data as real ones {'that were held out' if result['held_out'] else 'of it'}."
     )
     lines += _trust(result.get("outcomes"))
     return "\n".join([*lines, ""])

@@ -96,7 +96,10 @@ def make_starts(
         own, mine = before.stores, own_share(before, data, task)
         options = {"slice_len": 1, "tasks": [task], "seed": seed, "check_finite": False, **reads_ahead(device)}
         sizes = _sizes(settings.batch_size, mine, data, own)
-        replays = [TDMPC2ExperienceReplay(root, size, **options) for root, size in sizes.items()]
+        replays = [
+            TDMPC2ExperienceReplay(root, size, episodes=episodes if root == data else None, **options)
+            for root, size in sizes.items()
+        ]
         return ReplayMixture(replays) if len(replays) > 1 else replays[0]
     if data is None:
         chosen = load_quickstart().starts[task]
