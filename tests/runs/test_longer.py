@@ -58,7 +58,8 @@ def test_a_finished_run_goes_on_with_more_iterations(name, copied):
     steps, _ = read_metrics(part)["training_seconds"]
     assert max(steps) == before + 3 and min(steps) < before
     assert load_policy(folder, "cpu") is not None
-    main([COMMANDS[name], f"resume={folder}"])  # which has nothing left to do
+    further = ["tasks_per_batch=2"] if name == "mt80" else []  # how it goes on is free
+    main([COMMANDS[name], f"resume={folder}", *further])  # which has nothing left to do
     assert load_checkpoint(part / "checkpoint")["iteration"] == before + 3
 
 

@@ -58,6 +58,14 @@ def test_the_world_model_of_a_run_is_read_by_the_library_and_by_mt80(made):
         assert torch.equal(loaded.state_dict()[name], weight), name
 
 
+def test_the_command_that_its_report_names_is_one_of_mt80s(made):
+    (line,) = [
+        line.split() for line in (made["folder"] / "report.md").read_text().splitlines() if "torchrl-pwm mt80" in line
+    ]
+    config = command_config("mt80", line[2:])
+    assert config.task_set == "mt80" and Path(config.checkpoint).exists() and Path(config.data.root).exists()
+
+
 def test_a_summary_says_what_was_trained(made):
     summary = json.loads((made["folder"] / "summary.json").read_text())
     assert (summary["processes"], summary["iterations"], summary["tasks"]) == (1, 6, ["pendulum-swingup", "mw-reach"])

@@ -37,7 +37,19 @@ class Stage(NamedTuple):
 
 
 # These say where and how fast a run goes on and what its report holds, not what it computes.
-_FREE = ("resume", "folder", "progress", "workers", "threads", "evaluator", "device", "engine", "compare", "out")
+_FREE = (
+    "resume",
+    "folder",
+    "progress",
+    "workers",
+    "threads",
+    "evaluator",
+    "device",
+    "engine",
+    "compare",
+    "out",
+    "tasks_per_batch",
+)
 _LOGGERS = ("csv", "tensorboard", "wandb")
 # By command: the options that a run may be made longer by. What the run has of its end is set aside then, and the rest
 # goes on from the checkpoints.

@@ -121,7 +121,7 @@ def _write_summary(
         "Policies from it:",
         "",
         f"    torchrl-pwm mt80 checkpoint={file} data={config.data.source} "
-        f"data.root={config.data.root} task={tasks[0]}",
+        f"data.root={config.data.root} task_set={config.task_set} task={tasks[0]}",
     ]
     replace_file(folder / "report.md", "\n".join([*lines, ""]).encode())
     replace_file(folder / "summary.json", json.dumps(content, indent=2).encode())
