@@ -35,7 +35,6 @@ _TIMES = {
     "seconds",
     "seconds_total",
     "seconds_extraction",
-    "seconds_since_last_start",
     "phases",
     "made",
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 RUNS = Path(__file__).parents[1] / "golden" / "runs"
+NOTED = 1000.0  # seconds that the interrupted ones took
 COMMANDS = {
     "shac": "shac",
     "pwm_online": "simulator",
@@ -30,6 +31,7 @@ def finished(tmp_path_factory) -> Callable[[str], Path]:
         if name not in folders:
             folder = tmp_path_factory.mktemp(name) / "run"
             shutil.copytree(RUNS / name / "interrupted", folder)
+            (folder / "seconds.json").write_text(str(NOTED))
             main([COMMANDS[name], f"resume={folder}"])
             folders[name] = folder
         return folders[name]

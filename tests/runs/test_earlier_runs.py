@@ -13,6 +13,7 @@ pytest.importorskip("hydra")
 
 from tensordict import TensorDict
 
+from tests.runs.conftest import NOTED
 from torchrl_pwm import load_policy
 
 needs_mt80 = pytest.mark.skipif(importlib.util.find_spec("dm_control") is None, reason="dm_control is not installed")
@@ -43,6 +44,14 @@ def test_an_interrupted_run_resumes_to_the_numbers_of_the_version_that_began_it(
     assert all(key.startswith(("last ", "best ")) for key in returns.keys() - expected.keys())
     for key, values in expected.items():
         assert returns[key] == pytest.approx(values, rel=1e-4), key
+
+
+@needs_mt80
+@pytest.mark.parametrize("name", ["mt80", "tdmpc2_mt80"])
+def test_the_seconds_of_earlier_sittings_are_in_the_report(name, finished):
+    total = json.loads((finished(name) / "summary.json").read_text())["seconds_total"]
+    noted = json.loads((finished(name) / "seconds.json").read_text())
+    assert NOTED < total <= noted < 2 * NOTED
 
 
 @pytest.mark.parametrize(("name", "observation_dim"), [("shac", 5), ("pwm_online", 5)])

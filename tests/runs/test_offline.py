@@ -17,6 +17,7 @@ from tensordict import TensorDict
 
 from torchrl_pwm import PWMWorldModel, load_policy, make_value_ensemble, write_episodes
 from torchrl_pwm.evaluation.held_out import distance_from_data, open_loop_errors, value_gaps
+from torchrl_pwm.runs import offline
 from torchrl_pwm.runs.cli import command_config, main
 from torchrl_pwm.runs.offline_model import data_statistics
 from torchrl_pwm.runs.starts import FRESH, make_starts
@@ -149,6 +150,19 @@ def test_start_states_are_none_of_episodes_that_were_held_out(tmp_path):
     starts = make_starts(config, "arm", 0, model, **options)
     drawn = {int(each) for _ in range(9) for each in starts.sample()["observation"][..., 0].flatten()}
     assert drawn and drawn <= set(kept)
+
+
+def test_the_seconds_of_earlier_sittings_are_in_the_report(tmp_path, monkeypatch):
+    write_episodes("arm", recorded())
+    with monkeypatch.context() as patch:
+        patch.setattr(offline, "measure_trust", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("folder=run")
+    clock, summary = tmp_path / "run" / "seconds.json", tmp_path / "run" / "summary.json"
+    assert json.loads(clock.read_text()) > 0
+    clock.write_text("1000.0")
+    main(["offline", "resume=run"])
+    assert 1000 < json.loads(summary.read_text())["seconds"] <= json.loads(clock.read_text()) + 0.1 < 2000
 
 
 def test_missing_data_are_named(tmp_path):

@@ -70,6 +70,7 @@ def test_a_summary_says_what_was_trained(made):
     summary = json.loads((made["folder"] / "summary.json").read_text())
     assert (summary["processes"], summary["iterations"], summary["tasks"]) == (1, 6, ["pendulum-swingup", "mw-reach"])
     assert (made["folder"] / summary["world_model"]).exists()
+    assert 0 < summary["seconds"] <= json.loads((made["folder"] / "seconds.json").read_text())
     assert [row[0] for row in losses(made["folder"])["loss_reward"]] == [1, 2, 3, 4, 5, 6]
 
 

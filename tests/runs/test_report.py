@@ -22,6 +22,7 @@ from torchrl.record.loggers import CSVLogger
 from tests.trainers.tiny import write_store
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.evaluation import format_table, read_summary, reference_score
+from torchrl_pwm.runs.clock import RunClock
 from torchrl_pwm.runs.report import write_report
 
 RESULTS = [
@@ -60,7 +61,7 @@ def run(tmp_path_factory):
     for number in range(2):
         (folder / "rounds" / str(number) / "data").mkdir(parents=True)
     config = OmegaConf.create(CONFIG)
-    path = write_report(config, folder, store, folder / "none", RESULTS, seconds=100.0)
+    path = write_report(config, folder, store, folder / "none", RESULTS, clock=RunClock(folder))
     return path, folder, store
 
 
@@ -109,7 +110,9 @@ def test_what_the_policies_had_before_the_baselines_is_said(run):
 
 def test_rounds_that_were_not_played_are_not_told(run, tmp_path):
     shutil.copytree(run[1] / "policies", tmp_path / "policies")
-    path = write_report(OmegaConf.create(CONFIG), tmp_path, run[2], tmp_path / "none", RESULTS, seconds=1.0)
+    path = write_report(
+        OmegaConf.create(CONFIG), tmp_path, run[2], tmp_path / "none", RESULTS, clock=RunClock(tmp_path)
+    )
     assert len(read_summary(path)["notes"]) == 2 and "round(s)" not in path.read_text()
 
 
@@ -127,11 +130,11 @@ def test_a_run_is_set_beside_the_papers_where_asked(run):
     sizes = {"_target_": "torchrl_pwm.PWMWorldModel", "latent_dim": 16, "units": [16], "task_dim": 4, "num_bins": 11}
     config = OmegaConf.create({**CONFIG, "compare": "published", "checkpoint": None, "model": sizes})
     try:
-        write_report(config, folder, store, folder / "none", RESULTS, seconds=1.0)
+        write_report(config, folder, store, folder / "none", RESULTS, clock=RunClock(folder))
         found = read_summary(path)
         page = (folder / "report.html").read_text(encoding="utf-8")
     finally:
-        write_report(OmegaConf.create(CONFIG), folder, store, folder / "none", RESULTS, seconds=1.0)
+        write_report(OmegaConf.create(CONFIG), folder, store, folder / "none", RESULTS, clock=RunClock(folder))
     pendulum = found["comparison"]["tasks"]["pendulum-swingup"]["pwm"]
     assert pendulum["score"] == reference_score("pendulum-swingup")
     assert pendulum["difference"] == pytest.approx(0.45 - pendulum["score"])
@@ -160,7 +163,7 @@ def test_the_published_settings_need_no_remark_but_for_targets_and_bootstrap(run
 def test_a_report_that_is_written_again_has_the_same_numbers_and_more_seconds(run):
     path, folder, store = run
     first = read_summary(path)
-    write_report(OmegaConf.create(CONFIG), folder, store, folder / "none", RESULTS, seconds=1.0)
+    write_report(OmegaConf.create(CONFIG), folder, store, folder / "none", RESULTS, clock=RunClock(folder))
     second = read_summary(path)
     assert second.pop("seconds_total") > first.pop("seconds_total") > 100.0
     assert set(second.pop("phases")) == set(first.pop("phases")) >= {"behaviour cloning", "films"}
@@ -195,7 +198,7 @@ def test_the_alarm_of_a_task_is_of_all_its_seeds_and_stands_in_the_notes(run, tm
     results = [{**RESULTS[0], **probed(False, 2.0)}, {**RESULTS[1], **second}]
     settings = {"logger": "tensorboard", "evaluation": {"baselines": {"random": False, "cloning": None}}}
     config = OmegaConf.merge(OmegaConf.create(CONFIG), settings)
-    path = write_report(config, tmp_path, run[2], tmp_path / "none", results, seconds=1.0)
+    path = write_report(config, tmp_path, run[2], tmp_path / "none", results, clock=RunClock(tmp_path))
     (row,) = read_summary(path)["tasks"]
     assert row["trust"]["line"] == line and len(row["trust"]["seeds"]) == 1 + bool(second)
     assert read_summary(path)["notes"][-1].startswith(note)

@@ -222,6 +222,11 @@ def _hold(folder: Path) -> None:
         _HELD[place] = stack.pop_all()
 
 
+def works_in(folder: Path) -> bool:
+    """Whether this process makes the run in a folder."""
+    return folder.resolve() in _HELD
+
+
 @contextlib.contextmanager
 def running(folder: Path, command: str) -> Iterator[None]:
     """A run in its folder, as a process of its own makes it: how it is ended, and what is said of how it goes on.

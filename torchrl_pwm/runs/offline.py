@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torchrl_pwm._utils.devices import choose_device
 from torchrl_pwm._utils.door import read_json
 from torchrl_pwm._utils.extras import require
 from torchrl_pwm.data import EpisodeStore
+from torchrl_pwm.runs.clock import RunClock
 from torchrl_pwm.runs.evaluator import Evaluator
 from torchrl_pwm.runs.folder import claim_folder, finished
 from torchrl_pwm.runs.offline_model import load_model, prepare_model
@@ -42,7 +42,12 @@ def run_offline(config: DictConfig, folder: Path) -> Path:
     """
     if summary := finished(config, folder):
         return summary
-    start, device = time.perf_counter(), choose_device(config.device)
+    with RunClock(folder) as clock:
+        return _run_stages(config, folder, clock)
+
+
+def _run_stages(config: DictConfig, folder: Path, clock: RunClock) -> Path:
+    device = choose_device(config.device)
     if config.loss.disagreement_coef:
         raise ValueError(
             f"loss.disagreement_coef={config.loss.disagreement_coef} needs an ensemble, which mt80 trains and offline "
@@ -68,7 +73,7 @@ def run_offline(config: DictConfig, folder: Path) -> Path:
     rounds = folder / "rounds.json"
     for result in results.values() if rounds.exists() else ():  # of one task
         result["rounds"] = read_json(rounds, what="record of rounds", keys=[])
-    return write_offline_report(config, folder, recordings, results, seconds=time.perf_counter() - start)
+    return write_offline_report(config, folder, recordings, results, seconds=clock.seconds)
 
 
 def complete_config(config: DictConfig, recordings: Recordings) -> None:

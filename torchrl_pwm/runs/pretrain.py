@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torchrl_pwm._utils.door import read_tensors
 from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.torchrun import launched, rank
 from torchrl_pwm.envs import get_task_set
+from torchrl_pwm.runs.clock import RunClock
 from torchrl_pwm.runs.data import open_data, select_tasks
 from torchrl_pwm.runs.folder import claim_folder, finished
 from torchrl_pwm.runs.world_model import make_world_model, prepare_world_model, read_representation
@@ -61,12 +61,16 @@ def run_pretraining(config: DictConfig, folder: Path) -> Path:
 
 
 def _pretrain(config: DictConfig, folder: Path, tasks: list[str], ranks: Ranks | None) -> Path:
-    start = time.perf_counter()
     summary = folder / "summary.json"
-    first = ranks is None or ranks.first
     done = finished(config, folder) is not None
     if done if ranks is None else ranks.agreed(done):
         return summary
+    with RunClock(folder) as clock:
+        return _train(config, folder, tasks, ranks, clock)
+
+
+def _train(config: DictConfig, folder: Path, tasks: list[str], ranks: Ranks | None, clock: RunClock) -> Path:
+    first, summary = ranks is None or ranks.first, folder / "summary.json"
     store = open_data(config, tasks) if first else None  # which may download and convert it
     if first:
         claim_folder(config, folder)
@@ -75,7 +79,7 @@ def _pretrain(config: DictConfig, folder: Path, tasks: list[str], ranks: Ranks |
     store = store or open_data(config, tasks)
     file = prepare_world_model(config, folder, store, tasks, ranks)
     if first:
-        _write_summary(config, folder, file, tasks, ranks, seconds=time.perf_counter() - start)
+        _write_summary(config, folder, file, tasks, ranks, seconds=clock.seconds)
     return summary
 
 
@@ -108,7 +112,7 @@ def _write_summary(
         "batch_size": of_rows.batch_size,
         "processes": 1 if ranks is None else ranks.count,
         "distributed": None if ranks is None else config.distributed,
-        "seconds_since_last_start": seconds,
+        "seconds": round(seconds, 1),
         "representation": read_representation(file),
         "config": OmegaConf.to_container(config, resolve=True),
     }

@@ -6,7 +6,6 @@ is there and goes on from its checkpoint when it was interrupted.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torchrl_pwm._utils.devices import choose_device, torch_threads
 from torchrl_pwm.envs import get_task_set
 from torchrl_pwm.modules import QUICKSTART_FILE, load_quickstart
 from torchrl_pwm.runs.baselines import baseline_jobs, baseline_settings, baseline_works
+from torchrl_pwm.runs.clock import RunClock
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison
 from torchrl_pwm.runs.engines import make_engine
@@ -43,12 +43,11 @@ def run_pipeline(config: DictConfig, folder: Path) -> Path:
         FileNotFoundError, ValueError, ImportError: if something that the configuration names is missing, unknown or
             does not fit, before the folder is made.
     """
-    with torch_threads(config.threads):
-        return _run_stages(config, folder)
+    with torch_threads(config.threads), RunClock(folder) as clock:
+        return _run_stages(config, folder, clock)
 
 
-def _run_stages(config: DictConfig, folder: Path) -> Path:
-    start = time.perf_counter()
+def _run_stages(config: DictConfig, folder: Path, clock: RunClock) -> Path:
     tasks = check_config(config, folder)
     source = config.data.source
     store = open_data(config, tasks) if source in ("published", "open") else None
@@ -70,7 +69,7 @@ def _run_stages(config: DictConfig, folder: Path) -> Path:
         further = []
     results = sorted(add_earlier(results, folder), key=lambda result: tasks.index(result["task"]))
     behavior, file = load_quickstart() if store is None else store, left[-1].world_model
-    return write_report(config, folder, behavior, file, results, seconds=time.perf_counter() - start)
+    return write_report(config, folder, behavior, file, results, clock=clock)
 
 
 def _baselines(config: DictConfig, folder: Path, data: Path | None, tasks: list[str]) -> list[Work]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import functools
 import itertools
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from torchrl_pwm._utils.files import replace_file
 from torchrl_pwm._utils.stopwatch import added, rounded
 from torchrl_pwm.data import EpisodeStore
 from torchrl_pwm.envs import get_task_set
@@ -40,10 +38,10 @@ from torchrl_pwm.evaluation.trust import trust_line
 from torchrl_pwm.evaluation.video import film_steps
 from torchrl_pwm.modules import Quickstart
 from torchrl_pwm.runs.baselines import baseline_settings, measure_baselines
+from torchrl_pwm.runs.clock import RunClock
 from torchrl_pwm.runs.deviations import protocol_deviations
 from torchrl_pwm.runs.policies import load_actor
 from torchrl_pwm.runs.rounds import policy_metrics
-from torchrl_pwm.runs.saved import read_seconds
 from torchrl_pwm.runs.world_model import kept_world_model, load_world_model, read_representation
 
 
@@ -54,7 +52,7 @@ def write_report(
     model_file: Path,
     results: list[dict[str, Any]],
     *,
-    seconds: float,
+    clock: RunClock,
 ) -> Path:
     """Measures the baselines, and writes the summary, the report and the pictures.
 
@@ -64,16 +62,12 @@ def write_report(
     Returns:
         The path of ``summary.json``.
     """
-    start = time.perf_counter()
     task_set = get_task_set(config.task_set)
     behavior = store.statistics()
     tasks = list(dict.fromkeys(result["task"] for result in results))
     data = Path(store.root) if isinstance(store, EpisodeStore) else None
     baselines = measure_baselines(config, folder, data, tasks)
-    clock = folder / "seconds.json"
-    seconds += time.perf_counter() - start + read_seconds(clock)
-    replace_file(clock, json.dumps(seconds).encode())
-    rows = []
+    seconds, rows = clock.seconds, []
     for task in tasks:
         spec, runs = task_set[task], [result for result in results if result["task"] == task]
         row = EvaluationResult.from_records(spec, runs).summary_row(

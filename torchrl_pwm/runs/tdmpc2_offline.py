@@ -5,7 +5,6 @@ from __future__ import annotations
 import filecmp
 import json
 import shutil
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torchrl_pwm.evaluation.statistics import SELECT
 from torchrl_pwm.evaluation.task_envs import TaskEnvs
 from torchrl_pwm.modules import PWMWorldModel, TDMPC2Model
 from torchrl_pwm.planners import TDMPC2Planner
+from torchrl_pwm.runs.clock import RunClock
 from torchrl_pwm.runs.data import check_simulators, collect_data, open_data, select_tasks
 from torchrl_pwm.runs.deviations import check_comparison, other_data, other_size
 from torchrl_pwm.runs.folder import claim_folder
@@ -47,12 +47,11 @@ def run_offline_tdmpc2(config: DictConfig, folder: Path) -> Path:
             does not fit, before the folder is made.
         FloatingPointError: if a number is not finite.
     """
-    with torch_threads(config.threads), TaskEnvs() as envs:
-        return _run_stages(config, folder, envs)
+    with torch_threads(config.threads), TaskEnvs() as envs, RunClock(folder) as clock:
+        return _run_stages(config, folder, envs, clock)
 
 
-def _run_stages(config: DictConfig, folder: Path, envs: TaskEnvs) -> Path:
-    start = time.perf_counter()
+def _run_stages(config: DictConfig, folder: Path, envs: TaskEnvs, clock: RunClock) -> Path:
     task_set = get_task_set(config.task_set)
     tasks = select_tasks(config.task, task_set)
     check_simulators(tasks, task_set)
@@ -99,7 +98,6 @@ def _run_stages(config: DictConfig, folder: Path, envs: TaskEnvs) -> Path:
         rows.append({**row, **{name: evaluation.outcome() for name, evaluation in further.items()}})
     way = "Planned actions" if config.plan else "Actions of the policy prior, without planning"
     path = folder / "summary.json"
-    seconds = round(time.perf_counter() - start, 1)
     comparison = None
     if OmegaConf.select(config, "compare"):
         remarks = [*(other_data(store) if store else []), *other_size(config, model.world_model)]
@@ -113,7 +111,7 @@ def _run_stages(config: DictConfig, folder: Path, envs: TaskEnvs) -> Path:
         path,
         rows,
         seed=config.evaluation.seed,
-        seconds_total=seconds,
+        seconds_total=round(clock.seconds, 1),
         notes=notes,
         comparison=comparison,
         select=select,
