@@ -170,6 +170,20 @@ def test_several_folders_of_recorded_steps_are_joined(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("task", "rows", "options", "message"),
+    [
+        ("double_pendulum", 4, ["updates=2"], r"\.data=.* of the env cartpole_swingup, .*\[N, T, 5\]"),
+        ("cartpole_swingup", 6, ["keep=true"], r"keep=true shares the 6 rows of pretraining\.data out to 4 envs"),
+    ],
+)
+def test_recorded_steps_that_do_not_fit_the_env_are_refused(task, rows, options, message, tmp_path, monkeypatch):
+    AnalyticEnv(task, rows).rollout(20, break_when_any_done=False).memmap(tmp_path / "steps")
+    given = [f"pretraining.data={tmp_path / 'steps'}", *(f"pretraining.{option}" for option in options)]
+    with pytest.raises(SystemExit, match=message):
+        call(monkeypatch, "pwm_simulator", *TINY, SHORT, *given, f"folder={tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["pretraining.keep=true"], r"pretraining.data=None: expected the folder of a TensorDict \[N, T\]"),

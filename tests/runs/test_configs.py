@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from torchrl_pwm import PWMWorldModel, PWMWorldModelLoss
 from torchrl_pwm.modules import load_quickstart
 from torchrl_pwm.runs import configs
-from torchrl_pwm.runs.cli import command_config, default_preset
+from torchrl_pwm.runs.cli import command_config, default_evaluation, default_preset, published_agent
 
 # What is passed as an object when a component is built, not configured.
 POSITIONAL = {
@@ -246,3 +246,10 @@ def test_further_groups_are_in_the_store(group, name):
     from hydra.core.config_store import ConfigStore
 
     assert f"{name}.yaml" in ConfigStore.instance().list(group)
+
+
+def test_a_checkpoint_of_null_is_none():
+    for implied in (published_agent, default_evaluation):
+        assert implied(["checkpoint=null"]) == implied(["checkpoint="]) == implied([]) == []
+        assert len(implied(["checkpoint=agent.pt"])) == 2
+    assert published_agent(["checkpoint=agent.pt", "pwm=analytic/cartpole_swingup"]) == ["pretraining.updates=0"]

@@ -165,6 +165,13 @@ def test_the_seconds_of_earlier_sittings_are_in_the_report(tmp_path, monkeypatch
     assert 1000 < json.loads(summary.read_text())["seconds"] <= json.loads(clock.read_text()) + 0.1 < 2000
 
 
+def test_steps_of_a_run_without_an_env_are_recorded_in_one_that_is_named(capsys):
+    write_episodes("arm", recorded())
+    run("folder=run", "model.termination=false")
+    with pytest.raises(SystemExit, match=r"without an env: name one with \+env\.task=ID"):
+        main(["record", "run=run"])
+
+
 def test_missing_data_are_named(tmp_path):
     with pytest.raises(SystemExit, match="data=FOLDER names the folder of a data set"):
         main(["offline"])

@@ -72,19 +72,21 @@ def default_preset(overrides: list[str]) -> list[str]:
 
 def default_evaluation(overrides: list[str]) -> list[str]:
     """For a given TD-MPC2 checkpoint: all its tasks and the published planner, where the overrides do not say."""
-    given = {override.split("=")[0] for override in overrides}
-    further = ("task=${task_set}", "planner=tdmpc2") if "checkpoint" in given else ()
-    return [override for override in further if override.split("=")[0] not in given]
+    return _with_checkpoint(overrides, "task=${task_set}", "planner=tdmpc2")
 
 
 def published_agent(overrides: list[str]) -> list[str]:
     """For a given agent: the settings of the published runs, where the overrides do not say."""
-    given = {override.lstrip("+~").split("=")[0] for override in overrides}
-    if "checkpoint" not in given:
-        return []
     # The agent has learnt from the recorded data already.
-    further = ("pwm=published", "pretraining.updates=0")
-    return [override for override in further if override.split("=")[0] not in given]
+    return _with_checkpoint(overrides, "pwm=published", "pretraining.updates=0")
+
+
+def _with_checkpoint(overrides: list[str], *implied: str) -> list[str]:
+    """What a given checkpoint brings with it, as far as the overrides do not say it themselves."""
+    given = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+    if given.get("checkpoint", "null") in ("null", ""):
+        return []
+    return [override for override in implied if override.partition("=")[0] not in given]
 
 
 def engine_of_run(overrides: list[str]) -> list[str]:

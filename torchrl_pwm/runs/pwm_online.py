@@ -89,7 +89,7 @@ def run_online(config: DictConfig, folder: Path) -> Path:
         if config.stage == "evaluation":
             return given.evaluate(run, loss, model)
     if not run.resumed:
-        check_recordings(config)
+        check_recordings(config, env)
     replay = make_online_replay(**config.replay, seed=config.seed)
     stepper = make_stepper(config, loss, model_loss, replay)
     if given is not None:
@@ -251,16 +251,38 @@ def _learn_from_recordings(
         extend_with_recorded(trainer.collection.replay_buffer, kept, num_envs)
 
 
-def check_recordings(config: DictConfig) -> None:
-    """Opens the recorded steps that a run begins with, if it does, so that what is missing is named at once.
+def check_recordings(config: DictConfig, env: EnvBase) -> None:
+    """Opens the recorded steps that a run begins with, if it does, so that what is wrong is named at once.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`open_steps`.
+        FileNotFoundError: as :func:`open_steps`.
+        ValueError: as :func:`open_steps`, and for steps that are not such as the env makes, or that cannot be kept in
+            the replay of so many envs.
     """
-    if _learns_from_recordings(config):
-        open_steps(config.pretraining.data)
-        if config.pretraining.demonstrations:
-            open_steps(config.pretraining.demonstrations)
+    if not _learns_from_recordings(config):
+        return
+    settings = config.pretraining
+    observation = tuple(env.observation_spec_unbatched["observation"].shape)
+    shapes = {"observation": observation, "action": (env.action_spec.shape[-1],), ("next", "observation"): observation}
+    for name in ("demonstrations", "data"):
+        if name == "demonstrations" and not settings.demonstrations:
+            continue
+        steps = open_steps(settings[name])
+        for key, shape in {**shapes, ("next", "reward"): (1,), ("next", "done"): (1,)}.items():
+            found = steps.get(key, None)
+            if found is None or found.shape[2:] != shape:
+                sizes = ", ".join(map(str, shape))
+                what = "none" if found is None else f"one of shape {list(found.shape)}"
+                raise ValueError(
+                    f"pretraining.{name}={settings[name]}: expected steps [N, T] of the env {config.task}, whose entry "
+                    f"{key!r} has the shape [N, T, {sizes}], found {what}: record them with this env."
+                )
+        shown = name == "demonstrations" or not settings.demonstrations
+        if settings.keep and shown and len(steps) % env.batch_size.numel():
+            raise ValueError(
+                f"pretraining.keep=true shares the {len(steps)} rows of pretraining.{name} out to "
+                f"{env.batch_size.numel()} envs, which must divide them: set training_env.num_envs, or leave keep out."
+            )
 
 
 def _learns_from_recordings(config: DictConfig) -> bool:

@@ -20,7 +20,7 @@ def record_run(config: DictConfig) -> str:
     Raises:
         FileExistsError: if the folder ``config.out`` is there already.
         FileNotFoundError: if no run in ``config.run`` has ended with a policy.
-        ValueError: for a run of many tasks.
+        ValueError: for a run of many tasks, or one of recorded data without an env.
     """
     out = Path(config.out)
     if out.exists():
@@ -29,6 +29,10 @@ def record_run(config: DictConfig) -> str:
     run = read_config(config.run, targets=targets)
     if "env" not in run:
         raise ValueError(f"record takes a run in one env, found one of many tasks in {config.run}.")
+    if run.env.get("task") is None and config.env.get("task") is None:
+        raise ValueError(
+            f"the run in {config.run} learnt from recorded data, without an env: name one with +env.task=ID"
+        )
     policy = load_policy(config.run, "cpu", targets=sorted(targets))
     env = instantiate(run.env, num_envs=config.rows, seed=config.seed, **config.env)
     if "is_init" in policy.in_keys:
