@@ -10,6 +10,8 @@ from torchrl_pwm import (
     PWMLoss,
     PWMWorldModel,
     PWMWorldModelLoss,
+    TDMPC2Loss,
+    TDMPC2Model,
     WorldModelWrapper,
     make_pwm_actor,
     make_value_ensemble,
@@ -20,11 +22,10 @@ OBSERVATION, ACTION = 39, 6
 
 
 def make_model(**options) -> PWMWorldModel:
-    options = {"action_dims": [2, 6, 4], **options}
+    options = {"action_dims": [2, 6, 4], "num_tasks": 3, **options}
     model = PWMWorldModel(
-        OBSERVATION, ACTION, latent_dim=16, encoder_units=(12,), units=(12,), num_bins=11, num_tasks=3, task_dim=4,
-        **options,
-    )  # fmt: skip
+        OBSERVATION, ACTION, latent_dim=16, encoder_units=(12,), units=(12,), num_bins=11, task_dim=4, **options
+    )
     torch.nn.init.normal_(model.reward_network[-1].weight)
     return model
 
@@ -169,3 +170,39 @@ def test_a_wrapper_is_for_one_of_the_models_tasks() -> None:
         WorldModelWrapper(make_model(), task=7)
     with pytest.raises(ValueError, match="no tasks"):
         WorldModelWrapper(PWMWorldModel(5, 2, latent_dim=16, units=(12,)), task=0)
+
+
+class Pictures(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(48 + 4, 16)
+
+    def forward(self, observation: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        return self.linear(torch.cat([observation.flatten(1), embedding], -1))
+
+
+def test_a_model_of_pictures_takes_a_new_task() -> None:
+    sizes = {"latent_dim": 16, "units": (12,), "num_tasks": 2, "task_dim": 4}
+    model = PWMWorldModel((3, 4, 4), ACTION, encoder=Pictures(), **sizes)
+    with pytest.raises(ValueError, match="Statistics are for vectors"):
+        model.add_task(observation_mean=torch.zeros(48), observation_std=torch.ones(48))
+    assert model.add_task(action_dim=2, like=0) == 2
+    pictures = torch.rand(5, 3, 4, 4)
+    assert torch.equal(model.encode_observation(pictures, 2), model.encode_observation(pictures, 0))
+
+
+def test_a_tdmpc2_model_takes_a_new_task_with_its_own_discount() -> None:
+    model = TDMPC2Model(make_model(), episode_lengths=[500, 1000, 100])
+    assert model.add_task(MT80["walker-run"], like=1) == 3
+    lengths = [500, 1000, 100, MT80["walker-run"].episode_length]
+    expected = TDMPC2Model(make_model(num_tasks=4, action_dims=None), episode_lengths=lengths)
+    assert torch.equal(model.discount, expected.discount)
+    again = TDMPC2Model.from_arguments(model.constructor_arguments)
+    again.load_state_dict(model.state_dict())
+    td = TensorDict({"observation": torch.randn(6, 4, OBSERVATION), "action": torch.zeros(6, 4, ACTION)}, [6, 4])
+    td["next"] = TensorDict({"observation": torch.randn(6, 4, OBSERVATION), "reward": torch.ones(6, 4, 1)}, [6, 4])
+    td["task"] = torch.full((6, 4), 3)
+    assert TDMPC2Loss(again)(td)["loss_value"].isfinite()
+    model.world_model.add_task()
+    with pytest.raises(ValueError, match=r"4 discounts for 5 tasks: .* model\.add_task"):
+        TDMPC2Loss(model)(td)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from torchrl_pwm import PWMWorldModel, WorldModelPolicy, make_pwm_actor
+from torchrl_pwm import (
+    ObservationNormalizer,
+    PWMWorldModel,
+    TDMPC2Model,
+    WorldModelPolicy,
+    make_pwm_actor,
+)
 from torchrl_pwm.modules import TrainedPolicy
 
 
@@ -23,3 +30,12 @@ def test_a_task_belongs_to_its_row_whatever_the_length_of_the_rows():
             for steps in (4, 5):
                 states = TensorDict({"observation": rows.expand(4, steps, 6), "task": tasks}, [4])
                 torch.testing.assert_close(policy(states)["action"], each[:, None].expand(4, steps, 2))
+
+
+def test_an_observation_that_is_not_there_is_named():
+    model = PWMWorldModel(6, 2, latent_dim=16, units=(32,), num_bins=11)
+    inner = WorldModelPolicy(model, make_pwm_actor(16, 2))
+    policies = [inner, TrainedPolicy(inner, observation_dim=6, action_dim=2), TDMPC2Model(model)]
+    for policy in [*policies, ObservationNormalizer(6)]:
+        with pytest.raises(ValueError, match=r"needs the entry 'observation', found \['state'\]"):
+            policy(TensorDict({"state": torch.randn(3, 6)}, [3]))

@@ -146,3 +146,21 @@ def test_a_part_of_the_state_of_a_module_around_it_leaves_the_statistics_as_they
     assert model.observation_std.eq(2).all()
     around.load_state_dict(around.state_dict())
     assert model.observation_std.eq(2).all()
+
+
+def test_an_encoder_of_ones_own_reads_standardised_vectors_and_pictures_have_no_statistics():
+    model = PWMWorldModel(3, 2, latent_dim=8, units=(8,), encoder=torch.nn.Linear(3, 8), observation_clip=2.0)
+    raw = torch.tensor([[4.0, 30.0, -500.0]])
+    expected = model.encode_observation(torch.tensor([[1.0, 2.0, -2.0]]))
+    model.set_observation_statistics(torch.tensor([2.0, 10.0, 0.0]), torch.tensor([2.0, 10.0, 1.0]))
+    assert torch.equal(model.encode_observation(raw), expected)
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 8))
+    pictures = PWMWorldModel((3, 4, 4), 2, latent_dim=8, units=(8,), encoder=encoder)
+    with pytest.raises(ValueError, match=r"Statistics are for vectors, found .*\(3, 4, 4\)"):
+        pictures.set_observation_statistics(torch.zeros(48), torch.ones(48))
+
+
+def test_the_size_of_a_vector_may_be_given_as_a_shape():
+    model = PWMWorldModel(torch.Size([3]), 2, latent_dim=8, units=(8,))
+    model.set_observation_statistics(torch.zeros(3), torch.ones(3))
+    assert model.observation_dim == 3 and model.observation_mean.shape == (1, 3)

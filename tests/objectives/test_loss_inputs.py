@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -23,7 +24,15 @@ from tests.objectives.test_loss_checklist import (
     sequences,
     starts,
 )
-from torchrl_pwm import PWMLoss, PWMWorldModel, PWMWorldModelLoss, make_pwm_actor, make_value_ensemble
+from torchrl_pwm import (
+    PWMLoss,
+    PWMWorldModel,
+    PWMWorldModelLoss,
+    TDMPC2Loss,
+    TDMPC2Model,
+    make_pwm_actor,
+    make_value_ensemble,
+)
 
 
 @pytest.mark.parametrize("missing", ["action", "observation", ("next", "observation"), ("next", "reward")])
@@ -171,3 +180,34 @@ def test_out_keys_can_be_selected_on_a_subclass_before_its_base_is_ever_built(na
         "loss.select_out_keys(loss.out_keys[0])\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize("options", [{}, {"mask_actions": True}, {"behavior_coef": 1.0}], ids=str)
+def test_a_task_beside_the_data_of_a_single_task_model_is_left_alone(options) -> None:
+    model = PWMWorldModel(OBSERVATION, ACTION, latent_dim=LATENT, units=(12,), action_dims=[ACTION - 1])
+    loss = PWMLoss(make_pwm_actor(LATENT, ACTION), make_value_ensemble(LATENT), model, horizon=3, **options)
+    td, found = starts().set("action", torch.zeros(*starts().shape, ACTION)).exclude("task"), []
+    for task in (None, torch.full(td.shape, 7), torch.rand(*td.shape, 5)):
+        torch.manual_seed(0)
+        losses = copy.deepcopy(loss)(td if task is None else td.clone().set("task", task))
+        found.append(torch.stack([losses[name] for name in losses.keys() if name.startswith("loss_")]))  # noqa: SIM118
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_ends_without_last_axis_are_refused() -> None:
+    sizes = {"latent_dim": LATENT, "units": (12,), "num_bins": 11}
+    model = PWMWorldModel(OBSERVATION, ACTION, termination=True, **sizes)
+    td = sequences()
+    td["next", "terminated"] = torch.zeros(td.shape, dtype=torch.bool)
+    for loss in (PWMWorldModelLoss(model), TDMPC2Loss(TDMPC2Model(model))):
+        with pytest.raises(ValueError, match=r"needs \('next', 'terminated'\) of shape \[\*, 1\].*unsqueeze"):
+            loss(td)
+
+
+def test_a_single_state_without_batch_is_refused_by_a_model_of_several_heads() -> None:
+    model = PWMWorldModel(OBSERVATION, ACTION, latent_dim=LATENT, units=(12,), num_heads=3)
+    loss = PWMLoss(make_pwm_actor(LATENT, ACTION), make_value_ensemble(LATENT), model, horizon=3)
+    state = starts().exclude("task")[0]
+    with pytest.raises(ValueError, match=r"num_heads=3 .* tensordict\.unsqueeze\(0\)"):
+        loss(state)
+    assert loss(state.unsqueeze(0))["loss_actor"].isfinite()

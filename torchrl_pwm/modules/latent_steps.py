@@ -68,7 +68,9 @@ class LatentSteps(nn.Module):
 
     def masked(self, action: Tensor, task: Tensor | None = None) -> Tensor:
         """Actions [*, A] with zeros where a task [*] has no entry of its own; as they are without ``action_dims``."""
-        return action if self.action_masks is None else action * self.action_masks[0 if task is None else task]
+        if self.action_masks is None:
+            return action
+        return action * self.action_masks[task if task is not None and self.num_tasks else 0]
 
     def _heads(self, task: Tensor | int | TaskContext | HeadsContext | None) -> HeadsContext:
         """The context of a step that may have been given none."""

@@ -26,6 +26,7 @@ class GrowingTasks(Rebuildable):
     num_tasks: int
     task_dim: int
     observation_dim: Any
+    observation_shape: tuple[int, ...]
     action_dim: int
     action_masks: Tensor | None
     observation_masks: Tensor | None
@@ -80,9 +81,11 @@ class GrowingTasks(Rebuildable):
                 "This model has a single task and no embedding to extend: build it with num_tasks and task_dim, or "
                 "train it on the new task as it is."
             )
-        size = spec.observation_dim if spec is not None else 0
+        vectors = len(self.observation_shape) == 1
+        size = spec.observation_dim if spec is not None and vectors else 0
         own = action_dim if action_dim is not None else spec.action_dim if spec is not None else self.action_dim
-        for name, found, largest in (("observations", size, self.observation_dim), ("actions", own, self.action_dim)):
+        most = self.observation_dim if vectors else 0
+        for name, found, largest in (("observations", size, most), ("actions", own, self.action_dim)):
             if found > largest or (name == "actions" and found < 1):
                 raise ValueError(
                     f"The task has {name} of size {found}, this model takes 1 to {largest}: smaller ones are padded, "
@@ -101,7 +104,7 @@ class GrowingTasks(Rebuildable):
         if self.action_masks is not None:
             mask = (torch.arange(self.action_dim, device=old.device) < own).to(self.action_masks)
             self.action_masks = torch.cat([self.action_masks, mask[None]])
-        seen = size or (self.observation_dim if observation_mean is None else len(observation_mean))
+        seen = size or (most if observation_mean is None else len(observation_mean))
         if self.observation_masks is not None:
             mask = (torch.arange(self.observation_dim, device=old.device) < seen).to(self.observation_masks)
             self.observation_masks = torch.cat([self.observation_masks, mask[None]])
@@ -122,6 +125,11 @@ class GrowingTasks(Rebuildable):
             raise ValueError(
                 "This model standardises the observations of each task: give observation_mean and observation_std, of "
                 "the new task's data, e.g. observation.mean(0) and observation.std(0)."
+            )
+        if len(self.observation_shape) != 1:
+            raise ValueError(
+                f"Statistics are for vectors, found a model of observations of shape {self.observation_shape}, which "
+                "its own encoder scales itself: give none."
             )
         if mean.ndim != 1 or mean.shape != std.shape or len(mean) > self.observation_dim:
             raise ValueError(

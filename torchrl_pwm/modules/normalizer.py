@@ -9,6 +9,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
+from torchrl_pwm._utils.entries import require
 from torchrl_pwm.modules.running_statistics import RunningMoments
 
 
@@ -63,7 +64,7 @@ class ObservationNormalizer(TensorDictModuleBase):
         self.moments.update(observation.reshape(-1, observation.shape[-1]))
 
     def _read(self, tensordict: TensorDictBase) -> Tensor:
-        observation = tensordict.get(self.in_keys[0])
+        observation = require(tensordict, self.in_keys[0], self, "Name what it reads with in_key=.")
         size = self.moments.mean.shape[0]
         if observation.shape[-1] != size:
             raise ValueError(

@@ -9,6 +9,7 @@ from tensordict.nn import InteractionType, TensorDictModule, TensorDictModuleBas
 from tensordict.nn.probabilistic import interaction_type
 from torch import Tensor, nn
 
+from torchrl_pwm._utils.entries import require
 from torchrl_pwm.modules.multitask import align_task
 
 
@@ -58,7 +59,8 @@ class WorldModelPolicy(TensorDictModuleBase):
         model: Any = self.world_model
         keys = model.tensor_keys
         task = tensordict.get(keys.task, None) if model.num_tasks and self.task is None else self.task
-        observation = tensordict.get(keys.observation)
+        advice = "Rename what it reads with world_model.set_keys(...), before the policy is built."
+        observation = require(tensordict, keys.observation, self, advice)
         batch = observation.shape[: observation.ndim - len(model.observation_shape)]
         if isinstance(task, Tensor) and task.ndim < len(batch):
             task = align_task(task, batch)

@@ -49,7 +49,10 @@ class Standardization(Rebuildable):
             ValueError: if the shapes do not fit.
         """
         if len(self.observation_shape) != 1:
-            raise ValueError("An encoder of your own standardises its observations itself: give no statistics.")
+            raise ValueError(
+                f"Statistics are for vectors, found a model of observations of shape {self.observation_shape}, which "
+                "its own encoder scales itself: give none."
+            )
         shape = (max(self.num_tasks, 1), self.observation_dim)
         if mean.numel() != shape[0] * shape[1] or mean.shape != std.shape:
             raise ValueError(

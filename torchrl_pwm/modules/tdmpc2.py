@@ -14,8 +14,10 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
+from torchrl_pwm._utils.entries import require
 from torchrl_pwm.modules.arguments import build_for, with_arguments
 from torchrl_pwm.modules.checkpoints import layout_of, untold_arguments
+from torchrl_pwm.modules.discounts import TaskDiscounts
 from torchrl_pwm.modules.hub import Pretrained
 from torchrl_pwm.modules.layers import ResetsItself, initialize, make_mlp
 from torchrl_pwm.modules.policy import is_greedy
@@ -40,7 +42,7 @@ class PolicySample(NamedTuple):
     noise: Tensor
 
 
-class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
+class TDMPC2Model(ResetsItself, TaskDiscounts, Pretrained, TensorDictModuleBase):
     """World model, policy prior, Q ensemble and target Q ensemble of TD-MPC2 (arXiv 2310.16828, section 3.1).
 
     The world model is a :class:`~torchrl_pwm.PWMWorldModel`: ``model.world_model`` goes into
@@ -86,8 +88,6 @@ class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
         (torch.Size([4, 2]), torch.Size([4, 1]))
     """
 
-    discount: Tensor
-
     def __init__(
         self,
         world_model: PWMWorldModel,
@@ -117,7 +117,7 @@ class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
         if episodic:
             world_model.add_termination_head()
         self.scale = PercentileScale()
-        self.register_buffer("discount", _discounts(episode_lengths, world_model.num_tasks))
+        self._set_up_discounts(episode_lengths)
         initialize(self.policy)
         self.set_keys()
 
@@ -352,10 +352,6 @@ class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
         masks = self.world_model.action_masks
         return None if masks is None else masks[task if task is not None and self.world_model.num_tasks else 0]
 
-    def discount_of(self, task: Tensor | int | None = None) -> Tensor:
-        """Discounts [*, 1] of the tasks."""
-        return self.discount[task if task is not None and self.world_model.num_tasks else 0].unsqueeze(-1)
-
     @torch.no_grad()
     def update_target(self, tau: float = 0.01) -> None:
         """target <- lerp(target, Q, tau)."""
@@ -375,20 +371,11 @@ class TDMPC2Model(ResetsItself, Pretrained, TensorDictModuleBase):
         """Writes the latent and the policy prior's action."""
         model, keys = self.world_model, self.world_model.tensor_keys
         task = tensordict.get(keys.task, None) if model.num_tasks else None
-        latent = model.encode_observation(tensordict.get(keys.observation), task)
+        observation = require(tensordict, keys.observation, self, "Rename what it reads with model.set_keys(...).")
+        latent = model.encode_observation(observation, task)
         if is_greedy():
             # Nothing is drawn for what needs no noise; exported programs could not.
             action = self.act(latent, task, latent.new_zeros(()).expand(*latent.shape[:-1], model.action_dim)).mean
         else:
             action = self.act(latent, task).action
         return tensordict.set(keys.latent, latent).set(keys.action, action)
-
-
-def _discounts(episode_lengths: int | Sequence[int], num_tasks: int) -> Tensor:
-    count = max(num_tasks, 1)
-    lengths = [episode_lengths] * count if isinstance(episode_lengths, int) else list(episode_lengths)
-    if len(lengths) != count or not all(length > 0 for length in lengths):
-        raise ValueError(
-            f"episode_lengths needs one positive number, or one for each of {count} task(s), found {episode_lengths}."
-        )
-    return torch.tensor([min(max((length - 5) / length, 0.95), 0.995) for length in lengths])

@@ -13,6 +13,7 @@ from tensordict.nn.probabilistic import interaction_type
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
+from torchrl_pwm._utils.entries import require
 from torchrl_pwm.modules.multitask import align_task
 
 
@@ -144,7 +145,7 @@ class TrainedPolicy(TensorDictModuleBase):
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the action."""
-        observation = tensordict.get(self.observation_key)
+        observation = require(tensordict, self.observation_key, self, "Give the env's observations this name.")
         task = tensordict.get(self.task_key, None) if self._reads_task else None
         shape = observation.shape[-len(self.observation_shape) :]
         padded = task is not None or shape != self.task_shape

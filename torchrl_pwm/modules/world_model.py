@@ -144,13 +144,14 @@ class PWMWorldModel(
                 "symlog space cover every scale as they are."
             )
         self.observation_shape = observation_shape(observation_dim)
-        if encoder is None and len(self.observation_shape) != 1:
+        vectors = len(self.observation_shape) == 1
+        if encoder is None and not vectors:
             raise ValueError(
                 f"The published encoder reads vectors, found observation_dim={observation_dim}: give encoder=, a "
                 f"network from [n, {', '.join(map(str, self.observation_shape))}] to [n, {latent_dim}], or put "
                 "TorchRL's FlattenObservation in front."
             )
-        self.observation_dim: Any = observation_dim if isinstance(observation_dim, int) else self.observation_shape
+        self.observation_dim: Any = self.observation_shape[0] if vectors else self.observation_shape
         self.action_dim, self.latent_dim = action_dim, latent_dim
         self.num_tasks, self.task_dim = num_tasks, task_dim
         self.encoder_units = tuple(encoder_units)
@@ -325,11 +326,12 @@ class PWMWorldModel(
         observation = self._read("observation", observation, self.observation_shape)
         if self.num_tasks and task is not None:
             task = self._known(task, observation.shape[: observation.ndim - len(self.observation_shape)])
+        observation = self.standardize_observation(observation, task)
         if isinstance(self._encoder, OwnEncoder):
             embedding = None if self._task_emb is None else self._embed(task, device=observation.device)
             latent = self._encoder(observation, embedding)
         else:
-            latent = self._encoder(self.join(self.standardize_observation(observation, task), task))
+            latent = self._encoder(self.join(observation, task))
         return self._latents(latent) if self._latents is not None and self._normalizes_features else latent
 
     def decode_reward(self, logits: Tensor, space: RewardSpace = "raw") -> Tensor:

@@ -9,39 +9,24 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from torchrl_pwm._utils.devices import readable
+from torchrl_pwm._utils.entries import require
 from torchrl_pwm._utils.finite import all_finite, describe_batch
 from torchrl_pwm.modules.actor_critic import GaussianHead, PWMActor, ValueEnsemble
 
 
-def require(tensordict: TensorDictBase, key: NestedKey, owner: object) -> Tensor:
-    """The entry under ``key``.
+def require_column(tensordict: TensorDictBase, key: NestedKey, owner: object) -> Tensor:
+    """The entry under ``key``, such as rewards or ends of episodes, with TorchRL's last axis of one.
 
     Raises:
-        ValueError: if it is not there, with the entries that are.
+        ValueError: if it is not there, or has another last axis.
     """
-    value = tensordict.get(key, None)
-    if value is None:
-        entries = sorted(map(str, tensordict.keys(True, True)))
+    value = require(tensordict, key, owner)
+    if value.shape[-1:] != (1,):
         raise ValueError(
-            f"{type(owner).__name__} needs the entry {key!r}, found {entries}. "
-            "Rename what it reads with loss.set_keys(...)."
+            f"{type(owner).__name__} needs {key!r} of shape [*, 1], found {tuple(value.shape)}: add the last axis with "
+            "unsqueeze(-1)."
         )
     return value
-
-
-def require_reward(tensordict: TensorDictBase, key: NestedKey, owner: object) -> Tensor:
-    """The rewards under ``key``, with TorchRL's last axis of one.
-
-    Raises:
-        ValueError: if they are not there, or have another last axis.
-    """
-    reward = require(tensordict, key, owner)
-    if reward.shape[-1:] != (1,):
-        raise ValueError(
-            f"{type(owner).__name__} needs rewards of shape [*, 1] under {key!r}, found {tuple(reward.shape)}: "
-            "add the last axis with reward.unsqueeze(-1)."
-        )
-    return reward
 
 
 def require_sizes(actor: Any, critics: Any, model: Any, owner: object) -> None:

@@ -177,7 +177,7 @@ def as_model(value: Tensor, model: Any) -> Tensor:
 def task_entry(
     tensordict: TensorDictBase, key: NestedKey, model: Any, owner: object, batch: torch.Size
 ) -> Tensor | None:
-    """The task under ``key`` as int64 or int32 of this shape, if the model has tasks.
+    """The task under ``key`` as int64 or int32 of this shape; None for a model of a single task, whatever is there.
 
     Raises:
         ValueError: for another dtype or shape.
@@ -185,7 +185,7 @@ def task_entry(
     task = tensordict.get(key, None)
     num_tasks = getattr(model, "num_tasks", 0)
     if task is None or not num_tasks:
-        return task
+        return None
     known = known_task(task, num_tasks)
     assert isinstance(known, Tensor)
     if known.shape != batch:

@@ -16,11 +16,12 @@ from torchrl.objectives.value import TDLambdaEstimator, ValueEstimatorBase
 from torchrl.objectives.value.functional import td_lambda_return_estimate
 
 from torchrl_pwm._utils.devices import place_buffers, readable
+from torchrl_pwm._utils.entries import require
 from torchrl_pwm._utils.ranges import SHARE, check_choice, check_range
 from torchrl_pwm.modules.frozen import frozen, swapped
 from torchrl_pwm.modules.layers import require_initialized
 from torchrl_pwm.modules.running_statistics import RunningMoments
-from torchrl_pwm.objectives.entries import require, require_batch, require_finite, require_reward
+from torchrl_pwm.objectives.entries import require_batch, require_column, require_finite
 from torchrl_pwm.objectives.memory import Memory
 
 Bootstrap = Literal["standard", "reference"]
@@ -357,7 +358,7 @@ class FirstOrderLoss(LossModule):
         return (rollout.get(root) if root else rollout).select(*self.value_network.in_keys)
 
     def _rewards(self, rollout: TensorDictBase) -> Tensor:
-        return require_reward(rollout, unravel_key(("next", self.tensor_keys.reward)), self)
+        return require_column(rollout, unravel_key(("next", self.tensor_keys.reward)), self)
 
     def _continuation(self, rollout: TensorDictBase) -> Tensor | None:
         return rollout.get(unravel_key(("next", self.tensor_keys.continuation)), None)

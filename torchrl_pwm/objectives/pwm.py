@@ -11,12 +11,13 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor, nn
 
+from torchrl_pwm._utils.entries import require
 from torchrl_pwm._utils.ranges import POSITIVE, check_range
 from torchrl_pwm.modules.actor_critic import gaussian_head
 from torchrl_pwm.modules.frozen import frozen, swapped
 from torchrl_pwm.modules.two_hot import RewardSpace
 from torchrl_pwm.objectives.acting import ActingLoss
-from torchrl_pwm.objectives.entries import require, require_batch, require_sizes
+from torchrl_pwm.objectives.entries import require_batch, require_sizes
 from torchrl_pwm.objectives.first_batch import not_representable, out_of_range, outside_unit, own_actions, task_entry
 from torchrl_pwm.objectives.first_order import Bootstrap
 from torchrl_pwm.objectives.walk import state_at, walk
@@ -231,7 +232,7 @@ class PWMLoss(ActingLoss):
         acting = swapped(self.actor_network, self.actor_network_params)
         with frozen(model), acting, self.memory.stepping():
             latent = self._start(model, tensordict, task)
-            context = self._context(model, task, heads)
+            context = self._context(model, task, heads, latent)
             mask = model.action_masks[task if task is not None else 0] if self.mask_actions else None
             if noise is None and self._tanh_gaussian and hasattr(model, "action_dim"):
                 # In one draw, as one kernel.
@@ -320,9 +321,14 @@ class PWMLoss(ActingLoss):
         return starts if task is None else starts.set(self.tensor_keys.task, task)
 
     @staticmethod
-    def _context(model: Any, task: Tensor | None, heads: Tensor | None) -> Any:
+    def _context(model: Any, task: Tensor | None, heads: Tensor | None, latent: Tensor) -> Any:
         """What the steps of a rollout get of the task; of a model with several heads each state keeps a random one."""
         if getattr(model, "num_heads", 1) > 1:
+            if latent.ndim == 1:
+                raise ValueError(
+                    f"The heads of a model with num_heads={model.num_heads} are dealt out to the states of a batch: "
+                    "give start states [B], a single one with tensordict.unsqueeze(0)."
+                )
             return model.task_context(task, "one", heads)
         return model.task_context(task) if hasattr(model, "task_context") else task
 

@@ -12,9 +12,10 @@ from tensordict.utils import NestedKey, unravel_key
 from torch import Tensor
 from torchrl.objectives.common import LossModule
 
+from torchrl_pwm._utils.entries import require
 from torchrl_pwm.modules.heads import HeadChoice
 from torchrl_pwm.modules.world_model import PWMWorldModel
-from torchrl_pwm.objectives.entries import require, require_batch, require_reward
+from torchrl_pwm.objectives.entries import require_batch, require_column
 from torchrl_pwm.objectives.first_batch import (
     FirstBatch,
     as_model,
@@ -100,10 +101,10 @@ class SequenceLoss(LossModule):
         keys, batch = self.tensor_keys, tensordict.batch_size
         next_observation, next_reward = (unravel_key(("next", key)) for key in (keys.observation, keys.reward))
         observation, action = require(tensordict, keys.observation, self), require(tensordict, keys.action, self)
-        following, reward = require(tensordict, next_observation, self), require_reward(tensordict, next_reward, self)
+        following, reward = require(tensordict, next_observation, self), require_column(tensordict, next_reward, self)
         states(observation, keys.observation, model, self, batch)
         states(following, next_observation, model, self, batch)
-        task = task_entry(tensordict, keys.task, model, self, batch) if model.num_tasks else None
+        task = task_entry(tensordict, keys.task, model, self, batch)
         if self.first_batch.due("sequences", observation, action):
             mask = self._mask(tensordict)
             own = own_actions(model, task)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torchrl.data import Bounded
 
 from torchrl_pwm._utils.devices import place_buffers, readable
+from torchrl_pwm._utils.entries import require
 from torchrl_pwm.modules.frozen import swapped
 from torchrl_pwm.modules.normalizer import ObservationNormalizer
 from torchrl_pwm.objectives.acting import ActingLoss
-from torchrl_pwm.objectives.entries import require
 from torchrl_pwm.objectives.first_order import Bootstrap
 
 if TYPE_CHECKING:

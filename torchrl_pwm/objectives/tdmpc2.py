@@ -11,10 +11,11 @@ from tensordict.utils import unravel_key
 from torch import Tensor
 
 from torchrl_pwm._utils.devices import place_buffers
+from torchrl_pwm._utils.entries import require
 from torchrl_pwm._utils.ranges import NOT_NEGATIVE, SOME_SHARE, check_range
 from torchrl_pwm.modules.frozen import frozen
 from torchrl_pwm.modules.tdmpc2 import EntropyForm, TDMPC2Model
-from torchrl_pwm.objectives.entries import require, require_finite
+from torchrl_pwm.objectives.entries import require_column, require_finite
 from torchrl_pwm.objectives.first_batch import task_entry
 from torchrl_pwm.objectives.sequences import SequenceLoss, require_sequences, step_weights, termination_error, unroll
 
@@ -225,7 +226,6 @@ class TDMPC2Loss(SequenceLoss):
     def _terminated(self, tensordict: TensorDictBase, like: Tensor) -> Tensor | None:
         """[T, B, 1], as numbers."""
         key = unravel_key(("next", self.tensor_keys.terminated))
-        if self.model.world_model.termination:
-            require(tensordict, key, self)
-        terminated = tensordict.get(key, None)
-        return None if terminated is None else terminated.transpose(0, 1).to(like.dtype)
+        if not self.model.world_model.termination and tensordict.get(key, None) is None:
+            return None
+        return require_column(tensordict, key, self).transpose(0, 1).to(like.dtype)

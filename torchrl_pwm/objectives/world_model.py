@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl_pwm._utils.devices import is_host, place_buffers, readable
 from torchrl_pwm._utils.ranges import NOT_NEGATIVE, SOME_SHARE, check_range
 from torchrl_pwm.modules.world_model import PWMWorldModel
-from torchrl_pwm.objectives.entries import require, require_finite
+from torchrl_pwm.objectives.entries import require_column, require_finite
 from torchrl_pwm.objectives.sequences import SequenceLoss, step_weights, termination_error, unroll
 
 _REWARD_CLIP = 5.0  # published
@@ -202,7 +202,7 @@ class PWMWorldModelLoss(SequenceLoss):
     ) -> Tensor:
         if self.termination_coef is None:
             raise ValueError("The world model has a new termination head: build the loss after add_termination_head().")
-        terminated = require(tensordict, unravel_key(("next", self.tensor_keys.terminated)), self)
+        terminated = require_column(tensordict, unravel_key(("next", self.tensor_keys.terminated)), self)
         terminated, task = terminated.transpose(0, 1).to(latent.dtype), None if task is None else task[:, 0]
         if self.training and self.termination_noise:
             spread = latent.detach().flatten(0, -2).std(0)
