@@ -254,3 +254,15 @@ def test_parts_that_do_not_fit_together_are_refused():
         PWMAgent(model, make_pwm_actor(16, 3), make_value_ensemble(16))
     with pytest.raises(ValueError, match=r"one of make_pwm_actor\(...\), found Linear"):
         PWMAgent(model, torch.nn.Linear(16, 2), make_value_ensemble(16))
+
+
+def test_an_agent_keeps_the_names_of_its_entries(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    model = PWMWorldModel(5, 2, latent_dim=16, units=(8,))
+    model.set_keys(observation=("agents", "state"), latent="z")
+    agent = PWMAgent(model, make_pwm_actor(16, 2, in_key="z"), make_value_ensemble(16, in_key="z"))
+    agent.save_pretrained(tmp_path)
+    td = TensorDict({"agents": {"state": torch.randn(4, 5)}}, [4])
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        actions = [each.policy(td.clone())["action"] for each in (agent, PWMAgent.from_pretrained(tmp_path))]
+    assert torch.equal(*actions)

@@ -86,6 +86,7 @@ def refused(ranks: Any, root: Path, way: str) -> dict[str, Any]:
         stepper.update(batch)
     except FloatingPointError as error:
         said = str(error)
+    assert loss.world_model._task_emb.max_norm == 1  # which the update alone takes off
     after = whole_state(loss.world_model)
     return {"said": said, "changed": [name for name, weight in before.items() if not torch.equal(after[name], weight)]}
 

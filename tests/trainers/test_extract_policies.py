@@ -139,3 +139,18 @@ def test_a_score_that_is_no_number_is_refused():
 def test_the_best_policy_needs_an_evaluation():
     with pytest.raises(ValueError, match="chooses by evaluate="):
         extract_policies(make_model(), STARTS, TASKS, **SETTINGS, select="best")
+
+
+def test_a_model_with_entries_of_other_names_reads_start_states_with_these():
+    model, expected = make_model(), extract_policies(make_model(), STARTS, [2], **SETTINGS)
+    model.set_keys(observation="state", task="which", latent="z")
+    renamed = STARTS[2].exclude("task").rename_key_("observation", "state")
+    found = extract_policies(model, {2: renamed}, **SETTINGS)
+    assert_same(weights(found)[2], weights(expected)[2])
+    assert found[2](renamed[:3])["action"].shape == (3, 3)
+
+
+def test_a_replay_buffer_without_tasks_is_refused():
+    replay = TensorDictReplayBuffer(storage=TensorStorage(starts(2).exclude("task")), batch_size=16)
+    with pytest.raises(ValueError, match="the replay buffer of 2 gives start states without an entry 'task'"):
+        extract_policies(make_model(), {2: replay}, **SETTINGS)

@@ -19,7 +19,7 @@ def make_stepper(kind, **options):
     torch.manual_seed(1)
     if kind == "model":
         loss = PWMWorldModelLoss(tiny.make_model())
-        stepper = WorldModelOptimizationStepper(loss, iterations=10)
+        stepper = WorldModelOptimizationStepper(loss, iterations=10, **options)
         return loss, stepper, [loss]
     loss = tiny.make_policy_loss()
     stepper = PWMOptimizationStepper(loss, iterations=10, critic_iterations=1, **options)
@@ -99,10 +99,11 @@ def test_skipping_is_counted_and_leaves_no_trace():
     assert not torch.equal(next(iter(loss.parameters())), before[0][next(iter(before[0]))])
 
 
-def test_skips_are_saved():
-    _, stepper, _ = make_stepper("policy", skip_non_finite=True)
+@pytest.mark.parametrize("kind", ["policy", "model"])
+def test_skips_are_saved(kind):
+    _, stepper, _ = make_stepper(kind, skip_non_finite=True)
     stepper.update(bad_batch(float("nan")))
-    _, other, _ = make_stepper("policy", skip_non_finite=True)
+    _, other, _ = make_stepper(kind, skip_non_finite=True)
     other.load_state_dict(stepper.state_dict())
     assert other.skipped == 1
 

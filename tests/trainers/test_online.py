@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torchrl.collectors import Collector, MultiAsyncCollector, MultiSyncCollector
 from torchrl.data import ReplayBuffer, TensorStorage
 
@@ -36,10 +37,10 @@ def make_parts(seed=0, **model_options):
     return model, loss, PWMWorldModelLoss.single_task(model)
 
 
-def make_trainer(collector=None, *, stepper=None, seed=0, iterations=4, **options):
-    model, loss, model_loss = make_parts(seed, normalize_rewards=True)
+def make_trainer(collector=None, *, stepper=None, seed=0, iterations=4, num_tasks=0, task_dim=0, **options):
+    model, loss, model_loss = make_parts(seed, normalize_rewards=True, num_tasks=num_tasks, task_dim=task_dim)
     if collector is None:
-        policy = WorldModelPolicy(model, loss.actor_network)
+        policy = WorldModelPolicy(model, loss.actor_network, task=0 if num_tasks else None)
         collector = Collector(make_env(), policy, frames_per_batch=NUM_ENVS * STEPS)
     replay = make_online_replay(200, slice_len=4, batch_size=6)
     stepper = OnlinePWMOptimizationStepper(
@@ -98,6 +99,26 @@ def test_observation_statistics_come_from_the_warm_up():
     # Of many draws of these steps.
     torch.testing.assert_close(model.observation_mean, seen.mean(0, keepdim=True), rtol=0.15, atol=0.15)
     torch.testing.assert_close(model.observation_std, seen.std(0, keepdim=True), rtol=0.15, atol=0.05)
+
+
+def test_observation_statistics_are_those_of_each_task():
+    trainer = make_trainer(normalize_observations=True, num_tasks=3, task_dim=4)
+    task = torch.arange(40).remainder(2)[:, None].expand(40, 4)
+    data = TensorDict({"observation": torch.randn(40, 4, 5) + task[..., None] * 100, "task": task}, [40, 4])
+    trainer.set_statistics(ReplayBuffer(storage=TensorStorage(data), batch_size=24))
+    mean = trainer.world_model.observation_mean
+    torch.testing.assert_close(mean, torch.tensor([0.0, 100.0, 0.0])[:, None].expand(3, 5), rtol=0.01, atol=0.3)
+    torch.testing.assert_close(trainer.world_model.observation_std, torch.ones(3, 5), rtol=0.3, atol=0.3)
+
+
+def test_reward_and_ends_may_have_names_of_their_own():
+    trainer = make_trainer()
+    trainer.model_loss.set_keys(reward="gain", terminated="over")
+    steps = TensorDict({"next": {"gain": torch.ones(4, 1)}}, [4])
+    logged = {}
+    trainer.log = logged.update
+    trainer.log_steps(steps, {})
+    assert logged["collected_reward"] == 1.0
 
 
 def test_observation_statistics_come_from_the_data_set_where_there_is_one():

@@ -124,7 +124,7 @@ def test_a_checkpoint_holds_what_decides_the_next_number(kind, buffer, tmp_path)
         # The frozen model is the business of its own file.
         assert not any("dynamics" in key for key in state["loss_module"])
     else:
-        assert {"optimizer", "scheduler"} == set(stepper)
+        assert {"optimizer", "scheduler", "skipped"} == set(stepper)
         assert any("dynamics" in key for key in state["loss_module"])
 
 

@@ -171,6 +171,7 @@ class PWMAgent(Pretrained):
         """What the agent's parts were built with, as plain numbers, strings, lists and dictionaries."""
         return {
             "world_model": None if self.world_model is None else self.world_model.constructor_arguments,
+            "world_model_keys": {} if self.world_model is None else plain(self.world_model.renamed_keys),
             "actor": _actor_arguments(self.actor),
             "critics": _critic_arguments(self.critics),
             "normalizer": None if self.normalizer is None else _normalizer_arguments(self.normalizer),
@@ -181,15 +182,19 @@ class PWMAgent(Pretrained):
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> PWMAgent:
         """A new agent with parts that are built as :attr:`constructor_arguments` says."""
-        model, normalizer = arguments["world_model"], arguments["normalizer"]
-        size = 0 if model is None else model["observation_dim"]
+        normalizer = arguments["normalizer"]
+        model = None if arguments["world_model"] is None else PWMWorldModel(**arguments["world_model"])
+        if model is not None:
+            keys = arguments.get("world_model_keys", {})  # which earlier files do not have
+            model.set_keys(**{name: tuple(key) if isinstance(key, list) else key for name, key in keys.items()})
+        shape = () if model is None else model.observation_shape
         return cls(
-            None if model is None else PWMWorldModel(**model),
+            model,
             make_pwm_actor(**_with_keys(arguments["actor"])),
             make_value_ensemble(**_with_keys(arguments["critics"])),
             normalizer=None if normalizer is None else ObservationNormalizer(**_with_keys(normalizer)),
             return_moments=RunningMoments() if arguments["return_moments"] else None,
-            observation_moments=RunningMoments((size,)) if arguments["observation_moments"] else None,
+            observation_moments=RunningMoments(shape) if arguments["observation_moments"] else None,
         )
 
 

@@ -79,6 +79,12 @@ class WorldModelEntries(WorldModel):
         self.in_keys = [self.tensor_keys.observation, self.tensor_keys.action, *self._task_keys]
         self.out_keys = [self.tensor_keys.latent, *self._step_out_keys]
 
+    @property
+    def renamed_keys(self) -> dict[str, NestedKey]:
+        """Entries that :meth:`set_keys` gave other names than they have by default."""
+        names = {field.name: getattr(self.tensor_keys, field.name) for field in fields(self._AcceptedKeys)}
+        return {name: key for name, key in names.items() if key != getattr(self._AcceptedKeys, name)}
+
     def encode(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes ``latent`` from ``observation`` (and ``task``)."""
         return self.encoder(tensordict)

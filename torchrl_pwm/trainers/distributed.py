@@ -85,11 +85,7 @@ class DistributedWorldModelStepper(WorldModelOptimizationStepper):
         _check(loss_module, engine, options)
         model = loss_module.world_model
         self.ranks, self.engine = ranks, engine
-        # Lengths of embeddings are cut for the tasks of the whole batch, here: a table does it for those of its part.
         self.table = model._task_emb
-        self.longest = None if self.table is None else self.table.max_norm
-        if self.table is not None:
-            self.table.max_norm = None
         self.task_key = loss_module.tensor_keys.task
         self.program_of_losses: Any = _Losses(model, self)
         if engine == "fsdp":
@@ -104,9 +100,8 @@ class DistributedWorldModelStepper(WorldModelOptimizationStepper):
         super().__init__(loss_module, **options)
 
     def gradients(self, batch: TensorDictBase) -> tuple[TensorDictBase, Tensor]:
-        self._cut_embeddings(batch)
         self.optimizer.zero_grad()
-        with self._own_draws():
+        with self._cut_embeddings(batch), self._own_draws():
             losses = accumulate_gradients(
                 *(batch, self.accumulate, self.losses),
                 counted=self.loss_module.counted,
@@ -158,19 +153,32 @@ class DistributedWorldModelStepper(WorldModelOptimizationStepper):
                 torch.cuda.manual_seed(seed)
             yield
 
-    @torch.no_grad()
-    def _cut_embeddings(self, batch: TensorDictBase) -> None:
-        """Shortens the embeddings of the batch's tasks to ``max_norm``, in all processes alike."""
-        if self.table is None or self.longest is None:
+    @contextlib.contextmanager
+    def _cut_embeddings(self, batch: TensorDictBase) -> Iterator[None]:
+        """Shortens the embeddings of the batch's tasks to ``max_norm``, in all processes alike.
+
+        The table, which does it for the tasks of its part of the batch, leaves them as they are inside.
+        """
+        longest = None if self.table is None else self.table.max_norm
+        if self.table is None or longest is None:
+            yield
             return
-        rows: Tensor = self.table.weight
+        self._cut(self.table.weight, longest, batch)
+        self.table.max_norm = None
+        try:
+            yield
+        finally:
+            self.table.max_norm = longest
+
+    @torch.no_grad()
+    def _cut(self, rows: Tensor, longest: float, batch: TensorDictBase) -> None:
         used = torch.zeros(len(rows), device=rows.device)
         used = self.ranks.any(used.index_fill_(0, batch.get(self.task_key).flatten().long(), 1.0))
         if isinstance(rows, DTensor):
             used = distribute_tensor(used, rows.device_mesh, rows.placements, src_data_rank=None).to_local()
             rows = rows.to_local()
         norm = rows.norm(dim=1, keepdim=True)
-        rows.mul_(torch.where(used[:, None] & (norm > self.longest), self.longest / (norm + 1e-7), 1.0))
+        rows.mul_(torch.where(used[:, None] & (norm > longest), longest / (norm + 1e-7), 1.0))
 
 
 def _check(loss_module: PWMWorldModelLoss, engine: Engine, options: dict[str, Any]) -> None:

@@ -126,11 +126,13 @@ def extract_policies(
         with kept_generators():
             replay, index = _buffer(name, starts[name], model, batch_size, seed)
             torch.manual_seed(1_000_003 * seed + (index or 0))
+            keys = model.tensor_keys
             networks = (
-                make_pwm_actor(model.latent_dim, model.action_dim, **(actor or {})),
-                make_value_ensemble(model.latent_dim, **(value or {})),
+                make_pwm_actor(model.latent_dim, model.action_dim, **{"in_key": keys.latent, **(actor or {})}),
+                make_value_ensemble(model.latent_dim, **{"in_key": keys.latent, **(value or {})}),
             )
             objective = PWMLoss(*networks, model, **(loss or {})).to(place)
+            objective.set_keys(observation=keys.observation, task=keys.task, latent=keys.latent)
             targets = {} if lmbda is None else {"lmbda": lmbda}
             kind = ValueEstimators.TD0 if lmbda is None else ValueEstimators.TDLambda
             objective.make_value_estimator(kind, gamma=gamma, **targets)
@@ -186,7 +188,13 @@ def _buffer(
     """What gives a task's start states, and its index in the model, if the model has tasks."""
     key = model.tensor_keys.task
     if isinstance(starts, ReplayBuffer):
-        return starts, _index(name, first_states(starts[:1]).get(key, None), model)
+        given = first_states(starts[:1]).get(key, None)
+        if model.num_tasks and given is None:
+            raise ValueError(
+                f"the replay buffer of {name!r} gives start states without an entry {key!r}: store them with the index "
+                "of the task in the model, or give the states themselves."
+            )
+        return starts, _index(name, given, model)
     index = _index(name, starts.get(key, None), model)
     if index is not None and key not in starts.keys():  # noqa: SIM118, a TensorDict has no `in` of its own
         starts = starts.copy().set(key, torch.full(starts.batch_size, index, device=starts.device))
@@ -206,8 +214,8 @@ def _index(name: str | int, given: torch.Tensor | None, model: PWMWorldModel) ->
         if isinstance(name, int):
             return name
         raise ValueError(
-            f"the start states of {name!r} have no entry 'task': add one with the index of the task in the model, or "
-            "name the task by its index."
+            f"the start states of {name!r} have no entry {model.tensor_keys.task!r}: add one with the index of the "
+            "task in the model, or name the task by its index."
         )
     found = given.unique().tolist()
     if len(found) != 1:

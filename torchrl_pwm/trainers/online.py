@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tensordict import TensorDictBase
+import torch
+from tensordict import TensorDictBase, unravel_key
 from torchrl.collectors import BaseCollector
 from torchrl.data import ReplayBuffer
 from torchrl.objectives import LossModule
@@ -70,11 +71,12 @@ class OnlineTrainer(Trainer):
         super().__init__(loss_module, optimization_stepper, iterations=iterations, **kwargs)
         if normalize_observations and len(self.world_model.observation_shape) != 1:
             raise ValueError(
-                "normalize_observations needs vectors, found a model with an encoder of your own for observations of "
-                f"shape {self.world_model.observation_shape}: leave it out, the encoder scales what it reads."
+                "normalize_observations needs vectors, found a model of observations of shape "
+                f"{self.world_model.observation_shape}: leave it out, its own encoder scales what it reads."
             )
         keys = self.model_loss.tensor_keys
-        kept = dict.fromkeys([*self.model_loss.in_keys, ("next", keys.done), ("next", "terminated")])
+        ends = [unravel_key(("next", key)) for key in (keys.done, keys.terminated)]
+        kept = dict.fromkeys([*self.model_loss.in_keys, *ends])
         self.collection = OnlineCollection(collector, replay_buffer, list(kept), episode_seed=episode_seed)
         self.components["collected_steps"] = self.collection
         self.warmup_steps, self.warmup_updates = warmup_steps, warmup_updates
@@ -121,15 +123,23 @@ class OnlineTrainer(Trainer):
         self.update_model(self.warmup_updates, "first updates")
 
     def set_statistics(self, replay_buffer: ReplayBuffer) -> None:
-        """Gives the model the statistics of a buffer's observations, if that is wanted and it has none."""
+        """Gives the model the statistics of a buffer's observations, task by task, if that is wanted and it has none.
+
+        Those of a task that is not there are 0 and 1.
+        """
         model = self.world_model
         if not self.normalize_observations or model.observation_mean is not None:
             return
-        moments = RunningMoments((model.observation_dim,)).to(next(model.parameters()).device)
+        device, keys = next(model.parameters()).device, self.model_loss.tensor_keys
+        moments = [RunningMoments(model.observation_shape).to(device) for _ in range(max(model.num_tasks, 1))]
         for _ in range(_STATISTICS_SAMPLES):
-            observation = replay_buffer.sample().get(self.model_loss.tensor_keys.observation)
-            moments.update(observation.flatten(0, -2).to(moments.mean.device))
-        model.set_observation_statistics(moments.mean, moments.std)
+            batch = replay_buffer.sample()
+            observation = batch.get(keys.observation).flatten(0, -2).to(device)
+            task = batch.get(keys.task).flatten().to(device) if model.num_tasks else None
+            for index, each in enumerate(moments):
+                each.update(observation, None if task is None else task == index)
+        mean, std = (torch.stack([getattr(each, name) for each in moments]) for name in ("mean", "std"))
+        model.set_observation_statistics(mean, std)
 
     def update_model(self, updates: int, purpose: str) -> None:
         """Updates from the stepper's replay, with a progress bar."""
@@ -139,5 +149,5 @@ class OnlineTrainer(Trainer):
 
     def log_steps(self, steps: TensorDictBase, metrics: Metrics | TensorDictBase) -> None:
         """Logs metrics and what was collected, every ``log_interval`` iterations."""
-        reward = steps.get(("next", self.loss_module.tensor_keys.reward)).mean()
+        reward = steps.get(unravel_key(("next", self.model_loss.tensor_keys.reward))).mean()
         self.log({**dict(metrics.items()), "env_steps": self.env_steps, "collected_reward": reward})

@@ -379,11 +379,13 @@ class WorldModelOptimizationStepper(GatedUpdates, UpdateStepper):
         self.loss_module.warn_of_ends(*batches)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.optimizer.schedule_state()}
+        states = {"optimizer": self.optimizer.state_dict(), "scheduler": self.optimizer.schedule_state()}
+        return {**states, "skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.optimizer.load_schedule(state_dict["scheduler"])
+        self.gate.refused.fill_(state_dict.get("skipped", 0))  # which earlier checkpoints do not have
         self.execution.forget()
 
 

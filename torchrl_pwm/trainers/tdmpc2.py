@@ -137,6 +137,7 @@ class TDMPC2OptimizationStepper(GatedUpdates, UpdateStepper):
             "model_optimizer": self.model_optimizer.state_dict(),
             "policy_optimizer": self.policy_optimizer.state_dict(),
             "schedulers": [self.model_optimizer.schedule_state(), self.policy_optimizer.schedule_state()],
+            "skipped": self.skipped,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -144,6 +145,7 @@ class TDMPC2OptimizationStepper(GatedUpdates, UpdateStepper):
             optimizer: GatedAdam = getattr(self, f"{name}_optimizer")
             optimizer.load_state_dict(state_dict[f"{name}_optimizer"])
             optimizer.load_schedule(schedule)
+        self.gate.refused.fill_(state_dict.get("skipped", 0))  # which earlier checkpoints do not have
         self.execution.forget()
 
 

@@ -56,7 +56,9 @@ class _Entries:
     in_keys: list[Any] = field(
         default_factory=lambda: ["observation", "action", ("next", "observation"), ("next", "reward")]
     )
-    tensor_keys: Any = field(default_factory=lambda: SimpleNamespace(done="done"))
+    tensor_keys: Any = field(
+        default_factory=lambda: SimpleNamespace(done="done", terminated="terminated", reward="reward")
+    )
     # There is no model; its place says that observations are vectors, whose statistics can be taken.
     world_model: Any = field(default_factory=lambda: SimpleNamespace(observation_shape=(0,)))
 
