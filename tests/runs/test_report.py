@@ -60,6 +60,7 @@ def run(tmp_path_factory):
                 logger.log_scalar(name, float(step), step=step)
     for number in range(2):
         (folder / "rounds" / str(number) / "data").mkdir(parents=True)
+    (folder / "seconds.json").write_text("100.0")
     config = OmegaConf.create(CONFIG)
     path = write_report(config, folder, store, folder / "none", RESULTS, clock=RunClock(folder))
     return path, folder, store
@@ -158,14 +159,17 @@ def test_the_published_settings_need_no_remark_but_for_targets_and_bootstrap(run
     data, settings = protocol_deviations(default, run[2], Path("none"))
     assert settings.endswith("extraction.value_estimator=TDLambda (TD0), loss.bootstrap=standard (reference).")
     assert protocol_deviations(same, run[2], Path("none")) == [data]
+    further = ["stepper.actor_lr=1e-3", "model.residual=true"]
+    remarks = protocol_deviations(compose_config("pwm_mt80", [*exact, *further]), run[2], Path("none"))
+    assert remarks[-1].endswith(": stepper.actor_lr=0.001 (0.0005), model.residual=True (False).")
 
 
-def test_a_report_that_is_written_again_has_the_same_numbers_and_more_seconds(run):
+def test_a_report_that_is_written_again_has_the_same_numbers_and_the_seconds_of_before(run):
     path, folder, store = run
     first = read_summary(path)
     write_report(OmegaConf.create(CONFIG), folder, store, folder / "none", RESULTS, clock=RunClock(folder))
     second = read_summary(path)
-    assert second.pop("seconds_total") > first.pop("seconds_total") > 100.0
+    assert min(second.pop("seconds_total"), first.pop("seconds_total")) >= 100.0
     assert set(second.pop("phases")) == set(first.pop("phases")) >= {"behaviour cloning", "films"}
     assert second == first
 

@@ -33,11 +33,21 @@ _SETTINGS: dict[str, Any] = {
     "loss.behavior_coef": 0.0,
     "loss.mask_actions": False,
     "loss.disagreement_coef": 0.0,
+    "stepper.actor_lr": 5e-4,
+    "stepper.critic_lr": 5e-4,
     "stepper.critic_iterations": 8,
+    "stepper.critic_batches": 4,
     "stepper.continued": 0.0,
     "rounds.count": 0,
     "rounds.earlier": [],
     "evaluation.episodes": 10,
+}
+# Of their world models, where a run trains its own.
+_MODEL_SETTINGS: dict[str, Any] = {
+    "model.residual": False,
+    "model.decoder": False,
+    "model.num_heads": 1,
+    "world_model.normalize_observations": False,
 }
 
 
@@ -68,8 +78,8 @@ def protocol_deviations(config: Any, store: EpisodeStore | Quickstart, model_fil
         with torch.device("meta"):
             model = make_world_model(config)
     remarks = [*other_data(store), *other_size(config, model)]
-    different = []
-    for key, value in _SETTINGS.items():
+    different, settings = [], _SETTINGS if config.checkpoint else {**_SETTINGS, **_MODEL_SETTINGS}
+    for key, value in settings.items():
         configured = OmegaConf.select(config, key, default=value)
         if configured != value:
             shown = configured if isinstance(configured, (int, float, str)) else "given"
