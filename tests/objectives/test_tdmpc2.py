@@ -247,7 +247,7 @@ def test_batches_that_are_no_sequences_are_refused() -> None:
 def test_rewards_without_their_last_axis_are_refused() -> None:
     td = sequences()
     td["next", "reward"] = td["next", "reward"].squeeze(-1)
-    with pytest.raises(ValueError, match="reward.* of shape .*unsqueeze"):
+    with pytest.raises(ValueError, match=r"reward.* of shape .*unsqueeze"):
         TDMPC2Loss(make_model())(td)
 
 
