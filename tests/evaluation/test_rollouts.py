@@ -268,3 +268,10 @@ def test_copies_in_processes_of_their_own_give_the_same_episodes_as_copies_in_th
     )
     assert np.array_equal(here.returns, apart.returns)
     assert here.returns[0] != here.returns[1]
+
+
+@pytest.mark.parametrize("episodes", [1.5, 2.0])
+def test_a_part_of_an_episode_is_refused(episodes):
+    policy = TensorDictModule(lambda observation: 0 * observation[..., :1], ["observation"], ["action"])
+    with pytest.raises(ValueError, match=f"episodes must be a whole number, found {episodes}"):
+        evaluate_policy(policy, "Pendulum-v1", episodes=episodes)

@@ -13,7 +13,7 @@ from tensordict.nn import TensorDictModule
 
 from tests.evaluation.test_task_episodes import row_by_row
 from torchrl_pwm import evaluate_policy
-from torchrl_pwm.envs import MT80, multitask
+from torchrl_pwm.envs import MT80, TaskSet, multitask
 from torchrl_pwm.evaluation.task_envs import TaskEnvs
 
 
@@ -44,3 +44,16 @@ def test_no_more_simulators_are_kept_than_asked_for_and_none_goes_to_another_pro
         envs.evaluate(policy, "pendulum-swingup", episodes=2, seed=3, num_envs=2)
         assert len(envs) == 1
         assert len(pickle.loads(pickle.dumps(envs))) == 0 and len(envs) == 1
+
+
+def test_sets_of_the_same_name_and_sizes_in_another_order_have_envs_of_their_own():
+    told, rows = [], [MT80["mw-reach"], MT80["mw-push"]]
+    policy = TensorDictModule(
+        lambda task, observation: told.append(int(task.flatten()[0])) or 0 * observation[..., :4],
+        ["task", "observation"],
+        ["action"],
+    )
+    with TaskEnvs() as envs:
+        for order in (rows, rows[::-1]):
+            envs.evaluate(policy, "mw-reach", episodes=1, seed=0, task_set=TaskSet("pair", order))
+    assert told[0] == 0 and told[-1] == 1

@@ -335,3 +335,11 @@ def test_a_plan_that_is_not_finite_is_named_and_not_kept() -> None:
         planner.model.q.params[0].fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="have diverged"):
         planner(states(6, 3))
+
+
+def test_one_env_of_pictures_needs_no_batch() -> None:
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(72, LATENT))
+    world_model = PWMWorldModel((2, 6, 6), ACTION, latent_dim=LATENT, units=(8,), num_bins=11, encoder=encoder)
+    planner = TDMPC2Planner(TDMPC2Model(world_model), **SMALL)
+    first = {"observation": torch.rand(2, 6, 6), "is_init": torch.ones(1, dtype=torch.bool)}
+    assert planner(TensorDict(first, []))["action"].shape == (ACTION,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import numbers
 import re
 import time
 import warnings
@@ -146,6 +147,8 @@ def evaluate_policy(
     for name, value in (("episodes", episodes), ("num_envs", num_envs), ("max_steps", max_steps)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}")
+    if not isinstance(episodes, numbers.Integral):
+        raise ValueError(f"episodes must be a whole number, found {episodes}: round it with int(...)")
     run = functools.partial(
         _evaluate,
         world_model=world_model,

@@ -70,8 +70,7 @@ class TaskEnvs:
     def _env(self, task: str, num_envs: int, task_set: str | TaskSet | None, device: Any) -> EnvBase | None:
         """The env of a task; None where no more simulators are to be kept."""
         table = None if task_set is None else get_task_set(task_set)
-        padded = None if table is None else (table.name, len(table), table.observation_dim, table.action_dim)
-        key = (task, num_envs, padded, str(device))
+        key = (task, num_envs, table, str(device))
         if key not in self._envs:
             if len(self) + num_envs > self.simulators:
                 return None

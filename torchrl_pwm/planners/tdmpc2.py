@@ -179,9 +179,11 @@ class TDMPC2Planner(TensorDictModuleBase):
 
     def _batch(self, tensordict: TensorDictBase) -> torch.Size:
         """The batch of envs; plain tensors come in a TensorDict without one."""
-        observation = tensordict.get(self.model.world_model.tensor_keys.observation, None)
-        alone = observation is not None and not tensordict.batch_size
-        return observation.shape[:-1] if alone else tensordict.batch_size
+        world_model = self.model.world_model
+        observation = tensordict.get(world_model.tensor_keys.observation, None)
+        if observation is None or tensordict.batch_size:
+            return tensordict.batch_size
+        return observation.shape[: observation.ndim - len(world_model.observation_shape)]
 
     def _read(self, tensordict: TensorDictBase, key: NestedKey, batch: torch.Size, event: tuple[int, ...]) -> Tensor:
         """The entry [*batch, *event] as [B, *event]."""
