@@ -16,7 +16,7 @@ def require(tensordict: TensorDictBase, key: NestedKey, owner: object, advice: s
         tensordict: what was given.
         key: name of the entry.
         owner: who needs it, for the message.
-        advice: what to do if it has another name. Default: to rename it with ``set_keys``.
+        advice: what to do if it has another name. Default: to rename it with ``loss.set_keys``.
 
     Raises:
         ValueError: if it is not there, with the entries that are.

@@ -130,9 +130,9 @@ def evaluate_policy(
         An :class:`EvaluationResult`; for several task names a dict of them by name.
 
     Raises:
-        ValueError: for an unknown task, an input of the policy that the env does not write, an action of another
-            shape or outside the env's bounds at the first step, a policy of [-1, 1] in an env of other bounds, or a
-            reward, observation or action that is not finite (task, episode and step are named).
+        ValueError: for a part of an episode, an unknown task, an input of the policy that the env does not write, an
+            action of another shape or outside the env's bounds at the first step, a policy of [-1, 1] in an env of
+            other bounds, or a reward, observation or action that is not finite (task, episode and step are named).
         RuntimeError: if an episode does not end within ``max_steps``.
 
     Examples:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_pwm.modules.arguments import Rebuildable
+from torchrl_pwm.modules.own_encoder import no_statistics
 
 
 class TaskSizes(Protocol):
@@ -127,10 +128,7 @@ class GrowingTasks(Rebuildable):
                 "the new task's data, e.g. observation.mean(0) and observation.std(0)."
             )
         if len(self.observation_shape) != 1:
-            raise ValueError(
-                f"Statistics are for vectors, found a model of observations of shape {self.observation_shape}, which "
-                "its own encoder scales itself: give none."
-            )
+            raise ValueError(no_statistics(self.observation_shape))
         if mean.ndim != 1 or mean.shape != std.shape or len(mean) > self.observation_dim:
             raise ValueError(
                 f"observation_mean and observation_std need the shape [o] with o up to {self.observation_dim}, found "

@@ -70,3 +70,11 @@ def wrong_size(name: str, found: Sequence[int], shape: Sequence[int]) -> str:
     else:
         advice = "Build the model for this size; for a task of a task set, make_task_env(..., task_set=...) pads it."
     return f"The world model was built for {name}s of size {size}, found {name} of shape {tuple(found)}. {advice}"
+
+
+def no_statistics(shape: Sequence[int]) -> str:
+    """What to say, and to do, where a model of observations that are no vectors is given their statistics."""
+    return (
+        f"Statistics are for vectors, found a model of observations of shape {tuple(shape)}, which its own encoder "
+        "scales itself: give none."
+    )

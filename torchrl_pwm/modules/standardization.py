@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torchrl_pwm.modules.arguments import Rebuildable
+from torchrl_pwm.modules.own_encoder import no_statistics
 from torchrl_pwm.modules.running_statistics import RunningMoments
 
 _STATISTICS = ("observation_mean", "observation_std")
@@ -49,10 +50,7 @@ class Standardization(Rebuildable):
             ValueError: if the shapes do not fit.
         """
         if len(self.observation_shape) != 1:
-            raise ValueError(
-                f"Statistics are for vectors, found a model of observations of shape {self.observation_shape}, which "
-                "its own encoder scales itself: give none."
-            )
+            raise ValueError(no_statistics(self.observation_shape))
         shape = (max(self.num_tasks, 1), self.observation_dim)
         if mean.numel() != shape[0] * shape[1] or mean.shape != std.shape:
             raise ValueError(

@@ -17,7 +17,7 @@ class RunClock:
     """Seconds that a run has taken, with those before it was resumed.
 
     As a context it notes them in the run's folder, in ``seconds.json``, as it ends: finished, stopped, or by an error.
-    What a process did since then that was killed is not in them.
+    What was done by a process that was killed is not in them.
 
     Args:
         folder: of the run.
@@ -28,7 +28,11 @@ class RunClock:
 
     @property
     def seconds(self) -> float:
-        """All of them; raises DamagedFileError if what was noted is damaged."""
+        """All of them.
+
+        Raises:
+            DamagedFileError: if what was noted is damaged.
+        """
         return read_seconds(self._file) + time.perf_counter() - self._start
 
     def __enter__(self) -> RunClock:

@@ -264,9 +264,8 @@ def check_recordings(config: DictConfig, env: EnvBase) -> None:
     settings = config.pretraining
     observation = tuple(env.observation_spec_unbatched["observation"].shape)
     shapes = {"observation": observation, "action": (env.action_spec.shape[-1],), ("next", "observation"): observation}
-    for name in ("demonstrations", "data"):
-        if name == "demonstrations" and not settings.demonstrations:
-            continue
+    shown = "demonstrations" if settings.demonstrations else "data"
+    for name in dict.fromkeys(["data", shown]):
         steps = open_steps(settings[name])
         for key, shape in {**shapes, ("next", "reward"): (1,), ("next", "done"): (1,)}.items():
             found = steps.get(key, None)
@@ -277,8 +276,7 @@ def check_recordings(config: DictConfig, env: EnvBase) -> None:
                     f"pretraining.{name}={settings[name]}: expected steps [N, T] of the env {config.task}, whose entry "
                     f"{key!r} has the shape [N, T, {sizes}], found {what}: record them with this env."
                 )
-        shown = name == "demonstrations" or not settings.demonstrations
-        if settings.keep and shown and len(steps) % env.batch_size.numel():
+        if settings.keep and name == shown and len(steps) % env.batch_size.numel():
             raise ValueError(
                 f"pretraining.keep=true shares the {len(steps)} rows of pretraining.{name} out to "
                 f"{env.batch_size.numel()} envs, which must divide them: set training_env.num_envs, or leave keep out."
